@@ -1,0 +1,56 @@
+"""``mmcv._ext`` on torch and torchvision, for an mmcv that was installed without a compiler.
+
+Python never imports this folder as ``flatten_det.mmcv_ops``: ``flatten_det.mmcv_ext_finder`` loads
+it under the name ``mmcv._ext`` when there is no compiled extension, and mmcv's own layers call the
+functions below with the extension's argument conventions: results go into tensors that the caller
+allocated, and gradients are added to what the caller's tensors hold.
+"""
+
+from .focal_loss import (
+    sigmoid_focal_loss_backward,
+    sigmoid_focal_loss_forward,
+    softmax_focal_loss_backward,
+    softmax_focal_loss_forward,
+)
+from .nms import nms, nms_match, softnms
+from .roi import roi_align_backward, roi_align_forward
+
+__all__ = [
+    "get_compiler_version",
+    "get_compiling_cuda_version",
+    "nms",
+    "nms_match",
+    "roi_align_backward",
+    "roi_align_forward",
+    "sigmoid_focal_loss_backward",
+    "sigmoid_focal_loss_forward",
+    "softmax_focal_loss_backward",
+    "softmax_focal_loss_forward",
+    "softnms",
+]
+
+
+def get_compiler_version():
+    """Return what ``mmcv.ops.get_compiler_version`` reports: nothing was compiled."""
+    return "not compiled (flatten_det mmcv_ops)"
+
+
+def get_compiling_cuda_version():
+    """Return what ``mmcv.ops.get_compiling_cuda_version`` reports: nothing was compiled."""
+    return "not available"
+
+
+def __getattr__(name):
+    # mmcv checks at import that every op exists, so a missing one can only complain when called.
+    if name.startswith("_"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def missing_op(*args, **kwargs):
+        raise NotImplementedError(
+            f"mmcv op {name!r} has no compile-free version in flatten_det; install a compiled mmcv"
+            " over this one: `pip install --no-build-isolation --no-deps --no-cache-dir"
+            " --force-reinstall onedl-mmcv` (needs a C++ compiler, and nvcc for CUDA tensors)"
+        )
+
+    missing_op.__name__ = missing_op.__qualname__ = name
+    return missing_op
