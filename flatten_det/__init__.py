@@ -1,0 +1,9 @@
+"""Dense prediction with the FLatten Transformer. Importing it registers the backbones and data sets."""
+
+from importlib.util import find_spec
+
+__version__ = "0.1.0"
+
+# `flatten_det.attention` alone needs torch only, so it must be importable without the frameworks.
+if find_spec("mmengine") is not None:
+    from . import backbones, datasets

@@ -1,0 +1,118 @@
+"""Focused Linear Attention as a layer: projections, learned grid, depthwise convolution."""
+
+import torch
+from torch import Tensor, nn
+
+from .grid import resize_grid
+from .reference import focused_linear_attention
+from .spatial_reduction import reduce_tokens
+from .window import pad_to_multiple, window_merge, window_partition
+
+
+class FocusedLinearAttention(nn.Module):
+    """Focused linear attention over a feature map of any size (arXiv 2308.00442, Sec. 4).
+
+    Parameter names are those of the official classification code, so its checkpoints load one to one.
+
+    Args:
+        dim: channels C.
+        num_heads: heads; C must be a multiple of it.
+        grid_size: ``(H, W)`` of this layer's map at pretraining. The learned ``positional_encoding``
+            has one entry for each of its tokens (of its spatially reduced tokens if ``sr_ratio > 1``)
+            and is resized to the map at hand. With ``window_size`` it is one window instead.
+        window_size: attend within non-overlapping windows of this many tokens a side (Table 6);
+            None: over the whole map.
+        qkv_bias: bias of the query, key and value projections.
+        fused_qkv: one projection ``qkv`` (Swin, CSwin) instead of ``q`` and ``kv`` (PVT).
+        sr_ratio: reduce keys and values by a strided convolution and a LayerNorm (PVT).
+        focusing_factor: the power p of Eq. 5.
+        kernel_size: of the depthwise convolution of V; 0: none.
+
+    Raises:
+        ValueError: if the arguments do not fit together.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        grid_size: tuple[int, int],
+        window_size: int | None = None,
+        qkv_bias: bool = True,
+        fused_qkv: bool = True,
+        sr_ratio: int = 1,
+        focusing_factor: float = 3,
+        kernel_size: int = 5,
+    ) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"dim={dim} is not a multiple of num_heads={num_heads}")
+        if kernel_size and kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, or 0 for no convolution; got {kernel_size}")
+        if sr_ratio > 1 and (fused_qkv or window_size):
+            raise ValueError(
+                f"sr_ratio={sr_ratio} needs fused_qkv=False and window_size=None: reduced keys and "
+                "values have a projection of their own and no windows"
+            )
+        self.num_heads = num_heads
+        self.focusing_factor = focusing_factor
+        self.window_size = window_size
+        if window_size:
+            grid_size = (window_size, window_size)
+        self.grid_size = tuple(-(-size // sr_ratio) for size in grid_size)
+
+        if fused_qkv:
+            self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        else:
+            self.q = nn.Linear(dim, dim, bias=qkv_bias)
+            self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias)
+        self.fused_qkv = fused_qkv
+        self.sr_ratio = sr_ratio
+        if sr_ratio > 1:
+            self.sr = nn.Conv2d(dim, dim, kernel_size=sr_ratio, stride=sr_ratio)
+            self.norm = nn.LayerNorm(dim)
+        self.scale = nn.Parameter(torch.zeros(1, 1, dim))
+        self.positional_encoding = nn.Parameter(
+            torch.zeros(1, self.grid_size[0] * self.grid_size[1], dim)
+        )
+        head_dim = dim // num_heads
+        self.dwc = (
+            nn.Conv2d(head_dim, head_dim, kernel_size, padding=kernel_size // 2, groups=head_dim)
+            if kernel_size
+            else None
+        )
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+        """``x (B, N, C)`` with N = H*W tokens of ``hw_shape = (H, W)`` -> ``(B, N, C)``."""
+        if self.window_size is None:
+            return self.proj(self._attend(x, hw_shape))
+        B, N, C = x.shape
+        window = (self.window_size, self.window_size)
+        padded = pad_to_multiple(x.view(B, *hw_shape, C), window)
+        windows = window_partition(padded, window).flatten(0, 1)  # [B*nW, w*w, C]
+        windows = self._attend(windows, window).unflatten(0, (B, -1))
+        out = window_merge(windows, window, padded.shape[1:3])
+        return self.proj(out[:, : hw_shape[0], : hw_shape[1]].reshape(B, N, C))
+
+    def _attend(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+        key_shape = hw_shape
+        if self.fused_qkv:
+            q, k, v = self.qkv(x).chunk(3, dim=-1)
+        else:
+            q = self.q(x)
+            if self.sr_ratio > 1:
+                x, key_shape = reduce_tokens(x, hw_shape, self.sr, self.norm)
+            k, v = self.kv(x).chunk(2, dim=-1)
+        return focused_linear_attention(
+            q,
+            k,
+            v,
+            num_heads=self.num_heads,
+            hw_shape=hw_shape,
+            positions=resize_grid(self.positional_encoding, self.grid_size, key_shape),
+            scale=self.scale,
+            dwc_weight=self.dwc.weight if self.dwc is not None else None,
+            dwc_bias=self.dwc.bias if self.dwc is not None else None,
+            focusing_factor=self.focusing_factor,
+        )

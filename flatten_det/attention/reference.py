@@ -1,0 +1,144 @@
+"""Focused Linear Attention as an equation (Han et al., ICCV 2023, arXiv 2308.00442, Sec. 4).
+
+This is the plain version that every faster one is tested against. It computes in float32 (float64 for
+float64 inputs) whatever the inputs are, because the cubes leave the range of float16.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def focused_map(x: Tensor, focusing_factor: float = 3) -> Tensor:
+    r"""The focused function :math:`f_p(x) = \|x\| \, x^p / \|x^p\|` of Eq. 5, for x >= 0.
+
+    It keeps the norm of every row and turns its direction towards the largest entries.
+
+    Args:
+        x: non-negative ``(..., C)``; the norms span the last dimension.
+        focusing_factor: the power p.
+
+    Returns:
+        ``(..., C)``; zero rows stay zero.
+    """
+    tiny = torch.finfo(x.dtype).tiny
+    # f_p(c x) = c f_p(x), so rows may be scaled to a largest entry of 1 first: no power of a row
+    # underflows to 0/0 or overflows. The result does not depend on the scale, hence detach.
+    largest = x.detach().amax(dim=-1, keepdim=True).clamp_min(tiny)
+    powered = (x / largest) ** focusing_factor
+    norm = torch.linalg.vector_norm
+    return (
+        norm(x, dim=-1, keepdim=True)
+        * powered
+        / norm(powered, dim=-1, keepdim=True).clamp_min(tiny)
+    )
+
+
+def feature_map(x: Tensor, scale: Tensor | None, focusing_factor: float, eps: float) -> Tensor:
+    r""":math:`\phi_p(x) = f_p((\mathrm{ReLU}(x) + \epsilon) / \mathrm{softplus}(s))` of Eq. 5.
+
+    Args:
+        x: ``(B, N, C)``.
+        scale: per-channel s, broadcastable to x, or None for no division.
+        focusing_factor: the power p.
+        eps: keeps rows without a positive entry away from zero.
+
+    Returns:
+        ``(B, N, C)``, non-negative.
+    """
+    x = F.relu(x) + eps
+    if scale is not None:
+        x = x / F.softplus(scale)
+    return focused_map(x, focusing_factor)
+
+
+def focused_linear_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    num_heads: int,
+    hw_shape: tuple[int, int],
+    positions: Tensor | None = None,
+    scale: Tensor | None = None,
+    dwc_weight: Tensor | None = None,
+    dwc_bias: Tensor | None = None,
+    focusing_factor: float = 3,
+    eps: float = 1e-6,
+) -> Tensor:
+    r"""Focused linear attention, :math:`O = \phi_p(Q)\phi_p(K)^T V + \mathrm{DWC}(V)` (Eq. 7).
+
+    Normalised as linear attention is (Eq. 3): row i of the attention matrix is
+    :math:`\phi(Q_i)\phi(K)^T / \sum_j \phi(Q_i)\phi(K_j)^T`. The matrix itself is never built:
+    :math:`\phi(K)^T V` comes first, so that the cost is O(N).
+
+    Args:
+        q: queries ``(B, N, C)``, N = H*W tokens in row-major order.
+        k: keys ``(B, M, C)``. M < N for spatially reduced keys and values.
+        v: values ``(B, M, C)``.
+        num_heads: number of heads h; the head dimension is d = C / h.
+        hw_shape: ``(H, W)`` of the map of the queries.
+        positions: added to the keys, broadcastable to ``(B, M, C)``.
+        scale: per-channel parameter s of :func:`feature_map`, broadcastable to ``(B, N, C)``.
+        dwc_weight: ``(d, 1, K, K)``, the depthwise convolution, shared by all heads. None: no convolution.
+        dwc_bias: ``(d,)``.
+        focusing_factor: p in Eq. 5.
+        eps: added after the ReLU and to the normaliser.
+
+    Returns:
+        ``(B, N, C)`` in the dtype of ``v``.
+    """
+    out_dtype = v.dtype
+    dtype = torch.promote_types(out_dtype, torch.float32)
+    B, N, C = q.shape
+    M, d = k.shape[1], C // num_heads
+
+    def full(x: Tensor | None) -> Tensor | None:
+        return None if x is None else x.to(dtype)
+
+    with torch.autocast(q.device.type, enabled=False):
+        q, k, v, positions, scale = full(q), full(k), full(v), full(positions), full(scale)
+        if positions is not None:
+            k = k + positions
+        q = feature_map(q, scale, focusing_factor, eps)
+        k = feature_map(k, scale, focusing_factor, eps)
+
+        q = q.view(B, N, num_heads, d).transpose(1, 2)  # [B, h, N, d]
+        k = k.view(B, M, num_heads, d).transpose(1, 2)  # [B, h, M, d]
+        values = v.reshape(B, M, num_heads, d).transpose(1, 2)  # [B, h, M, d]
+        kv = k.transpose(-2, -1) @ values / M  # [B, h, d, d]
+        normaliser = q @ k.mean(dim=-2).unsqueeze(-1) + eps  # [B, h, N, 1]
+        out = (q @ kv / normaliser).transpose(1, 2).reshape(B, N, C)
+
+        if dwc_weight is not None:
+            out = out + depthwise_values(v, full(dwc_weight), full(dwc_bias), num_heads, hw_shape)
+        return out.to(out_dtype)
+
+
+def depthwise_values(
+    v: Tensor, weight: Tensor, bias: Tensor | None, num_heads: int, hw_shape: tuple[int, int]
+) -> Tensor:
+    """The depthwise convolution of V that restores the rank of the attention (Sec. 4.2).
+
+    Args:
+        v: values ``(B, M, C)``. If M differs from H*W (spatial reduction), they are first resized
+            *linearly along the flattened token axis*: that is what the original does.
+        weight: ``(d, 1, K, K)``, one kernel for all heads.
+        bias: ``(d,)`` or None.
+        num_heads: h; d = C / h.
+        hw_shape: ``(H, W)``.
+
+    Returns:
+        ``(B, H*W, C)``.
+    """
+    B, M, C = v.shape
+    H, W = hw_shape
+    image = v.transpose(1, 2)  # [B, C, M]
+    if H * W != M:
+        image = F.interpolate(image, size=H * W, mode="linear", align_corners=False)
+    image = image.reshape(B, C, H, W)
+    # Repeating the kernel over the heads is one convolution over C channels: no copy of V per head.
+    weight = weight.repeat(num_heads, 1, 1, 1)
+    bias = bias.repeat(num_heads) if bias is not None else None
+    image = F.conv2d(image, weight, bias, padding=weight.shape[-1] // 2, groups=C)
+    return image.flatten(2).transpose(1, 2)

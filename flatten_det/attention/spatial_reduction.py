@@ -1,0 +1,27 @@
+"""PVT's spatial reduction of the tokens that become keys and values."""
+
+from torch import Tensor, nn
+
+from .window import pad_to_multiple
+
+
+def reduce_tokens(
+    x: Tensor, hw_shape: tuple[int, int], conv: nn.Conv2d, norm: nn.LayerNorm
+) -> tuple[Tensor, tuple[int, int]]:
+    """Merge each ``R x R`` patch of tokens into one by a strided convolution, then normalise.
+
+    Maps that R does not divide are padded with zeros at the bottom and right.
+
+    Args:
+        x: ``(B, H*W, C)``.
+        hw_shape: ``(H, W)``.
+        conv: kernel and stride ``(R, R)``.
+        norm: over C.
+
+    Returns:
+        Tokens ``(B, ceil(H/R)*ceil(W/R), C)`` and their map size.
+    """
+    B, _, C = x.shape
+    image = pad_to_multiple(x.view(B, *hw_shape, C), conv.stride).permute(0, 3, 1, 2)
+    image = conv(image)
+    return norm(image.flatten(2).transpose(1, 2)), tuple(image.shape[2:])

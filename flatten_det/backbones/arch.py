@@ -1,0 +1,103 @@
+"""Checks of the arguments that describe a network, so that mistakes are named before training starts."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+NUM_STAGES = 4
+
+
+def resolve_arch(arch: str | Mapping[str, Any], zoo: Mapping[str, Mapping[str, Any]]) -> dict:
+    """The fields of an architecture by name, or with single fields changed.
+
+    Args:
+        arch: a name in ``zoo``, or a dict of fields that replace those of ``zoo[arch['base']]``
+            (``base`` defaults to the smallest).
+        zoo: name -> fields; all entries have the same fields, smallest architecture first.
+
+    Raises:
+        ValueError: for an unknown name or field, a per-stage field that has not one value for each
+            stage, or channels that the heads do not divide.
+    """
+    changes: Mapping[str, Any] = {}
+    name = arch
+    if isinstance(arch, Mapping):
+        changes = {key: value for key, value in arch.items() if key != "base"}
+        name = arch.get("base", next(iter(zoo)))
+    if name not in zoo:
+        raise ValueError(f"unknown arch {name!r}; choose one of {', '.join(map(repr, zoo))}")
+    fields = dict(zoo[name])
+    if unknown := sorted(set(changes) - set(fields)):
+        raise ValueError(
+            f"unknown arch fields {unknown}; the fields are {sorted(fields)} and 'base'"
+        )
+    for key, value in changes.items():
+        if isinstance(fields[key], tuple) and (
+            not isinstance(value, Sequence) or len(value) != NUM_STAGES
+        ):
+            raise ValueError(
+                f"arch field {key!r} needs {NUM_STAGES} values, one a stage; got {value!r}"
+            )
+        fields[key] = tuple(value) if isinstance(fields[key], tuple) else value
+    dims = fields["embed_dims"]
+    dims = dims if isinstance(dims, tuple) else [dims * 2**i for i in range(NUM_STAGES)]
+    for stage, (dim, heads) in enumerate(zip(dims, fields["num_heads"], strict=True)):
+        if dim % heads:
+            raise ValueError(
+                f"stage {stage + 1}: {dim} channels cannot be split into {heads} heads"
+            )
+    return fields
+
+
+def check_attn_types(attn_types: Sequence[str]) -> tuple[str, ...]:
+    """``('L', 'L', 'S', 'S')`` and the like: linear or softmax, one a stage.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if len(attn_types) != NUM_STAGES or not set(attn_types) <= {"L", "S"}:
+        raise ValueError(
+            f"attn_types needs {NUM_STAGES} values, each 'L' (focused linear) or 'S' (softmax); "
+            f"got {attn_types!r}"
+        )
+    return tuple(attn_types)
+
+
+def check_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
+    """Stages to return: distinct, ascending, from 0 to 3.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    indices = tuple(out_indices)
+    valid = all(isinstance(i, int) and 0 <= i < NUM_STAGES for i in indices)
+    if not indices or not valid or list(indices) != sorted(set(indices)):
+        raise ValueError(
+            f"out_indices needs distinct ascending stages from 0 to {NUM_STAGES - 1}; got {out_indices!r}"
+        )
+    return indices
+
+
+def check_frozen_stages(frozen_stages: int) -> int:
+    """-1: nothing; 0: the patch embedding; n: it and the first n stages.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if frozen_stages not in range(-1, NUM_STAGES + 1):
+        raise ValueError(f"frozen_stages must be from -1 to {NUM_STAGES}; got {frozen_stages!r}")
+    return frozen_stages
+
+
+def stage_slices(values: Sequence[Any], depths: Sequence[int]) -> list[list[Any]]:
+    """Split one value a block into one list a stage."""
+    slices, start = [], 0
+    for depth in depths:
+        slices.append(list(values[start : start + depth]))
+        start += depth
+    return slices
+
+
+def map_sizes(img_size: int | Sequence[int]) -> list[tuple[int, int]]:
+    """``(H, W)`` of the four maps (strides 4, 8, 16, 32; sizes rounded up) of an image size."""
+    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+    return [(-(-height // stride), -(-width // stride)) for stride in (4, 8, 16, 32)]

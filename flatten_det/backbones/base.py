@@ -1,0 +1,95 @@
+"""What the dense backbones share: initialisation, official checkpoints, freezing."""
+
+from collections.abc import Iterable, Mapping
+
+from mmengine.logging import MMLogger
+from mmengine.model import BaseModule
+from timm.layers import trunc_normal_
+from torch import Tensor, nn
+
+from ..attention import FocusedLinearAttention
+from ..checkpoints import load_backbone, read_checkpoint
+
+NORM_LAYERS = (nn.LayerNorm, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
+
+
+class DenseBackbone(BaseModule):
+    """Base of the four families: a pyramid of feature maps with strides 4, 8, 16 and 32.
+
+    Args:
+        frozen_stages: -1: nothing is frozen; 0: the patch embedding; n: it and the first n stages.
+        norm_eval: keep the norm layers in evaluation mode during training.
+        init_cfg: ``dict(type='Pretrained', checkpoint=...)`` loads a classification checkpoint of the
+            original release as it was downloaded, or one saved from this class.
+    """
+
+    def __init__(self, frozen_stages: int, norm_eval: bool, init_cfg: Mapping | None) -> None:
+        super().__init__(init_cfg)
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+
+    def frozen_modules(self) -> Iterable[nn.Module | nn.Parameter]:
+        """The modules and parameters that ``frozen_stages`` freezes."""
+        raise NotImplementedError
+
+    def convert_official(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+        """From a classification state dict to this class's names.
+
+        Returns:
+            The renamed entries, and the names of those that dense prediction has no use for.
+        """
+        raise NotImplementedError
+
+    def optional_keys(self) -> set[str]:
+        """Parameters that an official checkpoint need not contain."""
+        return set()
+
+    def grid_shapes(self) -> dict[str, tuple[int, int]]:
+        """``(H, W)`` of each learned grid ``(1, H*W, C)``, by parameter name."""
+        return {
+            f"{name}.positional_encoding": module.grid_size
+            for name, module in self.named_modules()
+            if isinstance(module, FocusedLinearAttention)
+        }
+
+    def init_weights(self) -> None:
+        """Load the checkpoint of ``init_cfg``, if any; the constructor has initialised the rest.
+
+        Raises:
+            CheckpointError: if the file cannot be read or does not fit; it lists the keys.
+        """
+        if not isinstance(self.init_cfg, Mapping) or self.init_cfg["type"] != "Pretrained":
+            super().init_weights()
+            return
+        source = self.init_cfg["checkpoint"]
+        report = load_backbone(self, read_checkpoint(source), source)
+        MMLogger.get_current_instance().info(report.summary())
+        self._is_init = True
+
+    def _init_from_scratch(self) -> None:
+        for name, parameter in self.named_parameters():
+            # Tables of positions; `scale` and `positional_encoding` start at zero as in the original.
+            if "pos_embed" in name or "relative_position_bias_table" in name:
+                trunc_normal_(parameter, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def freeze(self) -> None:
+        """Stop the gradients of the frozen stages and put them into evaluation mode."""
+        for part in self.frozen_modules():
+            part.requires_grad_(False)
+            if isinstance(part, nn.Module):
+                part.eval()
+
+    def train(self, mode: bool = True) -> "DenseBackbone":
+        """Training mode for all but the frozen stages (and the norms, with ``norm_eval``)."""
+        super().train(mode)
+        self.freeze()
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, NORM_LAYERS):
+                    module.eval()
+        return self

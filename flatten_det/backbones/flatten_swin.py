@@ -1,0 +1,219 @@
+"""FLatten-Swin, and Swin itself as its softmax baseline."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from ..attention import FocusedLinearAttention
+from ..attention.window import pad_to_multiple
+from .arch import (
+    check_attn_types,
+    check_frozen_stages,
+    check_out_indices,
+    map_sizes,
+    resolve_arch,
+    stage_slices,
+)
+from .base import DenseBackbone
+from .block import TransformerBlock
+from .patch_embed import PatchEmbed
+from .softmax_attention import ShiftedWindowAttention
+
+
+class PatchMerging(nn.Module):
+    """Halve the map: the four tokens of each 2x2 patch become one of twice the channels.
+
+    Args:
+        dim: input channels C.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+
+    def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
+        """``(B, H*W, C)`` -> ``(B, H'*W', 2C)`` and ``(H', W')``, sizes rounded up."""
+        B, _, C = x.shape
+        x = pad_to_multiple(x.view(B, *hw_shape, C), (2, 2))
+        height, width = x.shape[1] // 2, x.shape[2] // 2
+        # Column-major within the patch, the order of the official weights.
+        x = x.view(B, height, 2, width, 2, C).permute(0, 1, 3, 4, 2, 5)
+        return self.reduction(self.norm(x.reshape(B, height * width, 4 * C))), (height, width)
+
+
+class SwinStage(nn.Module):
+    """Blocks on one map, and the step down to the next.
+
+    Args:
+        blocks: the stage's blocks.
+        downsample: to the next stage; None for the last one.
+    """
+
+    def __init__(self, blocks: Iterable[nn.Module], downsample: nn.Module | None) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+        """``(B, N, C)`` -> ``(B, N, C)``: the blocks alone."""
+        for block in self.blocks:
+            x = block(x, hw_shape)
+        return x
+
+
+@MODELS.register_module()
+class FLattenSwin(DenseBackbone):
+    """Swin Transformer with focused linear attention in its first stages (arXiv 2308.00442; 2103.14030).
+
+    One LayerNorm an output map (``norm0`` … ``norm3``): the last one is the checkpoint's final norm,
+    the others start at identity.
+
+    Args:
+        arch: ``'tiny'``, ``'small'``, ``'base'``, or a dict that changes single fields (``embed_dims``
+            of the first stage, ``depths``, ``num_heads``) of ``base`` (default ``'tiny'``).
+        in_channels: of the image.
+        out_indices: stages to return, ascending. Later stages are not built.
+        attn_types: per stage ``'L'``: focused linear attention, ``'S'``: Swin's window attention.
+        window_size: of the softmax stages, in tokens (12 for the model pretrained at 384).
+        la_window_size: windows of the linear stages in tokens; None: the whole map (Table 6's best).
+        mlp_ratio: hidden channels of the MLP / channels.
+        focusing_factor: the power p of the focused map.
+        kernel_size: of the depthwise convolution of V; 0: none.
+        qkv_bias: bias of the query, key and value projections.
+        drop_path_rate: stochastic depth, growing linearly from 0 to this over the blocks.
+        pretrain_img_size: pixels, an int or ``(H, W)``: the learned grids of the global linear stages
+            live on its maps and are resized to the map at hand.
+        frozen_stages: -1: nothing is frozen; 0: the patch embedding; n: it and the first n stages.
+        norm_eval: keep the norm layers in evaluation mode during training.
+        with_cp: recompute each block in the backward pass to save memory.
+        init_cfg: ``dict(type='Pretrained', checkpoint='flatten_swin_t.pth')`` loads an official
+            classification checkpoint.
+
+    Raises:
+        ValueError: for arguments that describe no network.
+    """
+
+    arch_zoo: ClassVar[dict[str, dict]] = {
+        "tiny": {"embed_dims": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},
+        "small": {"embed_dims": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)},
+        "base": {"embed_dims": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)},
+    }
+
+    def __init__(
+        self,
+        arch: str | Mapping[str, Any] = "tiny",
+        in_channels: int = 3,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        attn_types: Sequence[str] = ("L", "L", "S", "S"),
+        window_size: int = 7,
+        la_window_size: int | None = None,
+        mlp_ratio: float = 4.0,
+        focusing_factor: float = 3,
+        kernel_size: int = 5,
+        qkv_bias: bool = True,
+        drop_path_rate: float = 0.0,
+        pretrain_img_size: int | Sequence[int] = 224,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        init_cfg: Mapping | None = None,
+    ) -> None:
+        super().__init__(check_frozen_stages(frozen_stages), norm_eval, init_cfg)
+        self.arch = arch
+        fields = resolve_arch(arch, self.arch_zoo)
+        attn_types = check_attn_types(attn_types)
+        self.out_indices = check_out_indices(out_indices)
+        self.num_stages = self.out_indices[-1] + 1
+        self.feature_dims = tuple(fields["embed_dims"] * 2**i for i in range(self.num_stages))
+        grid_sizes = map_sizes(pretrain_img_size)
+        depths = fields["depths"]
+        drop_paths = torch.linspace(0, drop_path_rate, sum(depths)).tolist()
+
+        def attention(stage: int, index: int) -> nn.Module:
+            dim, heads = self.feature_dims[stage], fields["num_heads"][stage]
+            if attn_types[stage] == "S":
+                shift = window_size // 2 if index % 2 else 0
+                return ShiftedWindowAttention(dim, heads, window_size, shift, qkv_bias)
+            return FocusedLinearAttention(
+                dim,
+                heads,
+                grid_size=grid_sizes[stage],
+                window_size=la_window_size,
+                qkv_bias=qkv_bias,
+                focusing_factor=focusing_factor,
+                kernel_size=kernel_size,
+            )
+
+        self.patch_embed = PatchEmbed(in_channels, self.feature_dims[0], patch_size=4)
+        self.layers = nn.ModuleList()
+        for stage, rates in enumerate(stage_slices(drop_paths, depths)[: self.num_stages]):
+            dim = self.feature_dims[stage]
+            blocks = [
+                TransformerBlock(
+                    dim,
+                    attention(stage, index),
+                    mlp_ratio,
+                    drop_path=rate,
+                    norm_eps=1e-5,
+                    with_cp=with_cp,
+                )
+                for index, rate in enumerate(rates)
+            ]
+            is_last = stage == self.num_stages - 1
+            self.layers.append(SwinStage(blocks, None if is_last else PatchMerging(dim)))
+        for stage in self.out_indices:
+            setattr(self, f"norm{stage}", nn.LayerNorm(self.feature_dims[stage]))
+        self._init_from_scratch()
+        self.freeze()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """``(B, in_channels, H, W)`` -> one ``(B, C_i, ceil(H/s), ceil(W/s))`` for each out index."""
+        x, hw_shape = self.patch_embed(x)
+        outs = []
+        for stage, layer in enumerate(self.layers):
+            x = layer(x, hw_shape)
+            if stage in self.out_indices:
+                out = getattr(self, f"norm{stage}")(x)
+                outs.append(out.transpose(1, 2).unflatten(2, hw_shape).contiguous())
+            if layer.downsample is not None:
+                x, hw_shape = layer.downsample(x, hw_shape)
+        return tuple(outs)
+
+    def frozen_modules(self) -> Iterable[nn.Module | nn.Parameter]:
+        if self.frozen_stages >= 0:
+            yield self.patch_embed
+        for stage in range(min(self.frozen_stages, self.num_stages)):
+            yield self.layers[stage]
+            if stage in self.out_indices:
+                yield getattr(self, f"norm{stage}")
+
+    def convert_official(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+        """The final norm becomes ``norm3``; the head, masks and index tables are dropped."""
+        converted, dropped = {}, []
+        for name, value in state.items():
+            new_name = name.replace("norm.", "norm3.", 1) if name.startswith("norm.") else name
+            is_buffer = name.endswith((".relative_position_index", ".attn_mask"))
+            if is_buffer or name.startswith("head.") or self._is_beyond(new_name):
+                dropped.append(name)
+            else:
+                converted[new_name] = value
+        return converted, dropped
+
+    def optional_keys(self) -> set[str]:
+        own = [stage for stage in self.out_indices if stage < 3]
+        return {f"norm{stage}.{part}" for stage in own for part in ("weight", "bias")}
+
+    def _is_beyond(self, name: str) -> bool:
+        """Whether a parameter belongs to what comes after the last of ``out_indices``."""
+        parts = name.split(".")
+        if parts[0] == "norm3":
+            return self.num_stages < 4
+        if parts[0] != "layers" or len(parts) < 3 or not parts[1].isdigit():
+            return False
+        stage = int(parts[1])
+        last = self.num_stages - 1
+        return stage > last or (stage == last and parts[2] == "downsample")

@@ -1,0 +1,126 @@
+"""The softmax attentions of the original PVT and Swin, for baselines and for Swin's later stages."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..attention.spatial_reduction import reduce_tokens
+from ..attention.window import pad_to_multiple, window_merge, window_partition
+
+
+class SpatialReductionAttention(nn.Module):
+    """PVT's attention: keys and values from a map reduced ``sr_ratio`` times (arXiv 2102.12122, Eq. 1-3).
+
+    Args:
+        dim: channels C.
+        num_heads: heads.
+        sr_ratio: stride of the reduction of keys and values; 1: none.
+        qkv_bias: bias of the query, key and value projections.
+    """
+
+    def __init__(self, dim: int, num_heads: int, sr_ratio: int, qkv_bias: bool = True) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.sr_ratio = sr_ratio
+        self.q = nn.Linear(dim, dim, bias=qkv_bias)
+        self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias)
+        if sr_ratio > 1:
+            self.sr = nn.Conv2d(dim, dim, kernel_size=sr_ratio, stride=sr_ratio)
+            self.norm = nn.LayerNorm(dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+        """``(B, N, C)`` with N = H*W of ``hw_shape`` -> ``(B, N, C)``."""
+        q = self.q(x)
+        if self.sr_ratio > 1:
+            x, _ = reduce_tokens(x, hw_shape, self.sr, self.norm)
+        k, v = self.kv(x).chunk(2, dim=-1)
+        heads = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
+        out = F.scaled_dot_product_attention(*heads)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+class ShiftedWindowAttention(nn.Module):
+    """Swin's attention in (shifted) windows with a relative position bias (arXiv 2103.14030, Sec. 3.2).
+
+    The map is padded with zeros to whole windows. Along an axis on which the map fits into one window
+    nothing is shifted.
+
+    Args:
+        dim: channels C.
+        num_heads: heads.
+        window_size: tokens of a window's side.
+        shift_size: the map is rolled by this many tokens before it is cut; 0: no shift.
+        qkv_bias: bias of the query, key and value projections.
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, window_size: int, shift_size: int, qkv_bias: bool = True
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.window_size = window_size
+        self.shift_size = shift_size
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+        self.relative_position_bias_table = nn.Parameter(
+            torch.zeros((2 * window_size - 1) ** 2, num_heads)
+        )
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+        self.register_buffer("bias_index", _relative_position_index(window_size), persistent=False)
+
+    def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+        """``(B, N, C)`` with N = H*W of ``hw_shape`` -> ``(B, N, C)``."""
+        B, N, C = x.shape
+        window = (self.window_size, self.window_size)
+        shift = tuple(self.shift_size if size > self.window_size else 0 for size in hw_shape)
+        x = pad_to_multiple(x.view(B, *hw_shape, C), window)
+        padded_shape = x.shape[1:3]
+        if any(shift):
+            x = torch.roll(x, shifts=(-shift[0], -shift[1]), dims=(1, 2))
+        windows = window_partition(x, window)  # [B, nW, n, C]
+
+        # Windows join the heads, so that bias and mask broadcast over the batch in a 4-D SDPA call.
+        nW, n = windows.shape[1:3]
+        q, k, v = (
+            t.unflatten(-1, (self.num_heads, -1)).transpose(2, 3).flatten(1, 2)
+            for t in self.qkv(windows).chunk(3, dim=-1)
+        )  # [B, nW*h, n, d]
+        bias = self.relative_position_bias_table[self.bias_index].permute(2, 0, 1)  # [h, n, n]
+        bias = bias.to(q.dtype).expand(nW, -1, -1, -1)
+        if any(shift):
+            separate = _shift_mask(padded_shape, self.window_size, shift, x.device)
+            bias = bias.masked_fill(separate[:, None], float("-inf"))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.reshape(1, -1, n, n))
+
+        out = out.unflatten(1, (nW, self.num_heads)).transpose(2, 3).flatten(3)  # [B, nW, n, C]
+        out = window_merge(out, window, padded_shape)
+        if any(shift):
+            out = torch.roll(out, shifts=shift, dims=(1, 2))
+        return self.proj(out[:, : hw_shape[0], : hw_shape[1]].reshape(B, N, C))
+
+
+def _relative_position_index(window_size: int) -> Tensor:
+    """Row of the bias table for each (query, key) pair of a window: ``(n, n)``, n = window_size**2."""
+    ticks = torch.arange(window_size)
+    y, x = (t.flatten() for t in torch.meshgrid(ticks, ticks, indexing="ij"))
+    dy = y[:, None] - y[None, :] + window_size - 1
+    dx = x[:, None] - x[None, :] + window_size - 1
+    return dy * (2 * window_size - 1) + dx
+
+
+def _shift_mask(
+    padded_shape: tuple[int, int], window_size: int, shift: tuple[int, int], device: torch.device
+) -> Tensor:
+    """True for the pairs of a window that were not neighbours before the roll: ``(nW, n, n)``."""
+
+    def region(size: int, axis_shift: int) -> Tensor:
+        index = torch.arange(size, device=device)
+        if not axis_shift:
+            return torch.zeros_like(index)
+        return (index >= size - window_size).long() + (index >= size - axis_shift).long()
+
+    rows, cols = (region(size, s) for size, s in zip(padded_shape, shift, strict=True))
+    regions = (3 * rows[:, None] + cols[None, :])[None, :, :, None]
+    regions = window_partition(regions, (window_size, window_size))[0, :, :, 0]  # [nW, n]
+    return regions[:, :, None] != regions[:, None, :]
