@@ -1,0 +1,269 @@
+"""The folder of the Shapes data set: written once, checked fast, replaced as a whole.
+
+The layout is that of COCO, with semantic masks beside the images::
+
+    data/shapes/
+      annotations/instances_train.json, instances_val.json
+      train/images/000000.jpg ...   train/semantic/000000.png ...
+      val/images/000000.jpg ...     val/semantic/000000.png ...
+      shapes.json                   options and the size of every file
+
+A folder is rendered beside its place and renamed into it when it is complete.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+from mmengine.logging import print_log
+from PIL import Image
+from pycocotools import mask as coco_mask
+from rich.progress import track
+
+from .options import CLASSES, PALETTE, SPLITS, ShapesOptions
+from .render import ShapesImage, render
+
+try:
+    import fcntl
+except ImportError:  # Windows: two processes must not render into the same place at once there.
+    fcntl = None
+
+MANIFEST = "shapes.json"
+# Raise it whenever the same options give other files.
+_FORMAT = {"name": "flatten_det shapes", "version": 1}
+_OURS = re.compile(
+    r"shapes\.json|annotations/instances_(train|val)\.json"
+    r"|(train|val)/(images/\d{6,}\.jpg|semantic/\d{6,}\.png)"
+)
+_JPEG_QUALITY = 92
+
+# Folders that this process reads, held open so that no other process replaces them meanwhile.
+_in_use = {}
+
+
+def annotation_file(split: str) -> str:
+    """Path of a split's COCO annotations relative to the data root."""
+    return f"annotations/instances_{split}.json"
+
+
+def image_folder(split: str) -> str:
+    """Path of a split's images relative to the data root."""
+    return f"{split}/images"
+
+
+def semantic_folder(split: str) -> str:
+    """Path of a split's semantic masks relative to the data root."""
+    return f"{split}/semantic"
+
+
+def prepare_shapes(
+    data_root: str | os.PathLike, options: ShapesOptions, workers: int | None = None
+) -> None:
+    """Make sure that ``data_root`` holds the Shapes data set with these options.
+
+    A complete folder is reused; a damaged one, or one of ours with other options, is rendered
+    anew. Of several processes one renders and the others wait for it. The folder stays reserved
+    until the process ends: no other process can replace it by one with other options.
+
+    Args:
+        data_root: The folder, such as ``data/shapes``.
+        options: What it shall contain.
+        workers: Threads that render, by default one per CPU. The files do not depend on it.
+
+    Raises:
+        FileExistsError: ``data_root`` holds files that are not ours.
+        RuntimeError: The folder must be rendered anew, but is in use with its present options.
+        OSError: The folder cannot be written.
+    """
+    root = Path(data_root).resolve()
+    with _render_lock(root):
+        found = _read_manifest(root)
+        if found is None or found["options"] != options.as_dict() or not _is_complete(root, found):
+            _check_replaceable(root, found, options)
+            _render_folder(root, options, workers or os.cpu_count() or 1)
+        _reserve(root)
+
+
+@contextlib.contextmanager
+def _render_lock(root: Path) -> Iterator[None]:
+    """Hold the right to render ``root``, waiting while another process has it."""
+    with contextlib.ExitStack() as stack:
+        # Where no lock file can be made, nothing can be rendered either, but a complete folder
+        # can still be read.
+        with contextlib.suppress(OSError):
+            root.parent.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(open(root.parent / f".{root.name}.lock", "a"))
+            _flock(lock, "LOCK_EX")
+        yield
+
+
+def _flock(file, *flags: str) -> None:
+    if fcntl is not None:
+        fcntl.flock(file, sum(getattr(fcntl, flag) for flag in flags))
+
+
+def _reserve(root: Path) -> None:
+    """Mark the folder as read by this process until it ends."""
+    if root in _in_use:
+        _in_use.pop(root).close()
+    manifest = open(root / MANIFEST)  # noqa: SIM115
+    with contextlib.suppress(OSError):  # A file system without locks.
+        _flock(manifest, "LOCK_SH", "LOCK_NB")
+    _in_use[root] = manifest
+
+
+def _read_manifest(root: Path) -> dict | None:
+    """The manifest of a folder, or None where there is none that this version understands."""
+    try:
+        manifest = json.loads((root / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
+        return None
+    return manifest
+
+
+def _is_complete(root: Path, manifest: dict) -> bool:
+    sizes = dict(_files(root))
+    return all(sizes.get(name) == size for name, size in manifest["files"].items())
+
+
+def _files(root: Path) -> Iterator[tuple[str, int]]:
+    """Relative paths and sizes in bytes of all files in a folder."""
+    for folder, _, names in os.walk(root):
+        for name in names:
+            path = os.path.join(folder, name)
+            yield Path(os.path.relpath(path, root)).as_posix(), os.stat(path).st_size
+
+
+def _check_replaceable(root: Path, found: dict | None, options: ShapesOptions) -> None:
+    """Say why a folder is rendered anew, or raise if that could lose or break something."""
+    if root.exists() and not root.is_dir():
+        raise FileExistsError(f"data_root '{root}' is a file; name a folder for Shapes instead")
+    names = [name for name, _ in _files(root)]
+    if not names:
+        return
+    foreign = [name for name in names if not _OURS.fullmatch(name)]
+    if MANIFEST not in names or foreign:
+        raise FileExistsError(
+            f"data_root '{root}' holds files that flatten_det did not render, such as "
+            f"'{(foreign or names)[0]}', and is left alone: name another folder for Shapes, or "
+            "empty this one"
+        )
+    if found is None or found["options"] == options.as_dict():
+        print_log(f"Shapes in '{root}' is damaged or of another version: rendered anew", "current")
+        return
+    changes = ", ".join(
+        f"{name} {found['options'].get(name)} -> {value}"
+        for name, value in options.as_dict().items()
+        if found["options"].get(name) != value
+    )
+    with open(root / MANIFEST) as manifest:
+        try:
+            _flock(manifest, "LOCK_EX", "LOCK_NB")
+        except BlockingIOError:
+            raise RuntimeError(
+                f"Shapes in '{root}' is in use with other options ({changes}): give all data sets "
+                "of a run the same options, or another data_root"
+            ) from None
+        except OSError:  # A file system without locks.
+            pass
+    print_log(f"Shapes in '{root}' has other options ({changes}): rendered anew", "current")
+
+
+def _render_folder(root: Path, options: ShapesOptions, workers: int) -> None:
+    prefix = f".{root.name}.rendering-"
+    try:
+        for leftover in root.parent.glob(prefix + "*"):  # Of a process that was killed.
+            shutil.rmtree(leftover)
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=root.parent) as scratch:
+            new, old = Path(scratch, "new"), Path(scratch, "old")
+            _write_files(new, options, workers)
+            if root.exists():
+                os.replace(root, old)
+            os.replace(new, root)
+    except OSError as error:
+        raise OSError(
+            error.errno, f"cannot render Shapes into '{root}': {error.strerror or error}"
+        ) from error
+
+
+def _write_files(root: Path, options: ShapesOptions, workers: int) -> None:
+    for split in SPLITS:
+        for folder in (image_folder(split), semantic_folder(split)):
+            (root / folder).mkdir(parents=True)
+    (root / "annotations").mkdir()
+    jobs = [(split, i) for split in SPLITS for i in range(options.num_images[split])]
+    annotations = {split: [] for split in SPLITS}
+    # Threads, since drawing and encoding release the GIL; processes would each have to import
+    # this package, which takes longer than the rendering.
+    with ThreadPoolExecutor(workers) as pool:
+        results = pool.map(lambda job: _write_image(root, options, *job), jobs)
+        results = track(results, "Rendering Shapes", total=len(jobs))
+        for (split, _), image_annotations in zip(jobs, results, strict=True):
+            annotations[split].append(image_annotations)
+    for split in SPLITS:
+        content = _coco_json(options, annotations[split])
+        (root / annotation_file(split)).write_text(json.dumps(content))
+    manifest = {"format": _FORMAT, "options": options.as_dict(), "files": dict(_files(root))}
+    (root / MANIFEST).write_text(json.dumps(manifest))
+
+
+def _write_image(root: Path, options: ShapesOptions, split: str, index: int) -> list[dict]:
+    """Write one image and its semantic mask, and return its annotations without their ids."""
+    drawn = render(options, split, index)
+    _, jpeg = cv2.imencode(
+        ".jpg", drawn.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
+    )
+    (root / image_folder(split) / f"{index:06}.jpg").write_bytes(jpeg)
+    classes = np.concatenate([drawn.labels + 1, [0]]).astype(np.uint8)  # Owner -1 is the last.
+    semantic = Image.fromarray(classes[drawn.owner], mode="P")
+    semantic.putpalette(np.array([(0, 0, 0), *PALETTE], np.uint8).tobytes())
+    semantic.save(root / semantic_folder(split) / f"{index:06}.png")
+    return _instances(drawn)
+
+
+def _instances(drawn: ShapesImage) -> list[dict]:
+    instances = []
+    for i, label in enumerate(drawn.labels.tolist()):
+        mask = coco_mask.encode(np.asfortranarray(drawn.owner == i, np.uint8))
+        instances.append(
+            {
+                "category_id": label + 1,
+                "bbox": coco_mask.toBbox(mask).tolist(),
+                "area": int(coco_mask.area(mask)),
+                "iscrowd": 0,
+                "segmentation": {"size": mask["size"], "counts": mask["counts"].decode()},
+            }
+        )
+    return instances
+
+
+def _coco_json(options: ShapesOptions, instances: list[list[dict]]) -> dict:
+    height, width = options.image_size
+    images = [
+        {"id": i, "file_name": f"{i:06}.jpg", "height": height, "width": width}
+        for i in range(len(instances))
+    ]
+    flat = [
+        {"image_id": i, **instance} for i, of_image in enumerate(instances) for instance in of_image
+    ]
+    return {
+        "info": {"description": "Shapes, rendered by flatten_det"},
+        "licenses": [],
+        "images": images,
+        # pycocotools takes a match with annotation 0 for no match, so ids start at 1.
+        "annotations": [{"id": i, **annotation} for i, annotation in enumerate(flat, start=1)],
+        "categories": [
+            {"id": i, "name": name, "supercategory": "shape"}
+            for i, name in enumerate(CLASSES, start=1)
+        ],
+    }

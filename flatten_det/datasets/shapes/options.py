@@ -1,0 +1,114 @@
+"""What the Shapes data set contains: its classes, its splits and the options of its rendering."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+
+CLASSES = ("circle", "ring", "triangle", "square", "star", "cross")
+PALETTE = (
+    (230, 25, 75),
+    (245, 130, 48),
+    (255, 225, 25),
+    (60, 180, 75),
+    (0, 130, 200),
+    (145, 30, 180),
+)
+SPLITS = ("train", "val")
+_NUM_IMAGES = {"train": 1500, "val": 200}
+
+
+@dataclass(frozen=True)
+class ShapesOptions:
+    """Options of the rendering; equal options give equal files.
+
+    Args:
+        image_size: ``(height, width)`` in pixels, or one number for both.
+        num_images: Images per split, such as ``dict(train=1500, val=200)``; a split that is not
+            named keeps its default. More images leave the first ones as they are.
+        seed: Non-negative seed. Every image has its own generator, seeded by
+            (seed, split, index).
+        object_size: Smallest and largest object in pixels, measured along the longer side of the
+            whole object's box; log-uniform in between.
+        objects_per_image: Smallest and largest number of objects. An object for which no place
+            is found is left out, so a crowded image may hold fewer than drawn.
+        min_visible: Fraction of its pixels that every object keeps visible. Objects are placed
+            so that this holds, hence nothing in an image is without annotation.
+
+    Raises:
+        ValueError: An option is out of range or of the wrong kind.
+    """
+
+    image_size: int | Sequence[int] = 160
+    num_images: Mapping[str, int] | None = None
+    seed: int = 0
+    object_size: Sequence[float] = (8, 128)
+    objects_per_image: Sequence[int] = (1, 6)
+    min_visible: float = 0.5
+
+    def __post_init__(self):
+        size = self.image_size
+        size = (size, size) if isinstance(size, Integral) else size
+        normalised = {
+            "image_size": _pair("image_size", size, Integral, least=16),
+            "num_images": _num_images(self.num_images),
+            "object_size": _pair("object_size", self.object_size, Real, least=4, ascending=True),
+            "objects_per_image": _pair(
+                "objects_per_image", self.objects_per_image, Integral, least=0, ascending=True
+            ),
+        }
+        for name, value in normalised.items():
+            object.__setattr__(self, name, value)
+        if not _is_number(self.seed, Integral) or self.seed < 0:
+            raise ValueError(f"seed must be a non-negative integer, got {self.seed!r}")
+        if not _is_number(self.min_visible, Real) or not 0 < self.min_visible <= 1:
+            raise ValueError(f"min_visible must lie in (0, 1], got {self.min_visible!r}")
+        if self.objects_per_image[1] < 1:
+            raise ValueError("objects_per_image allows no objects at all: its maximum must be >= 1")
+        if self.object_size[1] > min(self.image_size):
+            raise ValueError(
+                f"object_size goes up to {self.object_size[1]} px, but images of {self.image_size} "
+                f"(height, width) hold at most {min(self.image_size)} px: lower object_size or "
+                "raise image_size"
+            )
+
+    def as_dict(self) -> dict:
+        """The options as JSON would give them back, so that stored ones can be compared."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in values.items()
+        }
+
+
+def check_split(split: str) -> None:
+    """Raise ``ValueError`` unless ``split`` is one of :data:`SPLITS`."""
+    if split not in SPLITS:
+        raise ValueError(f"Shapes has the splits {', '.join(SPLITS)}, not {split!r}")
+
+
+def _is_number(value, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _pair(name: str, value, kind: type, least: int, ascending: bool = False) -> tuple:
+    is_pair = isinstance(value, Sequence) and len(value) == 2
+    if not is_pair or not all(_is_number(item, kind) for item in value):
+        what = "integers" if kind is Integral else "numbers"
+        raise ValueError(f"{name} must be two {what}, got {value!r}")
+    if min(value) < least:
+        raise ValueError(f"{name} must be at least {least}, got {value!r}")
+    if ascending and value[0] > value[1]:
+        raise ValueError(f"{name} is (smallest, largest), but {value[0]} > {value[1]}")
+    return tuple(int(item) if kind is Integral else float(item) for item in value)
+
+
+def _num_images(value) -> dict[str, int]:
+    value = {} if value is None else value
+    if not isinstance(value, Mapping):
+        raise ValueError(f"num_images must be a dict such as {_NUM_IMAGES}, got {value!r}")
+    for split, number in value.items():
+        check_split(split)
+        if not _is_number(number, Integral) or number < 1:
+            raise ValueError(f"num_images[{split!r}] must be a positive integer, got {number!r}")
+    return {split: int(value.get(split, default)) for split, default in _NUM_IMAGES.items()}
