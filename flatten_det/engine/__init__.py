@@ -1,0 +1,1 @@
+"""What the command-line tools share: running a config, stopping cleanly, clear errors."""

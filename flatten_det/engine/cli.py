@@ -1,0 +1,89 @@
+"""Command-line habits that all tools share: options, clear errors, exit codes."""
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from mmengine.config import DictAction
+
+from .errors import explain
+
+USER_ERROR_EXIT = 2  # as argparse does
+INTERRUPT_EXIT = 130  # 128 + SIGINT
+
+
+class CfgOptions(DictAction):
+    """mmengine's ``--cfg-options KEY=VALUE ...``, with a usage error for anything else."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        """Parse the pairs into one dict of dotted keys."""
+        for value in values:
+            if "=" not in value:
+                parser.error(f"argument --cfg-options: expected KEY=VALUE, got {value!r}")
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except AssertionError as error:
+            parser.error(f"argument --cfg-options: {error}")
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--cfg-options`` and ``--debug``, which every tool has."""
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=CfgOptions,
+        metavar="KEY=VALUE",
+        help='override config fields, e.g. train_cfg.max_epochs=3 model.neck.type=FPN '
+        'img_scale="(512,512)"',
+    )
+    parser.add_argument(
+        "--debug", action="store_true", help="show the traceback of expected errors too"
+    )
+
+
+def add_launcher_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of distributed runs, as in mmdet and mmseg."""
+    parser.add_argument(
+        "--launcher",
+        choices=["none", "pytorch", "slurm", "mpi"],
+        default="none",
+        help="job launcher of a distributed run",
+    )
+    parser.add_argument(
+        "--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS
+    )
+
+
+def set_local_rank(args: argparse.Namespace) -> None:
+    """Give the rank that ``torch.distributed.launch`` passes as an option to mmengine."""
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+
+
+def run_tool(work: Callable[[], Any], debug: bool = False) -> int:
+    """Do a tool's work and turn what goes wrong into a message and an exit code.
+
+    Args:
+        work: The work, without arguments.
+        debug: Print the traceback of expected errors as well.
+
+    Returns:
+        0 on success, 2 for a mistake of the user (one line on stderr), 130 after Ctrl-C.
+        Unexpected exceptions are passed on.
+    """
+    try:
+        work()
+    except KeyboardInterrupt as interrupt:
+        print(str(interrupt) or "interrupted", file=sys.stderr)
+        return INTERRUPT_EXIT
+    except Exception as error:
+        message = explain(error)
+        if message is None:
+            raise
+        if debug:
+            traceback.print_exc()
+        print(f"error: {message}", file=sys.stderr)
+        return USER_ERROR_EXIT
+    return 0

@@ -1,0 +1,110 @@
+"""From a config file and command-line options to the config that a Runner gets."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner, find_latest_checkpoint
+
+from .errors import UserError
+
+
+def load_config(
+    path: str | Path, cfg_options: dict[str, Any] | None = None, work_dir: str | None = None
+) -> Config:
+    """Read a config file and apply what the command line overrides.
+
+    Args:
+        path: Config file of mmengine, absolute or relative to the current directory.
+        cfg_options: Dotted keys and their new values (``--cfg-options``).
+        work_dir: Output folder. Default: the config's own ``work_dir``, else
+            ``./work_dirs/<config stem>``.
+
+    Raises:
+        UserError: The file is missing, is no config, or an option does not fit it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"config file {path} not found: check the path (here: {Path.cwd()})")
+    try:
+        cfg = Config.fromfile(path)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"config file {path} cannot be read: {type(error).__name__}: {reason}") \
+            from error
+    if cfg_options:
+        try:
+            cfg.merge_from_dict(cfg_options)
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"--cfg-options does not fit config file {path}: {error.args[0]}"
+            ) from error
+    cfg.work_dir = work_dir or cfg.get("work_dir") or str(Path("work_dirs", path.stem))
+    return cfg
+
+
+def enable_amp(cfg: Config) -> None:
+    """Train in mixed precision: fp16 with a dynamic loss scale on CUDA, bf16 on CPU.
+
+    mmengine's ``AmpOptimWrapper`` refuses to run without an accelerator, hence the second one.
+
+    Raises:
+        UserError: The config's optimizer wrapper has no mixed-precision counterpart.
+    """
+    wrapper = cfg.optim_wrapper
+    kind = wrapper.get("type", "OptimWrapper")
+    if kind not in ("OptimWrapper", "AmpOptimWrapper"):
+        raise UserError(f"--amp works with OptimWrapper, not with this config's {kind}: drop --amp")
+    if torch.cuda.is_available():
+        wrapper.type = "AmpOptimWrapper"
+        wrapper.setdefault("loss_scale", "dynamic")
+    else:
+        wrapper.type = "CPUAmpOptimWrapper"
+        for cuda_only in ("loss_scale", "dtype", "use_fsdp"):
+            wrapper.pop(cuda_only, None)
+
+
+def enable_auto_scale_lr(cfg: Config) -> None:
+    """Scale the learning rate with the total batch size, from the config's base batch size.
+
+    Raises:
+        UserError: The config does not say for which batch size its learning rate is meant.
+    """
+    if not cfg.get("auto_scale_lr", {}).get("base_batch_size"):
+        raise UserError(
+            "--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config: "
+            "add the batch size that its learning rate is meant for"
+        )
+    cfg.auto_scale_lr.enable = True
+
+
+def resume_from(cfg: Config, checkpoint: str) -> None:
+    """Continue a run: from ``checkpoint``, or for ``"auto"`` from the last one in the work dir.
+
+    Raises:
+        UserError: There is no such checkpoint.
+    """
+    if checkpoint == "auto":
+        checkpoint = _last_checkpoint(cfg.work_dir)
+    if "://" not in checkpoint and not Path(checkpoint).is_file():
+        raise UserError(f"checkpoint {checkpoint} to resume from not found: check --resume")
+    cfg.resume = True
+    cfg.load_from = checkpoint
+
+
+def _last_checkpoint(work_dir: str) -> str:
+    if not Path(work_dir, "last_checkpoint").is_file():
+        raise UserError(
+            f"no checkpoint to resume in work dir {work_dir}: give the interrupted run's "
+            "--work-dir, or leave out --resume to start anew"
+        )
+    recorded = Path(find_latest_checkpoint(work_dir))
+    # The record is an absolute path, which a moved or copied work dir outlives.
+    return str(recorded if recorded.is_file() else Path(work_dir, recorded.name))
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build the Runner that the config names (``runner_type``), mmengine's own by default."""
+    return RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)

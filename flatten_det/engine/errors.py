@@ -1,0 +1,38 @@
+"""One-line messages for the mistakes a user can make, told apart from bugs of ours."""
+
+
+class UserError(Exception):
+    """Something the user can put right. The message is one line: what is wrong, and what to do."""
+
+    def __str__(self) -> str:
+        # A DataLoader worker sends its exceptions as text: the formatted traceback, whose last
+        # line is "<class>: <our message>".
+        message = super().__str__()
+        if message.startswith("Caught "):
+            message = message.rstrip().rsplit("\n", 1)[-1].split(": ", 1)[-1]
+        return message
+
+
+def explain(error: BaseException) -> str | None:
+    """Say in one line what went wrong, if it is a mistake that the user can put right.
+
+    Returns:
+        The message, or None for an unexpected exception, whose traceback should be seen.
+    """
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, FileNotFoundError):
+        return f"{_file_of(error)} not found: check the paths in the config and the command"
+    if isinstance(error, PermissionError | IsADirectoryError | NotADirectoryError):
+        return f"{_file_of(error)}: {error.strerror or error}: check the path and its permissions"
+    if isinstance(error, KeyError) and " registry. Please check" in str(error):
+        component = str(error.args[0]).split(". Please check")[0]
+        return (
+            f"the config asks for something unknown: {component}: check its spelling, and that "
+            "custom_imports names the module that defines it"
+        )
+    return None
+
+
+def _file_of(error: OSError) -> str:
+    return str(error.filename if error.filename is not None else error)

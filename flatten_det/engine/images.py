@@ -1,0 +1,87 @@
+"""Name the image file behind a failing data pipeline."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from mmengine.dataset import Compose
+from mmengine.hooks import Hook
+from PIL import Image, UnidentifiedImageError
+
+from .errors import UserError
+
+
+def image_error(path: str | Path) -> str | None:
+    """Say in one line why an image or label map cannot be decoded; None if it can."""
+    path = Path(path)
+    if not path.is_file():
+        return f"image {path} not found: check the data folder"
+    content = path.read_bytes()
+    try:
+        with Image.open(path) as image:
+            image.load()
+        readable = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED) is not None
+    except (OSError, SyntaxError, ValueError, UnidentifiedImageError):
+        readable = False
+    if readable:
+        return None
+    return f"image {path} cannot be decoded ({len(content)} bytes): get the file again or remove it"
+
+
+class CheckedPipeline(Compose):
+    """A data pipeline whose failures on a broken image name the file.
+
+    The readers report a broken file as a failed assertion, an OpenCV or a Pillow error, mostly
+    without its name. So, after a failure only, the sample's files are looked at.
+    """
+
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any] | None:
+        """Run the transforms.
+
+        Raises:
+            UserError: The failure comes with an image or label map that cannot be decoded.
+        """
+        # The transforms may replace these, or, with mosaics, hand on another sample's.
+        paths = [data[key] for key in ("img_path", "seg_map_path") if data.get(key)]
+        try:
+            return super().__call__(data)
+        except Exception as error:
+            for path in paths:
+                reason = "://" not in str(path) and image_error(path)
+                if reason:
+                    raise UserError(reason) from error
+            raise
+
+
+class CheckImagesHook(Hook):
+    """Puts a :class:`CheckedPipeline` into every data set, before workers copy it."""
+
+    def before_train_epoch(self, runner) -> None:
+        """Check the training images."""
+        _check_images(runner.train_dataloader.dataset)
+
+    def before_val_epoch(self, runner) -> None:
+        """Check the validation images."""
+        _check_images(runner.val_dataloader.dataset)
+
+    def before_test_epoch(self, runner) -> None:
+        """Check the test images."""
+        _check_images(runner.test_dataloader.dataset)
+
+
+def _check_images(dataset: Any) -> None:
+    for inner in _unwrap(dataset):
+        pipeline = getattr(inner, "pipeline", None)
+        if type(pipeline) is Compose:
+            inner.pipeline = CheckedPipeline(pipeline.transforms)
+
+
+def _unwrap(dataset: Any) -> Iterator[Any]:
+    """The data sets inside ConcatDataset, RepeatDataset, MultiImageMixDataset and the like."""
+    yield dataset
+    inner = getattr(dataset, "datasets", None) or [getattr(dataset, "dataset", None)]
+    for child in inner:
+        if child is not None:
+            yield from _unwrap(child)

@@ -1,0 +1,73 @@
+"""Train a detector or a segmentor: ``tools/train.py CONFIG``."""
+
+import argparse
+import sys
+import warnings
+
+# mmdet warns at import about an optional metric that none of our configs uses.
+warnings.filterwarnings("ignore", message="faster_coco_eval is not installed")
+
+from flatten_det.engine.cli import (  # noqa: E402
+    add_common_options,
+    add_launcher_options,
+    run_tool,
+    set_local_rank,
+)
+from flatten_det.engine.config import (  # noqa: E402
+    enable_amp,
+    enable_auto_scale_lr,
+    load_config,
+    resume_from,
+)
+from flatten_det.engine.train import train  # noqa: E402
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description="Train a detector or a segmentor.")
+    parser.add_argument("config", help="config file")
+    parser.add_argument(
+        "--work-dir", help="folder for checkpoints and logs (default: ./work_dirs/<config name>)"
+    )
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="CHECKPOINT",
+        help="continue a run, from the last checkpoint in the work dir or from the given one",
+    )
+    parser.add_argument(
+        "--amp", action="store_true", help="mixed precision (fp16 on CUDA, bf16 on CPU)"
+    )
+    parser.add_argument(
+        "--auto-scale-lr",
+        action="store_true",
+        help="scale the learning rate with the total batch size",
+    )
+    add_common_options(parser)
+    add_launcher_options(parser)
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Apply the options to the config and train."""
+    set_local_rank(args)
+    cfg = load_config(args.config, args.cfg_options, args.work_dir)
+    cfg.launcher = args.launcher
+    if args.amp:
+        enable_amp(cfg)
+    if args.auto_scale_lr:
+        enable_auto_scale_lr(cfg)
+    if args.resume:
+        resume_from(cfg, args.resume)
+    train(cfg)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the tool; returns the exit code."""
+    args = parse_args(argv)
+    return run_tool(lambda: run(args), args.debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
