@@ -1,0 +1,18 @@
+"""Fixtures for the whole suite. Data folders are shared: copy one before changing it."""
+
+from pathlib import Path
+
+import pytest
+from fixtures import make_ade20k_folder, make_coco_folder
+
+
+@pytest.fixture(scope="session")
+def coco_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny data set in COCO's layout, to be read only."""
+    return make_coco_folder(tmp_path_factory.mktemp("data") / "coco")
+
+
+@pytest.fixture(scope="session")
+def ade20k_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny data set in ADE20K's layout, to be read only."""
+    return make_ade20k_folder(tmp_path_factory.mktemp("data") / "ADEChallengeData2016")
