@@ -6,22 +6,53 @@ functions below with the extension's argument conventions: results go into tenso
 allocated, and gradients are added to what the caller's tensors hold.
 """
 
+from .bbox import bbox_overlaps
+from .carafe import carafe_backward, carafe_forward, carafe_naive_backward, carafe_naive_forward
+from .deform_conv import (
+    deform_conv_backward_input,
+    deform_conv_backward_parameters,
+    deform_conv_forward,
+    modulated_deform_conv_backward,
+    modulated_deform_conv_forward,
+)
 from .focal_loss import (
     sigmoid_focal_loss_backward,
     sigmoid_focal_loss_forward,
     softmax_focal_loss_backward,
     softmax_focal_loss_forward,
 )
+from .masked_conv import masked_col2im_forward, masked_im2col_forward
+from .multi_scale_deform_attn import ms_deform_attn_backward, ms_deform_attn_forward
 from .nms import nms, nms_match, softnms
-from .roi import roi_align_backward, roi_align_forward
+from .psa_mask import psamask_backward, psamask_forward
+from .roi_align import roi_align_backward, roi_align_forward
+from .roi_pool import roi_pool_backward, roi_pool_forward
 
 __all__ = [
+    "bbox_overlaps",
+    "carafe_backward",
+    "carafe_forward",
+    "carafe_naive_backward",
+    "carafe_naive_forward",
+    "deform_conv_backward_input",
+    "deform_conv_backward_parameters",
+    "deform_conv_forward",
     "get_compiler_version",
     "get_compiling_cuda_version",
+    "masked_col2im_forward",
+    "masked_im2col_forward",
+    "modulated_deform_conv_backward",
+    "modulated_deform_conv_forward",
+    "ms_deform_attn_backward",
+    "ms_deform_attn_forward",
     "nms",
     "nms_match",
+    "psamask_backward",
+    "psamask_forward",
     "roi_align_backward",
     "roi_align_forward",
+    "roi_pool_backward",
+    "roi_pool_forward",
     "sigmoid_focal_loss_backward",
     "sigmoid_focal_loss_forward",
     "softmax_focal_loss_backward",

@@ -1,11 +1,12 @@
 """Sigmoid and softmax focal loss (Lin et al., 2017).
 
-``weight`` is (C,), one factor per target class, or empty for none. The sums are done in float32 at
-least and rounded once, into the caller's tensor.
+``weight`` is (C,), one factor per target class, or empty for none.
 """
 
 import torch
 import torch.nn.functional as F
+
+from .precision import at_least_float32
 
 
 def sigmoid_focal_loss_forward(input, target, weight, output, gamma, alpha):
@@ -19,7 +20,7 @@ def sigmoid_focal_loss_forward(input, target, weight, output, gamma, alpha):
         gamma: focusing parameter.
         alpha: weight of the positive pairs; the negative ones have 1 - alpha.
     """
-    x = _at_least_float32(input)
+    x = at_least_float32(input)
     p = x.sigmoid()
     positive = -alpha * (1 - p).pow(gamma) * F.logsigmoid(x)
     negative = -(1 - alpha) * p.pow(gamma) * F.logsigmoid(-x)
@@ -29,7 +30,7 @@ def sigmoid_focal_loss_forward(input, target, weight, output, gamma, alpha):
 
 def sigmoid_focal_loss_backward(input, target, weight, grad_input, gamma, alpha):
     """Write the derivative of every loss with respect to its logit to ``grad_input`` (N, C)."""
-    x = _at_least_float32(input)
+    x = at_least_float32(input)
     p = x.sigmoid()
     q = 1 - p
     positive = -alpha * q.pow(gamma) * (q - gamma * p * F.logsigmoid(x))
@@ -49,7 +50,7 @@ def softmax_focal_loss_forward(softmax, target, weight, output, gamma, alpha):
         gamma: focusing parameter.
         alpha: factor of the whole loss.
     """
-    softmax = _at_least_float32(softmax)
+    softmax = at_least_float32(softmax)
     p = _target_probability(softmax, target)
     loss = -alpha * (1 - p).pow(gamma) * _log(p)
     output.copy_(loss.mul_(_sample_weight(weight, target, softmax)).masked_fill_(target < 0, 0))
@@ -58,7 +59,7 @@ def softmax_focal_loss_forward(softmax, target, weight, output, gamma, alpha):
 def softmax_focal_loss_backward(softmax, target, weight, buff, grad_input, gamma, alpha):
     """Write the derivative with respect to the logits to ``grad_input`` (N, C); ``buff`` (N,) takes
     the factor that a sample's row shares."""
-    softmax = _at_least_float32(softmax)
+    softmax = at_least_float32(softmax)
     p = _target_probability(softmax, target)
     q = 1 - p
     # (1 - p)^(gamma - 1) is infinite at p = 1 for gamma < 1, where log(p) = 0 cancels it.
@@ -68,10 +69,6 @@ def softmax_focal_loss_backward(softmax, target, weight, buff, grad_input, gamma
     buff.copy_(factor)
     one_hot = _is_target(softmax, target).to(softmax.dtype)
     grad_input.copy_(factor.unsqueeze(1) * (one_hot - softmax))
-
-
-def _at_least_float32(x):
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _log(p):

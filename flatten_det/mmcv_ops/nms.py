@@ -6,21 +6,23 @@ Boxes are (N, 4) ``x1, y1, x2, y2``; widths and heights are ``x2 - x1 + offset``
 import torch
 import torchvision
 
+from .bbox import IOU, overlaps
+from .precision import at_least_float32
+
 
 def nms(boxes, scores, iou_threshold, offset):
     """Return the indices (K,) of the kept boxes, best score first.
 
     A box goes when its IoU with a kept, better box is above ``iou_threshold``.
     """
-    dtype = torch.promote_types(boxes.dtype, torch.float32)
-    boxes = boxes.to(dtype)
+    boxes = at_least_float32(boxes)
     if offset:
         boxes = torch.cat([boxes[:, :2], boxes[:, 2:] + offset], dim=1)
-    return torchvision.ops.nms(boxes, scores.to(dtype), iou_threshold)
+    return torchvision.ops.nms(boxes, scores.to(boxes.dtype), iou_threshold)
 
 
 def softnms(boxes, scores, dets, iou_threshold, sigma, min_score, method, offset):
-    """Soft-NMS (Bodla et al., 2017): lower the scores of overlapping boxes instead of dropping them.
+    """Soft-NMS (Bodla et al., 2017): lower the scores of overlapping boxes, drop no box at once.
 
     Args:
         boxes: (N, 4).
@@ -44,7 +46,7 @@ def softnms(boxes, scores, dets, iou_threshold, sigma, min_score, method, offset
         dets[len(kept), 4] = scores[top]
         kept.append(kept_ind)
 
-        iou = _iou_with(box, boxes, offset)
+        iou = overlaps(box, boxes, IOU, offset)
         if method == 2:
             scores = scores * torch.exp(-iou.square() / sigma)
         else:
@@ -64,18 +66,8 @@ def nms_match(dets, iou_threshold):
     boxes = boxes[inds]
     groups = []
     while inds.numel():
-        matched = _iou_with(boxes[0], boxes, offset=0) >= iou_threshold
+        matched = overlaps(boxes[0], boxes, IOU, offset=0) >= iou_threshold
         matched[0] = True
         groups.append(inds[matched].tolist())
         boxes, inds = boxes[~matched], inds[~matched]
     return groups
-
-
-def _iou_with(box, boxes, offset):
-    """IoU (N,) of one box (4,) with boxes (N, 4); 0 for two boxes without area."""
-    size = (boxes[:, 2:] - boxes[:, :2] + offset).clamp(min=0)
-    box_area = (box[2:] - box[:2] + offset).clamp(min=0).prod()
-    overlap = torch.minimum(box[2:], boxes[:, 2:]) - torch.maximum(box[:2], boxes[:, :2]) + offset
-    inter = overlap.clamp(min=0).prod(1)
-    union = box_area + size.prod(1) - inter
-    return inter / union.clamp(min=torch.finfo(union.dtype).tiny)
