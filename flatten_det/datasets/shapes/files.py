@@ -126,9 +126,8 @@ def _read_manifest(root: Path) -> dict | None:
         manifest = json.loads((root / MANIFEST).read_text())
     except (OSError, ValueError):
         return None
-    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
-        return None
-    return manifest
+    is_known = isinstance(manifest, dict) and manifest.get("format") == _FORMAT
+    return manifest if is_known and manifest.keys() >= {"options", "files"} else None
 
 
 def _is_complete(root: Path, manifest: dict) -> bool:
@@ -141,7 +140,7 @@ def _files(root: Path) -> Iterator[tuple[str, int]]:
     for folder, _, names in os.walk(root):
         for name in names:
             path = os.path.join(folder, name)
-            yield Path(os.path.relpath(path, root)).as_posix(), os.stat(path).st_size
+            yield Path(os.path.relpath(path, root)).as_posix(), os.lstat(path).st_size
 
 
 def _check_replaceable(root: Path, found: dict | None, options: ShapesOptions) -> None:
@@ -158,25 +157,36 @@ def _check_replaceable(root: Path, found: dict | None, options: ShapesOptions) -
             f"'{(foreign or names)[0]}', and is left alone: name another folder for Shapes, or "
             "empty this one"
         )
-    if found is None or found["options"] == options.as_dict():
-        print_log(f"Shapes in '{root}' is damaged or of another version: rendered anew", "current")
+    if found is None:
+        reason = "is damaged or of another version"
+    elif found["options"] == options.as_dict():
+        # Whoever reads the folder meanwhile gets the same files back.
+        print_log(f"Shapes in '{root}' is damaged: rendered anew", "current")
         return
-    changes = ", ".join(
-        f"{name} {found['options'].get(name)} -> {value}"
-        for name, value in options.as_dict().items()
-        if found["options"].get(name) != value
-    )
-    with open(root / MANIFEST) as manifest:
+    else:
+        changes = [
+            f"{name} {found['options'].get(name)} instead of {value}"
+            for name, value in options.as_dict().items()
+            if found["options"].get(name) != value
+        ]
+        reason = f"has other options ({', '.join(changes)})"
+    if _is_in_use(root):
+        raise RuntimeError(
+            f"Shapes in '{root}' {reason}, but is in use by a running process: give all data sets "
+            "on this folder the same options, or name another data_root"
+        )
+    print_log(f"Shapes in '{root}' {reason}: rendered anew", "current")
+
+
+def _is_in_use(root: Path) -> bool:
+    with open(root / MANIFEST, "r+") as manifest:
         try:
             _flock(manifest, "LOCK_EX", "LOCK_NB")
         except BlockingIOError:
-            raise RuntimeError(
-                f"Shapes in '{root}' is in use with other options ({changes}): give all data sets "
-                "of a run the same options, or another data_root"
-            ) from None
+            return True
         except OSError:  # A file system without locks.
             pass
-    print_log(f"Shapes in '{root}' has other options ({changes}): rendered anew", "current")
+    return False
 
 
 def _render_folder(root: Path, options: ShapesOptions, workers: int) -> None:
@@ -225,7 +235,7 @@ def _write_image(root: Path, options: ShapesOptions, split: str, index: int) -> 
     )
     (root / image_folder(split) / f"{index:06}.jpg").write_bytes(jpeg)
     classes = np.concatenate([drawn.labels + 1, [0]]).astype(np.uint8)  # Owner -1 is the last.
-    semantic = Image.fromarray(classes[drawn.owner], mode="P")
+    semantic = Image.fromarray(classes[drawn.owner])
     semantic.putpalette(np.array([(0, 0, 0), *PALETTE], np.uint8).tobytes())
     semantic.save(root / semantic_folder(split) / f"{index:06}.png")
     return _instances(drawn)

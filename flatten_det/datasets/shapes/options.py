@@ -22,6 +22,8 @@ _NUM_IMAGES = {"train": 1500, "val": 200}
 class ShapesOptions:
     """Options of the rendering; equal options give equal files.
 
+    Sizes and counts are normalised: ``image_size`` is a pair afterwards, ``num_images`` complete.
+
     Args:
         image_size: ``(height, width)`` in pixels, or one number for both.
         num_images: Images per split, such as ``dict(train=1500, val=200)``; a split that is not
@@ -49,20 +51,22 @@ class ShapesOptions:
     def __post_init__(self):
         size = self.image_size
         size = (size, size) if isinstance(size, Integral) else size
-        normalised = {
-            "image_size": _pair("image_size", size, Integral, least=16),
-            "num_images": _num_images(self.num_images),
-            "object_size": _pair("object_size", self.object_size, Real, least=4, ascending=True),
-            "objects_per_image": _pair(
-                "objects_per_image", self.objects_per_image, Integral, least=0, ascending=True
-            ),
-        }
-        for name, value in normalised.items():
-            object.__setattr__(self, name, value)
         if not _is_number(self.seed, Integral) or self.seed < 0:
             raise ValueError(f"seed must be a non-negative integer, got {self.seed!r}")
         if not _is_number(self.min_visible, Real) or not 0 < self.min_visible <= 1:
             raise ValueError(f"min_visible must lie in (0, 1], got {self.min_visible!r}")
+        normalised = {
+            "image_size": _pair("image_size", size, Integral, least=16),
+            "num_images": _num_images(self.num_images),
+            "seed": int(self.seed),
+            "object_size": _pair("object_size", self.object_size, Real, least=4, ascending=True),
+            "objects_per_image": _pair(
+                "objects_per_image", self.objects_per_image, Integral, least=0, ascending=True
+            ),
+            "min_visible": float(self.min_visible),
+        }
+        for name, value in normalised.items():
+            object.__setattr__(self, name, value)
         if self.objects_per_image[1] < 1:
             raise ValueError("objects_per_image allows no objects at all: its maximum must be >= 1")
         if self.object_size[1] > min(self.image_size):

@@ -64,8 +64,9 @@ def render(options: ShapesOptions, split: str, index: int) -> ShapesImage:
         labels.append(label)
         areas = np.append(areas, mask.sum())
         visible = np.append(left, mask.sum())
-    canvas += rng.normal(0, rng.uniform(1, 6), canvas.shape).astype(np.float32)
-    image = np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
+    grain = rng.standard_normal(canvas.shape, np.float32)
+    canvas += np.float32(rng.uniform(1, 6)) * grain
+    image = np.clip(canvas, 0, 255).astype(np.uint8)
     return ShapesImage(image, np.array(labels, np.int64), owner)
 
 
@@ -132,7 +133,7 @@ def _surroundings(canvas: np.ndarray, window: tuple[slice, slice], alpha: np.nda
 
 
 def _contrasting_colour(rng: np.random.Generator, surroundings: np.ndarray) -> np.ndarray:
-    """Draw colours until one differs enough from nine tenths of the surroundings.
+    """Draw colours until one differs enough from nearly all of the surroundings.
 
     Returns:
         RGB, shape (3,); the best one of the tries if none is good enough.
@@ -140,7 +141,7 @@ def _contrasting_colour(rng: np.random.Generator, surroundings: np.ndarray) -> n
     candidates = rng.uniform(20, 235, (_COLOUR_TRIES, 3)).astype(np.float32)
     sample = surroundings[:: len(surroundings) // 128 + 1]
     difference = np.linalg.norm(_lab(candidates)[:, None] - _lab(sample)[None], axis=2)
-    contrast = np.quantile(difference, 0.1, axis=1)
+    contrast = np.quantile(difference, 0.05, axis=1)
     good = np.flatnonzero(contrast >= _MIN_CONTRAST)
     return candidates[good[0] if len(good) else contrast.argmax()]
 
