@@ -2,24 +2,23 @@
 
 import argparse
 import sys
-import warnings
 
-# mmdet warns at import about an optional metric that none of our configs uses.
-warnings.filterwarnings("ignore", message="faster_coco_eval is not installed")
+import _quiet  # noqa: F401
 
-from flatten_det.engine.cli import (  # noqa: E402
+from flatten_det.engine.cli import (
     add_common_options,
     add_launcher_options,
     run_tool,
     set_local_rank,
+    use_matplotlib_without_display,
 )
-from flatten_det.engine.config import (  # noqa: E402
+from flatten_det.engine.config import (
     enable_amp,
     enable_auto_scale_lr,
     load_config,
     resume_from,
 )
-from flatten_det.engine.train import train  # noqa: E402
+from flatten_det.engine.train import train
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -52,6 +51,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     """Apply the options to the config and train."""
     set_local_rank(args)
+    use_matplotlib_without_display()
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
     cfg.launcher = args.launcher
     if args.amp:

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+import matplotlib
 from mmengine.config import DictAction
 
 from .errors import explain
@@ -36,7 +37,7 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action=CfgOptions,
         metavar="KEY=VALUE",
-        help='override config fields, e.g. train_cfg.max_epochs=3 model.neck.type=FPN '
+        help="override config fields, e.g. train_cfg.max_epochs=3 model.neck.type=FPN "
         'img_scale="(512,512)"',
     )
     parser.add_argument(
@@ -52,14 +53,17 @@ def add_launcher_options(parser: argparse.ArgumentParser) -> None:
         default="none",
         help="job launcher of a distributed run",
     )
-    parser.add_argument(
-        "--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS
-    )
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
 
 
 def set_local_rank(args: argparse.Namespace) -> None:
     """Give the rank that ``torch.distributed.launch`` passes as an option to mmengine."""
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+
+
+def use_matplotlib_without_display() -> None:
+    """Draw into files only, so that neither a display nor a window system is needed."""
+    matplotlib.use("Agg")
 
 
 def run_tool(work: Callable[[], Any], debug: bool = False) -> int:

@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
+from .checkpoint import check_checkpoint
 from .errors import UserError
 
 
@@ -32,8 +33,9 @@ def load_config(
         cfg = Config.fromfile(path)
     except Exception as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"config file {path} cannot be read: {type(error).__name__}: {reason}") \
-            from error
+        raise UserError(
+            f"config file {path} cannot be read: {type(error).__name__}: {reason}"
+        ) from error
     if cfg_options:
         try:
             cfg.merge_from_dict(cfg_options)
@@ -84,12 +86,11 @@ def resume_from(cfg: Config, checkpoint: str) -> None:
     """Continue a run: from ``checkpoint``, or for ``"auto"`` from the last one in the work dir.
 
     Raises:
-        UserError: There is no such checkpoint.
+        UserError: There is no such checkpoint, or it cannot be read.
     """
     if checkpoint == "auto":
         checkpoint = _last_checkpoint(cfg.work_dir)
-    if "://" not in checkpoint and not Path(checkpoint).is_file():
-        raise UserError(f"checkpoint {checkpoint} to resume from not found: check --resume")
+    check_checkpoint(checkpoint)
     cfg.resume = True
     cfg.load_from = checkpoint
 
@@ -103,6 +104,14 @@ def _last_checkpoint(work_dir: str) -> str:
     recorded = Path(find_latest_checkpoint(work_dir))
     # The record is an absolute path, which a moved or copied work dir outlives.
     return str(recorded if recorded.is_file() else Path(work_dir, recorded.name))
+
+
+def tested_dataset(cfg: Config) -> ConfigDict:
+    """The config of the data set that is tested on, inside wrappers like ``ConcatDataset``."""
+    dataset = cfg.test_dataloader.dataset
+    while "pipeline" not in dataset:
+        dataset = dataset["dataset"] if "dataset" in dataset else dataset["datasets"][0]
+    return dataset
 
 
 def build_runner(cfg: Config) -> Runner:

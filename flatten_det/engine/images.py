@@ -13,6 +13,10 @@ from PIL import Image, UnidentifiedImageError
 from .errors import UserError
 
 
+class ImageError(UserError):
+    """An image or label map that is missing or cannot be decoded."""
+
+
 def image_error(path: str | Path) -> str | None:
     """Say in one line why an image or label map cannot be decoded; None if it can."""
     path = Path(path)
@@ -41,7 +45,7 @@ class CheckedPipeline(Compose):
         """Run the transforms.
 
         Raises:
-            UserError: The failure comes with an image or label map that cannot be decoded.
+            ImageError: The failure comes with an image or label map that cannot be decoded.
         """
         # The transforms may replace these, or, with mosaics, hand on another sample's.
         paths = [data[key] for key in ("img_path", "seg_map_path") if data.get(key)]
@@ -51,7 +55,7 @@ class CheckedPipeline(Compose):
             for path in paths:
                 reason = "://" not in str(path) and image_error(path)
                 if reason:
-                    raise UserError(reason) from error
+                    raise ImageError(reason) from error
             raise
 
 

@@ -1,0 +1,74 @@
+"""Draw predictions into the images, with the visualizers of mmdet and mmseg."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import mmcv
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from mmengine.structures import BaseDataElement
+from mmengine.visualization import Visualizer
+
+from .naming import output_names
+
+
+def draw_prediction(
+    visualizer: Visualizer,
+    sample: BaseDataElement,
+    out_file: str | Path | None,
+    score_thr: float,
+    **options,
+) -> None:
+    """Draw a detector's or a segmentor's prediction into its image.
+
+    Args:
+        visualizer: ``DetLocalVisualizer`` or ``SegLocalVisualizer``, with its ``dataset_meta``.
+        sample: A prediction that knows its ``img_path``.
+        out_file: Picture to write, if any.
+        score_thr: Detections below it are not drawn.
+        **options: Passed to the visualizer's ``add_datasample``.
+    """
+    if "pred_instances" in sample:
+        options["pred_score_thr"] = score_thr
+    visualizer.add_datasample(
+        Path(sample.img_path).name,
+        mmcv.imread(sample.img_path, channel_order="rgb"),
+        data_sample=sample,
+        out_file=None if out_file is None else str(out_file),
+        **options,
+    )
+
+
+class DrawPredictionsHook(Hook):
+    """Draws every tested image, predictions beside ground truth where there is one.
+
+    Args:
+        out_dir: Folder for the pictures, if any; it gets the data set's subfolders.
+        show: Open a window for each picture.
+        wait_time: Seconds for which a window stays open; 0 waits for a key.
+        score_thr: Detections below it are not drawn.
+    """
+
+    def __init__(
+        self, out_dir: str | None, show: bool, wait_time: float, score_thr: float = 0.3
+    ) -> None:
+        self._out_dir = out_dir
+        self._options = {"show": show, "wait_time": wait_time}
+        self._score_thr = score_thr
+
+    def before_test(self, runner: Runner) -> None:
+        """Choose the file names."""
+        dataset = runner.test_dataloader.dataset
+        self._names = output_names(
+            dataset.get_data_info(index)["img_path"] for index in range(len(dataset))
+        )
+
+    def after_test_iter(
+        self, runner: Runner, batch_idx: int, data_batch, outputs: Sequence[BaseDataElement]
+    ) -> None:
+        """Draw one batch."""
+        for sample in outputs:
+            out_file = None
+            if self._out_dir is not None:
+                out_file = Path(self._out_dir, f"{self._names[sample.img_path]}.jpg")
+            draw_prediction(runner.visualizer, sample, out_file, self._score_thr, **self._options)

@@ -1,0 +1,63 @@
+"""Test a detector or a segmentor: ``tools/test.py CONFIG CHECKPOINT``."""
+
+import argparse
+import sys
+
+import _quiet  # noqa: F401
+
+from flatten_det.engine.cli import (
+    add_common_options,
+    add_launcher_options,
+    run_tool,
+    set_local_rank,
+    use_matplotlib_without_display,
+)
+from flatten_det.engine.config import load_config
+from flatten_det.engine.evaluate import evaluate
+from flatten_det.engine.tta import enable_tta
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description="Test a detector or a segmentor.")
+    parser.add_argument("config", help="config file")
+    parser.add_argument("checkpoint", help="checkpoint file")
+    parser.add_argument(
+        "--work-dir", help="folder for logs and metrics (default: ./work_dirs/<config name>)"
+    )
+    parser.add_argument(
+        "--out",
+        help="write raw predictions: detection, to this .pkl file; segmentation, label maps "
+        "(PNG) to this folder",
+    )
+    parser.add_argument("--show-dir", help="write drawn pictures to this folder")
+    parser.add_argument("--show", action="store_true", help="show drawn pictures in a window")
+    parser.add_argument(
+        "--wait-time", type=float, default=2, help="seconds that a window stays (default: 2)"
+    )
+    parser.add_argument("--tta", action="store_true", help="test-time augmentation")
+    add_common_options(parser)
+    add_launcher_options(parser)
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Apply the options to the config and test."""
+    set_local_rank(args)
+    if not args.show:
+        use_matplotlib_without_display()
+    cfg = load_config(args.config, args.cfg_options, args.work_dir)
+    cfg.launcher = args.launcher
+    if args.tta:
+        enable_tta(cfg)
+    evaluate(cfg, args.checkpoint, args.out, args.show_dir, args.show, args.wait_time)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the tool; returns the exit code."""
+    args = parse_args(argv)
+    return run_tool(lambda: run(args), args.debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
