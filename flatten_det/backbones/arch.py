@@ -88,13 +88,20 @@ def check_frozen_stages(frozen_stages: int) -> int:
     return frozen_stages
 
 
-def stage_slices(values: Sequence[Any], depths: Sequence[int]) -> list[list[Any]]:
-    """Split one value a block into one list a stage."""
-    slices, start = [], 0
-    for depth in depths:
-        slices.append(list(values[start : start + depth]))
-        start += depth
-    return slices
+def drop_path_rates(drop_path_rate: float, depths: Sequence[int]) -> list[list[float]]:
+    """One rate a block, one list a stage, growing linearly from 0 to ``drop_path_rate``.
+
+    Raises:
+        ValueError: if the rate is not in [0, 1).
+    """
+    if not 0 <= drop_path_rate < 1:
+        raise ValueError(f"drop_path_rate must lie in [0, 1); got {drop_path_rate!r}")
+    step = drop_path_rate / max(sum(depths) - 1, 1)
+    starts = [sum(depths[:stage]) for stage in range(len(depths))]
+    return [
+        [step * (start + i) for i in range(depth)]
+        for start, depth in zip(starts, depths, strict=True)
+    ]
 
 
 def map_sizes(img_size: int | Sequence[int]) -> list[tuple[int, int]]:

@@ -12,9 +12,9 @@ from .arch import (
     check_attn_types,
     check_frozen_stages,
     check_out_indices,
+    drop_path_rates,
     map_sizes,
     resolve_arch,
-    stage_slices,
 )
 from .base import DenseBackbone
 from .block import TransformerBlock
@@ -96,8 +96,7 @@ class FLattenPVT(DenseBackbone):
         self.num_stages = self.out_indices[-1] + 1
         self.feature_dims = fields["embed_dims"][: self.num_stages]
         self.grid_sizes = map_sizes(pretrain_img_size)
-        depths = fields["depths"]
-        drop_paths = torch.linspace(0, drop_path_rate, sum(depths)).tolist()
+        drop_paths = drop_path_rates(drop_path_rate, fields["depths"])
 
         def attention(stage: int) -> nn.Module:
             dim, heads = fields["embed_dims"][stage], fields["num_heads"][stage]
@@ -114,7 +113,7 @@ class FLattenPVT(DenseBackbone):
                 kernel_size=kernel_size,
             )
 
-        for stage, rates in enumerate(stage_slices(drop_paths, depths)[: self.num_stages]):
+        for stage, rates in enumerate(drop_paths[: self.num_stages]):
             dim = fields["embed_dims"][stage]
             channels = in_channels if stage == 0 else fields["embed_dims"][stage - 1]
             blocks = [

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
-import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
@@ -13,9 +12,9 @@ from .arch import (
     check_attn_types,
     check_frozen_stages,
     check_out_indices,
+    drop_path_rates,
     map_sizes,
     resolve_arch,
-    stage_slices,
 )
 from .base import DenseBackbone
 from .block import TransformerBlock
@@ -130,8 +129,7 @@ class FLattenSwin(DenseBackbone):
         self.num_stages = self.out_indices[-1] + 1
         self.feature_dims = tuple(fields["embed_dims"] * 2**i for i in range(self.num_stages))
         grid_sizes = map_sizes(pretrain_img_size)
-        depths = fields["depths"]
-        drop_paths = torch.linspace(0, drop_path_rate, sum(depths)).tolist()
+        drop_paths = drop_path_rates(drop_path_rate, fields["depths"])
 
         def attention(stage: int, index: int) -> nn.Module:
             dim, heads = self.feature_dims[stage], fields["num_heads"][stage]
@@ -150,7 +148,7 @@ class FLattenSwin(DenseBackbone):
 
         self.patch_embed = PatchEmbed(in_channels, self.feature_dims[0], patch_size=4)
         self.layers = nn.ModuleList()
-        for stage, rates in enumerate(stage_slices(drop_paths, depths)[: self.num_stages]):
+        for stage, rates in enumerate(drop_paths[: self.num_stages]):
             dim = self.feature_dims[stage]
             blocks = [
                 TransformerBlock(

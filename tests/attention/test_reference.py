@@ -1,0 +1,138 @@
+"""The reference against the definition: explicit N x N attention, loop by loop, in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from flatten_det.attention import focused_linear_attention, focused_map
+from flatten_det.attention.reference import depthwise_values
+
+torch.manual_seed(0)
+
+
+def explicit_attention(q, k, v, num_heads, positions, scale, p, eps):
+    """Rows of the attention matrix one by one, as Eq. 3 and Eq. 5 write them."""
+
+    def phi(x):
+        x = (x.clamp_min(0) + eps) / torch.log1p(torch.exp(scale))
+        return x.norm(dim=-1, keepdim=True) * x**p / (x**p).norm(dim=-1, keepdim=True)
+
+    q, k = phi(q), phi(k + positions)
+    out = torch.zeros_like(q)
+    d = q.shape[-1] // num_heads
+    for b in range(q.shape[0]):
+        for h in range(num_heads):
+            channels = slice(h * d, (h + 1) * d)
+            for i in range(q.shape[1]):
+                weights = k[b, :, channels] @ q[b, i, channels]
+                weights = weights / (weights.sum() + eps * k.shape[1])
+                out[b, i, channels] = weights @ v[b, :, channels]
+    return out
+
+
+def explicit_depthwise(v, weight, bias, num_heads, hw_shape):
+    """The convolution pixel by pixel."""
+    B, _, C = v.shape
+    H, W = hw_shape
+    K = weight.shape[-1]
+    image = F.pad(v.view(B, H, W, C), (0, 0, K // 2, K // 2, K // 2, K // 2))
+    kernel = weight[:, 0].repeat(num_heads, 1, 1).permute(1, 2, 0)  # [K, K, C]
+    out = torch.zeros(B, H, W, C, dtype=v.dtype)
+    for y in range(H):
+        for x in range(W):
+            out[:, y, x] = (image[:, y : y + K, x : x + K] * kernel).sum((1, 2))
+    return out.view(B, H * W, C) + bias.repeat(num_heads)
+
+
+def random_inputs(hw_shape, num_heads, d, B=2, K=5):
+    N, C = hw_shape[0] * hw_shape[1], num_heads * d
+    shapes = {
+        "q": (B, N, C),
+        "k": (B, N, C),
+        "v": (B, N, C),
+        "positions": (1, N, C),
+        "scale": (1, 1, C),
+        "dwc_weight": (d, 1, K, K),
+        "dwc_bias": (d,),
+    }
+    return {
+        name: torch.randn(shape, dtype=torch.float64, requires_grad=True)
+        for name, shape in shapes.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("hw_shape", "num_heads", "d", "p", "K"),
+    [((3, 5), 1, 8, 3, 5), ((1, 1), 2, 4, 3, 5), ((7, 4), 3, 4, 2, 3), ((2, 9), 2, 16, 4, 7)],
+)
+def test_values_and_gradients_equal_the_explicit_matrix(hw_shape, num_heads, d, p, K):
+    inputs = random_inputs(hw_shape, num_heads, d, K=K)
+    out = focused_linear_attention(
+        **inputs, num_heads=num_heads, hw_shape=hw_shape, focusing_factor=p
+    )
+    q, k, v, positions, scale, weight, bias = inputs.values()
+    expected = explicit_attention(q, k, v, num_heads, positions, scale, p, eps=1e-6)
+    expected = expected + explicit_depthwise(v, weight, bias, num_heads, hw_shape)
+    torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-12)
+
+    grad = torch.randn_like(out)
+    ours = torch.autograd.grad(out, list(inputs.values()), grad)
+    theirs = torch.autograd.grad(expected, list(inputs.values()), grad)
+    for name, a, b in zip(inputs, ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("p", [1, 2, 3, 4, 8])
+def test_focused_map_keeps_the_norm_and_the_zero_row(p):
+    x = torch.rand(50, 16, dtype=torch.float64)
+    torch.testing.assert_close(focused_map(x, p).norm(dim=-1), x.norm(dim=-1))
+    assert focused_map(torch.zeros(2, 4), p).eq(0).all()
+    if p == 1:
+        torch.testing.assert_close(focused_map(x, 1), x)
+
+
+def test_focused_map_sharpens():
+    """Proposition 1: for some p, rows with the same largest entry approach, others part."""
+    x, same, other = torch.tensor([[0.9, 0.5, 0.3], [0.8, 0.3, 0.6], [0.4, 0.9, 0.5]]).double()
+    fx, f_same, f_other = (focused_map(t, 16) for t in (x, same, other))
+    assert fx @ f_same > x @ same
+    assert fx @ f_other < x @ other
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("factor", [1e-4, 1e-2, 1.0, 1e2, 1e3])
+def test_finite_and_close_in_every_precision(dtype, factor):
+    """The original is NaN in float16 from x10 on, and for rows without a positive entry."""
+    inputs = {k: t.detach() for k, t in random_inputs((6, 5), num_heads=2, d=8).items()}
+    for name in ("q", "k", "v"):
+        inputs[name] = (inputs[name] * factor).to(dtype)
+    inputs["q"][0, 3] = -factor
+    inputs["k"][1] = -factor
+    inputs["v"][1, 0] = 0
+    exact = focused_linear_attention(
+        **inputs | {name: inputs[name].double() for name in ("q", "k", "v")},
+        num_heads=2,
+        hw_shape=(6, 5),
+    )
+    out = focused_linear_attention(**inputs, num_heads=2, hw_shape=(6, 5))
+    assert out.dtype == dtype
+    tolerance = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype]
+    error = (out.double() - exact).norm() / exact.norm()
+    assert error < tolerance
+
+
+def test_autocast_does_not_reach_the_cubes():
+    inputs = {k: t.detach().float() for k, t in random_inputs((4, 4), 2, 8).items()}
+    inputs["q"] *= 1e3
+    kwargs = dict(num_heads=2, hw_shape=(4, 4))
+    with torch.autocast("cpu", dtype=torch.float16):
+        out = focused_linear_attention(**inputs, **kwargs)
+    torch.testing.assert_close(out, focused_linear_attention(**inputs, **kwargs))
+
+
+def test_fewer_values_than_queries_are_resized_along_the_token_axis():
+    v = torch.arange(4.0).view(1, 4, 1)
+    identity = torch.ones(1, 1, 1, 1)
+    out = depthwise_values(v, identity, None, num_heads=1, hw_shape=(2, 4))
+    expected = F.interpolate(v.view(1, 1, 4), size=8, mode="linear").view(1, 8, 1)
+    torch.testing.assert_close(out, expected)

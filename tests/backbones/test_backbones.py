@@ -1,0 +1,206 @@
+"""Both families: sizes, gradients, freezing, checkpointing, parameter counts, bad arguments."""
+
+import pytest
+import torch
+from mmengine.registry import MODELS
+from torch import nn
+
+import flatten_det  # noqa: F401  registers the backbones
+
+NANO = {
+    "FLattenPVT": dict(embed_dims=(8, 16, 32, 64), num_heads=(1, 2, 4, 8), depths=(1, 1, 2, 1)),
+    "FLattenSwin": dict(embed_dims=8, num_heads=(1, 2, 4, 8), depths=(2, 1, 2, 2)),
+}
+FAMILIES = sorted(NANO)
+SIZES = [(32, 32), (33, 57), (61, 224), (107, 45), (224, 224), (355, 38), (131, 700), (700, 413)]
+
+
+def nano(family: str, **kwargs) -> nn.Module:
+    torch.manual_seed(0)
+    return MODELS.build(dict(type=family, arch=NANO[family]) | kwargs)
+
+
+def expected_shapes(model, batch, height, width):
+    return [
+        (batch, dim, -(-height // stride), -(-width // stride))
+        for dim, stride in zip(model.feature_dims, (4, 8, 16, 32), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("attn_types", ["LLLL", "LLSS", "SSSS"])
+@pytest.mark.parametrize("size", SIZES)
+def test_any_size(family, attn_types, size):
+    model = nano(family, attn_types=tuple(attn_types)).eval()
+    batch = 1 + sum(size) % 3
+    with torch.no_grad():
+        outs = model(torch.randn(batch, 3, *size))
+    assert [tuple(o.shape) for o in outs] == expected_shapes(model, batch, *size)
+    assert all(o.isfinite().all() for o in outs)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_strides_over_a_sweep_of_sizes(family):
+    model = nano(family).eval()
+    with torch.no_grad():
+        for height in range(32, 701, 83):
+            for width in range(32, 701, 101):
+                outs = model(torch.randn(1, 3, height, width))
+                assert [tuple(o.shape) for o in outs] == expected_shapes(model, 1, height, width)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("attn_types", ["LLLL", "LLSS", "SSSS"])
+@pytest.mark.parametrize("size", [(64, 96), (75, 51)])
+def test_every_parameter_receives_a_gradient(family, attn_types, size):
+    model = nano(family, attn_types=tuple(attn_types))
+    for parameter in model.parameters():
+        # Gates that start at zero would hide a missing path.
+        nn.init.normal_(parameter, std=0.1)
+    outs = model(torch.randn(2, 3, *size))
+    sum((o * torch.randn_like(o)).sum() for o in outs).backward()
+    without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not without
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_flow_through_la_windows_and_reduction(family):
+    option = dict(la_window_size=4) if family == "FLattenSwin" else dict(la_sr_ratios=(4, 2, 2, 1))
+    model = nano(family, **option)
+    outs = model(torch.randn(2, 3, 75, 52))
+    assert [tuple(o.shape) for o in outs] == expected_shapes(model, 2, 75, 52)
+    sum(o.square().mean() for o in outs).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("attn_types", ["LLLL", "SSSS"])
+def test_with_cp_is_bit_equal(family, attn_types):
+    """Outputs and gradients, stochastic depth included."""
+    results = []
+    image = torch.randn(2, 3, 64, 96)
+    for with_cp in (False, True):
+        model = nano(family, attn_types=tuple(attn_types), with_cp=with_cp, drop_path_rate=0.3)
+        model.train()
+        torch.manual_seed(1)
+        outs = model(image)
+        sum(o.square().sum() for o in outs).backward()
+        results.append([*outs, *(p.grad for p in model.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("frozen_stages", [-1, 0, 1, 2, 4])
+def test_frozen_stages(family, frozen_stages):
+    model = nano(family, frozen_stages=frozen_stages).train()
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    outs = model(torch.randn(2, 3, 64, 64))
+    if trained:
+        sum((o * torch.randn_like(o)).sum() for o in outs).backward()
+        torch.optim.SGD(trained, lr=1.0).step()
+    changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+
+    def stage_of(name: str) -> int:
+        """1 to 4; 0: patch embedding."""
+        if family == "FLattenPVT":
+            root = name.split(".")[0]
+            return 0 if root in ("patch_embed1", "pos_embed1") else int(root[-1])
+        if name.startswith("patch_embed"):
+            return 0
+        return int(name.split(".")[1]) + 1 if name.startswith("layers") else int(name[4]) + 1
+
+    for name in before:
+        assert (name in changed) == (stage_of(name) > frozen_stages), name
+    # Frozen stages stay in evaluation mode, so that they do not drop paths either.
+    frozen = list(model.train().frozen_modules())
+    assert not any(m.training for f in frozen if isinstance(f, nn.Module) for m in f.modules())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_norm_eval(family):
+    def norms(model):
+        return [m for m in model.modules() if isinstance(m, nn.LayerNorm)]
+
+    model = nano(family, norm_eval=True).train()
+    assert norms(model)
+    assert not any(m.training for m in norms(model))
+    assert model.training
+    assert all(m.training for m in norms(nano(family).train()))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_out_indices(family):
+    everything = nano(family).eval()
+    some = nano(family, out_indices=(0, 2)).eval()
+    assert sum(1 for _ in some.parameters()) < sum(1 for _ in everything.parameters())
+    some.load_state_dict(everything.state_dict(), strict=False)
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        whole, part = everything(image), some(image)
+    assert len(part) == 2
+    assert torch.equal(part[0], whole[0])
+    assert torch.equal(part[1], whole[2])
+
+
+# Millions of parameters of the original classification networks without the head (../shared/design.md),
+# which have a final norm more than the dense PVT and three output norms less than the dense Swin.
+PUBLISHED = {
+    ("FLattenPVT", "tiny"): 11.64,
+    ("FLattenPVT", "small"): 21.16,
+    ("FLattenPVT", "medium"): 36.73,
+    ("FLattenPVT", "large"): 50.14,
+    ("FLattenSwin", "tiny"): 28.42,
+    ("FLattenSwin", "small"): 49.74,
+    ("FLattenSwin", "base"): 87.95,
+}
+
+
+@pytest.mark.parametrize(("family", "arch"), PUBLISHED)
+def test_parameter_counts(family, arch):
+    with torch.device("meta"):
+        model = MODELS.get(family)(arch=arch)
+    count = sum(p.numel() for p in model.parameters())
+    if family == "FLattenPVT":
+        count += 2 * model.feature_dims[3]
+    else:
+        count -= 2 * sum(model.feature_dims[:3])
+    assert count / 1e6 == pytest.approx(PUBLISHED[family, arch], abs=0.006)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_softmax_twin_has_no_linear_attention(family):
+    names = {n.split(".")[-1] for n, _ in nano(family, attn_types="SSSS").named_parameters()}
+    assert "positional_encoding" not in names
+    assert "scale" not in names
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (dict(arch="huge"), "unknown arch 'huge'; choose one of 'tiny'"),
+        (dict(arch=dict(base="nano")), "unknown arch 'nano'"),
+        (dict(arch=dict(depth=(1, 1, 1, 1))), r"unknown arch fields \['depth'\]"),
+        (dict(arch=dict(depths=(1, 1))), "'depths' needs 4 values"),
+        (dict(arch=dict(num_heads=(5, 5, 5, 5))), "cannot be split into 5 heads"),
+        (dict(out_indices=()), "out_indices needs"),
+        (dict(out_indices=(0, 4)), "out_indices needs"),
+        (dict(out_indices=(1, 0)), "out_indices needs"),
+        (dict(attn_types=("L", "L")), "attn_types needs 4 values"),
+        (dict(attn_types=("L", "L", "S", "X")), "attn_types needs 4 values"),
+        (dict(frozen_stages=5), "frozen_stages must be from -1 to 4"),
+        (dict(drop_path_rate=1.0), "drop_path_rate must lie in"),
+    ],
+)
+def test_bad_arguments(family, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        MODELS.get(family)(**kwargs)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_found_from_every_scope(family):
+    from mmdet.registry import MODELS as DETECTION
+    from mmseg.registry import MODELS as SEGMENTATION
+
+    assert MODELS.get(family) is DETECTION.get(family) is SEGMENTATION.get(family)

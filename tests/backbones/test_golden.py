@@ -1,0 +1,37 @@
+"""Parity with the original implementation, through ``init_cfg`` and a file in the official format."""
+
+import numpy as np
+import pytest
+import torch
+from mmengine.registry import MODELS
+
+import flatten_det  # noqa: F401  registers the backbones
+
+TYPES = {"pvt": "FLattenPVT", "swin": "FLattenSwin"}
+
+
+@pytest.mark.parametrize(
+    "name", ["pvt_tiny_224", "pvt_tiny_320x480", "swin_tiny_224", "swin_tiny_448"]
+)
+def test_outputs_equal_the_original(name, golden, tmp_path):
+    reference = golden(name)
+    checkpoint = reference.save(tmp_path / "official.pth")
+    model = MODELS.build(
+        dict(
+            type=TYPES[reference.record["family"]],
+            arch="tiny",
+            pretrain_img_size=reference.record["pretrain_size"],
+            init_cfg=dict(type="Pretrained", checkpoint=str(checkpoint)),
+        )
+    )
+    model.init_weights()
+    model.eval()
+    with torch.no_grad():
+        outs = model(reference.image())
+    assert len(outs) == len(reference.record["stages"])
+    for out, stage in zip(outs, reference.record["stages"], strict=True):
+        assert list(out.shape) == stage["shape"]
+        sampled = out.flatten()[stage["index"]].double().numpy()
+        error = np.abs(sampled - np.array(stage["value"])).max() / stage["absmax"]
+        assert error < 1e-4
+        assert abs(out.std().item() - stage["std"]) < 1e-4 * stage["std"]

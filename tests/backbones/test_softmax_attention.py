@@ -1,0 +1,97 @@
+"""The softmax blocks against direct formulas, and against timm's Swin and mmdet's PVT attention."""
+
+import pytest
+import torch
+from mmdet.models.backbones.pvt import SpatialReductionAttention as MmdetAttention
+from mmdet.models.backbones.swin import ShiftWindowMSA
+from timm.models.swin_transformer import SwinTransformer
+from torch import nn
+
+from flatten_det.backbones import FLattenSwin
+from flatten_det.backbones.softmax_attention import (
+    ShiftedWindowAttention,
+    SpatialReductionAttention,
+)
+
+
+def randomise(module: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return module.eval()
+
+
+@pytest.mark.parametrize("sr_ratio", [1, 2])
+def test_spatial_reduction_attention_equals_mmdets(sr_ratio):
+    ours = randomise(SpatialReductionAttention(16, 2, sr_ratio))
+    theirs = MmdetAttention(16, 2, sr_ratio=sr_ratio, qkv_bias=True, batch_first=True).eval()
+    theirs.attn.in_proj_weight.data = torch.cat([ours.q.weight, ours.kv.weight])
+    theirs.attn.in_proj_bias.data = torch.cat([ours.q.bias, ours.kv.bias])
+    theirs.attn.out_proj.load_state_dict(ours.proj.state_dict())
+    if sr_ratio > 1:
+        theirs.sr.load_state_dict(ours.sr.state_dict())
+        theirs.norm.load_state_dict(ours.norm.state_dict())
+    x = torch.randn(2, 48, 16)
+    expected = theirs(x, (6, 8), identity=torch.zeros_like(x))
+    torch.testing.assert_close(ours(x, (6, 8)), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(224, 224), (224, 448)])
+def test_softmax_swin_equals_timms(size):
+    """A whole Swin of four softmax stages; 224 x 448 ends in a map of 7 x 14."""
+    ours = FLattenSwin(
+        arch=dict(embed_dims=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8)), attn_types="SSSS"
+    )
+    randomise(ours)
+    theirs = SwinTransformer(
+        img_size=size, embed_dim=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8), num_classes=0
+    ).eval()
+    state = {}
+    for name, value in ours.state_dict().items():
+        # timm counts the downsampling to the stage that follows it.
+        if ".downsample." in name:
+            stage = int(name.split(".")[1])
+            name = name.replace(f"layers.{stage}.", f"layers.{stage + 1}.")
+        name = name.replace("norm3.", "norm.")
+        if not name.startswith(("norm0", "norm1", "norm2")) and "bias_index" not in name:
+            state[name] = value
+    missing, unexpected = theirs.load_state_dict(state, strict=False)
+    assert not unexpected
+    assert all("relative_position_index" in m or "attn_mask" in m for m in missing)
+    image = torch.randn(1, 3, *size)
+    with torch.no_grad():
+        expected = theirs.forward_features(image).permute(0, 3, 1, 2)
+        out = ours(image)[-1]
+    torch.testing.assert_close(out, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("shift_size", [0, 2])
+@pytest.mark.parametrize("hw_shape", [(8, 12), (9, 6), (5, 15)])
+def test_shifted_windows_equal_mmdets(shift_size, hw_shape):
+    """Maps that the window does not divide are padded before the shift."""
+    ours = randomise(ShiftedWindowAttention(8, 2, window_size=4, shift_size=shift_size))
+    theirs = ShiftWindowMSA(8, 2, window_size=4, shift_size=shift_size).eval()
+    state = {f"w_msa.{n}": v for n, v in ours.state_dict().items() if n != "bias_index"}
+    theirs.load_state_dict(state, strict=False)
+    # mmdet numbers the rows of its table in another order.
+    size = 2 * 4 - 1
+    bias = ours.relative_position_bias_table[ours.bias_index]
+    index = theirs.w_msa.relative_position_index
+    table = torch.zeros(size * size, 2)
+    table[index.flatten()] = bias.flatten(0, 1)
+    theirs.w_msa.relative_position_bias_table.data = table
+    x = torch.randn(2, hw_shape[0] * hw_shape[1], 8)
+    torch.testing.assert_close(ours(x, hw_shape), theirs(x, hw_shape), rtol=1e-4, atol=1e-5)
+
+
+def test_shift_only_along_axes_that_need_it():
+    """On a map one window high, a shift may only mix neighbours along the width."""
+    layer = randomise(ShiftedWindowAttention(8, 2, window_size=4, shift_size=2))
+    x = torch.randn(1, 4 * 8, 8)
+    out = layer(x, (4, 8))
+    changed = x.view(1, 4, 8, 8).clone()
+    changed[:, 3, 5] += 1  # columns 2 to 5 form the middle window after the shift
+    moved = (layer(changed.view(1, 32, 8), (4, 8)) - out).view(4, 8, 8).abs().amax(-1) > 1e-6
+    assert moved[:, 2:6].all()
+    assert not moved[:, :2].any()
+    assert not moved[:, 6:].any()
