@@ -51,7 +51,8 @@ def _noise(rng, height, width) -> np.ndarray:
         grid = rng.random((int(height / cell) + 2, int(width / cell) + 2), np.float32)
         field += weight * cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC)
         cell, weight = cell / 2, weight * roughness
-    return cv2.normalize(field, None, 0, 1, cv2.NORM_MINMAX)
+    field -= field.min()
+    return field / max(float(field.max()), 1e-6)
 
 
 def _stripes(rng, height, width) -> np.ndarray:
