@@ -1,8 +1,9 @@
 """Let ``import mmcv._ext`` work where mmcv was installed without its compiled extension.
 
-The build copies this file to site-packages as ``_flatten_det_mmcv_ext.py``, next to a ``.pth`` file
-that calls :func:`install` whenever Python starts: ``mmdet`` reaches ``mmcv._ext`` long before a
-config's ``custom_imports`` are read. It therefore stands alone and imports only ``sys``.
+Importing this module puts a finder for ``mmcv._ext`` in place. ``flatten_det`` imports it, and so
+does ``flatten_det_mmcv_ext.pth`` in site-packages whenever Python starts: ``mmdet`` looks for
+``mmcv._ext`` long before a config's ``custom_imports`` are read. It therefore stands outside the
+package and imports nothing but ``sys``.
 """
 
 import sys
@@ -32,8 +33,4 @@ class MMCVExtFinder:
         )
 
 
-def install():
-    """Put the finder last on ``sys.meta_path``; do nothing where it already is."""
-    # Compared by name: the copy in site-packages and the one in flatten_det are two classes.
-    if all(type(finder).__name__ != MMCVExtFinder.__name__ for finder in sys.meta_path):
-        sys.meta_path.append(MMCVExtFinder())
+sys.meta_path.append(MMCVExtFinder)

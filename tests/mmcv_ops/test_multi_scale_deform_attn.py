@@ -1,0 +1,87 @@
+import pytest
+import torch
+from mmcv.ops import MultiScaleDeformableAttention
+from mmcv.ops.multi_scale_deform_attn import (
+    MultiScaleDeformableAttnFunction,
+    multi_scale_deformable_attn_pytorch,
+)
+
+SHAPES = torch.tensor([[6, 5], [3, 4], [1, 2]])
+STARTS = torch.tensor([0, 30, 42])
+
+
+def operands(dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    value = torch.randn(2, 44, 2, 4, generator=generator, dtype=torch.float64)
+    # Some locations lie off the map.
+    locations = torch.rand(2, 7, 2, 3, 5, 2, generator=generator, dtype=torch.float64) * 1.4 - 0.2
+    weights = torch.rand(2, 7, 2, 3, 5, generator=generator, dtype=torch.float64)
+    return [x.to(dtype).requires_grad_() for x in (value, locations, weights)]
+
+
+def attend(value, locations, weights, im2col_step=64):
+    return MultiScaleDeformableAttnFunction.apply(
+        value, SHAPES, STARTS, locations, weights, im2col_step
+    )
+
+
+def loops(value, locations, weights):
+    """Zhu et al. (2021), equation 3, one sample at a time."""
+    output = torch.zeros(2, 7, 2, 4, dtype=torch.float64)
+    for b, q, m, level, p in torch.cartesian_prod(
+        *(torch.arange(n) for n in locations.shape[:5])
+    ).tolist():
+        height, width = SHAPES[level].tolist()
+        x, y = (locations[b, q, m, level, p] * torch.tensor([width, height]) - 0.5).tolist()
+        for row in (int(y // 1), int(y // 1) + 1):
+            for column in (int(x // 1), int(x // 1) + 1):
+                if 0 <= row < height and 0 <= column < width:
+                    key = int(STARTS[level]) + row * width + column
+                    share = (1 - abs(y - row)) * (1 - abs(x - column))
+                    output[b, q, m] += weights[b, q, m, level, p] * share * value[b, key, m]
+    return output.flatten(2)
+
+
+def test_values_are_the_sampled_sum():
+    inputs = [x.detach() for x in operands()]
+    torch.testing.assert_close(attend(*inputs), loops(*inputs))
+
+
+def test_gradients_are_those_of_mmcvs_python_version():
+    inputs = operands()
+    actual = attend(*inputs)
+    expected = multi_scale_deformable_attn_pytorch(inputs[0], SHAPES, *inputs[1:])
+    torch.testing.assert_close(actual, expected)
+    upstream = torch.rand(expected.shape, dtype=torch.float64)
+    torch.testing.assert_close(
+        torch.autograd.grad(actual, inputs, upstream),
+        torch.autograd.grad(expected, inputs, upstream),
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_rounded_once(dtype):
+    half = operands(dtype)
+    single = [x.detach().float().requires_grad_() for x in half]
+    outputs = [attend(*inputs) for inputs in (half, single)]
+    for output in outputs:
+        output.sum().backward()
+    assert torch.equal(outputs[0], outputs[1].to(dtype))
+    assert all(torch.equal(a.grad, b.grad.to(dtype)) for a, b in zip(half, single, strict=True))
+
+
+def test_the_layer_runs_and_learns():
+    layer = MultiScaleDeformableAttention(embed_dims=16, num_heads=2, num_levels=3, num_points=2)
+    layer.init_weights()
+    query = torch.randn(7, 2, 16)
+    value = torch.randn(44, 2, 16)
+    output = layer(
+        query,
+        value=value,
+        reference_points=torch.rand(2, 7, 3, 2),
+        spatial_shapes=SHAPES,
+        level_start_index=STARTS,
+    )
+    output.square().sum().backward()
+    assert output.shape == (7, 2, 16)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in layer.parameters())

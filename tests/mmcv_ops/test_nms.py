@@ -1,0 +1,171 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from mmcv.ops import batched_nms, nms, nms_match, soft_nms
+
+
+def random_boxes(n, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(n, 2, generator=generator) * 60
+    size = torch.rand(n, 2, generator=generator) * 40 + 1
+    # Distinct scores: ties may be kept in any order.
+    scores = (torch.randperm(n, generator=generator) + 1) / (n + 1)
+    return torch.cat([corner, corner + size], dim=1), scores
+
+
+def iou(a, b, offset):
+    width = min(a[2], b[2]) - max(a[0], b[0]) + offset
+    height = min(a[3], b[3]) - max(a[1], b[1]) + offset
+    inter = max(width, 0) * max(height, 0)
+    area_a = (a[2] - a[0] + offset) * (a[3] - a[1] + offset)
+    area_b = (b[2] - b[0] + offset) * (b[3] - b[1] + offset)
+    return inter / (area_a + area_b - inter)
+
+
+def brute_force_groups(boxes, scores, is_match):
+    """Each kept box with the boxes it suppressed, all by falling score."""
+    boxes = boxes.tolist()
+    left = sorted(range(len(boxes)), key=lambda i: -float(scores[i]))
+    groups = []
+    while left:
+        top, rest = left[0], left[1:]
+        matched = [i for i in rest if is_match(boxes[top], boxes[i])]
+        groups.append([top, *matched])
+        left = [i for i in rest if i not in matched]
+    return groups
+
+
+def brute_force_soft_nms(boxes, scores, weight, min_score, offset):
+    boxes, scores = boxes.tolist(), dict(enumerate(scores.tolist()))
+    kept = []
+    while scores:
+        top = max(scores, key=scores.get)
+        kept.append((top, scores.pop(top)))
+        for i in list(scores):
+            scores[i] *= weight(iou(boxes[top], boxes[i], offset))
+            if scores[i] < min_score:
+                del scores[i]
+    return kept
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("threshold", [0.1, 0.5, 0.8])
+def test_nms_keeps_the_boxes_of_a_brute_force_search(threshold, offset):
+    boxes, scores = random_boxes(120)
+    groups = brute_force_groups(boxes, scores, lambda a, b: iou(a, b, offset) > threshold)
+
+    dets, inds = nms(boxes, scores, threshold, offset=offset)
+
+    assert inds.tolist() == [group[0] for group in groups]
+    torch.testing.assert_close(dets, torch.cat([boxes, scores[:, None]], dim=1)[inds])
+
+
+def test_nms_offset_changes_what_touches():
+    boxes = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 9]])
+    scores = torch.tensor([0.9, 0.8])  # IoU 16 / 36 without, 25 / 50 with the offset
+
+    assert nms(boxes, scores, 0.47, offset=0)[1].tolist() == [0, 1]
+    assert nms(boxes, scores, 0.47, offset=1)[1].tolist() == [0]
+
+
+def test_nms_filters_by_score_and_count():
+    boxes, scores = random_boxes(80)
+    expected = [i for i in nms(boxes, scores, 0.5)[1].tolist() if scores[i] > 0.3]
+
+    # Dropping the low scores first changes nothing, because they never suppress a higher one.
+    inds = nms(boxes, scores, 0.5, score_threshold=0.3, max_num=7)[1]
+
+    assert len(expected) > 7
+    assert inds.tolist() == expected[:7]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_nms_takes_every_float_dtype(dtype):
+    boxes, scores = random_boxes(50)
+    boxes, scores = boxes.round().to(dtype), scores.to(dtype)
+
+    inds = nms(boxes, scores, 0.5)[1]
+
+    assert inds.tolist() == nms(boxes.float(), scores.float(), 0.5)[1].tolist()
+
+
+def test_nms_without_boxes():
+    dets, inds = nms(torch.zeros(0, 4), torch.zeros(0), 0.5)
+    assert dets.shape == (0, 5)
+    assert inds.shape == (0,)
+    assert inds.dtype == torch.long
+
+
+def test_nms_takes_numpy():
+    boxes, scores = random_boxes(20)
+    dets, inds = nms(boxes.numpy(), scores.numpy(), 0.5)
+    assert isinstance(dets, np.ndarray)
+    assert inds.tolist() == nms(boxes, scores, 0.5)[1].tolist()
+
+
+def test_batched_nms_never_mixes_classes():
+    boxes, scores = random_boxes(150)
+    classes = torch.arange(150) % 3
+    expected = []
+    for c in range(3):
+        of_class = (classes == c).nonzero().squeeze(1)
+        groups = brute_force_groups(
+            boxes[of_class], scores[of_class], lambda a, b: iou(a, b, 0) > 0.4
+        )
+        expected += [int(of_class[group[0]]) for group in groups]
+    expected.sort(key=lambda i: -float(scores[i]))
+
+    dets, keep = batched_nms(boxes, scores, classes, dict(type="nms", iou_threshold=0.4))
+    assert keep.tolist() == expected
+    torch.testing.assert_close(dets[:, :4], boxes[keep])
+
+    # Above split_thr, mmcv goes class by class.
+    split = dict(type="nms", iou_threshold=0.4, split_thr=10)
+    assert batched_nms(boxes, scores, classes, split)[1].tolist() == expected
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("method", ["naive", "linear", "gaussian"])
+def test_soft_nms_lowers_scores_like_the_loop(method, offset):
+    boxes, scores = random_boxes(60)
+    weight = {
+        "naive": lambda v: 0.0 if v >= 0.3 else 1.0,
+        "linear": lambda v: 1 - v if v >= 0.3 else 1.0,
+        "gaussian": lambda v: math.exp(-v * v / 0.5),
+    }[method]
+    expected = brute_force_soft_nms(boxes, scores, weight, min_score=0.05, offset=offset)
+
+    dets, inds = soft_nms(
+        boxes, scores, 0.3, sigma=0.5, min_score=0.05, method=method, offset=offset
+    )
+
+    assert 1 < len(expected) < 60
+    assert inds.tolist() == [i for i, _ in expected]
+    torch.testing.assert_close(dets[:, :4], boxes[inds])
+    torch.testing.assert_close(dets[:, 4], torch.tensor([score for _, score in expected]))
+
+
+def test_soft_nms_leaves_its_input_alone():
+    boxes, scores = random_boxes(30)
+    boxes_before, scores_before = boxes.clone(), scores.clone()
+    soft_nms(boxes, scores, method="gaussian")
+    assert torch.equal(boxes, boxes_before)
+    assert torch.equal(scores, scores_before)
+
+
+def test_soft_nms_without_boxes():
+    dets, inds = soft_nms(torch.zeros(0, 4), torch.zeros(0))
+    assert dets.shape == (0, 5)
+    assert inds.shape == (0,)
+
+
+def test_nms_match_groups_the_suppressed_boxes():
+    boxes, scores = random_boxes(60)
+    expected = brute_force_groups(boxes, scores, lambda a, b: iou(a, b, 0) >= 0.3)
+
+    groups = nms_match(torch.cat([boxes, scores[:, None]], dim=1), 0.3)
+
+    assert [group.tolist() for group in groups] == expected
+    assert any(len(group) > 2 for group in expected)

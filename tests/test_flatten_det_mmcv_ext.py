@@ -1,0 +1,103 @@
+"""How ``mmcv._ext`` is found; what it computes is tested in tests/mmcv_ops."""
+
+import importlib.metadata
+import importlib.util
+import subprocess
+import sys
+import sysconfig
+from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader
+from pathlib import Path
+
+import mmcv
+import mmcv.ops
+import pytest
+import torch
+from mmcv import _ext
+from mmengine.utils.dl_utils.misc import mmcv_full_available
+
+ROOT = Path(__file__).parents[1]
+
+USE_MMCV = """
+import mmcv.ops, torch
+boxes = torch.tensor([[0., 0, 4, 4], [0, 0, 4, 5], [9, 9, 12, 12]])
+assert mmcv.ops.nms(boxes, torch.tensor([.9, .8, .7]), 0.5)[1].tolist() == [0, 2]
+"""
+
+
+def run_python(code, *options):
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", *options, "-c", code], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_python_starts_with_the_finder_and_without_the_packages():
+    run_python(
+        "import sys; names = [getattr(finder, '__name__', '') for finder in sys.meta_path];"
+        "assert names.index('MMCVExtFinder') > names.index('PathFinder'), names;"
+        "assert not {'flatten_det', 'mmcv', 'torch'} & set(sys.modules)"
+    )
+
+
+# Each takes a process of several seconds; the fast tests hold one that starts with mmdet, as
+# DetInferencer does, and one that starts with flatten_det.
+@pytest.mark.parametrize(
+    "first",
+    [
+        "mmdet.apis",
+        *(pytest.param(m, marks=pytest.mark.slow) for m in ("mmcv.ops", "mmseg.apis")),
+    ],
+)
+def test_any_framework_may_be_imported_before_flatten_det(first):
+    run_python(
+        f"import {first}, sys; assert 'flatten_det' not in sys.modules\n"
+        + USE_MMCV
+        + "import flatten_det, mmdet.apis, mmseg.apis"
+    )
+
+
+def test_importing_flatten_det_is_enough_where_pth_files_are_not_read():
+    paths = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), str(ROOT)}
+    run_python(f"import sys; sys.path += {sorted(paths)}; import flatten_det\n" + USE_MMCV, "-S")
+
+
+def test_the_installed_finder_is_the_one_in_the_repository():
+    source = ROOT / "flatten_det_mmcv_ext.py"
+    installed = {path.name: path for path in importlib.metadata.files("flatten-det")}
+    assert "flatten_det_mmcv_ext.pth" in installed
+    assert installed["flatten_det_mmcv_ext.py"].read_text() == source.read_text(), (
+        "flatten_det_mmcv_ext.py has changed since flatten_det was installed: install it again"
+    )
+
+
+def test_a_compiled_extension_is_left_alone(tmp_path, monkeypatch):
+    compiled = tmp_path / f"_ext{EXTENSION_SUFFIXES[0]}"
+    compiled.touch()
+    monkeypatch.setattr(mmcv, "__path__", [*mmcv.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "mmcv._ext")
+
+    spec = importlib.util.find_spec("mmcv._ext")
+
+    assert spec.origin == str(compiled)
+    assert isinstance(spec.loader, ExtensionFileLoader)
+
+
+def test_only_mmcv_ext_is_answered():
+    finder = next(f for f in sys.meta_path if getattr(f, "__name__", "") == "MMCVExtFinder")
+    assert finder.find_spec("mmcv._ext2") is None
+    assert finder.find_spec("_ext") is None
+    assert importlib.util.find_spec("mmcv._other") is None
+
+
+def test_the_module_looks_like_an_extension_to_mmengine():
+    assert mmcv_full_available()
+    assert Path(_ext.__spec__.origin).parent == ROOT / "flatten_det" / "mmcv_ops"
+    assert "flatten_det" in mmcv.ops.get_compiler_version()
+    assert mmcv.ops.get_compiling_cuda_version() == "not available"
+
+
+def test_an_op_without_a_compile_free_version_says_so_when_called():
+    boxes = torch.tensor([[5.0, 5, 2, 3, 0.1]])
+    with pytest.raises(NotImplementedError, match=r"'nms_rotated'.*install a compiled mmcv"):
+        mmcv.ops.nms_rotated(boxes, torch.ones(1), 0.5)
+    assert not hasattr(_ext, "__wrapped__")
