@@ -1,0 +1,29 @@
+"""Semantic segmentation of Shapes in minutes, on a CPU."""
+
+_base_ = [
+    "mmseg::_base_/models/fpn_r50.py",
+    "mmseg::_base_/default_runtime.py",
+    "./_base_/nano.py",
+    "./_base_/shapes_segmentation.py",
+]
+
+model = dict(
+    data_preprocessor=dict(size_divisor=32),
+    pretrained=None,
+    backbone=_base_.nano_backbone,
+    neck=dict(in_channels=_base_.nano_dims, out_channels=64),
+    decode_head=dict(
+        in_channels=[64, 64, 64, 64],
+        channels=64,
+        num_classes=7,
+        norm_cfg=dict(type="BN", requires_grad=True),
+    ),
+)
+default_hooks = dict(
+    timer=dict(type="IterTimerHook"),
+    logger=dict(type="LoggerHook", interval=50, log_metric_by_epoch=False),
+    param_scheduler=dict(type="ParamSchedulerHook"),
+    checkpoint=dict(type="CheckpointHook", by_epoch=False, interval=200, max_keep_ckpts=2),
+    sampler_seed=dict(type="DistSamplerSeedHook"),
+    visualization=dict(type="SegVisualizationHook", draw=True, interval=20),
+)
