@@ -123,8 +123,7 @@ class _SampleGrid:
                 step_x = bins_x + ((j + 0.5) / self.count_x[roi]).unsqueeze(1)
                 y = self.y[roi].unsqueeze(1) + step_y * self.bin_height[roi].unsqueeze(1)
                 x = self.x[roi].unsqueeze(1) + step_x * self.bin_width[roi].unsqueeze(1)
-                y = y.unsqueeze(2).expand(-1, -1, self.pooled_width)
-                x = x.unsqueeze(1).expand(*shape)
+                y, x = y.unsqueeze(2).expand(shape), x.unsqueeze(1).expand(shape)
                 yield roi, y.flatten(1), x.flatten(1)
 
 
