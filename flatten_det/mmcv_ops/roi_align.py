@@ -39,7 +39,7 @@ def roi_align_forward(
         pool_mode: 0 for the maximum, 1 for the average.
         aligned: whether a cell's centre is at half a cell, not at its corner.
     """
-    features, rois = at_least_float32(input), at_least_float32(rois)
+    features = at_least_float32(input)
     rois = rois.to(features.dtype)
     if pool_mode == MAX:
         grid = _SampleGrid(
