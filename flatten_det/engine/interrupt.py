@@ -64,15 +64,12 @@ class InterruptHook(Hook):
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
         """Stop before the next iteration."""
-        wrapper = runner.optim_wrapper
-        if isinstance(wrapper, OptimWrapper) and not wrapper.should_update():
-            return  # Accumulated gradients are not part of a checkpoint: finish them first.
-        if self._stop_agreed(runner.iter):
+        if _is_complete(runner) and self._stop_agreed(runner.iter):
             self._stop(runner, batch_idx)
 
     def before_val(self, runner: Runner) -> None:
         """Stop before a validation."""
-        if self._stop_agreed():
+        if _is_complete(runner) and self._stop_agreed():
             self._stop(runner, validation_due=True)
 
     def after_val_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
@@ -82,7 +79,8 @@ class InterruptHook(Hook):
         nor with several ranks, whose numbers of batches may differ: these finish it first.
         """
         averaging = any(isinstance(hook, EMAHook) for hook in runner.hooks)
-        if self._requested_at is not None and get_world_size() == 1 and not averaging:
+        requested = self._requested_at is not None
+        if requested and _is_complete(runner) and get_world_size() == 1 and not averaging:
             self._stop(runner, validation_due=True)
 
     def _on_sigint(self, signum, frame) -> None:
@@ -133,3 +131,9 @@ class InterruptHook(Hook):
             f"interrupted after iteration {runner.iter}, saved {path}; "
             "to continue, repeat the command with --resume"
         )
+
+
+def _is_complete(runner: Runner) -> bool:
+    """Whether a checkpoint has everything: no gradients are accumulated for a later update."""
+    wrapper = runner.optim_wrapper
+    return not isinstance(wrapper, OptimWrapper) or wrapper.should_update()

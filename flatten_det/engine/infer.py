@@ -1,0 +1,62 @@
+"""Predict for image files: pictures and data."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmengine.config import Config
+from rich.progress import track
+
+from .drawing import draw_prediction
+from .errors import UserError
+from .inputs import find_images
+from .naming import output_names
+from .predictions import save_prediction
+from .predictor import Predictor
+
+
+def infer(
+    cfg: Config,
+    checkpoint: str | None,
+    inputs: Sequence[str],
+    out_dir: str,
+    device: str,
+    score_thr: float,
+    batch_size: int,
+) -> None:
+    """Write drawn pictures to ``<out_dir>/vis`` and predictions to ``<out_dir>/preds``.
+
+    Args:
+        cfg: A complete config, see :mod:`flatten_det.engine.config`.
+        checkpoint: Weights; None for random ones, with a warning.
+        inputs: Image files, folders and glob patterns.
+        out_dir: Folder for the results, named like the images.
+        device: Where to run, such as ``cpu`` or ``cuda:0``.
+        score_thr: Detections below it are left out.
+        batch_size: Images per forward pass.
+
+    Raises:
+        UserError: No images, or some cannot be read (after all others are done); a checkpoint
+            that does not fit.
+    """
+    images = find_images(inputs)
+    predictor = Predictor(cfg, checkpoint, device)
+    if checkpoint is None:
+        print(
+            "warning: no checkpoint given: weights, and so predictions, are random",
+            file=sys.stderr,
+        )
+    names = output_names(images)
+    samples = track(predictor(images, batch_size), "Predicting", total=len(images))
+    for sample in samples:
+        name = names[sample.img_path]
+        picture = Path(out_dir, "vis", f"{name}.jpg")
+        draw_prediction(predictor.visualizer, sample, picture, score_thr, draw_gt=False)
+        target = Path(out_dir, "preds", name)
+        save_prediction(sample, predictor.dataset_meta["classes"], target, score_thr)
+    done = len(images) - len(predictor.broken)
+    print(f"{done} images: pictures in {out_dir}/vis, predictions in {out_dir}/preds")
+    if predictor.broken:
+        raise UserError(
+            f"{len(predictor.broken)} of {len(images)} images: " + "; ".join(predictor.broken)
+        )

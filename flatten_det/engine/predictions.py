@@ -1,0 +1,71 @@
+"""Predictions as files: JSON and label maps, in the image's own pixels."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmdet.structures.mask import encode_mask_results
+from mmengine.structures import BaseDataElement
+from PIL import Image
+
+
+def save_prediction(
+    sample: BaseDataElement, classes: Sequence[str], path: Path, score_thr: float
+) -> None:
+    """Write a prediction to ``<path>.json``, and a segmentor's label map to ``<path>.png``.
+
+    Args:
+        sample: Prediction of a detector or a segmentor.
+        classes: Class names by label.
+        path: Target without suffix; its folder is made.
+        score_thr: Detections below it are left out.
+    """
+    height, width = sample.ori_shape
+    content: dict[str, Any] = {"image": str(sample.img_path), "height": height, "width": width}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if "pred_instances" in sample:
+        content |= detections(sample, classes, score_thr)
+    else:
+        label_map = sample.pred_sem_seg.data.squeeze(0).numpy()
+        file = path.with_name(f"{path.name}.png")
+        kind = np.uint8 if len(classes) <= 256 else np.uint16
+        Image.fromarray(label_map.astype(kind)).save(file)
+        content |= {"label_map": file.name, "classes": class_shares(label_map, classes)}
+    path.with_name(f"{path.name}.json").write_text(json.dumps(content))
+
+
+def detections(
+    sample: BaseDataElement, classes: Sequence[str], score_thr: float
+) -> dict[str, list]:
+    """Parallel lists, one entry per detection, named as in mmdet's inferencer.
+
+    Returns:
+        ``labels``, ``class_names``, ``scores``, ``bboxes`` (x1, y1, x2, y2 in pixels) and, from
+        instance segmentation, ``masks`` (COCO RLE of the image's size).
+    """
+    found = sample.pred_instances
+    found = found[found.scores >= score_thr]
+    labels = found.labels.tolist()
+    content = {
+        "labels": labels,
+        "class_names": [classes[label] for label in labels],
+        "scores": found.scores.tolist(),
+        "bboxes": found.bboxes.tolist(),
+    }
+    if "masks" in found:
+        content["masks"] = [
+            {"size": rle["size"], "counts": rle["counts"].decode()}
+            for rle in encode_mask_results(found.masks.numpy())
+        ]
+    return content
+
+
+def class_shares(label_map: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Every class with its label and its share of the pixels (0 to 1)."""
+    counts = np.bincount(label_map.ravel(), minlength=len(classes))
+    return [
+        {"label": label, "name": name, "share": counts[label].item() / label_map.size}
+        for label, name in enumerate(classes)
+    ]

@@ -1,0 +1,118 @@
+"""A trained model with its test pipeline, for images outside any data set."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.model.utils import revert_sync_batchnorm
+from mmengine.registry import DATASETS, MODELS, VISUALIZERS, init_default_scope
+from mmengine.runner import load_checkpoint
+from mmengine.structures import BaseDataElement
+from torch import nn
+
+from .checkpoint import check_checkpoint, check_fit
+from .config import tested_dataset
+from .errors import UserError
+from .images import CheckedPipeline, ImageError
+
+
+class Predictor:
+    """Predicts for image files with a detector or a segmentor, in batches.
+
+    Other than mmdet's and mmseg's inferencers it is the same for both, names a broken image and
+    goes on without it, and leaves the names of the results to the caller.
+
+    Args:
+        cfg: A complete config; ``default_scope`` tells the framework.
+        checkpoint: Weights; without any the model keeps its random ones.
+        device: Where to run, such as ``cpu`` or ``cuda:0``.
+
+    Attributes:
+        dataset_meta: ``classes`` and ``palette``, from the checkpoint or else the config.
+        visualizer: Draws predictions with these.
+        broken: One line for each image that could not be read.
+
+    Raises:
+        UserError: The checkpoint is missing, unreadable or for another model, or the device
+            does not exist.
+    """
+
+    def __init__(self, cfg: Config, checkpoint: str | None, device: str) -> None:
+        init_default_scope(cfg.get("default_scope", "mmdet"))
+        self._model = revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
+        self.dataset_meta = _config_dataset_meta(cfg)
+        if checkpoint is not None:
+            self.dataset_meta |= _load_weights(self._model, checkpoint)
+        try:
+            self._model.to(torch.device(device))
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(
+                f"--device {device} cannot be used: {str(error).splitlines()[0]}"
+            ) from error
+        self._pipeline = CheckedPipeline(_inference_pipeline(cfg))
+        # mmseg stacks the images of a batch without padding them.
+        self._equal_shapes = cfg.get("default_scope") == "mmseg"
+        self.visualizer = VISUALIZERS.build(
+            cfg.visualizer | {"name": f"predictor-{id(self)}", "vis_backends": None}
+        )
+        self.visualizer.dataset_meta = self.dataset_meta
+        self.broken: list[str] = []
+
+    def __call__(self, paths: Sequence[str], batch_size: int = 1) -> Iterator[BaseDataElement]:
+        """Yield the prediction of each readable image, in order.
+
+        Args:
+            paths: Image files.
+            batch_size: Images per forward pass; segmentation splits batches at a change of the
+                input size.
+        """
+        for batch in self._batches(self._load(paths), batch_size):
+            with torch.inference_mode():
+                samples = self._model.test_step(pseudo_collate(batch))
+            for sample in samples:
+                yield sample.cpu()
+
+    def _load(self, paths: Sequence[str]) -> Iterator[dict[str, Any]]:
+        for index, path in enumerate(paths):
+            try:
+                yield self._pipeline({"img_path": path, "img_id": index})
+            except ImageError as error:
+                self.broken.append(str(error))
+
+    def _batches(self, items: Iterable[dict], batch_size: int) -> Iterator[list[dict]]:
+        batch: list[dict] = []
+        for item in items:
+            other_shape = batch and batch[0]["inputs"].shape != item["inputs"].shape
+            if len(batch) == batch_size or (self._equal_shapes and other_shape):
+                yield batch
+                batch = []
+            batch.append(item)
+        if batch:
+            yield batch
+
+
+def _load_weights(model: nn.Module, path: str) -> dict[str, Any]:
+    """Load a checkpoint; returns its ``dataset_meta``, empty if it has none."""
+    check_checkpoint(path)
+    checkpoint = load_checkpoint(model, path, map_location="cpu", logger="silent")
+    check_fit(model, checkpoint.get("state_dict", checkpoint), path)
+    meta = checkpoint.get("meta", {}).get("dataset_meta") or {}
+    return {key.lower(): value for key, value in meta.items()}
+
+
+def _config_dataset_meta(cfg: Config) -> dict[str, Any]:
+    """What the tested data set says about itself, without its files being there."""
+    dataset = tested_dataset(cfg)
+    with DATASETS.switch_scope_and_registry(None) as registry:
+        kind = registry.get(dataset.type)
+    meta = dict(getattr(kind, "METAINFO", {})) | dict(dataset.get("metainfo") or {})
+    return {key.lower(): value for key, value in meta.items()}
+
+
+def _inference_pipeline(cfg: Config) -> list[dict]:
+    """The test pipeline without what reads annotations."""
+    pipeline = deepcopy(tested_dataset(cfg).pipeline)
+    return [t for t in pipeline if not t["type"].split(".")[-1].endswith("Annotations")]

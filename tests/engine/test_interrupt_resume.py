@@ -1,0 +1,261 @@
+"""A training that is interrupted anywhere and resumed equals one that never was."""
+
+import itertools
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.evaluator import BaseMetric
+from mmengine.hooks import Hook
+from mmengine.model import BaseModel
+from mmengine.registry import DATASETS, METRICS, MODELS
+from mmengine.runner import Runner
+from torch import nn
+from torch.utils.data import Dataset
+
+from flatten_det.engine.checkpoint import SAFE_GLOBALS
+from flatten_det.engine.config import load_config, resume_from
+from flatten_det.engine.errors import UserError
+from flatten_det.engine.interrupt import InterruptHook, TrainingInterrupted
+from flatten_det.engine.resume import ResumePositionHook
+
+SAMPLES, BATCH = 10, 2
+# mmengine's singletons are named after experiment and second: two runs must not share them.
+run_numbers = itertools.count()
+
+
+@DATASETS.register_module()
+class IndexDataset(Dataset):
+    """Item i is the number i."""
+
+    def __len__(self) -> int:
+        return SAMPLES
+
+    def __getitem__(self, index: int) -> dict:
+        return {"items": float(index)}
+
+
+@MODELS.register_module()
+class LineModel(BaseModel):
+    """Fits a line through the item numbers; its weights depend on the order of the data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = nn.Linear(1, 1)
+
+    def init_weights(self) -> None:
+        nn.init.constant_(self.line.weight, 0.5)
+        nn.init.zeros_(self.line.bias)
+
+    def forward(self, items, mode: str = "tensor"):
+        inputs = torch.as_tensor(items, dtype=torch.float32)[:, None] / SAMPLES
+        if mode == "loss":
+            return {"loss": ((self.line(inputs) - inputs**2) ** 2).mean()}
+        return [{"output": value} for value in self.line(inputs).flatten()]
+
+
+@METRICS.register_module()
+class MeanOutput(BaseMetric):
+    default_prefix = "toy"
+
+    def process(self, data_batch, data_samples) -> None:
+        self.results.extend(sample["output"].item() for sample in data_samples)
+
+    def compute_metrics(self, results: list) -> dict:
+        return {"mean": sum(results) / len(results)}
+
+
+class Journal(Hook):
+    """Records what the training did, and presses Ctrl-C where told."""
+
+    priority = "NORMAL"
+
+    def __init__(self, entries: list, interrupt_at: tuple | None = None) -> None:
+        self.entries = entries
+        self.interrupt_at = interrupt_at
+
+    def _press(self, moment: tuple) -> None:
+        if moment == self.interrupt_at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        lr = runner.optim_wrapper.get_lr()["lr"][0]
+        self.entries.append(
+            ("train", runner.epoch, runner.iter, tuple(data_batch["items"].tolist()), lr)
+        )
+        self._press(("train", runner.iter))
+
+    def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        self._press(("val", runner.iter))
+
+    def after_val_epoch(self, runner, metrics=None) -> None:
+        self.entries.append(("val", runner.epoch, runner.iter, metrics["toy/mean"]))
+
+
+def make_config(folder: Path, by_epoch: bool, changes: dict | None = None) -> Config:
+    loader = {
+        "batch_size": BATCH,
+        "num_workers": 0,
+        "dataset": {"type": "IndexDataset"},
+        "sampler": {"type": "DefaultSampler" if by_epoch else "InfiniteSampler", "shuffle": True},
+        "collate_fn": {"type": "default_collate"},
+    }
+    cfg = {
+        "default_scope": "mmengine",
+        "experiment_name": f"toy-{next(run_numbers)}",
+        "model": {"type": "LineModel"},
+        "train_dataloader": loader,
+        "val_dataloader": {**loader, "sampler": {"type": "DefaultSampler", "shuffle": False}},
+        "train_cfg": {"by_epoch": True, "max_epochs": 3, "val_interval": 1}
+        if by_epoch
+        else {"type": "IterBasedTrainLoop", "max_iters": 15, "val_interval": 5},
+        "val_cfg": {},
+        "val_evaluator": {"type": "MeanOutput"},
+        "optim_wrapper": {"optimizer": {"type": "Adam", "lr": 0.1}},
+        "param_scheduler": [
+            {"type": "LinearLR", "start_factor": 0.1, "by_epoch": False, "begin": 0, "end": 7},
+            {"type": "MultiStepLR", "milestones": [2] if by_epoch else [9], "by_epoch": by_epoch},
+        ],
+        "default_hooks": {"checkpoint": {"type": "CheckpointHook", "interval": -1}},
+        "log_level": "ERROR",
+    }
+    if not by_epoch:
+        cfg["default_hooks"]["checkpoint"]["by_epoch"] = False
+        cfg["log_processor"] = {"by_epoch": False}
+    path = folder / "toy.json"
+    Config(cfg).dump(path)
+    return load_config(path, changes, str(folder / "run"))
+
+
+def run(cfg: Config, journal: Journal) -> tuple[list, dict]:
+    interrupt = InterruptHook()
+    runner = Runner.from_cfg(cfg)
+    for hook in (interrupt, ResumePositionHook(), journal):
+        runner.register_hook(hook)
+    try:
+        runner.train()
+    finally:
+        interrupt.restore_handler()
+    return journal.entries, runner.model.state_dict()
+
+
+def run_with_interruptions(
+    folder: Path, by_epoch: bool, moments: list[tuple], changes: dict | None = None
+) -> tuple[list, dict]:
+    entries: list = []
+    for number, moment in enumerate(moments):
+        cfg = make_config(folder, by_epoch, changes)
+        if number:
+            resume_from(cfg, "auto")
+        with pytest.raises(TrainingInterrupted, match=r"interrupted\.pth.*--resume"):
+            run(cfg, Journal(entries, moment))
+    cfg = make_config(folder, by_epoch, changes)
+    resume_from(cfg, "auto")
+    return run(cfg, Journal(entries))
+
+
+def uninterrupted(
+    folder: Path, by_epoch: bool, seed: int, changes: dict | None = None
+) -> tuple[list, dict]:
+    cfg = make_config(folder, by_epoch, changes)
+    cfg.randomness = {"seed": seed}
+    return run(cfg, Journal([]))
+
+
+def saved_seed(folder: Path) -> int:
+    with torch.serialization.safe_globals(SAFE_GLOBALS):
+        return torch.load(folder / "run" / "interrupted.pth", weights_only=True)["meta"]["seed"]
+
+
+MOMENTS = [
+    [("train", 0)],  # within the first epoch
+    [("train", 4)],  # its last batch: the epoch and its validation are still to end
+    [("train", 6)],
+    [("val", 5)],  # within a validation
+    [("train", 14)],  # the last iteration of all
+    [("train", 1), ("train", 2), ("val", 5), ("train", 7), ("train", 12)],
+]
+
+
+@pytest.mark.parametrize("by_epoch", [True, False], ids=["epochs", "iterations"])
+@pytest.mark.parametrize("moments", MOMENTS, ids=str)
+def test_resumed_run_equals_uninterrupted_run(tmp_path, by_epoch, moments):
+    """The config sets no seed, as most do not: the resumed run takes over the first one's."""
+    entries, weights = run_with_interruptions(tmp_path, by_epoch, moments)
+    (tmp_path / "reference").mkdir()
+    reference = uninterrupted(tmp_path / "reference", by_epoch, saved_seed(tmp_path))
+    assert [entry[:4] for entry in entries] == [entry[:4] for entry in reference[0]]
+    assert [e[4:] for e in entries] == [pytest.approx(e[4:]) for e in reference[0]]
+    for name, weight in reference[1].items():
+        torch.testing.assert_close(weights[name], weight)
+
+
+@pytest.mark.parametrize("by_epoch", [True, False], ids=["epochs", "iterations"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"train_dataloader.num_workers": 1, "train_dataloader.persistent_workers": True},
+        {"optim_wrapper.accumulative_counts": 3},
+        {"custom_hooks": [{"type": "EMAHook", "momentum": 0.3}]},
+    ],
+    ids=["workers", "accumulation", "EMA"],
+)
+def test_resumed_run_equals_uninterrupted_run_with(tmp_path, by_epoch, options):
+    moments = [("train", 6), ("val", 10)]
+    entries, weights = run_with_interruptions(tmp_path, by_epoch, moments, options)
+    (tmp_path / "reference").mkdir()
+    reference = uninterrupted(tmp_path / "reference", by_epoch, saved_seed(tmp_path), options)
+    assert [entry[:4] for entry in entries] == [entry[:4] for entry in reference[0]]
+    for name, weight in reference[1].items():
+        torch.testing.assert_close(weights[name], weight)
+
+
+def test_second_ctrl_c_quits_at_once(tmp_path, capsys):
+    hook = InterruptHook()
+    hook.same_keypress_s = 0.0
+
+    class Impatient(Journal):
+        def after_train_iter(self, runner, *args, **kwargs) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    runner = Runner.from_cfg(make_config(tmp_path, by_epoch=True))
+    for each in (hook, Impatient([])):
+        runner.register_hook(each)
+    try:
+        with pytest.raises(TrainingInterrupted, match="at once"):
+            runner.train()
+    finally:
+        hook.restore_handler()
+    assert not (tmp_path / "run" / "interrupted.pth").exists()
+    assert "Ctrl-C again quits at once" in capsys.readouterr().err
+
+
+def test_training_gives_sigint_back(tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    run(make_config(tmp_path, by_epoch=True), Journal([]))
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_resume_refuses_another_epoch_length(tmp_path):
+    with pytest.raises(TrainingInterrupted):
+        run(make_config(tmp_path, by_epoch=True), Journal([], ("train", 1)))
+    cfg = make_config(tmp_path, True, {"train_dataloader.batch_size": 5})
+    resume_from(cfg, "auto")
+    with pytest.raises(UserError, match="2 of 5 batches of an epoch, which now has 2"):
+        run(cfg, Journal([]))
+
+
+def test_weights_of_an_interrupted_run_start_a_new_training(tmp_path):
+    """``load_from`` takes the weights only: the position belongs to the other run."""
+    with pytest.raises(TrainingInterrupted):
+        run(make_config(tmp_path, by_epoch=True), Journal([], ("train", 1)))
+    cfg = make_config(tmp_path, by_epoch=True)
+    cfg.load_from = str(tmp_path / "run" / "interrupted.pth")
+    entries, _ = run(cfg, Journal([]))
+    assert len([entry for entry in entries if entry[0] == "train"]) == 15
