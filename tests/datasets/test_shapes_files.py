@@ -34,11 +34,6 @@ def _contents(root: Path) -> dict[str, bytes]:
     }
 
 
-def _release():
-    while files._in_use:
-        files._in_use.popitem()[1].close()
-
-
 @pytest.fixture(scope="module")
 def complete(tmp_path_factory) -> Path:
     """A rendered folder, to be read only."""
@@ -48,10 +43,10 @@ def complete(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def root(tmp_path) -> Path:
+def root(tmp_path, release_folders) -> Path:
     """A rendered folder that no process uses any more."""
     prepare_shapes(tmp_path / "shapes", OPTIONS)
-    _release()
+    release_folders()
     return tmp_path / "shapes"
 
 
@@ -213,10 +208,10 @@ def test_coco_like_folder_without_manifest_is_left_alone(root):
     assert _contents(root) == before
 
 
-def test_own_folder_with_a_foreign_file_is_not_replaced(root):
+def test_own_folder_with_a_foreign_file_is_not_replaced(root, release_folders):
     (root / "train/images/notes.txt").write_text("keep me")
     prepare_shapes(root, OPTIONS)  # Nothing needs to be replaced.
-    _release()
+    release_folders()
 
     with pytest.raises(FileExistsError, match=r"such as 'train/images/notes.txt'"):
         prepare_shapes(root, OTHER)
@@ -294,6 +289,25 @@ def test_killed_rendering_is_started_again(complete, tmp_path):
     assert _contents(root) == _contents(complete)
     left = {path.name for path in root.parent.iterdir()}
     assert left == {"shapes", ".shapes.lock", f"rendered-by-{process.pid}"}
+
+
+def test_interrupt_ends_the_rendering_at_once(tmp_path, monkeypatch):
+    rendered = []
+
+    def interrupt(results, description, total):
+        yield next(results)
+        raise KeyboardInterrupt
+
+    def counting_render(options, split, index):
+        rendered.append(index)
+        return render(options, split, index)
+
+    monkeypatch.setattr(files, "track", interrupt)
+    monkeypatch.setattr(files, "render", counting_render)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_shapes(tmp_path / "shapes", ShapesOptions(num_images={"train": 1000}), workers=1)
+    assert len(rendered) < 500
+    assert {path.name for path in tmp_path.iterdir()} == {".shapes.lock"}
 
 
 def test_of_several_processes_one_renders_and_all_wait(complete, tmp_path):

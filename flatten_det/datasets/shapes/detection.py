@@ -15,7 +15,8 @@ class ShapesDetDataset(CocoDataset):
     """Boxes and instance masks of Shapes, rendered into ``data_root`` when first loaded.
 
     The annotations are COCO files: give
-    ``data/shapes/annotations/instances_val.json`` to ``CocoMetric``.
+    ``data/shapes/annotations/instances_val.json`` to ``CocoMetric``. The semantic masks are PNG
+    files with a palette: ``LoadAnnotations(with_seg=True)`` needs ``imdecode_backend='pillow'``.
 
     Args:
         split: ``'train'`` or ``'val'``.

@@ -215,10 +215,14 @@ def _write_files(root: Path, options: ShapesOptions, workers: int) -> None:
     # Threads, since drawing and encoding release the GIL; processes would each have to import
     # this package, which takes longer than the rendering.
     with ThreadPoolExecutor(workers) as pool:
-        results = pool.map(lambda job: _write_image(root, options, *job), jobs)
-        results = track(results, "Rendering Shapes", total=len(jobs))
-        for (split, _), image_annotations in zip(jobs, results, strict=True):
-            annotations[split].append(image_annotations)
+        try:
+            results = pool.map(lambda job: _write_image(root, options, *job), jobs)
+            results = track(results, "Rendering Shapes", total=len(jobs))
+            for (split, _), image_annotations in zip(jobs, results, strict=True):
+                annotations[split].append(image_annotations)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # Ctrl-C need not wait for the remaining images.
+            raise
     for split in SPLITS:
         content = _coco_json(options, annotations[split])
         (root / annotation_file(split)).write_text(json.dumps(content))
