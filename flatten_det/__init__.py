@@ -2,8 +2,10 @@
 
 from importlib.util import find_spec
 
+import flatten_det_finders  # noqa: F401  for where the .pth file is not read
+
 __version__ = "0.1.0"
 
 # `flatten_det.attention` alone needs torch only, so it must be importable without the frameworks.
 if find_spec("mmengine") is not None:
-    from . import backbones, datasets
+    from . import backbones, datasets  # noqa: F401

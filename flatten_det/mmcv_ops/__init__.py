@@ -1,6 +1,6 @@
 """``mmcv._ext`` on torch and torchvision, for an mmcv that was installed without a compiler.
 
-Python never imports this folder as ``flatten_det.mmcv_ops``: ``flatten_det_mmcv_ext`` loads
+Python never imports this folder as ``flatten_det.mmcv_ops``: ``flatten_det_finders`` loads
 it under the name ``mmcv._ext`` when there is no compiled extension, and mmcv's own layers call the
 functions below with the extension's argument conventions: results go into tensors that the caller
 allocated, and gradients are added to what the caller's tensors hold.

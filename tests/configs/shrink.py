@@ -15,7 +15,9 @@ def shrunk(config: Path, data_root: Path, work_dir: Path) -> Config:
     cfg.model.backbone.init_cfg = None
     for name in ("train_dataloader", "val_dataloader", "test_dataloader"):
         loader = cfg[name]
-        loader.update(num_workers=0, persistent_workers=False, batch_size=2)
+        loader.update(num_workers=0, persistent_workers=False)
+        # MMSegmentation does not pad images of different sizes into one test batch.
+        loader.batch_size = 2 if name == "train_dataloader" else 1
         loader.dataset.data_root = f"{data_root}/"
         for step in loader.dataset.pipeline:
             _shrink_step(step)

@@ -6,8 +6,10 @@ train_pipeline = [
     dict(type="RandomFlip", prob=0.5, direction=["horizontal", "vertical"]),
     dict(type="PackDetInputs"),
 ]
+# The resizing is for images of your own; those of Shapes have this size.
 test_pipeline = [
     dict(type="LoadImageFromFile"),
+    dict(type="Resize", scale=(160, 160), keep_ratio=True),
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
     dict(
         type="PackDetInputs",

@@ -1,4 +1,4 @@
-"""How ``mmcv._ext`` is found; what it computes is tested in tests/mmcv_ops."""
+"""How ``mmcv._ext`` and ``mmsegmentation`` are found; tests/mmcv_ops tests what the first computes."""
 
 import importlib.metadata
 import importlib.util
@@ -62,11 +62,11 @@ def test_importing_flatten_det_is_enough_where_pth_files_are_not_read():
 
 
 def test_the_installed_finder_is_the_one_in_the_repository():
-    source = ROOT / "flatten_det_mmcv_ext.py"
+    source = ROOT / "flatten_det_finders.py"
     installed = {path.name: path for path in importlib.metadata.files("flatten-det")}
-    assert "flatten_det_mmcv_ext.pth" in installed
-    assert installed["flatten_det_mmcv_ext.py"].read_text() == source.read_text(), (
-        "flatten_det_mmcv_ext.py has changed since flatten_det was installed: install it again"
+    assert "flatten_det_finders.pth" in installed
+    assert installed["flatten_det_finders.py"].read_text() == source.read_text(), (
+        "flatten_det_finders.py has changed since flatten_det was installed: install it again"
     )
 
 
@@ -87,6 +87,20 @@ def test_only_mmcv_ext_is_answered():
     assert finder.find_spec("mmcv._ext2") is None
     assert finder.find_spec("_ext") is None
     assert importlib.util.find_spec("mmcv._other") is None
+
+
+def test_mmseg_configs_can_be_inherited_in_a_fresh_process(tmp_path):
+    (tmp_path / "config.py").write_text("_base_ = 'mmseg::_base_/default_runtime.py'")
+    run_python(
+        "from mmengine.config import Config; import sys;"
+        f"assert Config.fromfile({str(tmp_path / 'config.py')!r}).default_scope == 'mmseg';"
+        "assert not {'flatten_det', 'mmseg'} & set(sys.modules)"
+    )
+
+
+def test_mmsegmentation_is_a_place_not_a_module():
+    with pytest.raises(ImportError):
+        importlib.import_module("mmsegmentation")
 
 
 def test_the_module_looks_like_an_extension_to_mmengine():
