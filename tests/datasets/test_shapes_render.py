@@ -121,7 +121,7 @@ def test_every_painted_object_is_labelled_and_visible_enough(monkeypatch, min_vi
 def test_objects_stand_out_from_their_surroundings():
     options = ShapesOptions(image_size=96, object_size=(12, 40), objects_per_image=(3, 6))
     contrasts = []
-    for index in range(60):
+    for index in range(150):
         drawn = render(options, "train", index)
         lab = cv2.cvtColor(drawn.image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
         for i in range(len(drawn.labels)):
@@ -129,9 +129,9 @@ def test_objects_stand_out_from_their_surroundings():
             outside = cv2.dilate(inside, np.ones((5, 5), np.uint8)) > inside
             contrasts.append(np.linalg.norm(lab[inside > 0].mean(0) - lab[outside].mean(0)))
 
-    # 10 is plain to see for areas of this size.
-    assert np.mean(np.array(contrasts) < 10) < 0.01
-    assert np.median(contrasts) > 30
+    # Under 25 only where others were painted around it later; 8 % of random colours fall under it.
+    assert np.mean(np.array(contrasts) < 25) < 0.02
+    assert min(contrasts) > 5  # About 2 is just noticeable.
 
 
 def _classify(mask):
