@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import cv2
+import mmseg
 import numpy as np
 from mmdet.datasets import CocoDataset
 from pycocotools import mask as coco_mask
@@ -105,3 +106,116 @@ def make_ade20k_folder(root: Path, num_train: int = 6, num_val: int = 3) -> Path
             cv2.imwrite(str(root / "images" / split / f"{name}.jpg"), image)
             cv2.imwrite(str(root / "annotations" / split / f"{name}.png"), labels)
     return root
+
+
+DETECTOR_CONFIG = """
+_base_ = [
+    "mmdet::_base_/models/mask-rcnn_r50_fpn.py",
+    "mmdet::_base_/datasets/coco_instance.py",
+    "mmdet::_base_/schedules/schedule_1x.py",
+    "mmdet::_base_/default_runtime.py",
+]
+data_root = "{data_root}/"
+model = dict(
+    backbone=dict(
+        _delete_=True, type="ResNet", depth=18, base_channels=8, num_stages=4,
+        out_indices=(0, 1, 2, 3), norm_cfg=dict(type="BN"), style="pytorch",
+    ),
+    neck=dict(in_channels=[8, 16, 32, 64], out_channels=16),
+    rpn_head=dict(in_channels=16, feat_channels=16),
+    roi_head=dict(
+        bbox_roi_extractor=dict(out_channels=16),
+        mask_roi_extractor=dict(out_channels=16),
+        bbox_head=dict(in_channels=16, fc_out_channels=32),
+        mask_head=dict(in_channels=16, conv_out_channels=16, num_convs=1),
+    ),
+    train_cfg=dict(rpn_proposal=dict(max_per_img=20)),
+    # An untrained detector is sure of nothing: keep its guesses.
+    test_cfg=dict(rpn=dict(max_per_img=20), rcnn=dict(score_thr=0.0, max_per_img=10)),
+)
+train_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
+    dict(type="Resize", scale=(64, 64), keep_ratio=True),
+    dict(type="PackDetInputs"),
+]
+test_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="Resize", scale=(64, 64), keep_ratio=True),
+    dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
+    dict(
+        type="PackDetInputs",
+        meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor"),
+    ),
+]
+workers = dict(num_workers=0, persistent_workers=False)
+train_dataloader = dict(
+    **workers, batch_size=2, dataset=dict(data_root=data_root, pipeline=train_pipeline)
+)
+val_dataloader = dict(**workers, dataset=dict(data_root=data_root, pipeline=test_pipeline))
+test_dataloader = val_dataloader
+val_evaluator = dict(ann_file=data_root + "annotations/instances_val2017.json")
+test_evaluator = val_evaluator
+train_cfg = dict(max_epochs=1)
+default_hooks = dict(visualization=dict(draw=True, interval=1), logger=dict(interval=1))
+"""
+
+# mmengine looks for the base files of "mmseg::" in a distribution of another name.
+SEGMENTOR_CONFIG = """
+_base_ = [
+    "{bases}/models/fpn_r50.py",
+    "{bases}/datasets/ade20k.py",
+    "{bases}/default_runtime.py",
+    "{bases}/schedules/schedule_20k.py",
+]
+data_root = "{data_root}"
+model = dict(
+    pretrained=None,
+    data_preprocessor=dict(size=(64, 64)),
+    backbone=dict(
+        _delete_=True, type="ResNet", depth=18, base_channels=8, num_stages=4,
+        out_indices=(0, 1, 2, 3), norm_cfg=dict(type="BN"), style="pytorch",
+    ),
+    neck=dict(in_channels=[8, 16, 32, 64], out_channels=16),
+    decode_head=dict(in_channels=[16] * 4, channels=16, num_classes=150),
+)
+train_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="LoadAnnotations", reduce_zero_label=True),
+    dict(type="Resize", scale=(96, 64), keep_ratio=True),
+    dict(type="RandomCrop", crop_size=(64, 64)),
+    dict(type="PackSegInputs"),
+]
+test_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="Resize", scale=(96, 64), keep_ratio=True),
+    dict(type="LoadAnnotations", reduce_zero_label=True),
+    dict(type="PackSegInputs"),
+]
+workers = dict(num_workers=0, persistent_workers=False)
+train_dataloader = dict(
+    **workers, batch_size=2, dataset=dict(data_root=data_root, pipeline=train_pipeline)
+)
+val_dataloader = dict(**workers, dataset=dict(data_root=data_root, pipeline=test_pipeline))
+test_dataloader = val_dataloader
+optim_wrapper = dict(optimizer=dict(lr=0.05))
+train_cfg = dict(max_iters=4, val_interval=4)
+default_hooks = dict(
+    visualization=dict(draw=True, interval=1),
+    logger=dict(interval=1),
+    checkpoint=dict(interval=4),
+)
+"""
+
+
+def write_detector_config(path: Path, data_root: Path) -> Path:
+    """Write a config of a tiny Mask R-CNN (mmdet's own parts only) on a COCO-layout folder."""
+    path.write_text(DETECTOR_CONFIG.format(data_root=data_root))
+    return path
+
+
+def write_segmentor_config(path: Path, data_root: Path) -> Path:
+    """Write a config of a tiny Semantic FPN (mmseg's own parts only) on an ADE20K-layout folder."""
+    bases = Path(mmseg.__file__).parent / ".mim" / "configs" / "_base_"
+    path.write_text(SEGMENTOR_CONFIG.format(data_root=data_root, bases=bases))
+    return path

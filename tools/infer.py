@@ -38,7 +38,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--batch-size", type=int, default=1, help="images at once (default: 1)")
     add_common_options(parser)
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)  # options between inputs too
     if args.batch_size < 1:
         parser.error(f"argument --batch-size: must be at least 1, got {args.batch_size}")
     first_is_checkpoint = args.inputs[0].endswith(CHECKPOINT_SUFFIXES)

@@ -71,7 +71,7 @@ def enable_tta(cfg: Config) -> None:
     the class probabilities.
     """
     segmentation = cfg.get("default_scope") == "mmseg"
-    if "tta_model" not in cfg:
+    if cfg.get("tta_model") is None:
         cfg.tta_model = (
             {"type": "SegTTAModel"}
             if segmentation
@@ -81,7 +81,7 @@ def enable_tta(cfg: Config) -> None:
             }
         )
     dataset = tested_dataset(cfg)
-    if "tta_pipeline" not in cfg:
+    if cfg.get("tta_pipeline") is None:
         cfg.tta_pipeline = _mirrored(dataset.pipeline, segmentation)
     dataset.pipeline = cfg.tta_pipeline
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)

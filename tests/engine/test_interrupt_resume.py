@@ -204,7 +204,9 @@ def test_resumed_run_equals_uninterrupted_run(tmp_path, by_epoch, moments):
     ],
     ids=["workers", "accumulation", "EMA"],
 )
-def test_resumed_run_equals_uninterrupted_run_with(tmp_path, by_epoch, options):
+def test_resumed_run_equals_uninterrupted_run_with(tmp_path, by_epoch, options, monkeypatch):
+    # The workers of an interrupted run, which normally end with the process, are waited for.
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
     moments = [("train", 6), ("val", 10)]
     entries, weights = run_with_interruptions(tmp_path, by_epoch, moments, options)
     (tmp_path / "reference").mkdir()

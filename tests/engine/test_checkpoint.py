@@ -1,0 +1,67 @@
+"""Checkpoints are data, and must fill the model."""
+
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer
+from torch import nn
+
+from flatten_det.engine.checkpoint import check_checkpoint, check_fit
+from flatten_det.engine.errors import UserError
+
+
+def save(path, content) -> str:
+    torch.save(content, path)
+    return str(path)
+
+
+def test_what_mmengine_saves_is_data(tmp_path):
+    content = {
+        "state_dict": nn.Linear(2, 2).state_dict(),
+        "meta": {"iter": 3, "palette": [(1, 2, 3)]},
+        "message_hub": {
+            "log_scalars": {"train/loss": HistoryBuffer([1.0, 2.0], [1, 1])},
+            "runtime_info": {"best": np.float64(0.5), "steps": np.arange(3), "on": np.bool_(True)},
+        },
+    }
+    check_checkpoint(save(tmp_path / "a.pth", content))
+
+
+class CallsAttribute:
+    """Pickles to ``getattr(owner, name)``, the call that a HistoryBuffer needs."""
+
+    def __init__(self, owner, name: str) -> None:
+        self.call = (owner, name)
+
+    def __reduce__(self):
+        return getattr, self.call
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"), [(HistoryBuffer, "__init__"), (np.ndarray, "dump"), (np.dtype, "type")]
+)
+def test_no_other_attribute_is_looked_up(tmp_path, owner, name):
+    path = save(tmp_path / "a.pth", {"x": CallsAttribute(owner, name)})
+    with pytest.raises(UserError, match=r"a\.pth cannot be read.* is not data"):
+        check_checkpoint(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04broken zip"])
+def test_files_that_are_no_checkpoints(tmp_path, content):
+    path = tmp_path / "a.pth"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.pth cannot be read: .*complete PyTorch checkpoint"):
+        check_checkpoint(str(path))
+
+
+def test_fit_names_what_is_missing_or_of_another_shape():
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    weights = {f"module.{name}": weight for name, weight in model.state_dict().items()}
+    del weights["module.1.num_batches_tracked"]
+    check_fit(model, weights, "a.pth")
+    weights["module.0.weight"] = torch.zeros(3, 4)
+    del weights["module.1.running_var"]
+    with pytest.raises(
+        UserError, match=r"a\.pth .* 2 of 6 weights .*\(0\.weight, 1\.running_var\)"
+    ):
+        check_fit(model, weights, "a.pth")

@@ -1,0 +1,104 @@
+"""Command-line options on configs."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from flatten_det.engine.config import (
+    build_runner,
+    enable_amp,
+    enable_auto_scale_lr,
+    load_config,
+    resume_from,
+    tested_dataset,
+)
+from flatten_det.engine.errors import UserError
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "my-config.py"
+    path.write_text(text)
+    return path
+
+
+def test_work_dir_command_line_before_config_before_name(tmp_path):
+    path = write(tmp_path, "work_dir = 'own'")
+    assert load_config(path, work_dir="given").work_dir == "given"
+    assert load_config(path).work_dir == "own"
+    assert Path(load_config(write(tmp_path, "a = 1")).work_dir) == Path("work_dirs/my-config")
+
+
+def test_options_override_nested_fields(tmp_path):
+    path = write(tmp_path, "a = dict(b=[dict(c=1), dict(c=2)])")
+    assert load_config(path, {"a.b.1.c": 3}).a.b[1].c == 3
+    with pytest.raises(UserError, match=r"--cfg-options does not fit config file .*my-config\.py"):
+        load_config(path, {"a.b.2.c": 3})
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a = (", "a = unknown", "_base_ = './missing.py'", "custom_imports = dict(imports='x')"],
+)
+def test_broken_config_is_named(tmp_path, text):
+    with pytest.raises(UserError, match=r"my-config\.py cannot be read: \w+Error") as caught:
+        load_config(write(tmp_path, text))
+    assert "\n" not in str(caught.value)
+
+
+def test_amp_on_cpu_casts_to_bf16(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    cfg = Config({"optim_wrapper": {"type": "AmpOptimWrapper", "loss_scale": 512.0}})
+    enable_amp(cfg)
+    assert cfg.optim_wrapper == {"type": "CPUAmpOptimWrapper"}
+
+
+def test_amp_on_cuda_scales_dynamically(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    cfg = Config({"optim_wrapper": {"optimizer": {"type": "SGD"}}})
+    enable_amp(cfg)
+    assert cfg.optim_wrapper.type == "AmpOptimWrapper"
+    assert cfg.optim_wrapper.loss_scale == "dynamic"
+
+
+def test_amp_refuses_other_wrappers():
+    cfg = Config({"optim_wrapper": {"type": "ApexOptimWrapper"}})
+    with pytest.raises(UserError, match="not with this config's ApexOptimWrapper"):
+        enable_amp(cfg)
+
+
+def test_auto_scale_lr_needs_a_base_batch_size():
+    cfg = Config({"auto_scale_lr": {"enable": False, "base_batch_size": 16}})
+    enable_auto_scale_lr(cfg)
+    assert cfg.auto_scale_lr.enable is True
+    for incomplete in ({}, {"auto_scale_lr": {"enable": False}}):
+        with pytest.raises(UserError, match="base_batch_size"):
+            enable_auto_scale_lr(Config(incomplete))
+
+
+def test_resume_from_a_moved_work_dir(tmp_path):
+    torch.save({"state_dict": {}}, tmp_path / "iter_3.pth")
+    (tmp_path / "last_checkpoint").write_text("/gone/iter_3.pth")
+    cfg = Config({"work_dir": str(tmp_path)})
+    resume_from(cfg, "auto")
+    assert cfg.resume is True
+    assert cfg.load_from == str(tmp_path / "iter_3.pth")
+
+
+def test_resume_from_nothing(tmp_path):
+    cfg = Config({"work_dir": str(tmp_path)})
+    with pytest.raises(UserError, match=f"no checkpoint to resume in work dir {tmp_path}"):
+        resume_from(cfg, "auto")
+
+
+def test_tested_dataset_looks_into_wrappers():
+    inner = {"type": "CocoDataset", "pipeline": []}
+    wrapped = {"datasets": [{"dataset": inner}, {}]}
+    cfg = Config({"test_dataloader": {"dataset": wrapped}})
+    assert tested_dataset(cfg) == inner
+
+
+def test_runner_type_is_honoured(tmp_path):
+    with pytest.raises(KeyError, match="NoSuchRunner"):
+        build_runner(Config({"runner_type": "NoSuchRunner", "work_dir": str(tmp_path)}))

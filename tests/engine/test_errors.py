@@ -1,0 +1,72 @@
+"""Which exceptions are told in one line, and how."""
+
+import json
+
+import pytest
+from mmengine.config import Config
+from mmengine.registry import MODELS
+from torch.utils.data import DataLoader, Dataset
+
+from flatten_det.engine.annotations import named_annotation_errors
+from flatten_det.engine.errors import UserError, explain
+
+
+class Failing(Dataset):
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int):
+        try:
+            raise ValueError("cause")
+        except ValueError as error:
+            raise UserError("image a: b.jpg cannot be decoded: get it again") from error
+
+
+def test_message_survives_a_worker():
+    with pytest.raises(UserError) as caught:
+        next(iter(DataLoader(Failing(), num_workers=1)))
+    assert explain(caught.value) == "image a: b.jpg cannot be decoded: get it again"
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught:
+        (tmp_path / "x.json").read_text()
+    assert explain(caught.value).startswith(f"{tmp_path / 'x.json'} not found")
+
+
+def test_file_in_place_of_a_folder_is_named(tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(NotADirectoryError) as caught:
+        (file / "x.json").read_text()
+    assert explain(caught.value).startswith(f"{file / 'x.json'}: Not a directory")
+
+
+def test_unknown_component_is_named():
+    with pytest.raises(KeyError) as caught:
+        MODELS.build({"type": "NoSuchModel"})
+    assert "NoSuchModel is not in the mmengine::model registry" in explain(caught.value)
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), RuntimeError("x"), ValueError("x")])
+def test_others_are_unexpected(error):
+    assert explain(error) is None
+
+
+def test_broken_annotation_file_is_found_among_good_ones(tmp_path):
+    (tmp_path / "good.json").write_text("{}")
+    (tmp_path / "broken.json").write_text('{"images": [')
+    dataset = {"data_root": str(tmp_path), "ann_file": "good.json"}
+    wrapped = {"datasets": [dataset, {**dataset, "ann_file": "broken.json"}]}
+    cfg = Config({"train_dataloader": {"dataset": wrapped}})
+    with (
+        pytest.raises(UserError, match=r"broken\.json is not valid JSON \(Expecting value"),
+        named_annotation_errors(cfg),
+    ):
+        json.loads((tmp_path / "broken.json").read_text())
+
+
+def test_other_value_errors_pass(tmp_path):
+    cfg = Config({"val_evaluator": {"ann_file": str(tmp_path / "missing.json")}})
+    with pytest.raises(ValueError, match=r"^other$"), named_annotation_errors(cfg):
+        raise ValueError("other")

@@ -1,0 +1,87 @@
+"""The tools as modules, and one tiny training of each kind for all tests to build on."""
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import pytest
+import torch
+from fixtures import write_detector_config, write_segmentor_config
+from mmdet.visualization import DetLocalVisualizer
+from mmengine.utils import ManagerMixin
+from mmseg.visualization import SegLocalVisualizer
+
+TOOLS = Path(__file__).parents[2] / "tools"
+
+
+class Trained(NamedTuple):
+    """A finished training."""
+
+    config: Path
+    checkpoint: Path
+    metrics: dict[str, float]
+
+
+def load_tool(name: str) -> ModuleType:
+    """Import ``tools/<name>.py``, to be called any number of times.
+
+    mmengine keeps visualizers, logs and scopes of a process by name, and hands them to later runs.
+    """
+    spec = importlib.util.spec_from_file_location(f"tools_{name}", TOOLS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(TOOLS))
+        spec.loader.exec_module(module)
+    main = module.main
+
+    def main_as_in_a_fresh_process(argv: list[str]) -> int:
+        for cls in (DetLocalVisualizer, SegLocalVisualizer, *ManagerMixin.__subclasses__()):
+            cls._instance_dict.clear()
+        return main(argv)
+
+    module.main = main_as_in_a_fresh_process
+    return module
+
+
+@pytest.fixture(autouse=True)
+def impatient_with_workers(monkeypatch):
+    """Workers of a failed training, which normally end with the process, are waited for."""
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
+
+
+@pytest.fixture(scope="session")
+def train_tool() -> ModuleType:
+    return load_tool("train")
+
+
+@pytest.fixture(scope="session")
+def test_tool() -> ModuleType:
+    return load_tool("test")
+
+
+@pytest.fixture(scope="session")
+def infer_tool() -> ModuleType:
+    return load_tool("infer")
+
+
+def _train(tool: ModuleType, config: Path, *options: str) -> Trained:
+    work_dir = config.with_suffix("")
+    assert tool.main([str(config), "--work-dir", str(work_dir), *options]) == 0
+    (scalars,) = work_dir.glob("*/vis_data/scalars.json")
+    metrics = json.loads(scalars.read_text().splitlines()[-1])
+    return Trained(config, Path((work_dir / "last_checkpoint").read_text()), metrics)
+
+
+@pytest.fixture(scope="session")
+def trained_detector(train_tool, coco_folder, tmp_path_factory) -> Trained:
+    folder = tmp_path_factory.mktemp("detector")
+    return _train(train_tool, write_detector_config(folder / "tiny-mask-rcnn.py", coco_folder))
+
+
+@pytest.fixture(scope="session")
+def trained_segmentor(train_tool, ade20k_folder, tmp_path_factory) -> Trained:
+    folder = tmp_path_factory.mktemp("segmentor")
+    config = write_segmentor_config(folder / "tiny-fpn.py", ade20k_folder)
+    return _train(train_tool, config, "--amp")

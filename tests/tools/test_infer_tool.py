@@ -1,0 +1,141 @@
+"""tools/infer.py: inputs, pictures, JSON and label maps, and one-line errors."""
+
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from mmdet.datasets import CocoDataset
+from pycocotools import mask as coco_mask
+
+
+@pytest.fixture
+def run(infer_tool, tmp_path):
+    def run(trained, *arguments: object) -> int:
+        options = ["--out-dir", str(tmp_path / "out"), "--device", "cpu"]
+        return infer_tool.main([str(trained.config), *options, *map(str, arguments)])
+
+    return run
+
+
+def test_detector(run, trained_detector, coco_folder, tmp_path):
+    images = coco_folder / "val2017"
+    arguments = [trained_detector.checkpoint, images, "--score-thr", 0, "--batch-size", 2]
+    assert run(trained_detector, *arguments) == 0
+    for number, (height, width) in enumerate([(61, 97), (97, 61), (50, 75)], start=1):
+        name = f"{number:012d}"
+        found = json.loads((tmp_path / "out" / "preds" / f"{name}.json").read_text())
+        assert found["image"] == str(images / f"{name}.jpg")
+        assert (found["height"], found["width"]) == (height, width)
+        count = len(found["scores"])
+        assert count > 0
+        for key in ("labels", "class_names", "bboxes", "masks"):
+            assert len(found[key]) == count
+        for box in found["bboxes"]:
+            assert 0 <= box[0] <= box[2] <= width
+            assert 0 <= box[1] <= box[3] <= height
+        for mask in found["masks"]:
+            assert coco_mask.decode(mask).shape == (height, width)
+        assert cv2.imread(str(tmp_path / "out" / "vis" / f"{name}.jpg")) is not None
+
+
+def test_score_threshold(run, trained_detector, coco_folder, tmp_path):
+    image = coco_folder / "val2017" / f"{1:012d}.jpg"
+    assert run(trained_detector, trained_detector.checkpoint, image, "--score-thr", 1) == 0
+    found = json.loads((tmp_path / "out" / "preds" / f"{1:012d}.json").read_text())
+    assert found["scores"] == []
+    assert found["masks"] == []
+
+
+def test_batches_do_not_change_a_segmentation(run, trained_segmentor, ade20k_folder, tmp_path):
+    images = ade20k_folder / "images" / "training"
+    maps = []
+    for batch_size in (1, 4):
+        arguments = [trained_segmentor.checkpoint, images, "--batch-size", batch_size]
+        assert run(trained_segmentor, *arguments) == 0
+        folder = tmp_path / "out" / "preds"
+        maps.append([cv2.imread(str(path), -1) for path in sorted(folder.glob("*.png"))])
+        shutil.rmtree(tmp_path / "out")
+    assert [each.shape for each in maps[0][:2]] == [(61, 97), (97, 61)]
+    for one, many in zip(*maps, strict=True):
+        np.testing.assert_array_equal(one, many)
+
+
+def test_segmentor(run, trained_segmentor, ade20k_folder, tmp_path):
+    image = ade20k_folder / "images" / "training" / "ADE_train_00000001.jpg"
+    assert run(trained_segmentor, trained_segmentor.checkpoint, image) == 0
+    folder = tmp_path / "out" / "preds"
+    found = json.loads((folder / "ADE_train_00000001.json").read_text())
+    label_map = cv2.imread(str(folder / found["label_map"]), cv2.IMREAD_UNCHANGED)
+    assert label_map.shape == (found["height"], found["width"]) == (61, 97)
+    assert len(found["classes"]) == 150
+    assert found["classes"][0]["name"] == "wall"
+    for entry in found["classes"]:
+        assert entry["share"] == pytest.approx((label_map == entry["label"]).mean())
+
+
+def test_equal_file_names_stay_apart(run, trained_segmentor, ade20k_folder, tmp_path):
+    source = ade20k_folder / "images" / "training" / "ADE_train_00000001.jpg"
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(source, tmp_path / folder / "same.jpg")
+    pattern = tmp_path / "*" / "same.jpg"
+    assert run(trained_segmentor, trained_segmentor.checkpoint, pattern, tmp_path / "a") == 0
+    found = {path.relative_to(tmp_path / "out").as_posix() for path in tmp_path.glob("out/*/*/*")}
+    names = [f"{kind}/{folder}/same" for kind in ("vis", "preds") for folder in "ab"]
+    assert found == {
+        f"{name}{suffix}"
+        for name in names
+        for suffix in ([".jpg"] if name.startswith("vis") else [".json", ".png"])
+    }
+
+
+def test_random_weights_come_with_a_warning(run, trained_detector, coco_folder, tmp_path, capsys):
+    image = coco_folder / "val2017" / f"{1:012d}.jpg"
+    assert run(trained_detector, image, "--score-thr", 0) == 0
+    assert "warning: no checkpoint given" in capsys.readouterr().err
+    found = json.loads((tmp_path / "out" / "preds" / f"{1:012d}.json").read_text())
+    classes = CocoDataset.METAINFO["classes"]
+    assert found["class_names"] == [classes[label] for label in found["labels"]]
+
+
+def test_unreadable_image_is_named_after_the_others_are_done(
+    run, trained_detector, coco_folder, tmp_path, capsys
+):
+    images = shutil.copytree(coco_folder / "val2017", tmp_path / "images")
+    broken = images / f"{1:012d}.jpg"
+    broken.write_bytes(b"no image" * 99)
+    assert run(trained_detector, trained_detector.checkpoint, images) == 2
+    captured = capsys.readouterr()
+    assert f"error: 1 of 3 images: image {broken} cannot be decoded" in captured.err
+    assert "2 images: pictures in" in captured.out
+    assert len(list((tmp_path / "out" / "preds").iterdir())) == 2
+
+
+@pytest.mark.parametrize("given", ["missing.jpg", "*.jpg", "empty"])
+def test_no_images(run, trained_detector, tmp_path, capsys, given):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").write_text("no image")
+    assert run(trained_detector, trained_detector.checkpoint, tmp_path / given) == 2
+    assert f"error: {tmp_path / given}: no image found" in capsys.readouterr().err
+
+
+def test_device_that_is_not_there(run, trained_detector, coco_folder, capsys):
+    arguments = [trained_detector.checkpoint, coco_folder / "val2017", "--device", "cuda:99"]
+    assert run(trained_detector, *arguments) == 2
+    assert "error: --device cuda:99 cannot be used" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["epoch_1.pth"], ["a.jpg", "--batch-size", "0"]])
+def test_usage_errors(infer_tool, arguments):
+    with pytest.raises(SystemExit, match="2"):
+        infer_tool.main(["config.py", *arguments])
+
+
+def test_checkpoint_is_told_by_its_suffix(infer_tool):
+    args = infer_tool.parse_args(["c.py", str(Path("x") / "epoch_1.pth"), "a.jpg", "b.jpg"])
+    assert (args.checkpoint, args.inputs) == ("x/epoch_1.pth", ["a.jpg", "b.jpg"])
+    args = infer_tool.parse_args(["c.py", "a.jpg", "b.jpg"])
+    assert (args.checkpoint, args.inputs) == (None, ["a.jpg", "b.jpg"])

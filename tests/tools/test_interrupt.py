@@ -1,0 +1,54 @@
+"""Ctrl-C as a user presses it: to the whole process group, data workers included."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from fixtures import write_detector_config
+
+TRAIN_TOOL = Path(__file__).parents[2] / "tools" / "train.py"
+
+
+@pytest.mark.slow
+def test_ctrl_c_and_resume(coco_folder, tmp_path):
+    config = write_detector_config(tmp_path / "tiny.py", coco_folder)
+    command = [sys.executable, str(TRAIN_TOOL), config.name]
+    options = ["train_dataloader.num_workers=2", "train_dataloader.persistent_workers=True"]
+    endless = ["--cfg-options", *options, "train_cfg.max_epochs=10000"]
+    log = tmp_path / "log.txt"
+    with log.open("w") as stdout:
+        process = subprocess.Popen(
+            [*command, *endless],
+            cwd=tmp_path, stdout=stdout, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+    try:
+        while "Epoch(train)" not in log.read_text():
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    checkpoint = tmp_path / "work_dirs" / "tiny" / "interrupted.pth"
+    message = errors.splitlines()[-1]
+    assert message.startswith("interrupted after iteration ")
+    assert f"saved {checkpoint}; to continue, repeat the command with --resume" in message
+    done = int(message.removeprefix("interrupted after iteration ").split(",")[0])
+
+    epochs = done // 3 + 1
+    rest = ["--resume", "--cfg-options", *options, f"train_cfg.max_epochs={epochs}"]
+    resumed = subprocess.run([*command, *rest], cwd=tmp_path, capture_output=True, text=True)
+    assert resumed.returncode == 0, resumed.stderr
+    lines = max(checkpoint.parent.glob("*/vis_data/scalars.json")).read_text().splitlines()
+    steps = [json.loads(line) for line in lines if '"loss"' in line]
+    assert [step["iter"] for step in steps] == list(range(done + 1, 3 * epochs + 1))
+    assert steps[-1]["epoch"] == epochs
+    assert "Training finished." in resumed.stdout
