@@ -1,10 +1,16 @@
-"""Import flatten_det without the frameworks' remarks about optional packages of theirs."""
+"""Import flatten_det, and keep the frameworks' remarks that no user can act on to themselves."""
 
 import contextlib
 import io
 import warnings
 
-warnings.filterwarnings("ignore", message="faster_coco_eval is not installed")
+for _remark in (
+    "faster_coco_eval is not installed",
+    "Default ``avg_non_ignore`` is False",
+    "The draw is False",
+    "`reduce_zero_label` will be deprecated",
+):
+    warnings.filterwarnings("ignore", message=_remark)
 _printed = io.StringIO()
 try:
     with contextlib.redirect_stdout(_printed):

@@ -106,7 +106,7 @@ def _last_checkpoint(work_dir: str) -> str:
     return str(recorded if recorded.is_file() else Path(work_dir, recorded.name))
 
 
-def tested_dataset(cfg: Config) -> ConfigDict:
+def dataset_under_test(cfg: Config) -> ConfigDict:
     """The config of the data set that is tested on, inside wrappers like ``ConcatDataset``."""
     dataset = cfg.test_dataloader.dataset
     while "pipeline" not in dataset:

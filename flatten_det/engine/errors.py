@@ -22,9 +22,10 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, FileNotFoundError):
-        return f"{_file_of(error)} not found: check the paths in the config and the command"
+        what = str(error).rstrip(".") if error.filename is None else f"{error.filename} not found"
+        return f"{what}: check the paths in the config and the command"
     if isinstance(error, PermissionError | IsADirectoryError | NotADirectoryError):
-        return f"{_file_of(error)}: {error.strerror or error}: check the path and its permissions"
+        return f"{error.filename}: {error.strerror}: check the path and its permissions"
     if isinstance(error, KeyError) and " registry. Please check" in str(error):
         component = str(error.args[0]).split(". Please check")[0]
         return (
@@ -32,7 +33,3 @@ def explain(error: BaseException) -> str | None:
             "custom_imports names the module that defines it"
         )
     return None
-
-
-def _file_of(error: OSError) -> str:
-    return str(error.filename if error.filename is not None else error)

@@ -14,7 +14,7 @@ from mmengine.structures import BaseDataElement
 from torch import nn
 
 from .checkpoint import check_checkpoint, check_fit
-from .config import tested_dataset
+from .config import dataset_under_test
 from .errors import UserError
 from .images import CheckedPipeline, ImageError
 
@@ -105,7 +105,7 @@ def _load_weights(model: nn.Module, path: str) -> dict[str, Any]:
 
 def _config_dataset_meta(cfg: Config) -> dict[str, Any]:
     """What the tested data set says about itself, without its files being there."""
-    dataset = tested_dataset(cfg)
+    dataset = dataset_under_test(cfg)
     with DATASETS.switch_scope_and_registry(None) as registry:
         kind = registry.get(dataset.type)
     meta = dict(getattr(kind, "METAINFO", {})) | dict(dataset.get("metainfo") or {})
@@ -114,5 +114,5 @@ def _config_dataset_meta(cfg: Config) -> dict[str, Any]:
 
 def _inference_pipeline(cfg: Config) -> list[dict]:
     """The test pipeline without what reads annotations."""
-    pipeline = deepcopy(tested_dataset(cfg).pipeline)
+    pipeline = deepcopy(dataset_under_test(cfg).pipeline)
     return [t for t in pipeline if not t["type"].split(".")[-1].endswith("Annotations")]

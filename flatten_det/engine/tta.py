@@ -10,7 +10,7 @@ from mmdet.structures import DetDataSample
 from mmengine.config import Config, ConfigDict
 from mmengine.structures import InstanceData
 
-from .config import tested_dataset
+from .config import dataset_under_test
 
 FLIPS = [
     {"type": "RandomFlip", "prob": 0.0},
@@ -37,6 +37,8 @@ class MaskTTAModel(DetTTAModel):
             [view.scores for view in views],
             [sample.metainfo for sample in data_samples],
         )
+        if len(boxes) == 0:
+            return data_samples[0]
         labels = torch.cat([view.labels for view in views])
         masks = torch.cat(
             [
@@ -80,7 +82,7 @@ def enable_tta(cfg: Config) -> None:
                 "tta_cfg": {"nms": {"type": "nms", "iou_threshold": 0.5}, "max_per_img": 100},
             }
         )
-    dataset = tested_dataset(cfg)
+    dataset = dataset_under_test(cfg)
     if cfg.get("tta_pipeline") is None:
         cfg.tta_pipeline = _mirrored(dataset.pipeline, segmentation)
     dataset.pipeline = cfg.tta_pipeline

@@ -8,11 +8,11 @@ from mmengine.config import Config
 
 from flatten_det.engine.config import (
     build_runner,
+    dataset_under_test,
     enable_amp,
     enable_auto_scale_lr,
     load_config,
     resume_from,
-    tested_dataset,
 )
 from flatten_det.engine.errors import UserError
 
@@ -92,11 +92,11 @@ def test_resume_from_nothing(tmp_path):
         resume_from(cfg, "auto")
 
 
-def test_tested_dataset_looks_into_wrappers():
+def test_dataset_under_test_looks_into_wrappers():
     inner = {"type": "CocoDataset", "pipeline": []}
     wrapped = {"datasets": [{"dataset": inner}, {}]}
     cfg = Config({"test_dataloader": {"dataset": wrapped}})
-    assert tested_dataset(cfg) == inner
+    assert dataset_under_test(cfg) == inner
 
 
 def test_runner_type_is_honoured(tmp_path):

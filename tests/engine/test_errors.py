@@ -34,6 +34,11 @@ def test_missing_file_is_named(tmp_path):
     assert explain(caught.value).startswith(f"{tmp_path / 'x.json'} not found")
 
 
+def test_missing_file_without_its_name_is_told_as_it_is():
+    error = FileNotFoundError("weights.pth can not be found.")  # as mmengine raises it
+    assert explain(error).startswith("weights.pth can not be found: check the paths")
+
+
 def test_file_in_place_of_a_folder_is_named(tmp_path):
     file = tmp_path / "file"
     file.touch()

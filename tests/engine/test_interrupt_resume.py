@@ -261,3 +261,44 @@ def test_weights_of_an_interrupted_run_start_a_new_training(tmp_path):
     cfg.load_from = str(tmp_path / "run" / "interrupted.pth")
     entries, _ = run(cfg, Journal([]))
     assert len([entry for entry in entries if entry[0] == "train"]) == 15
+
+
+def _agree(rank: int, rendezvous: str, answers) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2
+    )
+    hook = InterruptHook()
+    if rank == 1:
+        hook._on_sigint(signal.SIGINT, None)
+    answers.put([hook._stop_agreed(step) for step in range(6)])
+    torch.distributed.destroy_process_group()
+
+
+def test_ranks_stop_at_the_same_iteration(tmp_path):
+    """Only one rank hears the signal; both stop, at a step where they talk to each other."""
+    context = torch.multiprocessing.get_context("fork")
+    answers = context.Queue()
+    ranks = [
+        context.Process(target=_agree, args=(rank, str(tmp_path / "rendezvous"), answers))
+        for rank in range(2)
+    ]
+    for rank in ranks:
+        rank.start()
+    for _ in ranks:
+        assert answers.get(timeout=60) == [True, False, False, False, False, True]
+    for rank in ranks:
+        rank.join(timeout=60)
+
+
+def test_signal_passed_on_by_torchrun_counts_as_the_same_keypress():
+    hook = InterruptHook()
+    hook._on_sigint(signal.SIGINT, None)
+    hook._on_sigint(signal.SIGINT, None)
+
+
+def test_forked_workers_ignore_the_signal(capsys):
+    hook = InterruptHook()
+    hook._pid = os.getpid() + 1
+    hook._on_sigint(signal.SIGINT, None)
+    assert capsys.readouterr().err == ""
+    assert not hook._stop_agreed()

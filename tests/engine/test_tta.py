@@ -75,7 +75,7 @@ def test_no_more_than_max_per_img(tta_model):
 
 def test_nothing_detected(tta_model):
     sample = view((0, 0, 5, 5), 0.9, None)
-    sample.pred_instances = sample.pred_instances[[]]
+    sample.pred_instances = sample.pred_instances[:0]
     (merged,) = tta_model.merge_preds([[sample, sample.clone()]])
     assert len(merged.pred_instances) == 0
 
