@@ -39,6 +39,8 @@ def test_equal_options_in_any_spelling_compare_equal():
         ({"seed": True}, "seed must be a non-negative integer"),
         ({"min_visible": 0}, "min_visible must lie in"),
         ({"min_visible": 1.1}, "min_visible must lie in"),
+        ({"texture_contrast": -0.1}, "texture_contrast must lie in"),
+        ({"texture_contrast": "strong"}, "texture_contrast must lie in"),
     ],
 )
 def test_bad_option_is_named(options, message):

@@ -150,6 +150,17 @@ def _classify(mask):
     return "square" if cv2.contourArea(hull) / (width * height) > 0.9 else "circle"
 
 
+def test_texture_contrast_scales_the_variation_of_the_background():
+    def variation(contrast: float) -> float:
+        options = ShapesOptions(object_size=(8, 16), texture_contrast=contrast)
+        images = [render(options, "train", index) for index in range(20)]
+        return np.mean([i.image[i.owner < 0].std(axis=0).mean() for i in images])
+
+    plain, weak, strong = (variation(contrast) for contrast in (0, 0.4, 1))
+    assert plain < 7  # the grain alone
+    assert plain + 1 < weak < strong - 1
+
+
 def test_masks_have_the_shape_that_their_label_says():
     options = ShapesOptions(image_size=128, object_size=(80, 120), objects_per_image=(1, 1))
     for index in range(120):

@@ -21,7 +21,7 @@ class ShapesDetDataset(CocoDataset):
     Args:
         split: ``'train'`` or ``'val'``.
         data_root: Folder of the data set, shared by all data sets with the same options.
-        image_size, num_images, seed, object_size, objects_per_image, min_visible:
+        image_size, num_images, seed, object_size, objects_per_image, min_visible, texture_contrast:
             See :class:`~flatten_det.datasets.shapes.options.ShapesOptions`.
         **kwargs: As for ``CocoDataset`` (``pipeline``, ``test_mode``, ``filter_cfg``, ...),
             except ``ann_file`` and ``data_prefix``, which follow from ``split``.
@@ -42,11 +42,18 @@ class ShapesDetDataset(CocoDataset):
         object_size: Sequence[float] = ShapesOptions.object_size,
         objects_per_image: Sequence[int] = ShapesOptions.objects_per_image,
         min_visible: float = ShapesOptions.min_visible,
+        texture_contrast: float = ShapesOptions.texture_contrast,
         **kwargs,
     ):
         check_split(split)
         self.options = ShapesOptions(
-            image_size, num_images, seed, object_size, objects_per_image, min_visible
+            image_size,
+            num_images,
+            seed,
+            object_size,
+            objects_per_image,
+            min_visible,
+            texture_contrast,
         )
         super().__init__(
             ann_file=annotation_file(split),

@@ -36,6 +36,8 @@ class ShapesOptions:
             is found is left out, so a crowded image may hold fewer than drawn.
         min_visible: Fraction of its pixels that every object keeps visible. Objects are placed
             so that this holds, hence nothing in an image is without annotation.
+        texture_contrast: How far apart the two colours of a texture lie, from 0 (plain colours)
+            to 1. Shapes on strong textures take much longer to learn.
 
     Raises:
         ValueError: An option is out of range or of the wrong kind.
@@ -47,6 +49,7 @@ class ShapesOptions:
     object_size: Sequence[float] = (8, 128)
     objects_per_image: Sequence[int] = (1, 6)
     min_visible: float = 0.5
+    texture_contrast: float = 1.0
 
     def __post_init__(self):
         size = self.image_size
@@ -55,6 +58,8 @@ class ShapesOptions:
             raise ValueError(f"seed must be a non-negative integer, got {self.seed!r}")
         if not _is_number(self.min_visible, Real) or not 0 < self.min_visible <= 1:
             raise ValueError(f"min_visible must lie in (0, 1], got {self.min_visible!r}")
+        if not _is_number(self.texture_contrast, Real) or not 0 <= self.texture_contrast <= 1:
+            raise ValueError(f"texture_contrast must lie in [0, 1], got {self.texture_contrast!r}")
         normalised = {
             "image_size": _pair("image_size", size, Integral, least=16),
             "num_images": _num_images(self.num_images),
@@ -64,6 +69,7 @@ class ShapesOptions:
                 "objects_per_image", self.objects_per_image, Integral, least=0, ascending=True
             ),
             "min_visible": float(self.min_visible),
+            "texture_contrast": float(self.texture_contrast),
         }
         for name, value in normalised.items():
             object.__setattr__(self, name, value)

@@ -42,7 +42,7 @@ def render(options: ShapesOptions, split: str, index: int) -> ShapesImage:
     colour is chosen to stand out from what surrounds the object.
     """
     rng = np.random.default_rng([options.seed, SPLITS.index(split), index])
-    canvas = _background(rng, *options.image_size)
+    canvas = _background(rng, *options.image_size, options.texture_contrast)
     owner = np.full(options.image_size, -1, np.int16)
     labels, areas, visible = [], np.zeros(0, int), np.zeros(0, int)
     low, high = options.objects_per_image
@@ -59,7 +59,7 @@ def render(options: ShapesOptions, split: str, index: int) -> ShapesImage:
                 break
         else:
             continue
-        _paint(rng, canvas, window, alpha)
+        _paint(rng, canvas, window, alpha, options.texture_contrast)
         owner[window][mask] = len(labels)
         labels.append(label)
         areas = np.append(areas, mask.sum())
@@ -70,10 +70,12 @@ def render(options: ShapesOptions, split: str, index: int) -> ShapesImage:
     return ShapesImage(image, np.array(labels, np.int64), owner)
 
 
-def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+def _background(
+    rng: np.random.Generator, height: int, width: int, contrast: float
+) -> np.ndarray:
     colour = rng.uniform(30, 225, 3)
     change = rng.normal(size=3)
-    change *= rng.uniform(15, 90) / np.linalg.norm(change)
+    change *= contrast * rng.uniform(15, 90) / np.linalg.norm(change)
     canvas = blend(random_field(rng, height, width), colour - change / 2, colour + change / 2)
     return np.clip(canvas, 0, 255)
 
@@ -110,11 +112,12 @@ def _paint(
     canvas: np.ndarray,
     window: tuple[slice, slice],
     alpha: np.ndarray,
+    contrast: float,
 ) -> None:
     """Paint an object into ``canvas``, in a colour that stands out from its surroundings."""
     colour = _contrasting_colour(rng, _surroundings(canvas, window, alpha))
     change = rng.normal(size=3)
-    change *= rng.uniform(0, 20) / np.linalg.norm(change)
+    change *= contrast * rng.uniform(0, 20) / np.linalg.norm(change)
     texture = blend(random_field(rng, *alpha.shape), colour - change, colour + change)
     canvas[window] += alpha[..., None] * (np.clip(texture, 0, 255) - canvas[window])
 

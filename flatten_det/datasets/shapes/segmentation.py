@@ -19,7 +19,7 @@ class ShapesSegDataset(BaseSegDataset):
     Args:
         split: ``'train'`` or ``'val'``.
         data_root: Folder of the data set, shared by all data sets with the same options.
-        image_size, num_images, seed, object_size, objects_per_image, min_visible:
+        image_size, num_images, seed, object_size, objects_per_image, min_visible, texture_contrast:
             See :class:`~flatten_det.datasets.shapes.options.ShapesOptions`.
         **kwargs: As for ``BaseSegDataset`` (``pipeline``, ``test_mode``, ``indices``, ...),
             except ``ann_file``, ``data_prefix`` and the suffixes, which follow from ``split``.
@@ -43,11 +43,18 @@ class ShapesSegDataset(BaseSegDataset):
         object_size: Sequence[float] = ShapesOptions.object_size,
         objects_per_image: Sequence[int] = ShapesOptions.objects_per_image,
         min_visible: float = ShapesOptions.min_visible,
+        texture_contrast: float = ShapesOptions.texture_contrast,
         **kwargs,
     ):
         check_split(split)
         self.options = ShapesOptions(
-            image_size, num_images, seed, object_size, objects_per_image, min_visible
+            image_size,
+            num_images,
+            seed,
+            object_size,
+            objects_per_image,
+            min_visible,
+            texture_contrast,
         )
         super().__init__(
             img_suffix=".jpg",
