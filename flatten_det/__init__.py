@@ -1,4 +1,7 @@
-"""Dense prediction with the FLatten Transformer. Importing it registers the backbones and data sets."""
+"""Dense prediction with the FLatten Transformer.
+
+Importing it registers the backbones, the data sets and the visualizer.
+"""
 
 from importlib.util import find_spec
 
@@ -9,3 +12,5 @@ __version__ = "0.1.0"
 # `flatten_det.attention` alone needs torch only, so it must be importable without the frameworks.
 if find_spec("mmengine") is not None:
     from . import backbones, datasets  # noqa: F401
+if find_spec("mmdet") is not None:
+    from . import visualization  # noqa: F401

@@ -33,3 +33,4 @@ default_hooks = dict(
     visualization=dict(draw=True, interval=20, score_thr=0.4),
 )
 log_processor = dict(by_epoch=False)
+visualizer = dict(type="EnlargingDetVisualizer")

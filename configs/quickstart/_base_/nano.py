@@ -11,14 +11,14 @@ nano_backbone = dict(
         mlp_ratios=(4, 4, 4, 4),
         depths=(1, 1, 2, 1),
     ),
-    pretrain_img_size=160,
+    pretrain_img_size=128,
 )
 nano_dims = [32, 64, 128, 256]
 
-max_iters = 800
+max_iters = 700
 optim_wrapper = dict(
     type="OptimWrapper",
-    optimizer=dict(type="AdamW", lr=1e-3, weight_decay=0.05),
+    optimizer=dict(type="AdamW", lr=1.6e-3, weight_decay=0.05),
     clip_grad=dict(max_norm=10.0),
     paramwise_cfg=dict(
         custom_keys={

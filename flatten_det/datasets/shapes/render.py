@@ -70,9 +70,7 @@ def render(options: ShapesOptions, split: str, index: int) -> ShapesImage:
     return ShapesImage(image, np.array(labels, np.int64), owner)
 
 
-def _background(
-    rng: np.random.Generator, height: int, width: int, contrast: float
-) -> np.ndarray:
+def _background(rng: np.random.Generator, height: int, width: int, contrast: float) -> np.ndarray:
     colour = rng.uniform(30, 225, 3)
     change = rng.normal(size=3)
     change *= contrast * rng.uniform(15, 90) / np.linalg.norm(change)

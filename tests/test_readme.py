@@ -1,0 +1,171 @@
+"""What the README tells to type works: its commands are run here or by .ci/run."""
+
+import re
+import shlex
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+import torch
+
+from flatten_det.backbones import FLattenPVT
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
+COMMANDS = [line for kind, text in BLOCKS if kind == "bash" for line in text.splitlines()]
+PYTHON = [text for kind, text in BLOCKS if kind == "python"]
+
+QUICKSTART, TESTS = (
+    "pip install uv && uv run tools/train.py "
+    "configs/quickstart/mask-rcnn_flatten-pvt-nano_fpn_shapes.py",
+    "pip install uv && uv run pytest",
+)
+IN_CI = [TESTS, "uv run ruff check", "uv run ruff format --check", "uv run pytest -m slow"]
+ON_QUICKSTART = [
+    c for c in COMMANDS if re.match(r"uv run tools/(test|infer)\.py configs/quickstart", c)
+]
+ON_COCO = [c for c in COMMANDS if re.match(r"uv run tools/train\.py configs/(?!quickstart)", c)]
+INSTALL = "pip install timm && pip install --no-deps ."
+
+# Step sizes and schedule only: the COCO commands are run as they stand on six small images.
+COCO_AT_TEST_SIZE = [
+    "train_cfg.max_epochs=1",
+    "train_dataloader.batch_size=1",
+    "train_dataloader.num_workers=0",
+    "train_dataloader.persistent_workers=False",
+    "train_dataloader.dataset.pipeline.2.scale=(96,64)",
+    "val_dataloader.num_workers=0",
+    "val_dataloader.persistent_workers=False",
+    "val_dataloader.dataset.pipeline.1.scale=(96,64)",
+]
+
+
+def workspace(folder: Path) -> Path:
+    """A checkout's tools and configs, with data and results of its own."""
+    for name in ("configs", "tools"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+def run(command: str, cwd: Path, *more: str) -> str:
+    """Run a README command in this Python and return what it printed."""
+    words = shlex.split(command.removeprefix("pip install uv && "))
+    assert words[:2] == ["uv", "run"]
+    done = subprocess.run(
+        [sys.executable, *words[2:], *more], cwd=cwd, capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+def test_first_screen_has_the_two_commands():
+    assert COMMANDS[:2] == [QUICKSTART, TESTS]
+    assert README.index(TESTS) < README.index("\n## ")
+
+
+def test_every_command_is_run():
+    covered = {QUICKSTART, INSTALL, *IN_CI, *ON_QUICKSTART, *ON_COCO}
+    assert set(COMMANDS) == covered
+    steps = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert not set(IN_CI) - set(steps)
+
+
+def test_every_file_it_names_exists():
+    for path in re.findall(r"(?:configs|tools)/[\w./-]*\.py", README):
+        assert (ROOT / path).is_file(), path
+    table = re.findall(r"^\| `([\w-]+\.py)`", README, flags=re.MULTILINE)
+    assert len(table) == 3
+    assert all((ROOT / "configs" / "quickstart" / name).is_file() for name in table)
+
+
+def test_attention_example(capsys):
+    exec(PYTHON[-1], {})
+    assert "[1, 64000, 64]" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_quickstart_and_what_follows_it(tmp_path):
+    """Train, test, predict, and the Python example, in the README's order."""
+    cwd = workspace(tmp_path)
+    trained = run(QUICKSTART, cwd)
+    metrics = dict(re.findall(r"coco/(\w+_mAP_50): (\d\.\d+)", trained))
+    assert float(metrics["bbox_mAP_50"]) >= 0.60
+    assert float(metrics["segm_mAP_50"]) >= 0.55
+    pictures = list((cwd / "work_dirs").rglob("vis_image/*.png"))
+    assert len(pictures) >= 10
+    for command in ON_QUICKSTART:
+        printed = run(command, cwd)
+        if "tools/test.py" in command:
+            again = dict(re.findall(r"coco/(\w+_mAP_50)\s+(\d\.\d+)", printed))
+            for name, value in metrics.items():
+                assert float(again[name]) == pytest.approx(float(value), abs=1e-3)
+    assert len(list((cwd / "outputs").rglob("*.jpg"))) == 200
+    done = subprocess.run(
+        [sys.executable, "-c", PYTHON[0]], cwd=cwd, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "bboxes" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize(
+    ("name", "metric", "least"),
+    [
+        ("retinanet_flatten-pvt-nano_fpn_shapes", "coco/bbox_mAP_50", 0.50),
+        ("flatten-pvt-nano_semantic-fpn_shapes", "mIoU", 75.0),
+    ],
+)
+def test_the_other_quickstarts(name, metric, least, tmp_path):
+    cwd = workspace(tmp_path)
+    config = f"configs/quickstart/{name}.py"
+    trained = run(f"uv run tools/train.py {config}", cwd)
+    value = float(re.findall(rf"{metric}: (\d+\.\d+)", trained)[-1])
+    assert value >= least
+    checkpoint = (cwd / "work_dirs" / name / "last_checkpoint").read_text()
+    printed = run(f"uv run tools/test.py {config} {checkpoint}", cwd)
+    again = float(re.search(rf"^{metric}\s+(\d+\.\d+)", printed, flags=re.MULTILINE).group(1))
+    assert again == pytest.approx(value, rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ON_COCO)
+def test_coco_command(command, coco_folder, tmp_path):
+    cwd = workspace(tmp_path)
+    (cwd / "data").mkdir()
+    (cwd / "data" / "coco").symlink_to(coco_folder)
+    (cwd / "checkpoints").mkdir()
+    official = FLattenPVT("tiny").state_dict() | {"head.weight": torch.zeros(1000, 512)}
+    torch.save({"model": official}, cwd / "checkpoints" / "flatten_pvt_t.pth")
+    printed = run(command, cwd, "--cfg-options", *COCO_AT_TEST_SIZE)
+    assert "Loaded 164 parameters from checkpoints/flatten_pvt_t.pth" in printed
+    assert "coco/segm_mAP" in printed
+    assert list((cwd / "work_dirs").rglob("epoch_1.pth"))
+
+
+@pytest.mark.slow
+def test_install_beside_the_packages_that_are_there(tmp_path):
+    """Into an environment with mmcv and the rest, without their being touched."""
+    venv.create(tmp_path / "env", with_pip=True)
+    python = tmp_path / "env" / "bin" / "python"
+    site = next((tmp_path / "env").glob("lib/python*/site-packages"))
+    (site / "openmmlab.pth").write_text(sysconfig.get_path("purelib"))
+    for step in INSTALL.split(" && "):
+        subprocess.run(
+            [str(python), "-m", *step.split()], cwd=ROOT, check=True, capture_output=True
+        )
+    code = (
+        "import mmcv.ops, flatten_det, mmdet.apis, mmseg.apis, sys;"
+        "print(flatten_det.__file__, mmcv._ext.__file__, mmcv.__file__, sep='\\n')"
+    )
+    done = subprocess.run([str(python), "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    ours, ext, theirs = done.stdout.splitlines()[-3:]
+    assert Path(ours).is_relative_to(site)
+    assert Path(ext).is_relative_to(site)
+    assert not Path(theirs).is_relative_to(site)
