@@ -3,9 +3,7 @@
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from mmdet.structures import DetDataSample
-from mmdet.structures.bbox import BaseBoxes
 from mmdet.visualization import DetLocalVisualizer
 from mmengine.registry import VISUALIZERS
 from mmengine.structures import InstanceData
@@ -16,13 +14,14 @@ class EnlargingDetVisualizer(DetLocalVisualizer):
     """``DetLocalVisualizer`` that enlarges small images first, so that labels do not hide objects.
 
     Args:
+        name: of the instance, as for every visualizer of mmengine.
         min_size: images whose shorter side is smaller, in pixels, are enlarged by the least whole
             factor that makes it at least this long.
         **kwargs: as for ``DetLocalVisualizer``.
     """
 
-    def __init__(self, min_size: int = 384, **kwargs) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, name: str = "visualizer", min_size: int = 384, **kwargs) -> None:
+        super().__init__(name, **kwargs)
         self.min_size = min_size
 
     def add_datasample(
@@ -52,14 +51,10 @@ def _enlarged(sample: DetDataSample, factor: int) -> DetDataSample:
 def _enlarged_instances(instances: InstanceData, factor: int) -> InstanceData:
     instances = instances.clone()
     if "bboxes" in instances:
-        boxes = instances.bboxes
-        boxes = boxes.tensor if isinstance(boxes, BaseBoxes) else boxes
-        instances.bboxes = boxes * factor
+        instances.bboxes = instances.bboxes * factor
     if "masks" in instances:
         masks = instances.masks
         if not isinstance(masks, torch.Tensor):
             masks = masks.to_tensor(torch.bool, "cpu")
-        if len(masks):
-            masks = F.interpolate(masks[:, None].float(), scale_factor=factor)[:, 0].bool()
-        instances.masks = masks
+        instances.masks = masks.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
     return instances
