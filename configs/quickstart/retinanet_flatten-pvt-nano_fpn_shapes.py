@@ -16,12 +16,15 @@ model = dict(
         start_level=0,
         add_extra_convs=False,
         num_outs=4,
+        # From random weights, a pyramid without norms takes long to learn anything.
+        norm_cfg=dict(type="GN", num_groups=8),
     ),
     bbox_head=dict(
         num_classes=6,
         in_channels=64,
         feat_channels=64,
         stacked_convs=2,
+        norm_cfg=dict(type="GN", num_groups=8),
         anchor_generator=dict(strides=[4, 8, 16, 32], scales_per_octave=1),
     ),
     test_cfg=dict(nms_pre=200, max_per_img=30),

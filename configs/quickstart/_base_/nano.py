@@ -15,7 +15,7 @@ nano_backbone = dict(
 )
 nano_dims = [32, 64, 128, 256]
 
-max_iters = 700
+max_iters = 800
 optim_wrapper = dict(
     type="OptimWrapper",
     optimizer=dict(type="AdamW", lr=1.6e-3, weight_decay=0.05),
