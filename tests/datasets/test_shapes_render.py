@@ -94,9 +94,9 @@ def test_every_painted_object_is_labelled_and_visible_enough(monkeypatch, min_vi
     painted = []
     paint = render_module._paint
 
-    def recording_paint(rng, canvas, window, alpha):
+    def recording_paint(rng, canvas, window, alpha, contrast):
         painted.append(alpha)
-        paint(rng, canvas, window, alpha)
+        paint(rng, canvas, window, alpha, contrast)
 
     monkeypatch.setattr(render_module, "_paint", recording_paint)
     options = ShapesOptions(
