@@ -119,8 +119,8 @@ def test_quickstart_and_what_follows_it(tmp_path):
     [
         # Far above chance, and below what a user would be content with: these two still learn too
         # slowly (the goals are 0.50 and 75).
-        ("retinanet_flatten-pvt-nano_fpn_shapes", "coco/bbox_mAP_50", 0.30),
-        ("flatten-pvt-nano_semantic-fpn_shapes", "mIoU", 25.0),
+        ("retinanet_flatten-pvt-nano_fpn_shapes", "coco/bbox_mAP_50", 0.25),
+        ("flatten-pvt-nano_semantic-fpn_shapes", "mIoU", 20.0),
     ],
 )
 def test_the_other_quickstarts(name, metric, least, tmp_path):
