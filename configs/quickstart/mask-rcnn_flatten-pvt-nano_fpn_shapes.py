@@ -58,7 +58,6 @@ model = dict(
     ),
 )
 default_hooks = dict(
-    logger=dict(interval=50),
     checkpoint=dict(by_epoch=False, interval=200, max_keep_ckpts=2),
     visualization=dict(draw=True, interval=20, score_thr=0.5),
 )

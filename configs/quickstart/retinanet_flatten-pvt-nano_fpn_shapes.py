@@ -12,7 +12,7 @@ model = dict(
     neck=dict(
         in_channels=_base_.nano_dims,
         out_channels=64,
-        # Shapes starts at 8 px: a pyramid from stride 4 instead of 8, of four levels.
+        # Objects start at 16 px: a pyramid from stride 4 instead of 8, of four levels.
         start_level=0,
         add_extra_convs=False,
         num_outs=4,
