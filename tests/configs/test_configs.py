@@ -37,7 +37,7 @@ def test_one_training_step_and_one_prediction(name, coco_folder, ade20k_folder, 
     moved = [n for n, p in model.backbone.named_parameters() if not torch.equal(p, before[n])]
     # Not all: a warm-up's first step is lost in the rounding of norms that start at 1.
     assert len(moved) > 0.5 * len(before)
-    assert (tmp_path / "last_checkpoint").exists() or runner.iter == 1
+    assert runner.iter == 1
 
     batch = next(iter(runner.build_dataloader(cfg.test_dataloader)))
     model.eval()

@@ -82,6 +82,12 @@ class ShapesOptions:
                 "raise image_size"
             )
 
+    @classmethod
+    def taken_from(cls, arguments: dict) -> "ShapesOptions":
+        """Options made of the entries of ``arguments`` that are options, which are removed from it."""
+        names = [field.name for field in fields(cls) if field.name in arguments]
+        return cls(**{name: arguments.pop(name) for name in names})
+
     def as_dict(self) -> dict:
         """The options as JSON would give them back, so that stored ones can be compared."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}

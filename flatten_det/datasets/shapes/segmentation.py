@@ -1,6 +1,5 @@
 """Shapes as a data set of MMSegmentation."""
 
-from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from mmengine.registry import DATASETS
@@ -33,29 +32,9 @@ class ShapesSegDataset(BaseSegDataset):
         "palette": [(0, 0, 0), *PALETTE],
     }
 
-    def __init__(
-        self,
-        split: str = "train",
-        data_root: str = "data/shapes",
-        image_size: int | Sequence[int] = ShapesOptions.image_size,
-        num_images: Mapping[str, int] | None = None,
-        seed: int = ShapesOptions.seed,
-        object_size: Sequence[float] = ShapesOptions.object_size,
-        objects_per_image: Sequence[int] = ShapesOptions.objects_per_image,
-        min_visible: float = ShapesOptions.min_visible,
-        texture_contrast: float = ShapesOptions.texture_contrast,
-        **kwargs,
-    ):
+    def __init__(self, split: str = "train", data_root: str = "data/shapes", **kwargs):
         check_split(split)
-        self.options = ShapesOptions(
-            image_size,
-            num_images,
-            seed,
-            object_size,
-            objects_per_image,
-            min_visible,
-            texture_contrast,
-        )
+        self.options = ShapesOptions.taken_from(kwargs)
         super().__init__(
             img_suffix=".jpg",
             seg_map_suffix=".png",
