@@ -117,10 +117,8 @@ def test_quickstart_and_what_follows_it(tmp_path):
 @pytest.mark.parametrize(
     ("name", "metric", "least"),
     [
-        # Far above chance, and below what a user would be content with: these two still learn too
-        # slowly (the goals are 0.50 and 75).
-        ("retinanet_flatten-pvt-nano_fpn_shapes", "coco/bbox_mAP_50", 0.25),
-        ("flatten-pvt-nano_semantic-fpn_shapes", "mIoU", 20.0),
+        ("retinanet_flatten-pvt-nano_fpn_shapes", "coco/bbox_mAP_50", 0.50),
+        ("flatten-pvt-nano_semantic-fpn_shapes", "mIoU", 75.0),
     ],
 )
 def test_the_other_quickstarts(name, metric, least, tmp_path):

@@ -12,10 +12,8 @@ model = dict(
     neck=dict(
         in_channels=_base_.nano_dims,
         out_channels=64,
-        # Objects start at 16 px: a pyramid from stride 4 instead of 8, of four levels.
-        start_level=0,
         add_extra_convs=False,
-        num_outs=4,
+        num_outs=3,
         # From random weights, a pyramid without norms takes long to learn anything.
         norm_cfg=dict(type="GN", num_groups=8),
     ),
@@ -25,7 +23,10 @@ model = dict(
         feat_channels=64,
         stacked_convs=2,
         norm_cfg=dict(type="GN", num_groups=8),
-        anchor_generator=dict(strides=[4, 8, 16, 32], scales_per_octave=1),
+        # Boxes of about 24, 48 and 96 px that are nearly square, as the objects are.
+        anchor_generator=dict(
+            strides=[8, 16, 32], octave_base_scale=3, scales_per_octave=2, ratios=[1.0]
+        ),
     ),
     test_cfg=dict(nms_pre=200, max_per_img=30),
 )

@@ -1,4 +1,4 @@
-"""A backbone of 1.6 M parameters that learns Shapes on two CPU cores, and the schedule for it."""
+"""A backbone of 1.8 M parameters that learns Shapes on two CPU cores, and the schedule for it."""
 
 custom_imports = dict(imports=["flatten_det"], allow_failed_imports=False)
 
@@ -9,16 +9,18 @@ nano_backbone = dict(
         embed_dims=(32, 64, 128, 256),
         num_heads=(1, 2, 4, 8),
         mlp_ratios=(4, 4, 4, 4),
-        depths=(1, 1, 2, 1),
+        depths=(1, 2, 3, 1),
     ),
     pretrain_img_size=128,
+    # From random weights, layers this narrow start faster from Xavier's variance than from 0.02.
+    init_cfg=dict(type="Xavier", layer="Linear", distribution="uniform"),
 )
 nano_dims = [32, 64, 128, 256]
 
-max_iters = 800
+max_iters = 600
 optim_wrapper = dict(
     type="OptimWrapper",
-    optimizer=dict(type="AdamW", lr=1.6e-3, weight_decay=0.05),
+    optimizer=dict(type="AdamW", lr=5e-3, betas=(0.9, 0.97), weight_decay=0.05),
     clip_grad=dict(max_norm=10.0),
     paramwise_cfg=dict(
         custom_keys={
