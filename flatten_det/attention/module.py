@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from .grid import resize_grid
-from .reference import focused_linear_attention
+from .reference import depthwise_values, focused_linear_attention
 from .spatial_reduction import reduce_tokens
 from .window import pad_to_multiple, window_merge, window_partition
 
@@ -27,6 +27,8 @@ class FocusedLinearAttention(nn.Module):
         sr_ratio: reduce keys and values by a strided convolution and a LayerNorm (PVT).
         focusing_factor: the power p of Eq. 5.
         kernel_size: of the depthwise convolution of V; 0: none.
+        lepe_kernel_size: of a second depthwise convolution of V with a kernel for every channel, CSwin's
+            locally-enhanced positional encoding (arXiv 2107.00652, Sec. 3.3); 0: none.
 
     Raises:
         ValueError: if the arguments do not fit together.
@@ -43,12 +45,14 @@ class FocusedLinearAttention(nn.Module):
         sr_ratio: int = 1,
         focusing_factor: float = 3,
         kernel_size: int = 5,
+        lepe_kernel_size: int = 0,
     ) -> None:
         super().__init__()
         if dim % num_heads:
             raise ValueError(f"dim={dim} is not a multiple of num_heads={num_heads}")
-        if kernel_size and kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd, or 0 for no convolution; got {kernel_size}")
+        for name, size in (("kernel_size", kernel_size), ("lepe_kernel_size", lepe_kernel_size)):
+            if size and size % 2 == 0:
+                raise ValueError(f"{name} must be odd, or 0 for no convolution; got {size}")
         if sr_ratio > 1 and (fused_qkv or window_size):
             raise ValueError(
                 f"sr_ratio={sr_ratio} needs fused_qkv=False and window_size=None: reduced keys and "
@@ -81,6 +85,11 @@ class FocusedLinearAttention(nn.Module):
             if kernel_size
             else None
         )
+        self.lepe = (
+            nn.Conv2d(dim, dim, lepe_kernel_size, padding=lepe_kernel_size // 2, groups=dim)
+            if lepe_kernel_size
+            else None
+        )
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
@@ -104,7 +113,7 @@ class FocusedLinearAttention(nn.Module):
             if self.sr_ratio > 1:
                 x, key_shape = reduce_tokens(x, hw_shape, self.sr, self.norm)
             k, v = self.kv(x).chunk(2, dim=-1)
-        return focused_linear_attention(
+        out = focused_linear_attention(
             q,
             k,
             v,
@@ -116,3 +125,6 @@ class FocusedLinearAttention(nn.Module):
             dwc_bias=self.dwc.bias if self.dwc is not None else None,
             focusing_factor=self.focusing_factor,
         )
+        if self.lepe is not None:
+            out = out + depthwise_values(v, self.lepe.weight, self.lepe.bias, 1, hw_shape)
+        return out

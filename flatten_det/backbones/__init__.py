@@ -1,6 +1,8 @@
 """Backbones of the FLatten Transformer; importing this registers them in mmengine's ``MODELS``."""
 
+from .flatten_cswin import FLattenCSwin
 from .flatten_pvt import FLattenPVT
+from .flatten_pvt_v2 import FLattenPVTv2
 from .flatten_swin import FLattenSwin
 
-__all__ = ["FLattenPVT", "FLattenSwin"]
+__all__ = ["FLattenCSwin", "FLattenPVT", "FLattenPVTv2", "FLattenSwin"]

@@ -6,6 +6,27 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
+class DepthwiseMlp(nn.Module):
+    """PVTv2's MLP with a 3x3 depthwise convolution before the activation (arXiv 2106.13797, Sec. 3.2).
+
+    Args:
+        dim: channels C.
+        hidden_dim: channels in between.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.dwconv = nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+        """``(B, N, C)`` with N = H*W of ``hw_shape`` -> ``(B, N, C)``."""
+        image = self.fc1(x).transpose(1, 2).unflatten(2, hw_shape)
+        return self.fc2(self.act(self.dwconv(image).flatten(2).transpose(1, 2)))
+
+
 class TransformerBlock(nn.Module):
     """``x + attn(norm1(x))``, then ``x + mlp(norm2(x))``, with stochastic depth on both branches.
 
@@ -16,6 +37,7 @@ class TransformerBlock(nn.Module):
         drop_path: probability to drop a branch for a sample in training.
         norm_eps: of the LayerNorms.
         with_cp: recompute the block in the backward pass instead of storing its activations.
+        mlp_conv: a depthwise convolution inside the MLP (PVTv2).
     """
 
     def __init__(
@@ -26,13 +48,16 @@ class TransformerBlock(nn.Module):
         drop_path: float,
         norm_eps: float,
         with_cp: bool,
+        mlp_conv: bool = False,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
         self.attn = attn
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
-        self.mlp = Mlp(dim, hidden_features=int(dim * mlp_ratio))
+        hidden = int(dim * mlp_ratio)
+        self.mlp_conv = mlp_conv
+        self.mlp = DepthwiseMlp(dim, hidden) if mlp_conv else Mlp(dim, hidden)
         self.with_cp = with_cp
 
     def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
@@ -43,4 +68,5 @@ class TransformerBlock(nn.Module):
 
     def _forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         x = x + self.drop_path(self.attn(self.norm1(x), hw_shape))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        normed = self.norm2(x)
+        return x + self.drop_path(self.mlp(normed, hw_shape) if self.mlp_conv else self.mlp(normed))

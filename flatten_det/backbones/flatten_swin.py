@@ -146,7 +146,7 @@ class FLattenSwin(DenseBackbone):
                 kernel_size=kernel_size,
             )
 
-        self.patch_embed = PatchEmbed(in_channels, self.feature_dims[0], patch_size=4)
+        self.patch_embed = PatchEmbed(in_channels, self.feature_dims[0], stride=4)
         self.layers = nn.ModuleList()
         for stage, rates in enumerate(drop_paths[: self.num_stages]):
             dim = self.feature_dims[stage]

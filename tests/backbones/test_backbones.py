@@ -1,4 +1,4 @@
-"""Both families: sizes, gradients, freezing, checkpointing, parameter counts, bad arguments."""
+"""All families: sizes, gradients, freezing, checkpointing, parameter counts, bad arguments."""
 
 import pytest
 import torch
@@ -9,7 +9,9 @@ import flatten_det  # noqa: F401  registers the backbones
 
 NANO = {
     "FLattenPVT": dict(embed_dims=(8, 16, 32, 64), num_heads=(1, 2, 4, 8), depths=(1, 1, 2, 1)),
+    "FLattenPVTv2": dict(embed_dims=(8, 16, 32, 64), num_heads=(1, 2, 4, 8), depths=(1, 1, 2, 1)),
     "FLattenSwin": dict(embed_dims=8, num_heads=(1, 2, 4, 8), depths=(2, 1, 2, 2)),
+    "FLattenCSwin": dict(embed_dims=8, num_heads=(2, 2, 4, 8), depths=(1, 2, 2, 1)),
 }
 FAMILIES = sorted(NANO)
 SIZES = [(32, 32), (33, 57), (61, 224), (107, 45), (224, 224), (355, 38), (131, 700), (700, 413)]
@@ -65,7 +67,7 @@ def test_every_parameter_receives_a_gradient(family, attn_types, size):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_flow_through_la_windows_and_reduction(family):
-    option = dict(la_window_size=4) if family == "FLattenSwin" else dict(la_sr_ratios=(4, 2, 2, 1))
+    option = dict(la_sr_ratios=(4, 2, 2, 1)) if "PVT" in family else dict(la_window_size=4)
     model = nano(family, **option)
     outs = model(torch.randn(2, 3, 75, 52))
     assert [tuple(o.shape) for o in outs] == expected_shapes(model, 2, 75, 52)
@@ -103,7 +105,7 @@ def test_frozen_stages(family, frozen_stages):
 
     def stage_of(name: str) -> int:
         """1 to 4; 0: patch embedding."""
-        if family == "FLattenPVT":
+        if family != "FLattenSwin":
             root = name.split(".")[0]
             return 0 if root in ("patch_embed1", "pos_embed1") else int(root[-1])
         if name.startswith("patch_embed"):
@@ -144,7 +146,7 @@ def test_out_indices(family):
 
 
 # Millions of parameters of the original classification networks without the head (../shared/design.md),
-# which have a final norm more than the dense PVT and three output norms less than the dense Swin.
+# which have a final norm more than the dense PVT and three output norms less than the dense Swin and CSwin.
 PUBLISHED = {
     ("FLattenPVT", "tiny"): 11.64,
     ("FLattenPVT", "small"): 21.16,
@@ -152,7 +154,16 @@ PUBLISHED = {
     ("FLattenPVT", "large"): 50.14,
     ("FLattenSwin", "tiny"): 28.42,
     ("FLattenSwin", "small"): 49.74,
+    ("FLattenPVTv2", "b0"): 3.34,
+    ("FLattenPVTv2", "b1"): 12.42,
+    ("FLattenPVTv2", "b2"): 22.04,
+    ("FLattenPVTv2", "b3"): 37.76,
+    ("FLattenPVTv2", "b4"): 51.32,
+    ("FLattenPVTv2", "b5"): 66.55,
     ("FLattenSwin", "base"): 87.95,
+    ("FLattenCSwin", "tiny"): 20.69,
+    ("FLattenCSwin", "small"): 34.94,
+    ("FLattenCSwin", "base"): 74.10,
 }
 
 
@@ -163,7 +174,7 @@ def test_parameter_counts(family, arch):
     count = sum(p.numel() for p in model.parameters())
     if family == "FLattenPVT":
         count += 2 * model.feature_dims[3]
-    else:
+    elif "Swin" in family:
         count -= 2 * sum(model.feature_dims[:3])
     assert count / 1e6 == pytest.approx(PUBLISHED[family, arch], abs=0.006)
 
@@ -179,7 +190,7 @@ def test_softmax_twin_has_no_linear_attention(family):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        (dict(arch="huge"), "unknown arch 'huge'; choose one of 'tiny'"),
+        (dict(arch="huge"), "unknown arch 'huge'; choose one of '(tiny|b0)'"),
         (dict(arch=dict(base="nano")), "unknown arch 'nano'"),
         (dict(arch=dict(depth=(1, 1, 1, 1))), r"unknown arch fields \['depth'\]"),
         (dict(arch=dict(depths=(1, 1))), "'depths' needs 4 values"),

@@ -7,11 +7,24 @@ from mmengine.registry import MODELS
 
 import flatten_det  # noqa: F401  registers the backbones
 
-TYPES = {"pvt": "FLattenPVT", "swin": "FLattenSwin"}
+TYPES = {
+    "pvt": "FLattenPVT",
+    "pvtv2": "FLattenPVTv2",
+    "swin": "FLattenSwin",
+    "cswin": "FLattenCSwin",
+}
 
 
 @pytest.mark.parametrize(
-    "name", ["pvt_tiny_224", "pvt_tiny_320x480", "swin_tiny_224", "swin_tiny_448"]
+    "name",
+    [
+        "pvt_tiny_224",
+        "pvt_tiny_320x480",
+        "pvtv2_b0_224",
+        "swin_tiny_224",
+        "swin_tiny_448",
+        "cswin_tiny_224",
+    ],
 )
 def test_outputs_equal_the_original(name, golden, tmp_path):
     reference = golden(name)
@@ -19,7 +32,7 @@ def test_outputs_equal_the_original(name, golden, tmp_path):
     model = MODELS.build(
         dict(
             type=TYPES[reference.record["family"]],
-            arch="tiny",
+            arch=name.split("_")[1],
             pretrain_img_size=reference.record["pretrain_size"],
             init_cfg=dict(type="Pretrained", checkpoint=str(checkpoint)),
         )

@@ -1,13 +1,15 @@
 """The softmax blocks against direct formulas, and against timm's Swin and mmdet's PVT attention."""
 
 import pytest
+import timm
 import torch
 from mmdet.models.backbones.pvt import SpatialReductionAttention as MmdetAttention
 from mmdet.models.backbones.swin import ShiftWindowMSA
 from timm.models.swin_transformer import SwinTransformer
 from torch import nn
 
-from flatten_det.backbones import FLattenSwin
+from flatten_det.backbones import FLattenPVTv2, FLattenSwin
+from flatten_det.backbones.cross_shaped_attention import CrossShapedAttention
 from flatten_det.backbones.softmax_attention import (
     ShiftedWindowAttention,
     SpatialReductionAttention,
@@ -63,6 +65,59 @@ def test_softmax_swin_equals_timms(size):
         expected = theirs.forward_features(image).permute(0, 3, 1, 2)
         out = ours(image)[-1]
     torch.testing.assert_close(out, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_softmax_pvt_v2_equals_timms():
+    ours = randomise(FLattenPVTv2(attn_types="SSSS"))
+    theirs = timm.create_model("pvt_v2_b0", num_classes=0).eval()
+    state = {}
+    for name, value in ours.state_dict().items():
+        # timm counts stages from 0 and keeps what belongs to one together.
+        root, rest = name.split(".", 1)
+        kind, stage = root[:-1], int(root[-1]) - 1
+        inner = {"block": "blocks", "norm": "norm", "patch_embed": "downsample"}[kind]
+        is_stem = kind == "patch_embed" and stage == 0
+        name = f"patch_embed.{rest}" if is_stem else f"stages.{stage}.{inner}.{rest}"
+        state[name] = value
+    theirs.load_state_dict(state)
+    image = torch.randn(1, 3, 96, 160)
+    with torch.no_grad():
+        expected, out = theirs.forward_features(image), ours(image)[-1]
+    torch.testing.assert_close(out, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("hw_shape", [(6, 8), (7, 9), (2, 11), (3, 3)])
+def test_cross_shaped_attention_equals_padded_and_masked_stripes(hw_shape):
+    """Every query attends to the keys of its own stripe, one stripe at a time, in plain loops."""
+    H, W = hw_shape
+    split, heads, C = 4, 4, 16
+    ours = randomise(CrossShapedAttention(C, heads, split))
+    x = torch.randn(2, H * W, C)
+    qkv = ours.qkv(x).view(2, H, W, 3, C)
+    expected = torch.zeros(2, H, W, C)
+    for branch, (rows, cols) in enumerate([(H, split), (split, W)]):
+        half = slice(branch * C // 2, (branch + 1) * C // 2)
+        for top in range(0, H, rows):
+            for left in range(0, W, cols):
+                stripe = (slice(None), slice(top, top + rows), slice(left, left + cols))
+                q, k, v = (qkv[(*stripe, i, half)] for i in range(3))
+                out = ours.lepe[branch](v.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).clone()
+                for head in range(heads // 2):
+                    own = slice(head * C // heads, (head + 1) * C // heads)
+                    scores = torch.einsum("bhwc,bijc->bhwij", q[..., own], k[..., own]) / 2
+                    weights = scores.flatten(3).softmax(-1).view_as(scores)
+                    out[..., own] += torch.einsum("bhwij,bijc->bhwc", weights, v[..., own])
+                expected[(*stripe, half)] = out
+    expected = ours.proj(expected.view(2, H * W, C))
+    torch.testing.assert_close(ours(x, hw_shape), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_cross_shaped_attention_without_stripes_is_global():
+    layer = randomise(CrossShapedAttention(8, 2, split_size=None))
+    x = torch.randn(1, 30, 8)
+    moved = x.clone()
+    moved[0, -1] += 1
+    assert ((layer(moved, (5, 6)) - layer(x, (5, 6))).abs().amax(-1) > 1e-6).all()
 
 
 @pytest.mark.parametrize("shift_size", [0, 2])

@@ -1,0 +1,70 @@
+"""FLatten-PVTv2, and PVTv2 itself as its softmax baseline."""
+
+from typing import ClassVar
+
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from .patch_embed import PatchEmbed
+from .pvt_family import PVTFamily
+
+
+def _pvt_v2(
+    depths: tuple[int, ...],
+    embed_dims: tuple[int, ...] = (64, 128, 320, 512),
+    mlp_ratios: tuple[int, ...] = (8, 8, 4, 4),
+) -> dict:
+    return {
+        "embed_dims": embed_dims,
+        "num_heads": (1, 2, 5, 8),
+        "mlp_ratios": mlp_ratios,
+        "depths": depths,
+        "sr_ratios": (8, 4, 2, 1),
+    }
+
+
+@MODELS.register_module()
+class FLattenPVTv2(PVTFamily):
+    """PVTv2 with focused linear attention (arXiv 2308.00442; PVTv2: 2106.13797).
+
+    Other than PVT it has overlapping patches, a depthwise convolution in the MLPs, no position
+    embeddings, and a LayerNorm after each stage (``norm1`` … ``norm4``), through which the next one
+    goes too.
+
+    The architectures are ``'b0'`` to ``'b5'``; for the arguments see
+    :class:`~flatten_det.backbones.pvt_family.PVTFamily`.
+    """
+
+    arch_zoo: ClassVar[dict[str, dict]] = {
+        "b0": _pvt_v2((2, 2, 2, 2), embed_dims=(32, 64, 160, 256)),
+        "b1": _pvt_v2((2, 2, 2, 2)),
+        "b2": _pvt_v2((3, 4, 6, 3)),
+        "b3": _pvt_v2((3, 4, 18, 3)),
+        "b4": _pvt_v2((3, 8, 27, 3)),
+        "b5": _pvt_v2((3, 6, 40, 3), mlp_ratios=(4, 4, 4, 4)),
+    }
+
+    mlp_conv = True
+
+    @staticmethod
+    def make_patch_embed(stage: int, in_channels: int, embed_dims: int) -> PatchEmbed:
+        if stage == 0:
+            return PatchEmbed(in_channels, embed_dims, stride=4, patch_size=7, padding=3)
+        return PatchEmbed(in_channels, embed_dims, stride=2, patch_size=3, padding=1)
+
+    def add_own_parameters(self) -> None:
+        for stage, dim in enumerate(self.feature_dims):
+            setattr(self, f"norm{stage + 1}", nn.LayerNorm(dim, eps=1e-6))
+
+    def after_blocks(self, stage: int, x: Tensor) -> Tensor:
+        return getattr(self, f"norm{stage + 1}")(x)
+
+    def convert_official(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+        """Drop the head; the convolutions of the MLPs lose a level of their names."""
+        dropped = [name for name in state if name.startswith("head.") or self.is_beyond(name)]
+        converted = {
+            name.replace(".dwconv.dwconv.", ".dwconv."): value
+            for name, value in state.items()
+            if name not in dropped
+        }
+        return converted, dropped
