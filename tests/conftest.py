@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from fixtures import make_ade20k_folder, make_coco_folder
+from fixtures import make_ade20k_folder, make_cityscapes_folder, make_coco_folder
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +16,9 @@ def coco_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ade20k_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny data set in ADE20K's layout, to be read only."""
     return make_ade20k_folder(tmp_path_factory.mktemp("data") / "ADEChallengeData2016")
+
+
+@pytest.fixture(scope="session")
+def cityscapes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny data set in Cityscapes' layout, to be read only."""
+    return make_cityscapes_folder(tmp_path_factory.mktemp("data") / "cityscapes")

@@ -108,6 +108,51 @@ def make_ade20k_folder(root: Path, num_train: int = 6, num_val: int = 3) -> Path
     return root
 
 
+CITYSCAPES_INSTANCES = [
+    "person",
+    "rider",
+    "car",
+    "truck",
+    "bus",
+    "train",
+    "motorcycle",
+    "bicycle",
+]
+
+
+def make_cityscapes_folder(root: Path, num_train: int = 4, num_val: int = 2) -> Path:
+    """Write ``leftImg8bit/…``, ``gtFine/…_labelTrainIds.png`` and mmdet's COCO files of the instances.
+
+    Train ids run from 0 to 18; 255 is "not labelled". Images have the aspect ratio of Cityscapes.
+    """
+    (root / "annotations").mkdir(parents=True)
+    for split, count in (("train", num_train), ("val", num_val)):
+        rng = np.random.default_rng(0)
+        images, annotations = [], []
+        for kind in ("leftImg8bit", "gtFine"):
+            (root / kind / split / "aachen").mkdir(parents=True)
+        for index in range(count):
+            image = rng.integers(0, 90, (64, 128, 3), np.uint8)
+            labels = np.full((64, 128), index % 19, np.uint8)
+            labels[:32] = 18
+            labels[:4] = 255
+            image[:32] += 60
+            annotation = _draw_ellipse(image, rng, index + 1, 0)
+            annotation.update(id=index + 1, category_id=1 + index % 8)
+            annotations.append(annotation)
+            stem = f"aachen/aachen_{index:06d}_000019"
+            cv2.imwrite(str(root / "leftImg8bit" / split / f"{stem}_leftImg8bit.png"), image)
+            cv2.imwrite(str(root / "gtFine" / split / f"{stem}_gtFine_labelTrainIds.png"), labels)
+            name = f"{stem}_leftImg8bit.png"
+            images.append({"id": index + 1, "file_name": name, "height": 64, "width": 128})
+        categories = [{"id": i + 1, "name": name} for i, name in enumerate(CITYSCAPES_INSTANCES)]
+        path = root / "annotations" / f"instancesonly_filtered_gtFine_{split}.json"
+        path.write_text(
+            json.dumps({"images": images, "annotations": annotations, "categories": categories})
+        )
+    return root
+
+
 DETECTOR_CONFIG = """
 _base_ = [
     "mmdet::_base_/models/mask-rcnn_r50_fpn.py",

@@ -41,6 +41,8 @@ COCO_AT_TEST_SIZE = [
     "val_dataloader.num_workers=0",
     "val_dataloader.persistent_workers=False",
     "val_dataloader.dataset.pipeline.1.scale=(96,64)",
+    # Six images teach nothing: keep every guess, so that there is something to evaluate.
+    "model.test_cfg.rcnn.score_thr=0.0",
 ]
 
 

@@ -5,27 +5,19 @@ _base_ = [
     "mmdet::_base_/datasets/coco_instance.py",
     "mmdet::_base_/schedules/schedule_1x.py",
     "mmdet::_base_/default_runtime.py",
+    "../_base_/flatten.py",
 ]
-custom_imports = dict(imports=["flatten_det"], allow_failed_imports=False)
-pretrained = "checkpoints/flatten_pvt_t.pth"
-
 model = dict(
     backbone=dict(
         _delete_=True,
         type="FLattenPVT",
         arch="tiny",
         drop_path_rate=0.1,
-        init_cfg=dict(type="Pretrained", checkpoint=pretrained),
+        init_cfg=dict(type="Pretrained", checkpoint="checkpoints/flatten_pvt_t.pth"),
     ),
     neck=dict(in_channels=[64, 128, 320, 512]),
 )
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, type="AdamW", lr=2e-4, weight_decay=1e-4),
-    paramwise_cfg=dict(
-        custom_keys={
-            "norm": dict(decay_mult=0.0),
-            "pos_embed": dict(decay_mult=0.0),
-            "positional_encoding": dict(decay_mult=0.0),
-        }
-    ),
+    paramwise_cfg=dict(custom_keys=_base_.no_decay),
 )

@@ -5,10 +5,8 @@ _base_ = [
     "mmseg::_base_/datasets/ade20k.py",
     "mmseg::_base_/default_runtime.py",
     "mmseg::_base_/schedules/schedule_80k.py",
+    "../_base_/flatten.py",
 ]
-custom_imports = dict(imports=["flatten_det"], allow_failed_imports=False)
-pretrained = "checkpoints/flatten_pvt_t.pth"
-
 model = dict(
     data_preprocessor=dict(size=(512, 512)),
     pretrained=None,
@@ -17,7 +15,7 @@ model = dict(
         type="FLattenPVT",
         arch="tiny",
         drop_path_rate=0.1,
-        init_cfg=dict(type="Pretrained", checkpoint=pretrained),
+        init_cfg=dict(type="Pretrained", checkpoint="checkpoints/flatten_pvt_t.pth"),
     ),
     neck=dict(in_channels=[64, 128, 320, 512]),
     decode_head=dict(num_classes=150),
@@ -26,12 +24,6 @@ optim_wrapper = dict(
     _delete_=True,
     type="OptimWrapper",
     optimizer=dict(type="AdamW", lr=1e-4, weight_decay=1e-4),
-    paramwise_cfg=dict(
-        custom_keys={
-            "norm": dict(decay_mult=0.0),
-            "pos_embed": dict(decay_mult=0.0),
-            "positional_encoding": dict(decay_mult=0.0),
-        }
-    ),
+    paramwise_cfg=dict(custom_keys=_base_.no_decay),
 )
 param_scheduler = [dict(type="PolyLR", power=0.9, eta_min=0.0, begin=0, end=80000, by_epoch=False)]

@@ -1,16 +1,16 @@
 """UperNet 160k on ADE20K with FLatten-Swin-T: Swin's recipe, which is inherited."""
 
-_base_ = "mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py"
-custom_imports = dict(imports=["flatten_det"], allow_failed_imports=False)
-pretrained = "checkpoints/flatten_swin_t.pth"
-
+_base_ = [
+    "mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py",
+    "../_base_/flatten.py",
+]
 model = dict(
     backbone=dict(
         _delete_=True,
         type="FLattenSwin",
         arch="tiny",
         drop_path_rate=0.3,
-        init_cfg=dict(type="Pretrained", checkpoint=pretrained),
+        init_cfg=dict(type="Pretrained", checkpoint="checkpoints/flatten_swin_t.pth"),
     ),
 )
-optim_wrapper = dict(paramwise_cfg=dict(custom_keys={"positional_encoding": dict(decay_mult=0.0)}))
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys=_base_.no_decay))

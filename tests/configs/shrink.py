@@ -1,37 +1,62 @@
-"""Real configs at a size that a test can afford: only sizes, paths and the schedule change."""
+"""Real configs at a size that a test can afford: depths, sizes, paths and the schedule change."""
 
 from pathlib import Path
 
 from mmengine.config import Config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-SCALE, CROP = (96, 64), (64, 64)
+SCALE, CROP = (128, 96), (64, 64)
 
 
-def shrunk(config: Path, data_root: Path, work_dir: Path) -> Config:
-    """The config for one training step on the data set at ``data_root``, from random weights."""
-    cfg = Config.fromfile(config)
+def shrunk(cfg: Config, data_root: Path, work_dir: Path) -> Config:
+    """Change a config, in place: one training step on the data at ``data_root`` from random weights."""
     cfg.work_dir = str(work_dir)
-    cfg.model.backbone.init_cfg = None
+    backbone = cfg.model.backbone
+    backbone.init_cfg = None
+    named = backbone.arch if isinstance(backbone.arch, str) else "tiny"
+    backbone.arch = dict(base=named, depths=(1, 1, 1, 1))
     for name in ("train_dataloader", "val_dataloader", "test_dataloader"):
         loader = cfg[name]
         loader.update(num_workers=0, persistent_workers=False)
         # MMSegmentation does not pad images of different sizes into one test batch.
         loader.batch_size = 2 if name == "train_dataloader" else 1
-        loader.dataset.data_root = f"{data_root}/"
-        for step in loader.dataset.pipeline:
+        dataset = loader.dataset
+        while "pipeline" not in dataset:  # RepeatDataset
+            dataset = dataset.dataset
+        dataset.data_root = f"{data_root}/"
+        for step in _flat(dataset.pipeline):
             _shrink_step(step)
     for name in ("val_evaluator", "test_evaluator"):
-        if "ann_file" in cfg[name]:
-            cfg[name].ann_file = str(data_root / "annotations" / "instances_val2017.json")
-    if "size" in cfg.model.data_preprocessor:
-        cfg.model.data_preprocessor.size = CROP
+        # Cityscapes' own metric needs a package of its own.
+        evaluator = cfg[name][0] if isinstance(cfg[name], list) else cfg[name]
+        if "ann_file" in evaluator:
+            evaluator.ann_file = str(data_root / cfg.val_dataloader.dataset.ann_file)
+        cfg[name] = evaluator
+    preprocessor = cfg.model.data_preprocessor
+    if preprocessor.get("size"):
+        preprocessor.size = CROP
+    for augment in preprocessor.get("batch_augments") or ():
+        augment.size = CROP
+    if cfg.model.type == "DINO":  # it picks its queries among the tokens, and there are few
+        cfg.model.num_queries = 20
     cfg.train_cfg = dict(type="IterBasedTrainLoop", max_iters=1, val_interval=10)
     return cfg
 
 
+def _flat(pipeline: list) -> list[dict]:
+    """The steps of a pipeline and of the choices in it."""
+    steps = []
+    for step in pipeline:
+        branches = step.get("transforms", []) if step["type"] == "RandomChoice" else []
+        steps += [step, *(inner for branch in branches for inner in _flat(branch))]
+    return steps
+
+
 def _shrink_step(step: dict) -> None:
     if "scale" in step:
-        step["scale"] = SCALE
+        # A list of scales is the range or the choice of a random resizing.
+        step["scale"] = [SCALE, SCALE] if isinstance(step["scale"], list) else SCALE
+    if "scales" in step:
+        step["scales"] = [SCALE, CROP]
     if "crop_size" in step:
         step["crop_size"] = CROP

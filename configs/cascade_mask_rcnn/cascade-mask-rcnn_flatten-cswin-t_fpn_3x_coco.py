@@ -1,0 +1,7 @@
+"""Cascade Mask R-CNN 3x with FLatten-CSwin-T, in Swin's recipe."""
+
+_base_ = "./cascade-mask-rcnn_flatten-swin-t_fpn_3x_coco.py"
+model = dict(
+    backbone=dict(type="FLattenCSwin", init_cfg=dict(checkpoint="checkpoints/flatten_cswin_t.pth")),
+    neck=dict(in_channels=[64, 128, 256, 512]),
+)

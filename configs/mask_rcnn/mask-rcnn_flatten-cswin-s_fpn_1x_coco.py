@@ -1,0 +1,10 @@
+"""Mask R-CNN 1x with FLatten-CSwin-S."""
+
+_base_ = "./mask-rcnn_flatten-cswin-t_fpn_1x_coco.py"
+model = dict(
+    backbone=dict(
+        arch="small",
+        drop_path_rate=0.3,
+        init_cfg=dict(checkpoint="checkpoints/flatten_cswin_s.pth"),
+    ),
+)

@@ -1,0 +1,7 @@
+"""Mask R-CNN 1x with FLatten-PVTv2-B3."""
+
+_base_ = "./mask-rcnn_flatten-pvtv2-b0_fpn_1x_coco.py"
+model = dict(
+    backbone=dict(arch="b3", init_cfg=dict(checkpoint="checkpoints/flatten_pvtv2_b3.pth")),
+    neck=dict(in_channels=[64, 128, 320, 512]),
+)

@@ -1,0 +1,6 @@
+"""Mask R-CNN 1x with FLatten-Swin-S."""
+
+_base_ = "./mask-rcnn_flatten-swin-t_fpn_1x_coco.py"
+model = dict(
+    backbone=dict(arch="small", init_cfg=dict(checkpoint="checkpoints/flatten_swin_s.pth")),
+)
