@@ -37,3 +37,5 @@ param_scheduler = [
 train_cfg = dict(type="IterBasedTrainLoop", max_iters=max_iters, val_interval=max_iters)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
+# The same pictures in the same order for everyone who follows the README.
+randomness = dict(seed=0)
