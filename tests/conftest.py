@@ -1,9 +1,17 @@
 """Fixtures for the whole suite. Data folders are shared: copy one before changing it."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from fixtures import make_ade20k_folder, make_cityscapes_folder, make_coco_folder
+from golden_values import Golden, load_golden
+
+
+@pytest.fixture
+def golden() -> Callable[[str], Golden]:
+    """``golden('pvt_tiny_224')``: the record of that name."""
+    return load_golden
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,7 @@ ON_QUICKSTART = [
     c for c in COMMANDS if re.match(r"uv run tools/(test|infer)\.py configs/quickstart", c)
 ]
 ON_COCO = [c for c in COMMANDS if re.match(r"uv run tools/train\.py configs/(?!quickstart)", c)]
+ON_WEIGHTS = [c for c in COMMANDS if c.startswith("uv run tools/convert_checkpoint.py ")]
 INSTALL = "pip install timm && pip install --no-deps ."
 
 # Step sizes and schedule only: the COCO commands are run as they stand on six small images.
@@ -70,7 +71,7 @@ def test_first_screen_has_the_two_commands():
 
 
 def test_every_command_is_run():
-    covered = {QUICKSTART, INSTALL, *IN_CI, *ON_QUICKSTART, *ON_COCO}
+    covered = {QUICKSTART, INSTALL, *IN_CI, *ON_QUICKSTART, *ON_COCO, *ON_WEIGHTS}
     assert set(COMMANDS) == covered
     steps = (ROOT / ".ci" / "run").read_text().splitlines()
     assert not set(IN_CI) - set(steps)
@@ -87,6 +88,16 @@ def test_every_file_it_names_exists():
 def test_attention_example(capsys):
     exec(PYTHON[-1], {})
     assert "[1, 64000, 64]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ON_WEIGHTS)
+def test_weights_command(command, tmp_path):
+    cwd = workspace(tmp_path)
+    source, destination = (cwd / word for word in command.split()[-2:])
+    source.parent.mkdir()
+    torch.save({"model": FLattenPVT("tiny").state_dict()}, source)
+    assert "flatten-pvt-t: written to" in run(command, cwd)
+    assert destination.stat().st_size > 0
 
 
 @pytest.mark.slow

@@ -4,5 +4,14 @@ from .flatten_cswin import FLattenCSwin
 from .flatten_pvt import FLattenPVT
 from .flatten_pvt_v2 import FLattenPVTv2
 from .flatten_swin import FLattenSwin
+from .names import BACKBONES, backbone_config, build_backbone
 
-__all__ = ["FLattenCSwin", "FLattenPVT", "FLattenPVTv2", "FLattenSwin"]
+__all__ = [
+    "BACKBONES",
+    "FLattenCSwin",
+    "FLattenPVT",
+    "FLattenPVTv2",
+    "FLattenSwin",
+    "backbone_config",
+    "build_backbone",
+]

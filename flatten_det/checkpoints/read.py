@@ -1,16 +1,16 @@
 """Reading checkpoint files as data: tensors only, nothing is executed."""
 
-import pickle
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
+from .download import download, forget
 from .errors import CheckpointError
+from .safe_loading import load_as_data
 
 # Where the known training codes put the weights: mmengine, the official release (EMA weights are not
-# what its tables report), plain state dicts.
-WEIGHT_KEYS = ("state_dict", "model")
+# what its tables report), CSwin's release, which has nothing else.
+WEIGHT_KEYS = ("state_dict", "model", "state_dict_ema")
 # Wrappers of a backbone inside a larger model: DistributedDataParallel, detectors and segmentors.
 PREFIXES = ("module.", "backbone.")
 
@@ -20,7 +20,7 @@ def read_checkpoint(source: str | Path) -> dict[str, Tensor]:
 
     Args:
         source: path of a ``.pth``/``.pt`` or ``.safetensors`` file, or an http(s) URL, which is
-            downloaded once into torch's hub cache. The weights may lie at the top level or under
+            downloaded once into torch's hub folder. The weights may lie at the top level or under
             ``state_dict`` or ``model``; of a whole detector or segmentor the backbone is taken.
 
     Returns:
@@ -29,13 +29,23 @@ def read_checkpoint(source: str | Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: if the file is missing, damaged, not a checkpoint, or holds anything but data.
     """
-    state = _read(source)
+    if not str(source).startswith(("http://", "https://")):
+        return _weights(Path(source).expanduser())
+    try:
+        return _weights(download(str(source)))
+    except CheckpointError as error:
+        forget(str(source))
+        raise CheckpointError(f"{source}: {error}") from error
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    state = _read(path)
     for key in WEIGHT_KEYS:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
             break
     if not isinstance(state, dict) or not any(isinstance(v, Tensor) for v in state.values()):
-        raise CheckpointError(f"{source}: no weights in it (no tensors, 'state_dict' or 'model')")
+        raise CheckpointError(f"{path}: no weights in it (no tensors, 'state_dict' or 'model')")
     state = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     for prefix in PREFIXES:
         inner = {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
@@ -43,12 +53,7 @@ def read_checkpoint(source: str | Path) -> dict[str, Tensor]:
     return state
 
 
-def _read(source: str | Path) -> object:
-    if str(source).startswith(("http://", "https://")):
-        return torch.hub.load_state_dict_from_url(
-            str(source), map_location="cpu", weights_only=True
-        )
-    path = Path(source).expanduser()
+def _read(path: Path) -> object:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint file")
     try:
@@ -56,12 +61,9 @@ def _read(source: str | Path) -> object:
             from safetensors.torch import load_file
 
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path}: not loaded, since it is damaged or holds Python objects besides weights, which "
-            f"could run code ({str(error).splitlines()[0]})"
-        ) from error
+        return load_as_data(str(path), map_location="cpu")
+    except CheckpointError:
+        raise
     except Exception as error:
         # A cut or foreign file fails in many ways (zip, EOF, key, header errors), all with the same cure.
         reason = (

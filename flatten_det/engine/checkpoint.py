@@ -1,46 +1,24 @@
 """Checkpoint files: read as data only, and held against the model they are meant for."""
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.hooks import Hook
-from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
+from ..checkpoints.errors import CheckpointError
+from ..checkpoints.safe_loading import load_as_data
 from .errors import UserError
 
 
-def _history_buffer_method(owner: type, name: str) -> Any:
-    """Stands for ``getattr``, by which a pickled HistoryBuffer names its own statistics."""
-    if owner is not HistoryBuffer or name.startswith("_"):
-        raise pickle.UnpicklingError(f"attribute {name} of {owner} is not data")
-    return getattr(owner, name)
-
-
-# What an mmengine checkpoint holds besides tensors: the message hub's logs and their numbers.
-_np_core = np._core if hasattr(np, "_core") else np.core
-SAFE_GLOBALS = [
-    HistoryBuffer,
-    (_history_buffer_method, "builtins.getattr"),
-    np.ndarray,
-    np.dtype,
-    _np_core.multiarray._reconstruct,
-    _np_core.multiarray.scalar,
-    *(type(np.dtype(kind)) for kind in ("float32", "float64", "int32", "int64", "uint32", "bool")),
-]
-
-
 def check_checkpoint(path: str) -> None:
-    """Make sure that a local checkpoint exists and that reading it runs no code from it.
+    """Make sure that a local checkpoint exists, and holds data only.
 
-    mmengine would retry an unsafe file with the unrestricted unpickler; after this check there
-    is nothing to retry. URLs are left to mmengine.
+    URLs are left to mmengine.
 
     Raises:
         UserError: The file is missing, broken, or holds something other than data.
@@ -50,11 +28,11 @@ def check_checkpoint(path: str) -> None:
     if not Path(path).is_file():
         raise UserError(f"checkpoint {path} not found: check the path (here: {Path.cwd()})")
     try:
-        with torch.serialization.safe_globals(SAFE_GLOBALS):
-            torch.load(path, map_location="cpu", weights_only=True)
+        load_as_data(path, map_location="cpu")
+    except CheckpointError as error:
+        raise UserError(str(error)) from error
     except Exception as error:
-        reason = str(error).rsplit("WeightsUnpickler error: ", 1)[-1].strip()
-        reason = reason.split("\n")[0].split(" was not an allowed")[0]
+        reason = str(error).strip().split("\n")[0]
         raise UserError(
             f"checkpoint {path} cannot be read: {type(error).__name__}: {reason}: "
             "check that it is a complete PyTorch checkpoint from a source you trust"

@@ -1,5 +1,7 @@
 """One-line messages for the mistakes a user can make, told apart from bugs of ours."""
 
+from ..checkpoints.errors import CheckpointError
+
 
 class UserError(Exception):
     """Something the user can put right. The message is one line: what is wrong, and what to do."""
@@ -19,7 +21,7 @@ def explain(error: BaseException) -> str | None:
     Returns:
         The message, or None for an unexpected exception, whose traceback should be seen.
     """
-    if isinstance(error, UserError):
+    if isinstance(error, UserError | CheckpointError):
         return str(error)
     if isinstance(error, FileNotFoundError):
         what = str(error).rstrip(".") if error.filename is None else f"{error.filename} not found"

@@ -17,7 +17,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import Dataset
 
-from flatten_det.engine.checkpoint import SAFE_GLOBALS
+from flatten_det.checkpoints.safe_loading import load_as_data
 from flatten_det.engine.config import load_config, resume_from
 from flatten_det.engine.errors import UserError
 from flatten_det.engine.interrupt import InterruptHook, TrainingInterrupted
@@ -167,8 +167,7 @@ def uninterrupted(
 
 
 def saved_seed(folder: Path) -> int:
-    with torch.serialization.safe_globals(SAFE_GLOBALS):
-        return torch.load(folder / "run" / "interrupted.pth", weights_only=True)["meta"]["seed"]
+    return load_as_data(str(folder / "run" / "interrupted.pth"))["meta"]["seed"]
 
 
 MOMENTS = [

@@ -66,6 +66,11 @@ def infer_tool() -> ModuleType:
     return load_tool("infer")
 
 
+@pytest.fixture(scope="session")
+def convert_tool() -> ModuleType:
+    return load_tool("convert_checkpoint")
+
+
 def _train(tool: ModuleType, config: Path, *options: str) -> Trained:
     work_dir = config.with_suffix("")
     assert tool.main([str(config), "--work-dir", str(work_dir), *options]) == 0

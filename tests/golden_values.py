@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -58,11 +57,6 @@ def _weight(name: str, shape: list[int]) -> torch.Tensor:
     return torch.from_numpy(noise.astype(np.float32))
 
 
-@pytest.fixture
-def golden():
-    """``golden('pvt_tiny_224')``: the record of that name."""
-
-    def load(name: str) -> Golden:
-        return Golden(name, json.loads((GOLDEN / f"{name}.json").read_text()))
-
-    return load
+def load_golden(name: str) -> Golden:
+    """The record of a name such as ``pvt_tiny_224``."""
+    return Golden(name, json.loads((GOLDEN / f"{name}.json").read_text()))

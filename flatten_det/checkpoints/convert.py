@@ -1,0 +1,91 @@
+"""Official classification checkpoints into small files of a dense backbone."""
+
+import os
+from functools import cache
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..backbones import BACKBONES, build_backbone
+from .errors import CheckpointError
+from .load import LoadReport, load_backbone
+from .read import read_checkpoint
+
+SUFFIXES = (".pth", ".safetensors")
+
+
+def convert_checkpoint(
+    source: str | Path,
+    destination: str | Path,
+    backbone: str | None = None,
+    img_size: int | tuple[int, int] | None = None,
+) -> tuple[str, LoadReport]:
+    """Write the backbone's part of a checkpoint, in this package's names, for ``init_cfg``.
+
+    Args:
+        source: file or URL, as for :func:`read_checkpoint`.
+        destination: ``.pth`` or ``.safetensors``; written whole or not at all.
+        backbone: short name; None: the one whose parameters the file has.
+        img_size: move the learned grids to the maps of this image size in pixels (int or ``(H, W)``);
+            then ``pretrain_img_size`` of the config must be the same. None: as in the file.
+
+    Returns:
+        The backbone's short name, and what became of each entry.
+
+    Raises:
+        CheckpointError: if the file cannot be read, or belongs to no or to another backbone.
+        ValueError: for an unknown backbone or suffix.
+    """
+    destination = Path(destination)
+    if destination.suffix not in SUFFIXES:
+        raise ValueError(f"{destination}: the file must end in {' or '.join(SUFFIXES)}")
+    state = read_checkpoint(source)
+    backbone = backbone or identify_backbone(state, source)
+    changes = {} if img_size is None else {"pretrain_img_size": img_size}
+    model = build_backbone(backbone, **changes)
+    report = load_backbone(model, state, source)
+    # Output norms that the file does not have stay at identity; leaving them out keeps that visible.
+    weights = {name: model.state_dict()[name].contiguous() for name in report.loaded}
+    _write(weights, destination)
+    return backbone, report
+
+
+def identify_backbone(state: dict[str, Tensor], source: str | Path) -> str:
+    """The short name of the backbone whose parameters these are.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    for name in BACKBONES:
+        model = _without_values(name)
+        own = {n: p.shape for n, p in model.state_dict().items()}
+        found = {n: v.shape for n, v in model.convert_official(state)[0].items()}
+        if own.keys() - model.optional_keys() <= found.keys() <= own.keys() and all(
+            own[n] == shape for n, shape in found.items()
+        ):
+            return name
+    raise CheckpointError(
+        f"{source}: these are not the parameters of any backbone at its own pretraining size; name the "
+        "backbone to see what differs"
+    )
+
+
+@cache
+def _without_values(name: str) -> nn.Module:
+    with torch.device("meta"):
+        return build_backbone(name)
+
+
+def _write(weights: dict[str, Tensor], destination: Path) -> None:
+    part = destination.with_name(f"{destination.name}.part")
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if destination.suffix == ".safetensors":
+            save_file(weights, part)
+        else:
+            torch.save({"state_dict": weights}, part)
+        os.replace(part, destination)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,64 @@
+"""Make a small backbone file of a classification checkpoint: ``tools/convert_checkpoint.py SRC DST``."""
+
+import argparse
+import sys
+
+import _quiet  # noqa: F401
+
+from flatten_det.backbones import BACKBONES
+from flatten_det.checkpoints.convert import SUFFIXES, convert_checkpoint
+from flatten_det.engine.cli import run_tool
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description="Convert an official classification checkpoint, or a trained detector or segmentor, "
+        "to a backbone file for init_cfg: without head, optimizer and buffers."
+    )
+    parser.add_argument("source", help="checkpoint file or URL")
+    parser.add_argument("destination", help=f"file to write ({' or '.join(SUFFIXES)})")
+    parser.add_argument(
+        "--backbone",
+        choices=BACKBONES,
+        metavar="NAME",
+        help="short name, e.g. flatten-pvt-t (default: the one whose parameters the file has)",
+    )
+    parser.add_argument(
+        "--img-size",
+        type=int,
+        nargs="+",
+        metavar="PX",
+        help="resize the learned grids to the maps of this size, one number or height and width; "
+        "the config's pretrain_img_size must be the same (default: leave them)",
+    )
+    parser.add_argument(
+        "--debug", action="store_true", help="show the traceback of expected errors too"
+    )
+    args = parser.parse_args(argv)
+    if not args.destination.endswith(SUFFIXES):
+        parser.error(f"the file to write must end in {' or '.join(SUFFIXES)}")
+    if args.img_size is not None:
+        if len(args.img_size) > 2 or min(args.img_size) < 32:
+            parser.error("argument --img-size: one or two sizes of at least 32 px")
+        args.img_size = tuple(args.img_size * 2)[:2]
+    return args
+
+
+def run(args: argparse.Namespace) -> None:
+    """Convert and report."""
+    backbone, report = convert_checkpoint(
+        args.source, args.destination, args.backbone, args.img_size
+    )
+    print(report.summary())
+    print(f"{backbone}: written to {args.destination}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the tool; returns the exit code."""
+    args = parse_args(argv)
+    return run_tool(lambda: run(args), args.debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
