@@ -1,8 +1,9 @@
 """Cascade Mask R-CNN 3x (multi-scale) with FLatten-Swin-T: Swin's heads (4 convolutions, GIoU) and recipe."""
 
-_base_ = (
-    "mmdet::convnext/cascade-mask-rcnn_convnext-t-p4-w7_fpn_4conv1fc-giou_amp-ms-crop-3x_coco.py"
-)
+_base_ = [
+    "mmdet::convnext/cascade-mask-rcnn_convnext-t-p4-w7_fpn_4conv1fc-giou_amp-ms-crop-3x_coco.py",
+    "../_base_/no_decay.py",
+]
 custom_imports = dict(imports=["flatten_det"], allow_failed_imports=False)
 model = dict(
     backbone=dict(
@@ -17,11 +18,5 @@ optim_wrapper = dict(
     _delete_=True,
     type="OptimWrapper",
     optimizer=dict(type="AdamW", lr=1e-4, weight_decay=0.05),
-    paramwise_cfg=dict(
-        custom_keys={
-            "norm": dict(decay_mult=0.0),
-            "positional_encoding": dict(decay_mult=0.0),
-            "relative_position_bias_table": dict(decay_mult=0.0),
-        }
-    ),
+    paramwise_cfg=dict(custom_keys=_base_.no_decay),
 )

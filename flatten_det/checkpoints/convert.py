@@ -47,7 +47,8 @@ def convert_checkpoint(
     model = build_backbone(backbone, **changes)
     report = load_backbone(model, state, source)
     # Output norms that the file does not have stay at identity; leaving them out keeps that visible.
-    weights = {name: model.state_dict()[name].contiguous() for name in report.loaded}
+    values = model.state_dict()
+    weights = {name: values[name].contiguous() for name in report.loaded}
     _write(weights, destination)
     return backbone, report
 
