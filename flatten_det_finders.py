@@ -1,6 +1,7 @@
-"""Let Python find two modules that OpenMMLab's packages look for and that may not be installed.
+"""Let Python find modules that OpenMMLab's packages look for and that may not be installed.
 
 - ``mmcv._ext``, where mmcv was installed without its compiled extension;
+- ``panopticapi``, which MMDetection needs for panoptic masks and which is on no package index;
 - ``mmsegmentation``, whose configs ``mmseg::`` names, where the distribution is ``onedl-mmsegmentation``.
 
 Importing this module puts the finders in place. ``flatten_det`` imports it, and so does
@@ -12,17 +13,19 @@ outside the package and imports nothing but ``sys``.
 import sys
 
 
-class MMCVExtFinder:
-    """Find ``mmcv._ext`` in ``flatten_det/mmcv_ops``.
+class StandInFinder:
+    """Find a missing module in a folder of ``flatten_det`` that stands in for it.
 
-    It stands last on ``sys.meta_path``, so a compiled extension is found before it is asked. The
-    folder is loaded under the name ``mmcv._ext``, because ``flatten_det.mmcv_ops`` would first
-    import ``flatten_det``, which needs mmdet, which may be what is being imported.
+    It stands last on ``sys.meta_path``, so the real module is found before it is asked. The folder is
+    loaded under the real name, because importing it from ``flatten_det`` would first import
+    ``flatten_det``, which needs mmdet, which may be what is being imported.
     """
 
-    @staticmethod
-    def find_spec(name, path=None, target=None):
-        if name != "mmcv._ext":
+    FOLDERS = {"mmcv._ext": "mmcv_ops", "panopticapi": "panoptic_api"}  # noqa: RUF012
+
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name not in cls.FOLDERS:
             return None
         from importlib.util import find_spec, spec_from_file_location
         from pathlib import Path
@@ -30,7 +33,7 @@ class MMCVExtFinder:
         package = find_spec("flatten_det")
         if package is None or package.origin is None:
             return None
-        folder = Path(package.origin).with_name("mmcv_ops")
+        folder = Path(package.origin).with_name(cls.FOLDERS[name])
         return spec_from_file_location(
             name, folder / "__init__.py", submodule_search_locations=[str(folder)]
         )
@@ -55,4 +58,4 @@ class MMSegConfigFinder:
         return package and ModuleSpec(name, loader=None, origin=package.origin)
 
 
-sys.meta_path += [MMCVExtFinder, MMSegConfigFinder]
+sys.meta_path += [StandInFinder, MMSegConfigFinder]

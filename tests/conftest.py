@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from fixtures import make_ade20k_folder, make_cityscapes_folder, make_coco_folder
 from golden_values import Golden, load_golden
+from panoptic_fixture import add_panoptic_annotations
 
 
 @pytest.fixture
@@ -17,7 +18,8 @@ def golden() -> Callable[[str], Golden]:
 @pytest.fixture(scope="session")
 def coco_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny data set in COCO's layout, to be read only."""
-    return make_coco_folder(tmp_path_factory.mktemp("data") / "coco")
+    folder = make_coco_folder(tmp_path_factory.mktemp("data") / "coco")
+    return add_panoptic_annotations(folder)
 
 
 @pytest.fixture(scope="session")

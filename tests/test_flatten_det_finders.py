@@ -1,4 +1,4 @@
-"""How ``mmcv._ext`` and ``mmsegmentation`` are found; tests/mmcv_ops tests what the first computes."""
+"""How the modules that may be missing are found; tests/mmcv_ops and tests/panoptic_api test two of them."""
 
 import importlib.metadata
 import importlib.util
@@ -34,7 +34,7 @@ def run_python(code, *options):
 def test_python_starts_with_the_finder_and_without_the_packages():
     run_python(
         "import sys; names = [getattr(finder, '__name__', '') for finder in sys.meta_path];"
-        "assert names.index('MMCVExtFinder') > names.index('PathFinder'), names;"
+        "assert names.index('StandInFinder') > names.index('PathFinder'), names;"
         "assert not {'flatten_det', 'mmcv', 'torch'} & set(sys.modules)"
     )
 
@@ -82,8 +82,17 @@ def test_a_compiled_extension_is_left_alone(tmp_path, monkeypatch):
     assert isinstance(spec.loader, ExtensionFileLoader)
 
 
-def test_only_mmcv_ext_is_answered():
-    finder = next(f for f in sys.meta_path if getattr(f, "__name__", "") == "MMCVExtFinder")
+def test_an_installed_panopticapi_is_left_alone(tmp_path, monkeypatch):
+    installed = tmp_path / "panopticapi" / "__init__.py"
+    installed.parent.mkdir()
+    installed.touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "panopticapi", raising=False)
+    assert importlib.util.find_spec("panopticapi").origin == str(installed)
+
+
+def test_nothing_else_is_answered():
+    finder = next(f for f in sys.meta_path if getattr(f, "__name__", "") == "StandInFinder")
     assert finder.find_spec("mmcv._ext2") is None
     assert finder.find_spec("_ext") is None
     assert importlib.util.find_spec("mmcv._other") is None

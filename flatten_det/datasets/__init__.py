@@ -6,8 +6,9 @@ __all__ = []
 
 if find_spec("mmdet") is not None:
     from .shapes.detection import ShapesDetDataset
+    from .shapes.panoptic import ShapesPanopticDataset
 
-    __all__ += ["ShapesDetDataset"]
+    __all__ += ["ShapesDetDataset", "ShapesPanopticDataset"]
 
 if find_spec("mmseg") is not None:
     from .shapes.segmentation import ShapesSegDataset

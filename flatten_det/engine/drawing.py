@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import mmcv
+from mmdet.structures import INSTANCE_OFFSET
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
@@ -30,6 +31,10 @@ def draw_prediction(
     """
     if "pred_instances" in sample:
         options["pred_score_thr"] = score_thr
+    if "pred_panoptic_seg" in sample and _is_void(sample, visualizer.dataset_meta["classes"]):
+        # mmdet's visualizer fails where there is no segment to draw.
+        sample = sample.clone()
+        del sample.pred_panoptic_seg
     visualizer.add_datasample(
         Path(sample.img_path).name,
         mmcv.imread(sample.img_path, channel_order="rgb"),
@@ -37,6 +42,11 @@ def draw_prediction(
         out_file=None if out_file is None else str(out_file),
         **options,
     )
+
+
+def _is_void(sample: BaseDataElement, classes: Sequence[str]) -> bool:
+    labels = sample.pred_panoptic_seg.sem_seg % INSTANCE_OFFSET
+    return bool((labels >= len(classes)).all())
 
 
 class DrawPredictionsHook(Hook):

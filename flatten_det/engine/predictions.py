@@ -6,15 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mmdet.structures import INSTANCE_OFFSET
 from mmdet.structures.mask import encode_mask_results
 from mmengine.structures import BaseDataElement
 from PIL import Image
+
+from ..panoptic_api.evaluation import VOID
+from ..panoptic_api.utils import id2rgb
 
 
 def save_prediction(
     sample: BaseDataElement, classes: Sequence[str], path: Path, score_thr: float
 ) -> None:
-    """Write a prediction to ``<path>.json``, and a segmentor's label map to ``<path>.png``.
+    """Write a prediction to ``<path>.json``, and a map of labels or of panoptic ids to ``<path>.png``.
+
+    The panoptic map is COCO's: RGB whose colours are segment ids (R + 256 G + 256² B), 0 for void.
 
     Args:
         sample: Prediction of a detector or a segmentor.
@@ -25,11 +31,15 @@ def save_prediction(
     height, width = sample.ori_shape
     content: dict[str, Any] = {"image": str(sample.img_path), "height": height, "width": width}
     path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.with_name(f"{path.name}.png")
     if "pred_instances" in sample:
         content |= detections(sample, classes, score_thr)
-    else:
+    if "pred_panoptic_seg" in sample:
+        ids, found = segments(sample, classes)
+        Image.fromarray(id2rgb(ids)).save(file)
+        content |= {"panoptic_map": file.name, "segments": found}
+    if "pred_sem_seg" in sample:
         label_map = sample.pred_sem_seg.data.squeeze(0).numpy()
-        file = path.with_name(f"{path.name}.png")
         kind = np.uint8 if len(classes) <= 256 else np.uint16
         Image.fromarray(label_map.astype(kind)).save(file)
         content |= {"label_map": file.name, "classes": class_shares(label_map, classes)}
@@ -60,6 +70,27 @@ def detections(
             for rle in encode_mask_results(found.masks.numpy())
         ]
     return content
+
+
+def segments(
+    sample: BaseDataElement, classes: Sequence[str]
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """A panoptic prediction.
+
+    Returns:
+        Segment ids (H, W), 0 for void; and ``id``, ``label``, ``class_name`` and ``area`` in pixels of
+        each segment.
+    """
+    ids = sample.pred_panoptic_seg.sem_seg.squeeze(0).numpy()
+    # mmdet's ids are label + 1000 · number, and the label after the last one is void.
+    ids = np.where(ids % INSTANCE_OFFSET < len(classes), ids, VOID)
+    found = []
+    for id_, area in zip(*np.unique(ids, return_counts=True), strict=True):
+        if id_ != VOID:
+            label = int(id_) % INSTANCE_OFFSET
+            name = classes[label]
+            found.append({"id": int(id_), "label": label, "class_name": name, "area": int(area)})
+    return ids, found
 
 
 def class_shares(label_map: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]]:

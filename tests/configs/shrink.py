@@ -31,6 +31,8 @@ def shrunk(cfg: Config, data_root: Path, work_dir: Path) -> Config:
         evaluator = cfg[name][0] if isinstance(cfg[name], list) else cfg[name]
         if "ann_file" in evaluator:
             evaluator.ann_file = str(data_root / cfg.val_dataloader.dataset.ann_file)
+        if "seg_prefix" in evaluator:
+            evaluator.seg_prefix = str(data_root / cfg.val_dataloader.dataset.data_prefix.seg)
         cfg[name] = evaluator
     preprocessor = cfg.model.data_preprocessor
     if preprocessor.get("size"):

@@ -78,16 +78,15 @@ def test_layout(complete):
 
     assert names == {
         "shapes.json",
-        "annotations/instances_train.json",
-        "annotations/instances_val.json",
+        *(f"annotations/{k}_{s}.json" for k in ("instances", "panoptic") for s in ("train", "val")),
         *(f"train/{kind}" for i in range(6) for kind in _names(i)),
         *(f"val/{kind}" for i in range(4) for kind in _names(i)),
     }
     assert not [path for path in complete.parent.iterdir() if "rendering" in path.name]
 
 
-def _names(index: int) -> tuple[str, str]:
-    return f"images/{index:06}.jpg", f"semantic/{index:06}.png"
+def _names(index: int) -> list[str]:
+    return [f"images/{index:06}.jpg", *(f"{k}/{index:06}.png" for k in ("semantic", "panoptic"))]
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

@@ -94,7 +94,8 @@ def test_lazy_init_renders_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("missing", "registered"), [("mmdet", ["ShapesSegDataset"]), ("mmseg", ["ShapesDetDataset"])]
+    ("missing", "registered"),
+    [("mmdet", ["ShapesSegDataset"]), ("mmseg", ["ShapesDetDataset", "ShapesPanopticDataset"])],
 )
 def test_one_framework_is_enough(monkeypatch, missing, registered):
     find_spec = importlib.util.find_spec
@@ -108,4 +109,4 @@ def test_one_framework_is_enough(monkeypatch, missing, registered):
             assert importlib.reload(flatten_det.datasets).__all__ == registered
     finally:
         importlib.reload(flatten_det.datasets)
-    assert len(flatten_det.datasets.__all__) == 2
+    assert len(flatten_det.datasets.__all__) == 3

@@ -1,8 +1,9 @@
-"""Shapes: a small data set for detection, instance and semantic segmentation, drawn on first use.
+"""Shapes: a small data set for detection, instance, semantic and panoptic segmentation.
 
-It needs no download, so that a fresh machine can train at once. ``options`` says what is drawn,
-``render`` draws one image from ``outlines`` and ``textures``, ``files`` keeps the folder in COCO
-layout, and ``detection`` and ``segmentation`` are the MMDetection and MMSegmentation data sets.
+It is drawn on first use and needs no download, so that a fresh machine can train at once. ``options``
+says what is drawn, ``render`` draws one image from ``outlines`` and ``textures``, ``annotations``
+describes it, ``files`` keeps the folder in COCO layout, ``detection`` and ``panoptic`` are the data sets
+for MMDetection, and ``segmentation`` is the one for MMSegmentation.
 """
 
 from .files import prepare_shapes

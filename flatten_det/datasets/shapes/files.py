@@ -1,11 +1,11 @@
 """The folder of the Shapes data set: written once, checked fast, replaced as a whole.
 
-The layout is that of COCO, with semantic masks beside the images::
+The layout is that of COCO, with semantic and panoptic masks beside the images::
 
     data/shapes/
-      annotations/instances_train.json, instances_val.json
-      train/images/000000.jpg ...   train/semantic/000000.png ...
-      val/images/000000.jpg ...     val/semantic/000000.png ...
+      annotations/{instances,panoptic}_{train,val}.json
+      train/images/000000.jpg ...   train/{semantic,panoptic}/000000.png ...
+      val/images/000000.jpg ...     val/{semantic,panoptic}/000000.png ...
       shapes.json                   options and the size of every file
 
 A folder is rendered beside its place and renamed into it when it is complete.
@@ -24,11 +24,19 @@ from pathlib import Path
 import numpy as np
 from mmengine.logging import print_log
 from PIL import Image
-from pycocotools import mask as coco_mask
 from rich.progress import track
 
-from .options import CLASSES, PALETTE, SPLITS, ShapesOptions
-from .render import ShapesImage, render
+from ...panoptic_api.utils import id2rgb
+from .annotations import (
+    instances,
+    instances_json,
+    panoptic_json,
+    panoptic_map,
+    segments,
+    semantic_map,
+)
+from .options import PALETTE, SPLITS, ShapesOptions
+from .render import render
 
 try:
     import fcntl
@@ -37,10 +45,10 @@ except ImportError:  # Windows: two processes must not render into the same plac
 
 MANIFEST = "shapes.json"
 # Raise it whenever the same options give other files.
-_FORMAT = {"name": "flatten_det shapes", "version": 1}
+_FORMAT = {"name": "flatten_det shapes", "version": 2}
 _OURS = re.compile(
-    r"shapes\.json|annotations/instances_(train|val)\.json"
-    r"|(train|val)/(images/\d{6,}\.jpg|semantic/\d{6,}\.png)"
+    r"shapes\.json|annotations/(instances|panoptic)_(train|val)\.json"
+    r"|(train|val)/(images/\d{6,}\.jpg|(semantic|panoptic)/\d{6,}\.png)"
 )
 _JPEG_QUALITY = 92
 
@@ -61,6 +69,16 @@ def image_folder(split: str) -> str:
 def semantic_folder(split: str) -> str:
     """Path of a split's semantic masks relative to the data root."""
     return f"{split}/semantic"
+
+
+def panoptic_file(split: str) -> str:
+    """Path of a split's panoptic annotations relative to the data root."""
+    return f"annotations/panoptic_{split}.json"
+
+
+def panoptic_folder(split: str) -> str:
+    """Path of a split's panoptic masks relative to the data root."""
+    return f"{split}/panoptic"
 
 
 def prepare_shapes(
@@ -207,7 +225,7 @@ def _render_folder(root: Path, options: ShapesOptions, workers: int) -> None:
 
 def _write_files(root: Path, options: ShapesOptions, workers: int) -> None:
     for split in SPLITS:
-        for folder in (image_folder(split), semantic_folder(split)):
+        for folder in (image_folder(split), semantic_folder(split), panoptic_folder(split)):
             (root / folder).mkdir(parents=True)
     (root / "annotations").mkdir()
     jobs = [(split, i) for split in SPLITS for i in range(options.num_images[split])]
@@ -224,59 +242,28 @@ def _write_files(root: Path, options: ShapesOptions, workers: int) -> None:
             pool.shutdown(cancel_futures=True)  # Ctrl-C need not wait for the remaining images.
             raise
     for split in SPLITS:
-        content = _coco_json(options, annotations[split])
-        (root / annotation_file(split)).write_text(json.dumps(content))
+        of_instances, of_segments = zip(*annotations[split], strict=True)
+        for name, content in (
+            (annotation_file(split), instances_json(options, of_instances)),
+            (panoptic_file(split), panoptic_json(options, of_segments)),
+        ):
+            (root / name).write_text(json.dumps(content))
     manifest = {"format": _FORMAT, "options": options.as_dict(), "files": dict(_files(root))}
     (root / MANIFEST).write_text(json.dumps(manifest))
 
 
-def _write_image(root: Path, options: ShapesOptions, split: str, index: int) -> list[dict]:
-    """Write one image and its semantic mask, and return its annotations without their ids."""
+def _write_image(
+    root: Path, options: ShapesOptions, split: str, index: int
+) -> tuple[list[dict], list[dict]]:
+    """Write one image and its masks, and return its instances and segments."""
     drawn = render(options, split, index)
     # Colours at full resolution, since halving it smears objects of 8 px.
     Image.fromarray(drawn.image).save(
         root / image_folder(split) / f"{index:06}.jpg", quality=_JPEG_QUALITY, subsampling=0
     )
-    classes = np.concatenate([drawn.labels + 1, [0]]).astype(np.uint8)  # Owner -1 is the last.
-    semantic = Image.fromarray(classes[drawn.owner])
+    semantic = Image.fromarray(semantic_map(drawn))
     semantic.putpalette(np.array([(0, 0, 0), *PALETTE], np.uint8).tobytes())
     semantic.save(root / semantic_folder(split) / f"{index:06}.png")
-    return _instances(drawn)
-
-
-def _instances(drawn: ShapesImage) -> list[dict]:
-    instances = []
-    for i, label in enumerate(drawn.labels.tolist()):
-        mask = coco_mask.encode(np.asfortranarray(drawn.owner == i, np.uint8))
-        instances.append(
-            {
-                "category_id": label + 1,
-                "bbox": coco_mask.toBbox(mask).tolist(),
-                "area": int(coco_mask.area(mask)),
-                "iscrowd": 0,
-                "segmentation": {"size": mask["size"], "counts": mask["counts"].decode()},
-            }
-        )
-    return instances
-
-
-def _coco_json(options: ShapesOptions, instances: list[list[dict]]) -> dict:
-    height, width = options.image_size
-    images = [
-        {"id": i, "file_name": f"{i:06}.jpg", "height": height, "width": width}
-        for i in range(len(instances))
-    ]
-    flat = [
-        {"image_id": i, **instance} for i, of_image in enumerate(instances) for instance in of_image
-    ]
-    return {
-        "info": {"description": "Shapes, rendered by flatten_det"},
-        "licenses": [],
-        "images": images,
-        # pycocotools takes a match with annotation 0 for no match, so ids start at 1.
-        "annotations": [{"id": i, **annotation} for i, annotation in enumerate(flat, start=1)],
-        "categories": [
-            {"id": i, "name": name, "supercategory": "shape"}
-            for i, name in enumerate(CLASSES, start=1)
-        ],
-    }
+    panoptic = Image.fromarray(id2rgb(panoptic_map(drawn)))
+    panoptic.save(root / panoptic_folder(split) / f"{index:06}.png")
+    return instances(drawn), segments(drawn)
