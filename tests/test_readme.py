@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -30,6 +31,7 @@ ON_QUICKSTART = [
 ]
 ON_COCO = [c for c in COMMANDS if re.match(r"uv run tools/train\.py configs/(?!quickstart)", c)]
 ON_WEIGHTS = [c for c in COMMANDS if c.startswith("uv run tools/convert_checkpoint.py ")]
+UPDATE_ZOO = "uv run tools/update_zoo.py --no-count"
 INSTALL = "pip install timm && pip install --no-deps ."
 
 # Step sizes and schedule only: the COCO commands are run as they stand on six small images.
@@ -71,7 +73,7 @@ def test_first_screen_has_the_two_commands():
 
 
 def test_every_command_is_run():
-    covered = {QUICKSTART, INSTALL, *IN_CI, *ON_QUICKSTART, *ON_COCO, *ON_WEIGHTS}
+    covered = {QUICKSTART, INSTALL, UPDATE_ZOO, *IN_CI, *ON_QUICKSTART, *ON_COCO, *ON_WEIGHTS}
     assert set(COMMANDS) == covered
     steps = (ROOT / ".ci" / "run").read_text().splitlines()
     assert not set(IN_CI) - set(steps)
@@ -160,6 +162,17 @@ def test_coco_command(command, coco_folder, tmp_path):
     assert "Loaded 164 parameters from checkpoints/flatten_pvt_t.pth" in printed
     assert "coco/segm_mAP" in printed
     assert list((cwd / "work_dirs").rglob("epoch_1.pth"))
+
+
+@pytest.mark.slow
+def test_updating_the_zoo_finds_nothing_to_change(tmp_path):
+    root = tmp_path / "checkout"
+    tracked = ("configs", "flatten_det", "model-index.yml", "README.md")
+    root.mkdir()
+    for name in tracked:
+        source = ROOT / name
+        shutil.copytree(source, root / name) if source.is_dir() else shutil.copy(source, root)
+    assert "0 differences" in run(UPDATE_ZOO, ROOT, "--root", str(root))
 
 
 @pytest.mark.slow

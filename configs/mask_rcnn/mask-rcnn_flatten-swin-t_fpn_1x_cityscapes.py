@@ -17,3 +17,4 @@ optim_wrapper = dict(
     optimizer=dict(_delete_=True, type="AdamW", lr=5e-5, weight_decay=0.05),
     paramwise_cfg=dict(custom_keys=_base_.no_decay),
 )
+auto_scale_lr = dict(base_batch_size=8)

@@ -71,6 +71,16 @@ def convert_tool() -> ModuleType:
     return load_tool("convert_checkpoint")
 
 
+@pytest.fixture(scope="session")
+def update_zoo_tool() -> ModuleType:
+    return load_tool("update_zoo")
+
+
+@pytest.fixture(scope="session")
+def prepare_tool() -> ModuleType:
+    return load_tool("prepare_data")
+
+
 def _train(tool: ModuleType, config: Path, *options: str) -> Trained:
     work_dir = config.with_suffix("")
     assert tool.main([str(config), "--work-dir", str(work_dir), *options]) == 0
