@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from custom_folder import make_custom_folder
 
 from flatten_det.backbones import FLattenPVT
 
@@ -31,6 +32,11 @@ ON_QUICKSTART = [
 ]
 ON_COCO = [c for c in COMMANDS if re.match(r"uv run tools/train\.py configs/(?!quickstart)", c)]
 ON_WEIGHTS = [c for c in COMMANDS if c.startswith("uv run tools/convert_checkpoint.py ")]
+OWN_DATA = [
+    "uv run tools/prepare_data.py custom my_data --config "
+    "configs/quickstart/mask-rcnn_flatten-pvt-nano_fpn_shapes.py --out my_config.py",
+    "uv run tools/train.py my_config.py",
+]
 UPDATE_ZOO = "uv run tools/update_zoo.py --no-count"
 INSTALL = "pip install timm && pip install --no-deps ."
 
@@ -73,7 +79,16 @@ def test_first_screen_has_the_two_commands():
 
 
 def test_every_command_is_run():
-    covered = {QUICKSTART, INSTALL, UPDATE_ZOO, *IN_CI, *ON_QUICKSTART, *ON_COCO, *ON_WEIGHTS}
+    covered = {
+        QUICKSTART,
+        INSTALL,
+        UPDATE_ZOO,
+        *OWN_DATA,
+        *IN_CI,
+        *ON_QUICKSTART,
+        *ON_COCO,
+        *ON_WEIGHTS,
+    }
     assert set(COMMANDS) == covered
     steps = (ROOT / ".ci" / "run").read_text().splitlines()
     assert not set(IN_CI) - set(steps)
@@ -162,6 +177,15 @@ def test_coco_command(command, coco_folder, tmp_path):
     assert "Loaded 164 parameters from checkpoints/flatten_pvt_t.pth" in printed
     assert "coco/segm_mAP" in printed
     assert list((cwd / "work_dirs").rglob("epoch_1.pth"))
+
+
+@pytest.mark.slow
+def test_own_data(tmp_path):
+    cwd = workspace(tmp_path)
+    make_custom_folder(cwd / "my_data")
+    assert OWN_DATA[1] in run(OWN_DATA[0], cwd)
+    run(OWN_DATA[1], cwd, "--cfg-options", "train_cfg.max_iters=2", "train_cfg.val_interval=2")
+    assert (cwd / "work_dirs" / "my_config" / "last_checkpoint").is_file()
 
 
 @pytest.mark.slow

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from flatten_det.checkpoints import CheckpointError, read_checkpoint
-from flatten_det.checkpoints.download import ATTEMPTS, cached_path, download
+from flatten_det.checkpoints.download import cached_path, download
+from flatten_det.downloads import ATTEMPTS
 
 
 class Server(ThreadingHTTPServer):

@@ -1,0 +1,1 @@
+"""Data sets on disk: download, unpack, convert, check; and configs for data of one's own."""

@@ -1,0 +1,236 @@
+"""COCO annotation files of strangers: read, checked before a training stumbles over them, completed."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from PIL import Image
+
+from ...engine.errors import UserError
+from .text import listed
+
+KEYS = ("images", "annotations", "categories")
+
+
+@dataclass(frozen=True)
+class CocoFile:
+    """A COCO annotation file.
+
+    Attributes:
+        path: where it is.
+        content: its JSON object, with lists of dicts under ``images``, ``annotations`` and
+            ``categories``.
+    """
+
+    path: Path
+    content: dict[str, Any]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Category names in the order of the file, which is the order of MMDetection's labels."""
+        return tuple(category["name"] for category in self.content["categories"])
+
+    @property
+    def image_names(self) -> list[str]:
+        """The ``file_name`` of each image."""
+        return [image["file_name"] for image in self.content["images"]]
+
+    def without_masks(self) -> int:
+        """How many annotations have no segmentation."""
+        return sum(not a.get("segmentation") for a in self.content["annotations"])
+
+
+def is_coco(content: Any) -> bool:
+    """Whether this is what a COCO file of objects holds."""
+    return isinstance(content, dict) and all(isinstance(content.get(key), list) for key in KEYS)
+
+
+def read_coco_file(path: Path) -> CocoFile:
+    """Read and check an annotation file.
+
+    Raises:
+        UserError: It cannot be read, is no COCO file of objects, or contradicts itself.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"annotation file {path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"annotation file {path} is not valid JSON ({error}): export it again"
+        ) from error
+    if not is_coco(content):
+        raise UserError(f"{path} is no COCO file of objects: it needs lists of {', '.join(KEYS)}")
+    _check_categories(path, content["categories"])
+    _check_images(path, content["images"])
+    _check_annotations(path, content)
+    return CocoFile(path, content)
+
+
+def _check(path: Path, kind: str, items: list, is_good: Callable[[dict], bool], need: str) -> None:
+    bad = [i for i, item in enumerate(items) if not (isinstance(item, dict) and is_good(item))]
+    if bad:
+        example = items[bad[0]]
+        name = example.get("id", example) if isinstance(example, dict) else example
+        raise UserError(
+            f"{path}: {len(bad)} of {len(items)} {kind} {need}, such as number {bad[0] + 1} in the file "
+            f"(id {name!r}): correct the file"
+        )
+
+
+def _check_ids(path: Path, kind: str, items: list[dict]) -> None:
+    _check(path, kind, items, lambda item: _is_id(item.get("id")), "have no id")
+    seen: set = set()
+    again = [i["id"] for i in items if i["id"] in seen or seen.add(i["id"])]
+    if again:
+        raise UserError(f"{path}: {kind} share an id: {listed(again)}: give each its own")
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int | str) and not isinstance(value, bool)
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_categories(path: Path, categories: list) -> None:
+    if not categories:
+        raise UserError(f"{path}: its categories are empty: add the classes and their ids")
+    _check(
+        path,
+        "categories",
+        categories,
+        lambda c: isinstance(c.get("name"), str) and bool(c["name"].strip()),
+        "have no name",
+    )
+    _check_ids(path, "categories", categories)
+    names = [category["name"] for category in categories]
+    again = sorted({name for name in names if names.count(name) > 1})
+    if again:
+        raise UserError(f"{path}: categories share a name: {listed(again)}: rename or merge them")
+
+
+def _check_images(path: Path, images: list) -> None:
+    if not images:
+        raise UserError(f"{path}: it names no images: export it again")
+    _check(
+        path,
+        "images",
+        images,
+        lambda i: isinstance(i.get("file_name"), str) and bool(i["file_name"]),
+        "have no file_name",
+    )
+    _check_ids(path, "images", images)
+    leaving = [i["file_name"] for i in images if not _stays_inside(i["file_name"])]
+    if leaving:
+        raise UserError(
+            f"{path}: {len(leaving)} file names leave the image folder: {listed(leaving)}: make them "
+            "relative to it, without '..'"
+        )
+    _check(
+        path,
+        "images",
+        images,
+        lambda i: all(_is_size(i[key]) for key in ("width", "height") if key in i),
+        "have a width or height that is no size in pixels",
+    )
+
+
+def _stays_inside(name: str) -> bool:
+    posix, windows = PurePosixPath(name), PureWindowsPath(name)
+    is_absolute = posix.is_absolute() or bool(windows.anchor) or "://" in name
+    return not is_absolute and ".." not in (*posix.parts, *windows.parts) and "\0" not in name
+
+
+def _check_annotations(path: Path, content: dict[str, list]) -> None:
+    annotations = content["annotations"]
+    if not annotations:
+        raise UserError(f"{path}: it has no annotations: there is nothing to learn or to measure")
+    _check_ids(path, "annotations", annotations)
+    for key, owners in (("image_id", "images"), ("category_id", "categories")):
+        ids = {item["id"] for item in content[owners]}
+        _check(
+            path,
+            "annotations",
+            annotations,
+            lambda a, key=key, ids=ids: _is_id(a.get(key)) and a[key] in ids,
+            f"have no {key} that is in its {owners}",
+        )
+    _check(
+        path,
+        "annotations",
+        annotations,
+        lambda a: (
+            isinstance(a.get("bbox"), list)
+            and len(a["bbox"]) == 4
+            and all(map(_is_number, a["bbox"]))
+        ),
+        "have no bbox of four numbers (x, y, width, height)",
+    )
+    _check(
+        path,
+        "annotations",
+        annotations,
+        lambda a: _is_number(a.get("area", 0)) and a.get("iscrowd", 0) in (0, 1),
+        "have an area that is no number, or an iscrowd that is not 0 or 1",
+    )
+
+
+def completed(file: CocoFile, images: Path) -> tuple[dict[str, Any], list[str]]:
+    """Fill in what MMDetection and pycocotools need and exporters leave out.
+
+    Args:
+        file: a checked annotation file.
+        images: the folder that its file names are relative to.
+
+    Returns:
+        The content, a new object where something was added, and the names of what was added; empty
+        if the file is good as it is.
+
+    Raises:
+        UserError: An image whose size is asked for cannot be read.
+    """
+    added: set[str] = set()
+
+    def image(item: dict) -> dict:
+        if "width" in item and "height" in item:
+            return item
+        added.add("width and height of images")
+        try:
+            with Image.open(images / item["file_name"]) as opened:
+                width, height = opened.size
+        except OSError as error:
+            raise UserError(
+                f"image {images / item['file_name']} cannot be read ({error}): get it again"
+            ) from error
+        return {**item, "width": width, "height": height}
+
+    def annotation(item: dict) -> dict:
+        if "area" not in item:
+            added.add("area (that of the box)")
+            item = {**item, "area": item["bbox"][2] * item["bbox"][3]}
+        if "iscrowd" not in item:
+            added.add("iscrowd (0)")
+            item = {**item, "iscrowd": 0}
+        return item
+
+    content = {
+        **file.content,
+        "images": [image(item) for item in file.content["images"]],
+        "annotations": [annotation(item) for item in file.content["annotations"]],
+    }
+    if any(item["id"] == 0 for item in content["annotations"]):
+        # pycocotools takes a match with annotation 0 for no match.
+        added.add("annotation ids from 1 on")
+        content["annotations"] = [
+            {**item, "id": i} for i, item in enumerate(content["annotations"], start=1)
+        ]
+    return content, sorted(added)

@@ -1,0 +1,109 @@
+"""Downloading a file once: resumable, with a progress bar, and never half a file at its place."""
+
+import shutil
+import urllib.error
+import urllib.request
+from http.client import HTTPException
+from pathlib import Path
+
+from filelock import FileLock
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+ATTEMPTS = 3
+TIMEOUT_SECONDS = 30
+_CHUNK = 1 << 18
+
+
+class DownloadError(Exception):
+    """A file that cannot be downloaded; the message says why."""
+
+
+def download_file(url: str, target: Path, size: int | None = None) -> None:
+    """Download a URL to ``target``, unless that file is there.
+
+    What an interrupted download has written is kept and continued, by the next attempt here (three in
+    all) or by the next call, if the server still has the same file. Processes that want the same file
+    wait for the first.
+
+    Args:
+        url: http(s) address.
+        target: where the file is to be; its folder is made.
+        size: expected size in bytes; None if it is not known.
+
+    Raises:
+        DownloadError: The server cannot be reached, refuses, breaks off each time, or has a file of
+            another size; or there is no space.
+    """
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        for attempt in range(ATTEMPTS):
+            if target.exists():
+                break
+            try:
+                _continue(url, target, size)
+            except urllib.error.HTTPError as error:
+                raise DownloadError(
+                    f"{url}: the server answers {error.code} {error.reason}"
+                ) from error
+            except (OSError, HTTPException) as error:
+                if attempt == ATTEMPTS - 1:
+                    raise DownloadError(
+                        f"{url}: the download broke off ({error}); the same command continues it"
+                    ) from error
+
+
+def _continue(url: str, target: Path, size: int | None) -> None:
+    """One attempt: append to the partial file, and move it to ``target`` when it is complete."""
+    part, state = (
+        target.with_name(f"{target.name}.part"),
+        target.with_name(f"{target.name}.version"),
+    )
+    start = part.stat().st_size if part.exists() and state.exists() else 0
+    headers = {"User-Agent": "flatten_det"}
+    if start:
+        # If the file has changed since, the server sends all of it.
+        headers |= {"Range": f"bytes={start}-", "If-Range": state.read_text()}
+    try:
+        response = urllib.request.urlopen(
+            urllib.request.Request(url, headers=headers), timeout=TIMEOUT_SECONDS
+        )
+    except urllib.error.HTTPError as error:
+        if error.code != 416 or not start:
+            raise
+        part.unlink()  # Nothing lies after its end: it is not the beginning of this file.
+        raise ConnectionError("the partial file did not fit and was dropped") from error
+    with response:
+        if response.status != 206:
+            start = 0
+        length = response.headers.get("Content-Length")
+        total = None if length is None else start + int(length)
+        if size is not None and total is not None and total != size:
+            raise DownloadError(f"{url}: the server has a file of {total} bytes instead of {size}")
+        version = response.headers.get("ETag") or response.headers.get("Last-Modified")
+        if version and not version.startswith("W/"):
+            state.write_text(version)
+        else:
+            state.unlink(missing_ok=True)
+        _append(response, part, start, total, name=target.name)
+    if total is not None and part.stat().st_size != total:
+        raise ConnectionError(f"{part.stat().st_size} of {total} bytes arrived")
+    state.unlink(missing_ok=True)
+    part.replace(target)
+
+
+def _append(response, part: Path, start: int, total: int | None, name: str) -> None:
+    if total is not None and shutil.disk_usage(part.parent).free < total - start:
+        raise DownloadError(f"{part.parent}: no space for the {total / 1e6:.0f} MB of {name}")
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+    )
+    with part.open("ab" if start else "wb") as file, Progress(*columns) as progress:
+        task = progress.add_task(name, total=total, completed=start)
+        while chunk := response.read(_CHUNK):
+            file.write(chunk)
+            progress.update(task, advance=len(chunk))

@@ -1,0 +1,123 @@
+"""Zip files that are good, damaged or malicious."""
+
+import io
+import stat
+import zipfile
+
+import pytest
+
+from flatten_det.datasets.preparation.archives import ArchiveError, unpack, unpacked_size, verify
+
+
+def zipped(members: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def archive(tmp_path):
+    """Writes an archive with these members."""
+
+    def write(members: dict[str, bytes]):
+        path = tmp_path / "data.zip"
+        path.write_bytes(zipped(members))
+        return path
+
+    return write
+
+
+def files(root) -> dict[str, bytes]:
+    """All files of a folder, hidden ones too."""
+    return {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+def test_files_come_to_their_places(archive, tmp_path):
+    path = archive({"images/a.jpg": b"a", "images/sub/b.jpg": b"b", "readme.txt": b"r"})
+    unpack(path, tmp_path / "out")
+    assert files(tmp_path / "out") == {
+        "images/a.jpg": b"a",
+        "images/sub/b.jpg": b"b",
+        "readme.txt": b"r",
+    }
+
+
+def test_top_folder_stands_for_the_root(archive, tmp_path):
+    path = archive({"Top/a.txt": b"a", "other/b.txt": b"b", "__MACOSX/Top/._a.txt": b"x"})
+    unpack(path, tmp_path / "out", top="Top")
+    assert files(tmp_path / "out") == {"a.txt": b"a"}
+
+
+def test_archives_in_an_archive_are_unpacked_where_they_lie(archive, tmp_path):
+    inner = zipped({"panoptic/1.png": b"1", "__MACOSX/panoptic/._1.png": b"x"})
+    path = archive({"annotations/panoptic.zip": inner, "annotations/panoptic.json": b"{}"})
+    unpack(path, tmp_path / "out")
+    assert files(tmp_path / "out") == {
+        "annotations/panoptic/1.png": b"1",
+        "annotations/panoptic.json": b"{}",
+    }
+
+
+def test_complete_files_are_left_alone_and_others_replaced(archive, tmp_path):
+    root = tmp_path / "out"
+    root.mkdir()
+    (root / "same.txt").write_bytes(b"old")
+    (root / "cut.txt").write_bytes(b"o")
+    unpack(archive({"same.txt": b"new", "cut.txt": b"new"}), root)
+    assert files(root) == {"same.txt": b"old", "cut.txt": b"new"}
+
+
+@pytest.mark.parametrize(
+    "name", ["../out.txt", "a/../../out.txt", "/out.txt", "C:/out.txt", "..\\out.txt", "a\\..\\b"]
+)
+def test_members_outside_are_refused_before_anything_is_written(archive, tmp_path, name):
+    root = tmp_path / "deep" / "out"
+    with pytest.raises(ArchiveError, match="would leave the folder"):
+        unpack(archive({"good.txt": b"g", name: b"bad"}), root)
+    assert {p.name for p in tmp_path.rglob("*") if p.is_file()} == {"data.zip"}
+
+
+def test_links_are_refused(tmp_path):
+    path = tmp_path / "data.zip"
+    link = zipfile.ZipInfo("images")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(link, "/etc")
+        archive.writestr("images/passwd", "bad")
+    with pytest.raises(ArchiveError, match="'images' is a link"):
+        unpack(path, tmp_path / "out")
+    assert not files(tmp_path / "out")
+
+
+def test_damage_is_named_and_nothing_is_moved(archive, tmp_path):
+    path = archive({"first.txt": b"first", "second.txt": b"second"})
+    path.write_bytes(
+        path.read_bytes().replace(b"second", b"sec0nd", 2).replace(b"sec0nd.", b"second.")
+    )
+    with pytest.raises(ArchiveError, match=r"second\.txt' is damaged"):
+        unpack(path, tmp_path / "out")
+    assert not files(tmp_path / "out")
+
+
+def test_what_is_no_zip_file(tmp_path):
+    path = tmp_path / "data.zip"
+    path.write_bytes(b"<html>Sign in</html>")
+    with pytest.raises(ArchiveError, match="not a complete zip file"):
+        unpack(path, tmp_path / "out")
+
+
+def test_unpacked_size(archive):
+    assert unpacked_size(archive({"a": b"12345", "b/c": b"678"})) == 8
+
+
+def test_size_and_digest_are_compared(tmp_path):
+    path = tmp_path / "data.zip"
+    path.write_bytes(b"abc")
+    verify(path, None, None)
+    verify(path, 3, ("md5", "900150983cd24fb0d6963f7d28e17f72"))
+    with pytest.raises(ArchiveError, match="3 bytes instead of 4"):
+        verify(path, 4, None)
+    with pytest.raises(ArchiveError, match=r"its md5 is 9001\w+ instead of 00"):
+        verify(path, 3, ("md5", "00"))

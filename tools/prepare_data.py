@@ -1,0 +1,140 @@
+"""Get, convert and check data sets, or write a config for one's own: ``tools/prepare_data.py coco``."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import _quiet  # noqa: F401
+
+from flatten_det.datasets.preparation import ade20k, cityscapes, coco
+from flatten_det.datasets.preparation.custom import Wishes, write_config
+from flatten_det.datasets.preparation.public import check, prepare
+from flatten_det.engine.cli import run_tool
+
+INCOMPLETE_EXIT = 1
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description="Download, unpack, convert and check data sets where the configs expect them; or "
+        "write a config for data of your own. Exit code 1: the data set is not complete."
+    )
+    commands = parser.add_subparsers(required=True, metavar="DATA")
+
+    command = _data_set(commands, "coco", "COCO 2017", "data/coco")
+    command.add_argument("--panoptic", action="store_true", help="panoptic annotations too")
+    _add_download_options(command)
+    command.set_defaults(
+        work=lambda args: _public(coco.COCO_PANOPTIC if args.panoptic else coco.COCO, args)
+    )
+
+    command = _data_set(commands, "ade20k", "ADE20K (2016)", "data/ade/ADEChallengeData2016")
+    _add_download_options(command)
+    command.set_defaults(work=lambda args: _public(ade20k.ADE20K, args))
+
+    command = _data_set(commands, "cityscapes", "Cityscapes (after a login)", "data/cityscapes")
+    command.set_defaults(work=_cityscapes)
+
+    command = commands.add_parser("custom", help="write a config for a COCO-format folder")
+    _add_custom_options(command)
+    command.set_defaults(work=_custom)
+
+    for command in commands.choices.values():
+        command.add_argument(
+            "--debug", action="store_true", help="show the traceback of expected errors too"
+        )
+    return parser.parse_args(argv)
+
+
+def _data_set(commands, name: str, title: str, root: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=title)
+    command.add_argument(
+        "root", nargs="?", type=Path, default=Path(root), help=f"its folder (default: {root})"
+    )
+    command.add_argument(
+        "--check", action="store_true", help="only say what is missing; write nothing"
+    )
+    command.add_argument(
+        "--archives",
+        type=Path,
+        metavar="DIR",
+        help="folder of the zip files; those that are there are not downloaded (default: the root)",
+    )
+    return command
+
+
+def _add_download_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--mirror", metavar="URL", help="base URL to download from")
+    command.add_argument(
+        "--keep-archives", action="store_true", help="do not remove the downloaded zip files"
+    )
+
+
+def _add_custom_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("folder", type=Path, help="folder with images and COCO annotations")
+    command.add_argument(
+        "--config", type=Path, required=True, help="detector's config to start from"
+    )
+    command.add_argument("--out", type=Path, required=True, metavar="FILE", help="config to write")
+    for split in ("train", "val"):
+        command.add_argument(
+            f"--{split}-ann", type=Path, metavar="FILE", help="annotation file (default: found)"
+        )
+        command.add_argument(
+            f"--{split}-images", type=Path, metavar="DIR", help="image folder (default: found)"
+        )
+    command.add_argument(
+        "--val-fraction",
+        type=_fraction,
+        metavar="F",
+        help="hold this part of the training images back for validation, e.g. 0.2",
+    )
+    command.add_argument(
+        "--from-scratch", action="store_true", help="do not start from pretrained weights"
+    )
+    command.add_argument("--force", action="store_true", help="overwrite files that exist")
+
+
+def _fraction(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError("between 0 and 1")
+    return value
+
+
+def _public(dataset, args: argparse.Namespace) -> list[str]:
+    if args.check:
+        return check(dataset, args.root)
+    return prepare(dataset, args.root, args.archives, args.mirror, args.keep_archives)
+
+
+def _cityscapes(args: argparse.Namespace) -> list[str]:
+    if args.check:
+        return check(cityscapes.CITYSCAPES, args.root)
+    return cityscapes.prepare_cityscapes(cityscapes.CITYSCAPES, args.root, args.archives)
+
+
+def _custom(args: argparse.Namespace) -> list[str]:
+    options = vars(args)
+    wishes = Wishes(
+        annotations={s: options[f"{s}_ann"] for s in ("train", "val") if options[f"{s}_ann"]},
+        images={s: options[f"{s}_images"] for s in ("train", "val") if options[f"{s}_images"]},
+        val_fraction=args.val_fraction,
+        from_scratch=args.from_scratch,
+        force=args.force,
+    )
+    write_config(args.folder, args.config, args.out, wishes)
+    return []
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the tool; returns the exit code."""
+    args = parse_args(argv)
+    problems: list[str] = []
+    code = run_tool(lambda: problems.extend(args.work(args)), args.debug)
+    return code or (INCOMPLETE_EXIT if problems else 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
