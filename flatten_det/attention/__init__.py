@@ -1,7 +1,12 @@
-"""Focused Linear Attention: the equation and the layer. Needs torch only."""
+"""Focused linear attention: the equation, fast implementations of it, and the layer. Needs torch only.
 
+``reference`` reads like the paper. ``dispatch`` chooses among it, ``cpu`` (tiles that stay in the cache)
+and ``gpu`` (Triton kernels), which ``ops`` registers as operators of torch; ``module`` is the layer.
+"""
+
+from .dispatch import focused_linear_attention
 from .grid import resize_grid
 from .module import FocusedLinearAttention
-from .reference import focused_linear_attention, focused_map
+from .reference import focused_map
 
 __all__ = ["FocusedLinearAttention", "focused_linear_attention", "focused_map", "resize_grid"]

@@ -1,12 +1,18 @@
 """Focused Linear Attention as a layer: projections, learned grid, depthwise convolution."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import ops
+from .dispatch import TILED, choose, focused_linear_attention
+from .folding import FoldedProjections, fold_projections
 from .grid import resize_grid
-from .reference import depthwise_values, focused_linear_attention
+from .reference import depthwise_values
 from .spatial_reduction import reduce_tokens
 from .window import pad_to_multiple, window_merge, window_partition
+
+EPS = 1e-6
 
 
 class FocusedLinearAttention(nn.Module):
@@ -91,9 +97,49 @@ class FocusedLinearAttention(nn.Module):
             else None
         )
         self.proj = nn.Linear(dim, dim)
+        for name in FoldedProjections._fields:
+            self.register_buffer(f"folded_{name}", None, persistent=False)
+        self.register_load_state_dict_post_hook(_fold_again)
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether :meth:`fuse_for_inference` is in effect."""
+        return self.folded_weight is not None
+
+    def fuse_for_inference(self) -> None:
+        """Keep projections with scale, eps and bias folded in, and use them where no gradient is needed.
+
+        The weights are not to change meanwhile: loading a state dict folds again, training mode ends it,
+        and so does :meth:`unfuse`. The parameters, and so the state dict, stay as they are.
+        """
+        for name, value in self._fold()._asdict().items():
+            setattr(self, f"folded_{name}", value.detach())
+
+    def unfuse(self) -> None:
+        """Undo :meth:`fuse_for_inference`."""
+        for name in FoldedProjections._fields:
+            setattr(self, f"folded_{name}", None)
+
+    def train(self, mode: bool = True) -> "FocusedLinearAttention":
+        if mode:
+            self.unfuse()
+        return super().train(mode)
+
+    def _fold(self) -> FoldedProjections:
+        parts = [self.qkv] if self.fused_qkv else [self.q, self.kv]
+        weight = torch.cat([part.weight for part in parts])
+        bias = None if parts[0].bias is None else torch.cat([part.bias for part in parts])
+        return fold_projections(weight, bias, self.positional_encoding, self.scale, EPS)
+
+    def _folded(self) -> FoldedProjections:
+        return FoldedProjections(
+            *(getattr(self, f"folded_{name}") for name in FoldedProjections._fields)
+        )
 
     def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         """``x (B, N, C)`` with N = H*W tokens of ``hw_shape = (H, W)`` -> ``(B, N, C)``."""
+        if self._is_one_operator(x):
+            return self._forward_in_tiles(x, hw_shape)
         if self.window_size is None:
             return self.proj(self._attend(x, hw_shape))
         B, N, C = x.shape
@@ -105,26 +151,83 @@ class FocusedLinearAttention(nn.Module):
         return self.proj(out[:, : hw_shape[0], : hw_shape[1]].reshape(B, N, C))
 
     def _attend(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        key_shape = hw_shape
-        if self.fused_qkv:
-            q, k, v = self.qkv(x).chunk(3, dim=-1)
-        else:
-            q = self.q(x)
-            if self.sr_ratio > 1:
-                x, key_shape = reduce_tokens(x, hw_shape, self.sr, self.norm)
-            k, v = self.kv(x).chunk(2, dim=-1)
+        """Attention and convolutions of V, without the output projection."""
+        folded = self._folded() if self.is_fused and not torch.is_grad_enabled() else None
+        reduced, key_shape = x, hw_shape
+        if self.sr_ratio > 1:
+            reduced, key_shape = reduce_tokens(x, hw_shape, self.sr, self.norm)
+        q, k, v = self._project(x, reduced, folded)
+        positions = self.positional_encoding if folded is None else folded.positions
         out = focused_linear_attention(
             q,
             k,
             v,
             num_heads=self.num_heads,
             hw_shape=hw_shape,
-            positions=resize_grid(self.positional_encoding, self.grid_size, key_shape),
-            scale=self.scale,
+            positions=resize_grid(positions, self.grid_size, key_shape),
+            scale=self.scale if folded is None else None,
             dwc_weight=self.dwc.weight if self.dwc is not None else None,
             dwc_bias=self.dwc.bias if self.dwc is not None else None,
             focusing_factor=self.focusing_factor,
+            eps=EPS,
+            floor=None if folded is None else folded.floor,
         )
         if self.lepe is not None:
             out = out + depthwise_values(v, self.lepe.weight, self.lepe.bias, 1, hw_shape)
         return out
+
+    def _project(
+        self, x: Tensor, reduced: Tensor, folded: FoldedProjections | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """q of x; k and v of x or of its reduced tokens."""
+        C = x.shape[-1]
+        if folded is not None and reduced is x:
+            return F.linear(x, folded.weight, folded.bias).chunk(3, dim=-1)
+        if folded is not None:
+            q = F.linear(x, folded.weight[:C], folded.bias[:C])
+            return q, *F.linear(reduced, folded.weight[C:], folded.bias[C:]).chunk(2, dim=-1)
+        if self.fused_qkv:
+            return self.qkv(x).chunk(3, dim=-1)
+        return self.q(x), *self.kv(reduced).chunk(2, dim=-1)
+
+    def _is_one_operator(self, x: Tensor) -> bool:
+        """Whether the whole layer can run tile by tile: on the CPU, without gradients."""
+        if torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype != torch.float32:
+            return False
+        if self.window_size is not None or self.sr_ratio > 1:
+            return False
+        if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+            return False
+        projections = [self.qkv] if self.fused_qkv else [self.q, self.kv]
+        # A replaced, hooked or quantised part must be called, not read.
+        if not all(_is_plain(part) for part in (*projections, self.proj)):
+            return False
+        return choose(x, x, x, self.num_heads, self.focusing_factor) == TILED
+
+    def _forward_in_tiles(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+        folded = self._folded() if self.is_fused else self._fold()
+        convolutions = []
+        for convolution in (self.dwc, self.lepe):
+            if convolution is not None:
+                convolutions += [convolution.weight, convolution.bias]
+        return ops.layer(
+            x,
+            *folded,
+            self.grid_size,
+            convolutions,
+            self.proj.weight,
+            self.proj.bias,
+            self.num_heads,
+            *hw_shape,
+            EPS,
+        )
+
+
+def _is_plain(part: nn.Module) -> bool:
+    hooks = part._forward_hooks or part._forward_pre_hooks
+    return type(part) is nn.Linear and not hooks and part.weight.dtype == torch.float32
+
+
+def _fold_again(module: FocusedLinearAttention, incompatible_keys: object) -> None:
+    if module.is_fused:
+        module.fuse_for_inference()

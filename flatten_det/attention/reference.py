@@ -34,7 +34,13 @@ def focused_map(x: Tensor, focusing_factor: float = 3) -> Tensor:
     )
 
 
-def feature_map(x: Tensor, scale: Tensor | None, focusing_factor: float, eps: float) -> Tensor:
+def feature_map(
+    x: Tensor,
+    scale: Tensor | None,
+    focusing_factor: float,
+    eps: float,
+    floor: Tensor | None = None,
+) -> Tensor:
     r""":math:`\phi_p(x) = f_p((\mathrm{ReLU}(x) + \epsilon) / \mathrm{softplus}(s))` of Eq. 5.
 
     Args:
@@ -42,10 +48,13 @@ def feature_map(x: Tensor, scale: Tensor | None, focusing_factor: float, eps: fl
         scale: per-channel s, broadcastable to x, or None for no division.
         focusing_factor: the power p.
         eps: keeps rows without a positive entry away from zero.
+        floor: per-channel eps/softplus(s), where x has scale and eps already (see ``folding``).
 
     Returns:
         ``(B, N, C)``, non-negative.
     """
+    if floor is not None:
+        return focused_map(torch.maximum(x, floor), focusing_factor)
     x = F.relu(x) + eps
     if scale is not None:
         x = x / F.softplus(scale)
@@ -65,6 +74,7 @@ def focused_linear_attention(
     dwc_bias: Tensor | None = None,
     focusing_factor: float = 3,
     eps: float = 1e-6,
+    floor: Tensor | None = None,
 ) -> Tensor:
     r"""Focused linear attention, :math:`O = \phi_p(Q)\phi_p(K)^T V + \mathrm{DWC}(V)` (Eq. 7).
 
@@ -84,6 +94,7 @@ def focused_linear_attention(
         dwc_bias: ``(d,)``.
         focusing_factor: p in Eq. 5.
         eps: added after the ReLU and to the normaliser.
+        floor: ``(C,)``, in place of scale and of the eps after the ReLU; see :func:`feature_map`.
 
     Returns:
         ``(B, N, C)`` in the dtype of ``v``.
@@ -97,11 +108,12 @@ def focused_linear_attention(
         return None if x is None else x.to(dtype)
 
     with torch.autocast(q.device.type, enabled=False):
-        q, k, v, positions, scale = full(q), full(k), full(v), full(positions), full(scale)
+        q, k, v, positions = full(q), full(k), full(v), full(positions)
+        scale, floor = full(scale), full(floor)
         if positions is not None:
             k = k + positions
-        q = feature_map(q, scale, focusing_factor, eps)
-        k = feature_map(k, scale, focusing_factor, eps)
+        q = feature_map(q, scale, focusing_factor, eps, floor)
+        k = feature_map(k, scale, focusing_factor, eps, floor)
 
         q = q.view(B, N, num_heads, d).transpose(1, 2)  # [B, h, N, d]
         k = k.view(B, M, num_heads, d).transpose(1, 2)  # [B, h, M, d]

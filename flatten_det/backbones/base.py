@@ -84,6 +84,21 @@ class DenseBackbone(BaseModule):
             if isinstance(part, nn.Module):
                 part.eval()
 
+    def fuse_for_inference(self) -> None:
+        """Fold what can be folded into the projections of the linear attention, for frozen weights.
+
+        The outputs change by rounding only. It lasts until :meth:`unfuse` or training mode.
+        """
+        for module in self.modules():
+            if isinstance(module, FocusedLinearAttention):
+                module.fuse_for_inference()
+
+    def unfuse(self) -> None:
+        """Undo :meth:`fuse_for_inference`."""
+        for module in self.modules():
+            if isinstance(module, FocusedLinearAttention):
+                module.unfuse()
+
     def train(self, mode: bool = True) -> "DenseBackbone":
         """Training mode for all but the frozen stages (and the norms, with ``norm_eval``)."""
         super().train(mode)

@@ -1,30 +1,11 @@
 """The pre-norm transformer block that all families share."""
 
 import torch
-from timm.layers import DropPath, Mlp
+from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-
-class DepthwiseMlp(nn.Module):
-    """PVTv2's MLP with a 3x3 depthwise convolution before the activation (arXiv 2106.13797, Sec. 3.2).
-
-    Args:
-        dim: channels C.
-        hidden_dim: channels in between.
-    """
-
-    def __init__(self, dim: int, hidden_dim: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
-        self.dwconv = nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim)
-        self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden_dim, dim)
-
-    def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        """``(B, N, C)`` with N = H*W of ``hw_shape`` -> ``(B, N, C)``."""
-        image = self.fc1(x).transpose(1, 2).unflatten(2, hw_shape)
-        return self.fc2(self.act(self.dwconv(image).flatten(2).transpose(1, 2)))
+from .mlp import DepthwiseMlp, TokenMlp
 
 
 class TransformerBlock(nn.Module):
@@ -57,7 +38,7 @@ class TransformerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         hidden = int(dim * mlp_ratio)
         self.mlp_conv = mlp_conv
-        self.mlp = DepthwiseMlp(dim, hidden) if mlp_conv else Mlp(dim, hidden)
+        self.mlp = DepthwiseMlp(dim, hidden) if mlp_conv else TokenMlp(dim, hidden)
         self.with_cp = with_cp
 
     def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:

@@ -4,8 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from flatten_det.attention import focused_linear_attention, focused_map
-from flatten_det.attention.reference import depthwise_values
+from flatten_det.attention.reference import (
+    depthwise_values,
+    focused_linear_attention,
+    focused_map,
+)
 
 torch.manual_seed(0)
 

@@ -1,0 +1,231 @@
+"""The backward pass over tiles, by hand.
+
+With b = L a/|a| of the length L and u = b³ (elementwise), the gradient of a row a follows from sums over
+the row: for any function of (u, |u|, |a|) with the partial derivatives g
+
+    du  = g_u + g_|u| u/|u|
+    da  = 3 L b² du/|a| + b/L (g_|a| - 3 (u·du)/|a|)
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .forward import Convolution, keys_of_tile, queries_of_tile
+from .rows import LENGTH, Activation, Focused
+from .tiles import Buffers, Tile, as_image, merge_heads, split_heads, tiles
+
+
+class _Scale:
+    """Gradient of s, summed over queries and keys."""
+
+    def __init__(self, scale: Tensor | None, activation: Activation) -> None:
+        self._scale, self._activation = scale, activation
+        # a = (ReLU(x) + eps)/softplus(s), so Σ da·a is the gradient of -log softplus(s).
+        self._sum = None if scale is None else torch.zeros(scale.numel())
+
+    def add(self, da: Tensor, rows: Focused, buffers: Buffers) -> None:
+        if self._sum is not None:
+            product = torch.mul(da, rows.scaled, out=buffers("product", *da.shape))
+            self._sum += torch.mv(product.t(), rows.norm[:, 0] / LENGTH)
+
+    def gradient(self) -> Tensor | None:
+        if self._sum is None:
+            return None
+        scale = self._scale.detach().float()
+        slope = torch.sigmoid(scale) * self._activation.inverse_scale.view_as(scale)
+        return (-self._sum.view_as(scale) * slope).to(self._scale.dtype)
+
+
+def _through_norm(rows: Focused, du: Tensor, d_cube_norm: Tensor, d_norm: Tensor, product: Tensor):
+    """Gradient of a in place of ``du (n, C)``, see above; the other two are ``(n, 1)``."""
+    du.addcmul_(rows.cube, d_cube_norm / rows.cube_norm)
+    radial = torch.mul(rows.cube, du, out=product).sum(dim=-1, keepdim=True).mul_(3)
+    du.mul_(rows.square).mul_(3 * LENGTH / rows.norm)
+    return du.addcmul_(rows.scaled, (d_norm - radial / rows.norm) / LENGTH)
+
+
+def _through_activation(
+    da: Tensor, x: Tensor, activation: Activation, out: Tensor, buffers: Buffers
+) -> None:
+    """Gradient of the tokens ``x (b, n, C)`` from that of a, into ``out``."""
+    if activation.inverse_scale is not None:
+        da.mul_(activation.inverse_scale)
+    da = da.view(x.shape)
+    if out.dtype == x.dtype == da.dtype:
+        torch.ops.aten.threshold_backward.grad_input(da, x, 0, grad_input=out)
+    else:
+        out.copy_(torch.ops.aten.threshold_backward(da, x.float(), 0))
+
+
+class _QuerySide:
+    """Gradients of the queries, and those of the means over the keys."""
+
+    def __init__(self, kv: Tensor, k_mean: Tensor, eps: float) -> None:
+        self.kv, self.k_mean, self.eps = kv, k_mean, eps
+        self.d_kv, self.d_k_mean = torch.zeros_like(kv), torch.zeros_like(k_mean)
+
+    def gradient(self, rows: Focused, grad: Tensor, tile: Tile, buffers: Buffers) -> Tensor:
+        """Gradient of a ``(b*n, C)`` from that of the output, ``grad (b, n, C)``."""
+        maps, tokens = tile.size
+        heads, d = self.k_mean.shape[1:]
+        kv, k_mean = self.kv[tile.batch].flatten(0, 1), self.k_mean[tile.batch].flatten(0, 1)
+        ratio = self.eps / rows.norm
+        cube = split_heads(rows.cube.view(maps, tokens, -1), heads)
+        normaliser = torch.bmm(cube, k_mean.unsqueeze(-1)).unflatten(0, (maps, heads))
+        normaliser += (rows.cube_norm * ratio).view(maps, 1, tokens, 1)
+        inverse = normaliser.reciprocal_().flatten(0, 1)
+
+        d_product = torch.mul(
+            split_heads(grad, heads), inverse, out=buffers("d_product", maps * heads, tokens, d)
+        )
+        attended = torch.bmm(cube, kv, out=buffers("attended", maps * heads, tokens, d))
+        d_normaliser = attended.mul_(d_product).sum(dim=-1, keepdim=True).mul_(inverse).neg_()
+        transposed = cube.transpose(1, 2)
+        self.d_kv[tile.batch].flatten(0, 1).baddbmm_(transposed, d_product)
+        self.d_k_mean[tile.batch].flatten(0, 1).unsqueeze(-1).baddbmm_(transposed, d_normaliser)
+
+        du = torch.bmm(d_product, kv.transpose(1, 2), out=buffers("attended", *d_product.shape))
+        du.addcmul_(d_normaliser, k_mean.unsqueeze(1))
+        if heads > 1:
+            merged = buffers("du", maps, tokens, heads, d)
+            du = merged.copy_(merge_heads(du, heads))
+        total = d_normaliser.unflatten(0, (maps, heads)).sum(dim=1).flatten(0, 1)  # [b*n, 1]
+        d_cube_norm = total * ratio
+        return _through_norm(
+            rows,
+            du.view(maps * tokens, -1),
+            d_cube_norm,
+            -d_cube_norm * rows.cube_norm / rows.norm,
+            buffers("product", maps * tokens, heads * d),
+        )
+
+
+def _key_gradients(
+    rows: Focused, values: Tensor, d_kv: Tensor, d_k: Tensor, tile: Tile, buffers: Buffers
+) -> tuple[Tensor, Tensor]:
+    """Gradients of a ``(b*n, C)`` and of the values ``(b, n, C)`` of a tile."""
+    maps, tokens = tile.size
+    heads, d = d_k.shape[1:]
+    d_kv, d_k = d_kv[tile.batch].flatten(0, 1), d_k[tile.batch].flatten(0, 1)
+    shape = (maps * heads, tokens, d)
+    factor = rows.norm / rows.cube_norm
+    cube = split_heads(rows.cube.view(maps, tokens, -1), heads)
+    d_values = torch.bmm(cube, d_kv, out=buffers("d_product", *shape))
+    g = torch.baddbmm(
+        d_k.unsqueeze(1),
+        split_heads(values, heads),
+        d_kv.transpose(1, 2),
+        out=buffers("attended", *shape),
+    )
+    if heads > 1:
+        g = buffers("du", maps, tokens, heads, d).copy_(merge_heads(g, heads))
+        merged = buffers("d_values", maps, tokens, heads, d)
+        d_values = merged.copy_(merge_heads(d_values, heads))
+    d_values = d_values.view(maps, tokens, -1).mul_(factor.view(maps, tokens, 1))
+    g = g.view(maps * tokens, -1)
+    product = buffers("product", *g.shape)
+    along = torch.mul(rows.cube, g, out=product).sum(dim=-1, keepdim=True).div_(rows.cube_norm)
+    # The gradient of u is g·factor; that factor is taken out of the elementwise part.
+    g.addcmul_(rows.cube, -along / rows.cube_norm)
+    g.mul_(rows.square).mul_(3 * LENGTH / rows.cube_norm)
+    return g.addcmul_(rows.scaled, along / LENGTH), d_values
+
+
+def backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    positions: Tensor | None,
+    scale: Tensor | None,
+    dwc_weight: Tensor | None,
+    dwc_bias: Tensor | None,
+    kv: Tensor,
+    k_mean: Tensor,
+    num_heads: int,
+    hw_shape: tuple[int, int],
+    eps: float,
+    needs: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    """Gradients of q, k, v, positions, scale, dwc_weight and dwc_bias; None for those not needed.
+
+    Args:
+        grad: of the output, ``(B, N, C)``.
+        kv, k_mean: from the forward pass. The other arguments are those of the forward pass.
+        needs: which of the seven are needed. Those of q, k and v are always computed.
+    """
+    B, N, C = q.shape
+    M = k.shape[1]
+    activation, buffers = Activation.of(scale, eps, C), Buffers()
+    scale_sum = _Scale(scale if needs[4] else None, activation)
+    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v))
+
+    side = _QuerySide(kv, k_mean, eps)
+    for tile in tiles(B, hw_shape, C):
+        part = (tile.batch, tile.tokens)
+        rows = queries_of_tile(q, activation, tile, buffers)
+        da = side.gradient(rows, grad[part].float(), tile, buffers)
+        scale_sum.add(da, rows, buffers)
+        _through_activation(da, q[part], activation, dq[part], buffers)
+
+    d_kv, d_k = side.d_kv.div_(M), side.d_k_mean.div_(M)
+    flipped = None
+    if dwc_weight is not None:
+        flipped = Convolution(dwc_weight.flip(2, 3), None, num_heads)
+    key_shape = hw_shape if M == N else (1, M)
+    for tile in tiles(B, key_shape, C):
+        part = (tile.batch, tile.tokens)
+        rows = keys_of_tile(k, positions, activation, tile, buffers)
+        da, d_values = _key_gradients(rows, v[part].float(), d_kv, d_k, tile, buffers)
+        if flipped is not None:
+            d_values += flipped.of_rows(as_image(grad[tile.batch], hw_shape), tile.rows)
+        dv[part] = d_values
+        scale_sum.add(da, rows, buffers)
+        x = k[part]
+        if positions is not None:
+            own = positions[tile.batch] if len(positions) > 1 else positions
+            x = torch.add(x, own[:, tile.tokens], out=buffers("product", *x.shape))
+        _through_activation(da, x, activation, dk[part], buffers)
+
+    d_positions = None
+    if needs[3]:
+        # A copy, for the results of an operator must not share memory.
+        d_positions = dk.clone() if len(positions) > 1 else dk.sum(dim=0, keepdim=True)
+        d_positions = d_positions.to(positions.dtype)
+    d_weight, d_bias = None, None
+    if needs[5] or needs[6]:
+        d_weight, d_bias = _convolution_gradients(
+            grad, v, dwc_weight, dwc_bias, num_heads, hw_shape
+        )
+    return dq, dk, dv, d_positions, scale_sum.gradient(), d_weight, d_bias
+
+
+def _convolution_gradients(
+    grad: Tensor,
+    v: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    num_heads: int,
+    hw_shape: tuple[int, int],
+) -> tuple[Tensor, Tensor | None]:
+    padding = weight.shape[-1] // 2
+    repeated = weight.float().repeat(num_heads, 1, 1, 1)
+    _, d_weight, d_bias = torch.ops.aten.convolution_backward(
+        as_image(grad, hw_shape).float(),
+        as_image(v, hw_shape).float(),
+        repeated,
+        None if bias is None else [len(repeated)],
+        [1, 1],
+        [padding, padding],
+        [1, 1],
+        False,
+        [0, 0],
+        len(repeated),
+        [False, True, bias is not None],
+    )
+    d_weight = d_weight.unflatten(0, (num_heads, -1)).sum(dim=0).to(weight.dtype)
+    if bias is not None:
+        d_bias = d_bias.unflatten(0, (num_heads, -1)).sum(dim=0).to(bias.dtype)
+    return d_weight, d_bias

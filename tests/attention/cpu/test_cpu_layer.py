@@ -1,0 +1,114 @@
+"""The whole layer in tiles, at inference, equals the layer built of the reference."""
+
+import pytest
+import torch
+from torch import nn
+
+from flatten_det.attention import FocusedLinearAttention
+from flatten_det.attention.cpu import tiles
+
+
+@pytest.fixture
+def operators(monkeypatch):
+    """Names of the operators that ran, of ours."""
+    from flatten_det.attention import ops
+
+    called = []
+    for name in ("layer", "attention"):
+        inner = getattr(ops, name)
+
+        def record(*args, _name=name, _inner=inner):
+            called.append(_name)
+            return _inner(*args)
+
+        monkeypatch.setattr(ops, name, record)
+    return called
+
+
+def make_layer(**options) -> FocusedLinearAttention:
+    torch.manual_seed(0)
+    layer = FocusedLinearAttention(32, options.pop("num_heads", 2), (6, 5), **options).eval()
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return layer
+
+
+def by_reference(layer, x, hw_shape, monkeypatch):
+    with monkeypatch.context() as patch, torch.no_grad():
+        patch.setenv("FLATTEN_DET_ATTENTION", "reference")
+        return layer(x, hw_shape)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"fused_qkv": False},
+        {"qkv_bias": False},
+        {"num_heads": 1},
+        {"lepe_kernel_size": 3},
+        {"kernel_size": 0},
+        {"kernel_size": 0, "lepe_kernel_size": 7},
+    ],
+)
+@pytest.mark.parametrize("hw_shape", [(6, 5), (13, 11), (1, 40), (40, 1), (3, 4), (2, 300)])
+@pytest.mark.parametrize("tile_tokens", [1, 60, 4096])
+def test_equals_the_reference(options, hw_shape, tile_tokens, operators, monkeypatch):
+    monkeypatch.setattr(tiles, "TILE_TOKENS", tile_tokens)
+    monkeypatch.setattr(tiles, "_LEAST_TOKENS", 1)
+    layer = make_layer(**options)
+    x = torch.randn(2, hw_shape[0] * hw_shape[1], 32)
+    expected = by_reference(layer, x, hw_shape, monkeypatch)
+    assert not operators
+    with torch.no_grad():
+        found = layer(x, hw_shape)
+    assert operators == ["layer"]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"window_size": 4}, {"sr_ratio": 2, "fused_qkv": False}])
+def test_layers_of_another_kind(options, operators, monkeypatch):
+    layer, x = make_layer(**options), torch.randn(2, 60, 32)
+    expected = by_reference(layer, x, (6, 10), monkeypatch)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x, (6, 10)), expected, rtol=1e-4, atol=1e-5)
+    assert operators == ["attention"]
+
+
+def test_gradients_take_the_core_operator(operators):
+    layer = make_layer()
+    layer(torch.randn(1, 30, 32), (6, 5)).sum().backward()
+    assert operators == ["attention"]
+    assert all(p.grad is not None for p in layer.parameters())
+
+
+def test_a_hooked_or_replaced_projection_is_called(operators):
+    layer, seen = make_layer(), []
+    layer.qkv.register_forward_hook(lambda *_: seen.append("qkv"))
+    with torch.no_grad():
+        layer(torch.randn(1, 30, 32), (6, 5))
+    assert seen == ["qkv"]
+
+    class Doubled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    layer, x = make_layer(), torch.randn(1, 30, 32)
+    with torch.no_grad():
+        once = layer(x, (6, 5))
+        doubled = Doubled(32, 32)
+        doubled.load_state_dict(layer.proj.state_dict())
+        layer.proj = doubled
+        torch.testing.assert_close(layer(x, (6, 5)), 2 * once)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(dtype, monkeypatch):
+    layer, x = make_layer(), torch.randn(2, 143, 32)
+    with torch.no_grad():
+        exact = layer(x, (13, 11))
+        with torch.autocast("cpu", dtype=dtype):
+            found = layer(x, (13, 11))
+    assert found.dtype == dtype
+    error = (found.float() - exact).norm() / exact.norm()
+    assert error < (2e-2 if dtype == torch.bfloat16 else 3e-3)

@@ -1,0 +1,77 @@
+"""Which implementation is chosen, and how it is forced."""
+
+import logging
+
+import pytest
+import torch
+from attention_cases import make_inputs, relative_error
+
+from flatten_det.attention import dispatch, focused_linear_attention
+from flatten_det.attention.reference import focused_linear_attention as reference
+
+OPTIONS = dict(num_heads=2, hw_shape=(9, 7))
+
+
+@pytest.fixture
+def inputs():
+    return make_inputs((9, 7), 2, 16)
+
+
+def chosen(inputs, focusing_factor=3, implementation=None) -> str:
+    q, k, v = (inputs[name] for name in "qkv")
+    return dispatch.choose(q, k, v, 2, focusing_factor, implementation)
+
+
+def test_choice_on_the_cpu(inputs):
+    assert chosen(inputs) == "tiled"
+    assert chosen(inputs, focusing_factor=4) == "reference"
+    assert chosen({name: inputs[name].double() for name in "qkv"}) == "reference"
+    assert chosen({name: inputs[name].to("meta") for name in "qkv"}) == "tiled"
+
+
+def test_any_power_is_computed(inputs):
+    out = focused_linear_attention(**inputs, **OPTIONS, focusing_factor=2)
+    assert torch.equal(out, reference(**inputs, **OPTIONS, focusing_factor=2))
+
+
+def test_forcing(inputs, monkeypatch):
+    assert chosen(inputs, implementation="reference") == "reference"
+    monkeypatch.setenv("FLATTEN_DET_ATTENTION", "reference")
+    assert chosen(inputs) == "reference"
+    assert chosen(inputs, implementation="tiled") == "tiled"
+
+
+def test_mistakes_are_named(inputs, monkeypatch):
+    with pytest.raises(ValueError, match=r"implementation must be one of .*; got 'fast'"):
+        chosen(inputs, implementation="fast")
+    with pytest.raises(ValueError, match="'triton' cannot compute this: the inputs are on cpu"):
+        chosen(inputs, implementation="triton")
+    with pytest.raises(ValueError, match="'tiled' cannot compute this: focusing_factor is 2"):
+        chosen(inputs, focusing_factor=2, implementation="tiled")
+    monkeypatch.setenv("FLATTEN_DET_ATTENTION", "fast")
+    with pytest.raises(ValueError, match="FLATTEN_DET_ATTENTION must be one of"):
+        chosen(inputs)
+
+
+def test_the_choice_is_logged_once(inputs, caplog):
+    dispatch._log.cache_clear()
+    with caplog.at_level(logging.DEBUG, logger=dispatch.__name__), torch.no_grad():
+        for _ in range(3):
+            focused_linear_attention(**inputs, **OPTIONS)
+        focused_linear_attention(**inputs, **OPTIONS, implementation="reference")
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == [
+        f"focused linear attention on cpu, torch.float32, inference: {name}"
+        for name in ("tiled", "reference")
+    ]
+
+
+def test_traces_hold_plain_operations(inputs):
+    tensors = [inputs[name] for name in "qkv"]
+
+    def function(q, k, v):
+        return focused_linear_attention(q, k, v, **OPTIONS)
+
+    traced = torch.jit.trace(function, tensors)
+    assert "flatten_det::" not in str(traced.inlined_graph)
+    assert relative_error(traced(*tensors), function(*tensors)) < 1e-5

@@ -1,0 +1,95 @@
+"""``fuse_for_inference``: the same function, reversible, and never stale."""
+
+import pytest
+import torch
+from attention_cases import relative_error
+from torch import nn
+
+from flatten_det.attention import FocusedLinearAttention
+from flatten_det.backbones import build_backbone
+
+
+def make_layer(**options) -> FocusedLinearAttention:
+    torch.manual_seed(0)
+    layer = FocusedLinearAttention(32, 2, (6, 5), **options).eval()
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return layer
+
+
+@pytest.mark.parametrize("implementation", ["tiled", "reference"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"fused_qkv": False},
+        {"qkv_bias": False},
+        {"lepe_kernel_size": 3},
+        {"window_size": 4},
+        {"sr_ratio": 2, "fused_qkv": False},
+    ],
+)
+def test_same_function(options, implementation, monkeypatch):
+    monkeypatch.setenv("FLATTEN_DET_ATTENTION", implementation)
+    layer, x = make_layer(**options), torch.randn(2, 70, 32)
+    with torch.no_grad():
+        before = layer(x, (7, 10))
+        layer.fuse_for_inference()
+        assert layer.is_fused
+        fused = layer(x, (7, 10))
+        layer.unfuse()
+        assert not layer.is_fused
+        assert torch.equal(layer(x, (7, 10)), before)
+    assert relative_error(fused, before) < 1e-6
+
+
+def test_state_dict_stays_as_it_is():
+    layer = make_layer()
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    layer.fuse_for_inference()
+    after = layer.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_other_weights_are_folded_when_loaded():
+    layer, other, x = make_layer(), make_layer(), torch.randn(1, 30, 32)
+    nn.init.normal_(other.qkv.weight)
+    layer.fuse_for_inference()
+    layer.load_state_dict(other.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x, (6, 5)), other(x, (6, 5)), rtol=1e-4, atol=1e-5)
+
+
+def test_training_ends_it_and_gradients_flow():
+    layer, x = make_layer(), torch.randn(1, 30, 32)
+    layer.fuse_for_inference()
+    layer(x, (6, 5)).sum().backward()
+    assert all(p.grad is not None for p in layer.parameters())
+    layer.train()
+    assert not layer.is_fused
+
+
+def test_it_moves_with_the_layer():
+    layer = make_layer()
+    layer.fuse_for_inference()
+    assert layer.double().folded_weight.dtype == torch.float64
+
+
+@pytest.mark.parametrize("name", ["flatten-pvt-t", "flatten-swin-t", "flatten-cswin-t"])
+def test_backbones(name):
+    dims = dict(embed_dims=(16, 32, 64, 128)) if "pvt" in name else dict(embed_dims=16)
+    arch = dict(**dims, num_heads=(2, 2, 4, 8), depths=(1, 1, 1, 1))
+    backbone = build_backbone(name, arch=arch).eval()
+    for parameter in backbone.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    image = torch.randn(1, 3, 75, 110)
+    with torch.no_grad():
+        before = backbone(image)
+        backbone.fuse_for_inference()
+        fused = backbone(image)
+        backbone.unfuse()
+        again = backbone(image)
+    for a, b, c in zip(before, fused, again, strict=True):
+        assert relative_error(b, a) < 1e-5
+        assert torch.equal(a, c)
