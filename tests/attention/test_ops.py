@@ -82,6 +82,7 @@ PVT = dict(embed_dims=(16, 32, 64, 128), num_heads=(1, 2, 4, 8), depths=(1, 1, 1
 SIZES = [(160, 256), (192, 320), (256, 224)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grad", [False, True])
 def test_one_graph_for_all_sizes(grad):
     backbone, counter = build_backbone("flatten-pvt-t", arch=PVT).eval(), CompileCounter()
@@ -94,6 +95,7 @@ def test_one_graph_for_all_sizes(grad):
     assert counter.frame_count <= 2  # At most one compilation more.
 
 
+@pytest.mark.slow
 def test_compiled_gradients():
     backbone = build_backbone("flatten-pvt-t", arch=PVT)
     image = torch.randn(1, 3, 64, 96)
