@@ -44,6 +44,8 @@ def focused_linear_attention(
         ValueError: for an unknown implementation, or one that cannot compute this; the message says why.
     """
     chosen = choose(q, k, v, num_heads, focusing_factor, implementation)
+    if chosen == TRITON and floor is not None:
+        chosen = REFERENCE  # The kernels take scale and eps themselves.
     if not torch.compiler.is_compiling():
         _log(chosen, q.device.type, v.dtype, torch.is_grad_enabled())
     if chosen == REFERENCE:

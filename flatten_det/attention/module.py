@@ -109,6 +109,7 @@ class FocusedLinearAttention(nn.Module):
     def fuse_for_inference(self) -> None:
         """Keep projections with scale, eps and bias folded in, and use them where no gradient is needed.
 
+        On a GPU, the kernels have these for free and nothing changes.
         The weights are not to change meanwhile: loading a state dict folds again, training mode ends it,
         and so does :meth:`unfuse`. The parameters, and so the state dict, stay as they are.
         """
@@ -152,7 +153,7 @@ class FocusedLinearAttention(nn.Module):
 
     def _attend(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         """Attention and convolutions of V, without the output projection."""
-        folded = self._folded() if self.is_fused and not torch.is_grad_enabled() else None
+        folded = self._folded() if self._uses_folded(x) else None
         reduced, key_shape = x, hw_shape
         if self.sr_ratio > 1:
             reduced, key_shape = reduce_tokens(x, hw_shape, self.sr, self.norm)
@@ -175,6 +176,10 @@ class FocusedLinearAttention(nn.Module):
         if self.lepe is not None:
             out = out + depthwise_values(v, self.lepe.weight, self.lepe.bias, 1, hw_shape)
         return out
+
+    def _uses_folded(self, x: Tensor) -> bool:
+        # The Triton kernels scale what they have read anyway: nothing to gain on a GPU.
+        return self.is_fused and not torch.is_grad_enabled() and not x.is_cuda
 
     def _project(
         self, x: Tensor, reduced: Tensor, folded: FoldedProjections | None

@@ -76,12 +76,15 @@ def attention_backward(
 
 
 @attention.register_kernel("cuda")
-def _attention_cuda(q, k, v, positions, scale, dwc_weight, dwc_bias, num_heads, height, width, eps):
+def _attention_cuda(
+    q, k, v, positions, scale, dwc_weight, dwc_bias, floor, num_heads, height, width, eps
+):
     from . import gpu
 
-    return gpu.forward(
-        q, k, v, positions, scale, dwc_weight, dwc_bias, num_heads, (height, width), eps
-    )
+    if floor is not None:
+        raise NotImplementedError("the Triton kernels take scale and eps themselves, no floor")
+    inputs = (q, k, v, positions, scale, dwc_weight, dwc_bias)
+    return gpu.forward(*inputs, num_heads, (height, width), eps)
 
 
 @attention_backward.register_kernel("cuda")
