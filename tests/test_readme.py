@@ -37,6 +37,7 @@ OWN_DATA = [
     "configs/quickstart/mask-rcnn_flatten-pvt-nano_fpn_shapes.py --out my_config.py",
     "uv run tools/train.py my_config.py",
 ]
+BENCHMARK = "uv run tools/benchmark_attention.py --shape pvt-s1 --out outputs/attention"
 UPDATE_ZOO = "uv run tools/update_zoo.py --no-count"
 INSTALL = "pip install timm && pip install --no-deps ."
 
@@ -83,6 +84,7 @@ def test_every_command_is_run():
         QUICKSTART,
         INSTALL,
         UPDATE_ZOO,
+        BENCHMARK,
         *OWN_DATA,
         *IN_CI,
         *ON_QUICKSTART,
@@ -186,6 +188,15 @@ def test_own_data(tmp_path):
     assert OWN_DATA[1] in run(OWN_DATA[0], cwd)
     run(OWN_DATA[1], cwd, "--cfg-options", "train_cfg.max_iters=2", "train_cfg.val_interval=2")
     assert (cwd / "work_dirs" / "my_config" / "last_checkpoint").is_file()
+
+
+@pytest.mark.slow
+def test_benchmark(tmp_path):
+    cwd = workspace(tmp_path)
+    less = ["--shape", "32,2,9,7", "--rounds", "1", "--candidates", "flatten_det", "eager"]
+    assert "flatten_det" in run(BENCHMARK, cwd, *less)
+    names = {path.name for path in (cwd / "outputs" / "attention").iterdir()}
+    assert names >= {"results.json", "results.csv", "figure.png"}
 
 
 @pytest.mark.slow

@@ -1,0 +1,143 @@
+"""Peak memory of a call: what it takes at most beyond what lies there when it starts.
+
+On CUDA the allocator counts. On the CPU the resident memory is measured, in a process of its own:
+
+- A fresh process for each measurement, because memory that an earlier candidate has freed may stay with
+  the allocator and hide what the next one takes. All are forked from a server that has imported this
+  package and computed nothing, so that imports neither take time again nor count.
+- One call first, whose result is dropped: thread pools, packed weights and compiled code stay, and are
+  not what a call takes.
+- Then glibc gives free memory back (``malloc_trim``): otherwise the call could use it unseen. Its
+  thresholds are left alone, because the call is to behave as everywhere else. So what lies in a block of
+  less than 32 MiB comes from the heap, and holes in the heap count as memory taken.
+- The high-water mark ``VmHWM`` is reset (``/proc/self/clear_refs``), which ``getrusage`` cannot do: its
+  ``ru_maxrss`` is the mark of the whole life of the process and, after ``exec``, of its parent too.
+"""
+
+import contextlib
+import ctypes
+import gc
+import multiprocessing
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from multiprocessing.context import BaseContext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .failures import OUT_OF_MEMORY, describe_failure
+
+_STATUS = Path("/proc/self/status")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+_RESET_HIGH_WATER_MARK = "5"
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Peak memory of a call, or why it is not known.
+
+    Attributes:
+        bytes: peak minus the level before the call; None where it could not be measured.
+        failure: then the reason, in a line.
+    """
+
+    bytes: int | None
+    failure: str | None = None
+
+    @property
+    def is_out_of_memory(self) -> bool:
+        return self.failure is not None and self.failure.startswith(OUT_OF_MEMORY)
+
+
+def peak_on_cuda(call: Callable[[], object], device: torch.device) -> int:
+    """Bytes that ``call`` takes from torch's allocator at most, its result included."""
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    result = call()
+    torch.cuda.synchronize(device)
+    peak = torch.cuda.max_memory_allocated(device)
+    del result
+    return peak - before
+
+
+def peak_in_fresh_process(
+    build: Callable[..., Callable[[], object]], *args: Any, threads: int
+) -> Peak:
+    """Resident memory that a call on the CPU takes at most, its result included.
+
+    Args:
+        build: a function of a module; returns the call, its inputs and weights allocated.
+        args: of ``build``; they must be picklable.
+        threads: of torch.
+
+    Returns:
+        The peak, or why there is none. Nothing that happens in the process is an exception here, not even
+        that the system kills it for want of memory.
+    """
+    if not sys.platform.startswith("linux"):
+        return Peak(None, "peak memory on the CPU is measured on Linux only")
+    try:
+        with ProcessPoolExecutor(1, mp_context=_fresh_processes()) as pool:
+            return pool.submit(_measure, threads, build, *args).result()
+    except Exception as error:
+        return Peak(None, describe_failure(error))
+
+
+def peak_of_this_process(call: Callable[[], object]) -> int:
+    """Bytes of resident memory that ``call`` takes at most, its result included."""
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError):  # another C library than glibc
+        ctypes.CDLL(None).malloc_trim(0)
+    _CLEAR_REFS.write_text(_RESET_HIGH_WATER_MARK)
+    before = _status_bytes("VmRSS")
+    result = call()
+    peak = _status_bytes("VmHWM")
+    del result
+    return max(peak - before, 0)
+
+
+def _measure(threads: int, build: Callable[..., Callable[[], object]], *args: Any) -> Peak:
+    torch.set_num_threads(threads)
+    try:
+        call = build(*args)
+        call()
+        return Peak(peak_of_this_process(call))
+    except Exception as error:
+        return Peak(None, describe_failure(error))
+
+
+def _status_bytes(field: str) -> int:
+    found = re.search(rf"^{field}:\s+(\d+) kB$", _STATUS.read_text(), flags=re.MULTILINE)
+    return int(found[1]) * 1024
+
+
+@cache
+def _fresh_processes() -> BaseContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    # The frameworks print remarks when the server imports them, which belong into no table.
+    with _silent_stdout(), ProcessPoolExecutor(1, mp_context=context) as pool:
+        pool.submit(os.getpid).result()
+    return context
+
+
+@contextlib.contextmanager
+def _silent_stdout() -> Iterator[None]:
+    """Processes started within write their standard output nowhere."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)

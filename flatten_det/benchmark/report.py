@@ -1,0 +1,43 @@
+"""Results as files, each written whole or not at all."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+
+def write_json(content: object, path: Path) -> None:
+    """Write indented JSON. Infinite and undefined numbers become null, which JSON has no other word for."""
+    text = json.dumps(_finite(content), indent=2, allow_nan=False)
+    _write(text + "\n", path)
+
+
+def write_csv(rows: Sequence[Mapping[str, object]], path: Path) -> None:
+    """Write rows that all have the same keys, with a header; None is an empty field."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    _write(file.getvalue(), path)
+
+
+def _finite(content: object) -> object:
+    if isinstance(content, float):
+        return content if abs(content) < float("inf") else None
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return content
+
+
+def _write(text: str, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

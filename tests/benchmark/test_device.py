@@ -1,0 +1,35 @@
+"""Devices, and what is known about them."""
+
+import pytest
+import torch
+
+from flatten_det.benchmark.bandwidth import copy_bandwidth
+from flatten_det.benchmark.device import find_device
+from flatten_det.benchmark.machine import describe_machine
+from flatten_det.engine.errors import UserError
+
+
+def test_find_device():
+    assert find_device("cpu") == torch.device("cpu")
+    assert find_device(None).type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("name", ["gpu", "meta", "cuda:99"])
+def test_no_such_device(name):
+    with pytest.raises(UserError, match=f"--device {name}: "):
+        find_device(name)
+
+
+def test_machine():
+    machine = describe_machine(torch.device("cpu"))
+    assert machine["threads"] == torch.get_num_threads()
+    assert machine["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert machine["device"].startswith(machine["cpu"])
+
+
+def test_copy_bandwidth_counts_both_directions(monkeypatch):
+    from flatten_det.benchmark import bandwidth
+
+    monkeypatch.setitem(bandwidth._BYTES, "cpu", 1000)
+    monkeypatch.setattr(bandwidth, "clock_of", lambda device: lambda call: (call(), 0.5)[1])
+    assert copy_bandwidth(torch.device("cpu")) == 2 * 1000 / 0.5
