@@ -84,7 +84,9 @@ def _attention_cuda(
     if floor is not None:
         raise NotImplementedError("the Triton kernels take scale and eps themselves, no floor")
     inputs = (q, k, v, positions, scale, dwc_weight, dwc_bias)
-    return gpu.forward(*inputs, num_heads, (height, width), eps)
+    out, kv, k_mean = gpu.forward(*inputs, num_heads, (height, width), eps)
+    # They may be views of the kernels' scratch memory, which results of an operator must not share.
+    return out, kv.clone(), k_mean.clone()
 
 
 @attention_backward.register_kernel("cuda")
@@ -108,9 +110,11 @@ def _attention_backward_cuda(
     from . import gpu
 
     inputs = (q, k, v, positions, scale, dwc_weight, dwc_bias)
-    gradients = gpu.backward(
-        grad, *inputs, kv, k_mean, num_heads, (height, width), eps, tuple(needs)
+    gradients = list(
+        gpu.backward(grad, *inputs, kv, k_mean, num_heads, (height, width), eps, tuple(needs))
     )
+    if needs[3] and gradients[3].data_ptr() == gradients[1].data_ptr():
+        gradients[3] = gradients[3].clone()  # Positions of every map: the keys' own gradient.
     return [gradient for gradient, need in zip(gradients, needs, strict=True) if need]
 
 

@@ -1,0 +1,27 @@
+"""The kernels of this folder's tests run in Triton's interpreter, on poisoned memory."""
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+import pytest
+import torch
+from torch import Tensor
+
+# Triton has no packages for some systems; the rest of the project needs none.
+if find_spec("triton") is None:
+    collect_ignore_glob = ["test_*.py"]
+
+
+@pytest.fixture
+def interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Kernels run on the CPU; memory that they do not write is NaN."""
+    from triton_interpreter import interpreted
+
+    from flatten_det.attention.gpu import launch
+
+    def poisoned(*shape: int, like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.full(shape, torch.nan, dtype=dtype, device=like.device)
+
+    monkeypatch.setattr(launch, "empty", poisoned)
+    with interpreted():
+        yield

@@ -1,0 +1,68 @@
+"""The kernels compile for a GPU, on a machine without one, and only once for all image sizes."""
+
+import pytest
+import torch
+from gpu_cases import make_case, run_kernels
+from recorded_launches import compiled_for_h200
+
+from flatten_det.attention.gpu import call, launch
+
+pytestmark = pytest.mark.skipif(launch.interpreted(), reason="TRITON_INTERPRET=1: nothing compiles")
+
+H200_SHARED_MEMORY = 227 * 1024
+
+
+@pytest.fixture(autouse=True)
+def fresh_cache(monkeypatch, tmp_path):
+    """Nothing is left on the disk, and nothing is found there."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("dim", "num_heads", "dtype"),
+    [
+        (16, 1, torch.bfloat16),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                (32, 2, torch.float16),
+                (64, 1, torch.float32),
+                (64, 1, torch.bfloat16),
+                (128, 2, torch.bfloat16),
+                (96, 3, torch.bfloat16),
+                (320, 5, torch.bfloat16),
+                (192, 8, torch.float32),
+            ]
+        ),
+    ],
+)
+def test_kernels_compile(dim, num_heads, dtype):
+    with compiled_for_h200() as launches:
+        run_kernels(make_case((16, 17), num_heads, dim // num_heads, 5, dtype))
+    names = {x.name for x in launches}
+    assert {"prepare", "reduce_keys", "attend", "backward_queries", "backward_keys"} <= names
+    for name, _, compiled in launches:
+        assert compiled.asm["cubin"], name
+        assert compiled.metadata.shared <= H200_SHARED_MEMORY, name
+
+
+@pytest.mark.parametrize(
+    ("num_heads", "batch"),
+    [
+        (1, 1),
+        pytest.param(1, 2, marks=pytest.mark.slow),
+        pytest.param(4, 2, marks=pytest.mark.slow),
+    ],
+)
+def test_other_image_sizes_compile_nothing(monkeypatch, num_heads, batch):
+    monkeypatch.setattr(call, "PROGRAMS_PER_MULTIPROCESSOR", 4 * 132)
+    seen = {}
+    for hw_shape in [(30, 40), (16, 16), (17, 31), (25, 41), (1, 256)]:
+        with_size = set()
+        with compiled_for_h200() as launches:
+            run_kernels(make_case(hw_shape, num_heads, 16, 3, torch.bfloat16, B=batch))
+        for name, _, compiled in launches:
+            with_size.add((name, compiled.hash))
+        seen[hw_shape] = with_size
+    assert len({name for name, _ in seen[30, 40]}) == len(seen[30, 40])
+    assert all(with_size == seen[30, 40] for with_size in seen.values())

@@ -1,0 +1,89 @@
+"""Plans and launches: splits, tiles, determinism."""
+
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from gpu_cases import check, make_case, run_kernels
+from recorded_launches import record_launches
+
+from flatten_det.attention.gpu import call
+from flatten_det.attention.gpu.plan import default_plan, plan_for
+
+
+@pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize("num_heads", [1, 2, 4])
+def test_tiles_and_splits_do_not_change_the_result(monkeypatch, num_heads):
+    monkeypatch.setattr(call, "PROGRAMS_PER_MULTIPROCESSOR", 7)
+    case = make_case((6, 11), num_heads, 16, 3)
+    plan = plan_for(16 * num_heads, num_heads, torch.float32, 66)
+    for changes in (
+        dict(block=16, backward_block=16, columns=16, rows=1, backward_rows=3, chunk=16),
+        dict(group=1, columns=64, rows=8, chunk=128, fused_convolution=False),
+    ):
+        check(case, replace(plan, **changes))
+
+
+@pytest.mark.usefixtures("interpreter")
+def test_several_splits_and_heads_apart(monkeypatch):
+    launches = record_launches(monkeypatch)
+    monkeypatch.setattr(call, "PROGRAMS_PER_MULTIPROCESSOR", 12)
+    check(make_case((6, 11), 4, 16, 3))
+    grids = {x.name: x.grid for x in launches}
+    assert grids["reduce_keys"] == (8, 2)
+    assert grids["attend"] == (4, 2)
+    assert "sum_splits" in grids
+
+
+@pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize("num_heads", [1, 4])
+def test_the_same_bits_twice(num_heads):
+    case = make_case((5, 9), num_heads, 16, 3)
+    first, second = run_kernels(case), run_kernels(case)
+    assert first.out.equal(second.out)
+    assert all(a.equal(b) for a, b in zip(first.grads, second.grads, strict=True))
+
+
+def test_plans_depend_on_the_bucket_alone():
+    plans = {plan_for(64, 1, torch.bfloat16, n) for n in range(256, 300_000, 977)}
+    assert len(plans) == 1
+    assert len({plan_for(96, 3, torch.bfloat16, n) for n in range(1, 4096)}) <= 5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dim", "num_heads"),
+    [(16, 1), (24, 1), (64, 1), (128, 2), (320, 5), (512, 8), (96, 3), (768, 24), (1024, 16)],
+)
+def test_plans_are_what_the_kernels_take(dim, num_heads, dtype):
+    for tokens in (1, 16, 49, 64, 3136):
+        plan = plan_for(dim, num_heads, dtype, tokens)
+        sizes = asdict(plan)
+        for name in ("block", "backward_block", "columns", "chunk"):
+            assert sizes[name] >= 16, name
+            assert sizes[name] & (sizes[name] - 1) == 0, name
+        assert plan.group in (1, num_heads)
+    assert plan is default_plan(dim, num_heads, dtype, 256)
+
+
+def test_a_map_of_another_size():
+    case = make_case((3, 5), 1, 16, 3)
+    with pytest.raises(ValueError, match=r"hw_shape=\(3, 4\) has 12 positions.*15 tokens"):
+        run_kernels(case._replace(hw_shape=(3, 4)))
+
+
+@pytest.mark.parametrize(
+    ("index", "shape", "message"),
+    [
+        (3, (1, 14, 16), r"positions has shape \(1, 14, 16\), it must be \(1, 15, 16\)"),
+        (4, (1, 1, 1), r"scale has shape"),
+        (5, (16, 1, 3, 5), r"dwc_weight has shape"),
+        (5, (16, 1, 4, 4), r"kernel of 4x4, its size must be odd"),
+        (6, (8,), r"dwc_bias has shape \(8,\), it must be \(16,\)"),
+    ],
+)
+def test_parameters_of_another_shape(index, shape, message):
+    case = make_case((3, 5), 1, 16, 3)
+    case.tensors[index] = torch.zeros(shape)
+    with pytest.raises(ValueError, match=message):
+        run_kernels(case)

@@ -1,0 +1,75 @@
+"""Triton kernels on the CPU, in a process where Triton was already imported for compiling.
+
+``TRITON_INTERPRET=1`` has its effect when kernels are defined, Triton's own ``tl.sum`` included, and other
+parts of the suite have imported Triton by then. So the kernels are defined again, for as long as a test
+lasts. All that the interpreter changes in Triton's modules and classes is put back.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import triton.language as tl
+from triton.runtime import interpreter
+from triton.runtime.jit import JITFunction
+
+KERNELS = tuple(
+    import_module(f"flatten_det.attention.gpu.{name}")
+    for name in ("tiles", "kernels_forward", "kernels_backward")
+)
+MODULES = (*KERNELS, tl, tl.core, tl.math, tl.standard)
+CLASSES = (tl.tensor, tl.dtype, tl.condition, tl.core.tensor_descriptor_base)
+
+
+@contextmanager
+def interpreted() -> Iterator[None]:
+    """Run the kernels of ``flatten_det.attention.gpu`` in the interpreter."""
+    with pytest.MonkeyPatch.context() as patch, _restored(*MODULES, *CLASSES):
+        patch.setenv("TRITON_INTERPRET", "1")
+        patch.setattr(interpreter.InterpreterBuilder, "create_dot", _dot_as_on_tensor_cores)
+        # Rewritten kernels need names that the interpreter adds to modules, and that are taken away again.
+        patch.setattr(interpreter.InterpretedFunction, "rewritten_fn", {})
+        replaced: dict[int, interpreter.InterpretedFunction] = {}
+        for module in MODULES:
+            for name, value in list(vars(module).items()):
+                if isinstance(value, JITFunction):
+                    known = replaced.setdefault(
+                        id(value), interpreter.InterpretedFunction(value.fn)
+                    )
+                    setattr(module, name, known)
+        yield
+
+
+@contextmanager
+def _restored(*holders: ModuleType | type) -> Iterator[None]:
+    before = [dict(vars(holder)) for holder in holders]
+    try:
+        yield
+    finally:
+        for holder, attributes in zip(holders, before, strict=True):
+            for name, value in list(vars(holder).items()):
+                if name not in attributes:
+                    delattr(holder, name)
+                elif value is not attributes[name]:
+                    setattr(holder, name, attributes[name])
+
+
+_dot = interpreter.InterpreterBuilder.create_dot
+
+
+def _dot_as_on_tensor_cores(
+    builder: Any, a: Any, b: Any, d: Any, precision: Any, *rest: Any
+) -> Any:
+    """tf32 operands cut to ten bits of mantissa, the coarsest way; the interpreter takes them whole."""
+    if precision == interpreter._ir.INPUT_PRECISION.TF32:
+        a, b = (interpreter.TensorHandle(_cut(x.data), x.dtype) for x in (a, b))
+    return _dot(builder, a, b, d, precision, *rest)
+
+
+def _cut(data: np.ndarray) -> np.ndarray:
+    bits = np.ascontiguousarray(data, dtype=np.float32).view(np.uint32)
+    return (bits & np.uint32(0xFFFFE000)).view(np.float32)
