@@ -7,7 +7,10 @@ from recorded_launches import compiled_for_h200
 
 from flatten_det.attention.gpu import call, launch
 
-pytestmark = pytest.mark.skipif(launch.interpreted(), reason="TRITON_INTERPRET=1: nothing compiles")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(launch.interpreted(), reason="TRITON_INTERPRET=1: nothing compiles"),
+]
 
 H200_SHARED_MEMORY = 227 * 1024
 
@@ -22,18 +25,13 @@ def fresh_cache(monkeypatch, tmp_path):
     ("dim", "num_heads", "dtype"),
     [
         (16, 1, torch.bfloat16),
-        *(
-            pytest.param(*case, marks=pytest.mark.slow)
-            for case in [
-                (32, 2, torch.float16),
-                (64, 1, torch.float32),
-                (64, 1, torch.bfloat16),
-                (128, 2, torch.bfloat16),
-                (96, 3, torch.bfloat16),
-                (320, 5, torch.bfloat16),
-                (192, 8, torch.float32),
-            ]
-        ),
+        (32, 2, torch.float16),
+        (64, 1, torch.float32),
+        (64, 1, torch.bfloat16),
+        (128, 2, torch.bfloat16),
+        (96, 3, torch.bfloat16),
+        (320, 5, torch.bfloat16),
+        (192, 8, torch.float32),
     ],
 )
 def test_kernels_compile(dim, num_heads, dtype):
@@ -48,11 +46,7 @@ def test_kernels_compile(dim, num_heads, dtype):
 
 @pytest.mark.parametrize(
     ("num_heads", "batch"),
-    [
-        (1, 1),
-        pytest.param(1, 2, marks=pytest.mark.slow),
-        pytest.param(4, 2, marks=pytest.mark.slow),
-    ],
+    [(1, 1), (1, 2), (4, 2)],
 )
 def test_other_image_sizes_compile_nothing(monkeypatch, num_heads, batch):
     monkeypatch.setattr(call, "PROGRAMS_PER_MULTIPROCESSOR", 4 * 132)

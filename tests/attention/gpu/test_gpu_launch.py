@@ -11,6 +11,7 @@ from flatten_det.attention.gpu import call
 from flatten_det.attention.gpu.plan import default_plan, plan_for
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("interpreter")
 @pytest.mark.parametrize("num_heads", [1, 2, 4])
 def test_tiles_and_splits_do_not_change_the_result(monkeypatch, num_heads):
@@ -24,6 +25,7 @@ def test_tiles_and_splits_do_not_change_the_result(monkeypatch, num_heads):
         check(case, replace(plan, **changes))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("interpreter")
 def test_several_splits_and_heads_apart(monkeypatch):
     launches = record_launches(monkeypatch)
@@ -35,6 +37,7 @@ def test_several_splits_and_heads_apart(monkeypatch):
     assert "sum_splits" in grids
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("interpreter")
 @pytest.mark.parametrize("num_heads", [1, 4])
 def test_the_same_bits_twice(num_heads):
