@@ -31,14 +31,15 @@ def focused_linear_attention(
     floor: Tensor | None = None,
     implementation: str | None = None,
 ) -> Tensor:
-    """Focused linear attention by the fastest implementation that is right for the inputs.
+    """Focused linear attention by the fastest implementation that is known to be right for the inputs.
 
     Arguments and result are those of
     :func:`~flatten_det.attention.reference.focused_linear_attention`, which says what is computed.
 
     Args:
         implementation: ``'reference'`` (the equation), ``'tiled'`` (CPU) or ``'triton'`` (CUDA);
-            None: the environment variable ``FLATTEN_DET_ATTENTION``, or else the fastest that there is.
+            None: the environment variable ``FLATTEN_DET_ATTENTION``, or else the fastest that is proven:
+            ``'tiled'`` on the CPU, ``'reference'`` elsewhere.
 
     Raises:
         ValueError: for an unknown implementation, or one that cannot compute this; the message says why.
@@ -96,7 +97,9 @@ def choose(
     fast = TRITON if q.device.type == "cuda" else TILED
     obstacle = _obstacle(q, k, v, num_heads, focusing_factor)
     if forced is None:
-        return fast if obstacle is None else REFERENCE
+        # The Triton kernels have run in Triton's interpreter only: until a GPU has confirmed them, they
+        # are for those who ask.
+        return fast if obstacle is None and fast != TRITON else REFERENCE
     if forced != fast:
         obstacle = f"the inputs are on {q.device.type}"
     if obstacle is not None:
