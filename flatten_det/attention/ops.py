@@ -187,7 +187,7 @@ def _attention_backward_flops(
     mutates_args=(),
     device_types="cpu",
     schema="(Tensor x, Tensor weight, Tensor bias, Tensor positions, Tensor floor, int[] grid_size, "
-    "Tensor?[] convolutions, Tensor proj_weight, Tensor proj_bias, int num_heads, SymInt height, "
+    "Tensor[] convolutions, Tensor proj_weight, Tensor proj_bias, int num_heads, SymInt height, "
     "SymInt width, float eps) -> Tensor",
 )
 def layer(
