@@ -7,14 +7,20 @@ memory, whose page faults take longer than the arithmetic; a portion of them is 
 import torch
 from timm.layers import Mlp
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 # Entries of the hidden activations of a portion: 4 MB in float32.
 _PORTION = 1 << 20
 
 
 def _in_portions(x: Tensor, hidden_dim: int) -> bool:
-    """Whether portions pay: not where autograd keeps everything, nor where a compiler plans the memory."""
+    """Whether portions pay: not where autograd keeps everything, nor where a compiler plans the memory.
+
+    Nor where somebody counts: rows that two portions need would count twice.
+    """
     if torch.is_grad_enabled() or x.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    if is_in_torch_dispatch_mode():
         return False
     return x.shape[:-1].numel() * hidden_dim > 2 * _PORTION and not torch.jit.is_tracing()
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from timm.layers import Mlp
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from flatten_det.backbones import mlp
 from flatten_det.backbones.mlp import DepthwiseMlp, TokenMlp
@@ -37,3 +38,10 @@ def test_depthwise_mlp(hw_shape):
     whole = model(x, hw_shape)
     with torch.no_grad():
         torch.testing.assert_close(model(x, hw_shape), whole.detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_portions_do_not_count_twice():
+    model, x = DepthwiseMlp(16, 32), torch.randn(1, 30 * 3, 16)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(x, (30, 3))
+    assert counter.get_total_flops() == 2 * 90 * (2 * 16 * 32 + 9 * 32)
