@@ -213,13 +213,13 @@ class FocusedLinearAttention(nn.Module):
         folded = self._folded() if self.is_fused else self._fold()
         convolutions = []
         for convolution in (self.dwc, self.lepe):
-            if convolution is not None:
-                convolutions += [convolution.weight, convolution.bias]
+            is_there = convolution is not None
+            convolutions += [convolution.weight, convolution.bias] if is_there else [None, None]
         return ops.layer(
             x,
             *folded,
-            self.grid_size,
-            convolutions,
+            *self.grid_size,
+            *convolutions,
             self.proj.weight,
             self.proj.bias,
             self.num_heads,

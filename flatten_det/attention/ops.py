@@ -186,8 +186,9 @@ def _attention_backward_flops(
     "flatten_det::focused_linear_attention_layer",
     mutates_args=(),
     device_types="cpu",
-    schema="(Tensor x, Tensor weight, Tensor bias, Tensor positions, Tensor floor, int[] grid_size, "
-    "Tensor[] convolutions, Tensor proj_weight, Tensor proj_bias, int num_heads, SymInt height, "
+    schema="(Tensor x, Tensor weight, Tensor bias, Tensor positions, Tensor floor, int grid_height, "
+    "int grid_width, Tensor? dwc_weight, Tensor? dwc_bias, Tensor? lepe_weight, Tensor? lepe_bias, "
+    "Tensor proj_weight, Tensor proj_bias, int num_heads, SymInt height, "
     "SymInt width, float eps) -> Tensor",
 )
 def layer(
@@ -196,8 +197,12 @@ def layer(
     bias,
     positions,
     floor,
-    grid_size,
-    convolutions,
+    grid_height,
+    grid_width,
+    dwc_weight,
+    dwc_bias,
+    lepe_weight,
+    lepe_bias,
     proj_weight,
     proj_bias,
     num_heads,
@@ -210,19 +215,18 @@ def layer(
     Args:
         x: ``(B, N, C)``.
         weight, bias, positions, floor: see :class:`~flatten_det.attention.folding.FoldedProjections`.
-        grid_size: of the positions.
-        convolutions: weight ``(c, 1, K, K)`` and bias of each depthwise convolution of V, in turns;
-            a weight of fewer than C channels is used again for each part of C.
+        grid_height, grid_width: of the positions.
+        dwc_weight, dwc_bias: depthwise convolution of V, the same for all heads, or None.
+        lepe_weight, lepe_bias: one with a kernel for every channel, or None.
         proj_weight, proj_bias: the output projection.
     """
-    channels = x.shape[-1]
-    pairs = zip(convolutions[::2], convolutions[1::2], strict=True)
+    pairs = ((dwc_weight, dwc_bias, num_heads), (lepe_weight, lepe_bias, 1))
     with _plain_cpu():
         return cpu_layer(
             x,
             FoldedProjections(weight, bias, positions, floor),
-            tuple(grid_size),
-            [Convolution(w, b, channels // len(w)) for w, b in pairs],
+            (grid_height, grid_width),
+            [Convolution(*pair) for pair in pairs if pair[0] is not None],
             proj_weight,
             proj_bias,
             num_heads,
@@ -237,20 +241,8 @@ def _(x, *_):
 
 
 @register_flop_formula(torch.ops.flatten_det.focused_linear_attention_layer)
-def _layer_flops(
-    x,
-    weight,
-    bias,
-    positions,
-    floor,
-    grid_size,
-    convolutions,
-    proj_weight,
-    proj_bias,
-    num_heads,
-    *_,
-    **__,
-) -> int:
+def _layer_flops(x, weight, bias, positions, floor, *settings, **_) -> int:
     B, N, C = x
-    taps = sum(shape[-1] ** 2 for shape in convolutions[::2])
+    _, _, dwc_weight, _, lepe_weight, _, _, _, num_heads, *_ = settings
+    taps = sum(shape[-1] ** 2 for shape in (dwc_weight, lepe_weight) if shape is not None)
     return 2 * B * N * C * (4 * C + taps) + _core_flops(x, x, num_heads)

@@ -38,7 +38,7 @@ def test_registration_of_the_layer():
     proj = (layer.proj.weight.detach(), layer.proj.bias.detach())
     found = torch.library.opcheck(
         ops.layer,
-        (torch.randn(2, 63, 32), *folded, [6, 5], convolutions, *proj, 2, 9, 7, 1e-6),
+        (torch.randn(2, 63, 32), *folded, 6, 5, *convolutions, None, None, *proj, 2, 9, 7, 1e-6),
         test_utils=("test_schema", "test_faketensor"),
     )
     assert set(found.values()) == {"SUCCESS"}
