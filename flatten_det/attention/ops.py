@@ -165,21 +165,25 @@ def _core_flops(q: torch.Size, k: torch.Size, num_heads: int) -> int:
     return 2 * B * C * (C // num_heads) * (N + k[1]) + 2 * B * N * C
 
 
+def _convolution_flops(v: torch.Size, *weights: torch.Size | None) -> int:
+    """Of depthwise convolutions of V; None for one that is not there."""
+    B, N, C = v
+    return sum(2 * B * N * C * weight[-1] ** 2 for weight in weights if weight is not None)
+
+
 @register_flop_formula(torch.ops.flatten_det.focused_linear_attention)
 def _attention_flops(
     q, k, v, positions, scale, dwc_weight, dwc_bias, floor, num_heads, *settings, **_
 ) -> int:
-    convolution = 0 if dwc_weight is None else 2 * q[0] * q[1] * q[2] * dwc_weight[-1] ** 2
-    return _core_flops(q, k, num_heads) + convolution
+    return _core_flops(q, k, num_heads) + _convolution_flops(q, dwc_weight)
 
 
 @register_flop_formula(torch.ops.flatten_det.focused_linear_attention_backward)
 def _attention_backward_flops(
     grad, q, k, v, positions, scale, dwc_weight, dwc_bias, kv, k_mean, num_heads, *settings, **_
 ) -> int:
-    convolution = 0 if dwc_weight is None else 2 * q[0] * q[1] * q[2] * dwc_weight[-1] ** 2
     # Each product has two gradients; the products of the query side are computed again.
-    return 3 * _core_flops(q, k, num_heads) + 2 * convolution
+    return 3 * _core_flops(q, k, num_heads) + 2 * _convolution_flops(q, dwc_weight)
 
 
 @torch.library.custom_op(
@@ -244,5 +248,6 @@ def _(x, *_):
 def _layer_flops(x, weight, bias, positions, floor, *settings, **_) -> int:
     B, N, C = x
     _, _, dwc_weight, _, lepe_weight, _, _, _, num_heads, *_ = settings
-    taps = sum(shape[-1] ** 2 for shape in (dwc_weight, lepe_weight) if shape is not None)
-    return 2 * B * N * C * (4 * C + taps) + _core_flops(x, x, num_heads)
+    projections = 4 * 2 * B * N * C * C
+    convolutions = _convolution_flops(x, dwc_weight, lepe_weight)
+    return projections + _core_flops(x, x, num_heads) + convolutions

@@ -26,15 +26,7 @@ def _in_portions(x: Tensor, hidden_dim: int) -> bool:
 
 
 class TokenMlp(Mlp):
-    """Two linear layers with a GELU in between, for each token by itself.
-
-    Args:
-        dim: channels C.
-        hidden_dim: channels in between.
-    """
-
-    def __init__(self, dim: int, hidden_dim: int) -> None:
-        super().__init__(dim, hidden_dim)
+    """Two linear layers with a GELU in between, for each token by itself; arguments are timm's."""
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, N, C)`` -> ``(B, N, C)``."""

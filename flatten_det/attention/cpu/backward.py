@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .forward import Convolution, keys_of_tile, queries_of_tile
+from .forward import Convolution, keys_of_tile, positioned_keys, queries_of_tile
 from .rows import LENGTH, Activation, Focused
 from .tiles import Buffers, Tile, as_image, merge_heads, split_heads, tiles
 
@@ -46,9 +46,7 @@ def _through_norm(rows: Focused, du: Tensor, d_cube_norm: Tensor, d_norm: Tensor
     return du.addcmul_(rows.scaled, (d_norm - radial / rows.norm) / LENGTH)
 
 
-def _through_activation(
-    da: Tensor, x: Tensor, activation: Activation, out: Tensor, buffers: Buffers
-) -> None:
+def _through_activation(da: Tensor, x: Tensor, activation: Activation, out: Tensor) -> None:
     """Gradient of the tokens ``x (b, n, C)`` from that of a, into ``out``."""
     if activation.inverse_scale is not None:
         da.mul_(activation.inverse_scale)
@@ -168,7 +166,7 @@ def backward(
         rows = queries_of_tile(q, activation, tile, buffers)
         da = side.gradient(rows, grad[part].float(), tile, buffers)
         scale_sum.add(da, rows, buffers)
-        _through_activation(da, q[part], activation, dq[part], buffers)
+        _through_activation(da, q[part], activation, dq[part])
 
     d_kv, d_k = side.d_kv.div_(M), side.d_k_mean.div_(M)
     flipped = None
@@ -183,11 +181,8 @@ def backward(
             d_values += flipped.of_rows(as_image(grad[tile.batch], hw_shape), tile.rows)
         dv[part] = d_values
         scale_sum.add(da, rows, buffers)
-        x = k[part]
-        if positions is not None:
-            own = positions[tile.batch] if len(positions) > 1 else positions
-            x = torch.add(x, own[:, tile.tokens], out=buffers("product", *x.shape))
-        _through_activation(da, x, activation, dk[part], buffers)
+        x = positioned_keys(k, positions, tile, out=buffers("product", *tile.size, C))
+        _through_activation(da, x, activation, dk[part])
 
     d_positions = None
     if needs[3]:

@@ -24,7 +24,7 @@ class KeySums:
         """Add a tile of keys and its ``values (b, n, C)``; it overwrites ``keys.cube``."""
         maps, tokens = tile.size
         heads = self.k.shape[1]
-        focused = keys.cube.mul_(keys.norm / keys.cube_norm).view(maps, tokens, -1)
+        focused = keys.values().view(maps, tokens, -1)
         self.k[tile.batch] += focused.sum(dim=1).unflatten(-1, (heads, -1))
         transposed = split_heads(focused, heads).transpose(1, 2)
         self.kv[tile.batch].flatten(0, 1).baddbmm_(transposed, split_heads(values, heads))
@@ -76,6 +76,15 @@ class Convolution:
         return convolved.permute(0, 2, 3, 1).flatten(1, 2)
 
 
+def positioned_keys(k: Tensor, positions: Tensor | None, tile: Tile, out: Tensor) -> Tensor:
+    """A tile of the keys ``k (B, M, C)``: a view, or with ``positions`` their sum in ``out``."""
+    x = k[tile.batch, tile.tokens]
+    if positions is None:
+        return x
+    own = positions[tile.batch] if len(positions) > 1 else positions
+    return torch.add(x, own[:, tile.tokens], out=out)
+
+
 def keys_of_tile(
     k: Tensor,
     positions: Tensor | None,
@@ -85,10 +94,7 @@ def keys_of_tile(
 ) -> Focused:
     """Focus a tile of the keys ``k (B, M, C)``, with ``positions`` added."""
     a = buffers("a", *tile.size, k.shape[-1])
-    x = k[tile.batch, tile.tokens]
-    if positions is not None:
-        own = positions[tile.batch] if len(positions) > 1 else positions
-        x = torch.add(x, own[:, tile.tokens], out=a)
+    x = positioned_keys(k, positions, tile, out=a)
     return focus(activation(x, out=a).flatten(0, 1), buffers)
 
 
@@ -135,13 +141,11 @@ def forward(
         convolution = Convolution(dwc_weight, dwc_bias, num_heads)
     for tile in tiles(B, hw_shape, C):
         queries = queries_of_tile(q, activation, tile, buffers)
-        part = out[tile.batch, tile.tokens]
-        into = part if part.is_contiguous() and part.dtype == torch.float32 else None
-        result = attend(
-            queries, sums, tile, eps, buffers("out", *part.shape) if into is None else into
-        )
+        part = out[tile.batch, tile.tokens]  # Contiguous: rows of one map, or whole maps.
+        into = part if part.dtype == torch.float32 else buffers("out", *part.shape)
+        result = attend(queries, sums, tile, eps, into)
         if convolution is not None:
             result += convolution.of_rows(as_image(v[tile.batch], hw_shape), tile.rows)
-        if into is None:
+        if into is not part:
             part.copy_(result)
     return out, sums.kv, sums.k

@@ -146,7 +146,7 @@ def _key_sums(
         bias = positions.of_rows(tile.rows, buffers("positions", *part.shape[1:]))
         _project(part, k_weight, bias, keys)
         rows = focus(activation(keys, out=keys).flatten(0, 1), buffers)
-        focused = rows.cube.mul_(rows.norm / rows.cube_norm).view(part.shape)
+        focused = rows.values().view(part.shape)
         keys_sum[tile.batch] += focused.sum(dim=1)
         keys_x[tile.batch].baddbmm_(focused.transpose(1, 2), part)
     d = C // num_heads

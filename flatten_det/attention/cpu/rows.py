@@ -71,6 +71,10 @@ class Focused(NamedTuple):
     norm: Tensor
     cube_norm: Tensor
 
+    def values(self) -> Tensor:
+        """f_3(a), ``(n, C)``; it overwrites ``cube``."""
+        return self.cube.mul_(self.norm / self.cube_norm)
+
 
 def focus(a: Tensor, buffers: Buffers) -> Focused:
     """Focus positive rows ``a (n, C)``, in place."""

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from mmengine.config import Config
 
-from ...engine.config import load_config
+from ...engine.config import dataset_under_test, load_config
 from ...engine.errors import UserError
 from .config_text import Code, literal
 
@@ -184,7 +184,7 @@ def _pipeline_changes(pipeline: list, cfg: Config, data: Data) -> list[dict] | N
     changed = False
     if not any(_find(step, key) is not None for step in steps for key in ("scale", "scales")):
         # Made for images that all have the size of the training.
-        test_steps = (_plain(step) for step in _innermost(cfg.test_dataloader.dataset).pipeline)
+        test_steps = (_plain(step) for step in dataset_under_test(cfg).pipeline)
         resize = next((step for step in test_steps if step["type"] == "Resize"), None)
         loading = [i for i, step in enumerate(steps) if step["type"].startswith("Load")]
         if resize is not None:
@@ -195,12 +195,6 @@ def _pipeline_changes(pipeline: list, cfg: Config, data: Data) -> list[dict] | N
             step["with_mask"] = False
             changed = True
     return steps if changed else None
-
-
-def _innermost(dataset: Any) -> Any:
-    while "dataset" in dataset:
-        dataset = dataset.dataset
-    return dataset
 
 
 def _evaluator_changes(evaluator: Any, data: Data) -> dict[str, Any]:

@@ -3,13 +3,12 @@
 from typing import NamedTuple
 
 import torch
+from attention_cases import NAMES, TOLERANCES, relative_error
 from torch import Tensor
 
 from flatten_det.attention import focused_linear_attention, gpu
 from flatten_det.attention.gpu.plan import Plan
 
-NAMES = ("q", "k", "v", "positions", "scale", "dwc_weight", "dwc_bias")
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 EPS = 1e-6
 
 
@@ -95,6 +94,5 @@ def check(case: Case, plan: Plan | None = None) -> None:
             assert value is None, name
             continue
         assert (value.shape, value.dtype) == (exact.shape, like.dtype), name
-        error = (value.double() - exact).norm()
-        errors[name] = float(error / exact.norm()) if exact.any() else float(error)
-    assert all(error <= TOLERANCE[dtype] for error in errors.values()), errors
+        errors[name] = relative_error(value, exact)
+    assert all(error <= TOLERANCES[dtype] for error in errors.values()), errors
