@@ -1,12 +1,28 @@
 """Fixtures for the whole suite. Data folders are shared: copy one before changing it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from fixtures import make_ade20k_folder, make_cityscapes_folder, make_coco_folder
 from golden_values import Golden, load_golden
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.visualization import Visualizer
 from panoptic_fixture import add_panoptic_annotations
+
+
+@pytest.fixture(autouse=True)
+def forget_named_instances() -> Iterator[None]:
+    """A later run of the same name must not write into this test's folder, which is gone by then.
+
+    mmengine keeps its visualizers, loggers and message hubs by name for as long as the process
+    lives, and pytest gives the names of removed folders to later tests.
+    """
+    yield
+    kinds = [Visualizer, MessageHub, MMLogger]
+    for kind in kinds:
+        kind._instance_dict.clear()
+        kinds.extend(kind.__subclasses__())
 
 
 @pytest.fixture
