@@ -1,12 +1,12 @@
 """Which calls the kernels take, and why not the others."""
 
 import importlib
+import subprocess
 import sys
 
 import pytest
 import torch
 
-import flatten_det
 from flatten_det.attention import gpu
 from flatten_det.attention.gpu import launch, support
 
@@ -67,11 +67,23 @@ def test_without_a_triton_that_works(monkeypatch, module, reason):
         support.unavailable_reason.cache_clear()
 
 
-def test_attention_is_importable_without_triton(monkeypatch):
-    monkeypatch.setattr(flatten_det, "attention", flatten_det.attention)
-    for name in [name for name in sys.modules if name.startswith("flatten_det.attention")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "triton", None)
-    fresh = importlib.import_module("flatten_det.attention.gpu")
-    assert fresh is not gpu
-    assert not fresh.available()
+def test_attention_is_importable_without_triton():
+    # In a process of its own: importing the package again here would register its operators twice.
+    lines = (
+        "import sys",
+        "sys.modules['triton'] = None",
+        "import flatten_det.attention",
+        "from flatten_det.attention import gpu",
+        "assert not gpu.available()",
+    )
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True)
+
+
+@pytest.mark.usefixtures("interpreter")
+def test_the_interpreter_notices_accesses_beyond_the_arguments(monkeypatch):
+    def too_small(*shape: int, like: torch.Tensor, dtype: torch.dtype = torch.float32):
+        return torch.zeros(*shape[:-1], shape[-1] - 1, dtype=dtype)
+
+    monkeypatch.setattr(launch, "empty", too_small)
+    with pytest.raises(Exception, match="beyond its arguments"):
+        gpu.forward(*tensors(), None, None, None, None, 2, (2, 2), 1e-6)
