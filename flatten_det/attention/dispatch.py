@@ -47,8 +47,7 @@ def focused_linear_attention(
     chosen = choose(q, k, v, num_heads, focusing_factor, implementation)
     if chosen == TRITON and floor is not None:
         chosen = REFERENCE  # The kernels take scale and eps themselves.
-    if not torch.compiler.is_compiling():
-        _log(chosen, q.device.type, v.dtype, torch.is_grad_enabled())
+    log_choice(chosen, v)
     if chosen == REFERENCE:
         return reference.focused_linear_attention(
             q,
@@ -130,7 +129,13 @@ def _float(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.float()
 
 
-@cache  # once for each kind of call
+def log_choice(implementation: str, x: Tensor) -> None:
+    """Say in the debug log what computes a call on inputs like x, once for each kind of call."""
+    if not torch.compiler.is_compiling():
+        _log(implementation, x.device.type, x.dtype, torch.is_grad_enabled())
+
+
+@cache
 def _log(implementation: str, device: str, dtype: torch.dtype, grad: bool) -> None:
     mode = "training" if grad else "inference"
     _logger.debug("focused linear attention on %s, %s, %s: %s", device, dtype, mode, implementation)

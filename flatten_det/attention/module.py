@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import ops
-from .dispatch import TILED, choose, focused_linear_attention
+from .dispatch import TILED, choose, focused_linear_attention, log_choice
 from .folding import FoldedProjections, fold_projections
 from .grid import resize_grid
 from .reference import depthwise_values
@@ -210,6 +210,7 @@ class FocusedLinearAttention(nn.Module):
         return choose(x, x, x, self.num_heads, self.focusing_factor) == TILED
 
     def _forward_in_tiles(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+        log_choice(f"{TILED}, the whole layer", x)
         folded = self._folded() if self.is_fused else self._fold()
         convolutions = []
         for convolution in (self.dwc, self.lepe):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from attention_cases import make_inputs, relative_error
 
-from flatten_det.attention import dispatch, focused_linear_attention
+from flatten_det.attention import FocusedLinearAttention, dispatch, focused_linear_attention
 from flatten_det.attention.reference import focused_linear_attention as reference
 
 OPTIONS = dict(num_heads=2, hw_shape=(9, 7))
@@ -63,6 +63,16 @@ def test_the_choice_is_logged_once(inputs, caplog):
     assert messages == [
         f"focused linear attention on cpu, torch.float32, inference: {name}"
         for name in ("tiled", "reference")
+    ]
+
+
+def test_a_whole_layer_in_tiles_is_logged(caplog):
+    dispatch._log.cache_clear()
+    layer = FocusedLinearAttention(32, 2, grid_size=(2, 2))
+    with caplog.at_level(logging.DEBUG, logger=dispatch.__name__), torch.no_grad():
+        layer(torch.ones(1, 4, 32), (2, 2))
+    assert [record.getMessage() for record in caplog.records] == [
+        "focused linear attention on cpu, torch.float32, inference: tiled, the whole layer"
     ]
 
 

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import torch
-from attention_cases import NAMES, TOLERANCES, relative_error
+from attention_cases import NAMES, TOLERANCES, make_inputs, relative_error
 from torch import Tensor
 
 from flatten_det.attention import focused_linear_attention, gpu
@@ -44,18 +44,12 @@ def make_case(
         factor: of q, k, v and positions.
         extras: positions, scale, and the bias of the convolution.
     """
+    inputs = make_inputs(hw_shape, num_heads, d, B, factor, kernel_size, dtype)
+    if not extras:
+        inputs |= dict(positions=None, scale=None, dwc_bias=None)
     generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    N, C = hw_shape[0] * hw_shape[1], num_heads * d
-    q, k, v = (normal(B, N, 3 * C) * factor).to(dtype).chunk(3, dim=-1)
-    weight = normal(d, 1, kernel_size, kernel_size) if kernel_size else None
-    bias = normal(d) if kernel_size and extras else None
-    positions, scale = (normal(1, N, C) * factor, normal(1, 1, C)) if extras else (None, None)
-    grad = normal(B, N, C).to(dtype)
-    return Case([q, k, v, positions, scale, weight, bias], num_heads, hw_shape, grad)
+    grad = torch.randn(inputs["q"].shape, generator=generator).to(dtype)
+    return Case(list(inputs.values()), num_heads, hw_shape, grad)
 
 
 def run_reference(case: Case) -> Results:
