@@ -4,7 +4,6 @@ import argparse
 import shlex
 import sys
 from itertools import product
-from pathlib import Path
 
 import _quiet  # noqa: F401
 import torch
@@ -12,18 +11,20 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
 from flatten_det.benchmark.attention.candidates import EAGER, default_candidates, load_peer
-from flatten_det.benchmark.attention.cases import CASES, DTYPES, LEVELS, MODES, Setting, find_case
+from flatten_det.benchmark.attention.cases import CASES, LEVELS, MODES, Setting, find_case
 from flatten_det.benchmark.attention.report import save_results
 from flatten_det.benchmark.attention.run import Plan, benchmark_setting
 from flatten_det.benchmark.attention.table import explanation, make_tables
 from flatten_det.benchmark.bandwidth import copy_bandwidth
 from flatten_det.benchmark.device import find_device
+from flatten_det.benchmark.dtypes import DTYPES
 from flatten_det.benchmark.machine import device_name
+from flatten_det.benchmark.options import add_measuring_options, add_out_option, check_least
+from flatten_det.benchmark.tables import make_console
 from flatten_det.engine.cli import run_tool
 from flatten_det.engine.errors import UserError
 
 COMMAND = "uv run tools/benchmark_attention.py"
-LEAST_WIDTH = 130  # of the tables, in characters, where no terminal says how wide it is
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -69,32 +70,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "positions, scale, dwc_weight, dwc_bias); may be given several times",
     )
     parser.add_argument("--baseline", default=EAGER, help="of the speed-ups (default: %(default)s)")
-    parser.add_argument(
-        "--rounds", type=int, default=10, help="in each, every candidate runs once (default: 10)"
-    )
-    parser.add_argument(
-        "--warmup", type=int, default=3, help="calls before the first round (default: 3)"
-    )
-    parser.add_argument(
-        "--device", help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)"
-    )
-    parser.add_argument("--threads", type=int, help="threads on the CPU (default: torch's)")
-    parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
+    add_measuring_options(parser, "candidate", rounds=10, warmup=3)
     parser.add_argument(
         "--max-seconds",
         type=float,
         default=5,
         help="leave out softmax attention where a call takes longer (default: 5)",
     )
-    parser.add_argument("--out", type=Path, help="folder for results.json, results.csv, figure.png")
-    parser.add_argument(
-        "--debug", action="store_true", help="show the traceback of expected errors too"
-    )
+    add_out_option(parser, "results.json, results.csv, figure.png")
     args = parser.parse_args(argv)
-    for name, least in (("batch", 1), ("rounds", 1), ("warmup", 0), ("threads", 1)):
-        value = getattr(args, name)
-        if value is not None and value < least:
-            parser.error(f"argument --{name}: must be at least {least}, got {value}")
+    check_least(parser, args, {"batch": 1, "rounds": 1, "warmup": 0, "threads": 1})
     if args.amp and "fp32" in args.dtype:
         parser.error("argument --amp: needs --dtype bf16 or fp16, or both")
     args.command = f"{COMMAND} {shlex.join(sys.argv[1:] if argv is None else argv)}".strip()
@@ -153,9 +138,7 @@ def run(args: argparse.Namespace) -> None:
             results += benchmark_setting(setting, plan, advance)
             if args.out is not None:
                 save_results(results, plan, device, args.command, args.out)
-    console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, LEAST_WIDTH)
+    console = make_console()
     console.print(args.command, highlight=False, markup=False, soft_wrap=True)
     console.print(
         f"{device_name(device)}; copy at {plan.bandwidth / 1e9:.1f} GB/s", highlight=False

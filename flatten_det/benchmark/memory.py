@@ -55,16 +55,19 @@ class Peak:
         return self.failure is not None and self.failure.startswith(OUT_OF_MEMORY)
 
 
-def peak_on_cuda(call: Callable[[], object], device: torch.device) -> int:
-    """Bytes that ``call`` takes from torch's allocator at most, its result included."""
-    torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    result = call()
-    torch.cuda.synchronize(device)
-    peak = torch.cuda.max_memory_allocated(device)
-    del result
-    return peak - before
+def peak_on_cuda(call: Callable[[], object], device: torch.device) -> Peak:
+    """What ``call`` takes from torch's allocator at most, its result included; no exception."""
+    try:
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        result = call()
+        torch.cuda.synchronize(device)
+        peak = torch.cuda.max_memory_allocated(device)
+        del result
+        return Peak(peak - before)
+    except Exception as error:
+        return Peak(None, describe_failure(error))
 
 
 def peak_in_fresh_process(

@@ -9,10 +9,11 @@ from attention_cases import exact, make_inputs, relative_error, with_gradients
 
 from flatten_det.benchmark.attention import check as check_module
 from flatten_det.benchmark.attention.candidates import default_candidates, load_peer, prepare
-from flatten_det.benchmark.attention.cases import CORE, DTYPES, LEVELS, MODES, Setting, find_case
+from flatten_det.benchmark.attention.cases import CORE, LEVELS, MODES, Setting, find_case
 from flatten_det.benchmark.attention.check import TOLERANCES, Checker, part_to_check
 from flatten_det.benchmark.attention.eager import focused_linear_attention as eager
 from flatten_det.benchmark.attention.inputs import make_inputs as make_setting_inputs
+from flatten_det.benchmark.dtypes import DTYPES
 from flatten_det.engine.errors import UserError
 
 CASE = find_case("32,2,5,7")

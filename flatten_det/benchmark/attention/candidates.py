@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ...attention import focused_linear_attention
 from ...engine.errors import UserError
-from .cases import CORE, DTYPES
+from ..dtypes import DTYPES
+from .cases import CORE
 from .eager import focused_linear_attention as eager
 from .inputs import Inputs
 from .layer import Core, build_layer

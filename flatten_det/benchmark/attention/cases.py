@@ -2,11 +2,9 @@
 
 from dataclasses import dataclass
 
-import torch
-
 from ...engine.errors import UserError
+from ..dtypes import DTYPES
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CORE, MODULE = LEVELS = ("core", "module")
 FORWARD, TRAINING = MODES = ("forward", "forward+backward")
 
@@ -47,7 +45,7 @@ class Setting:
         case: the shape.
         level: ``'core'`` (q, k and v are given) or ``'module'`` (with the projections).
         mode: ``'forward'`` (no gradients) or ``'forward+backward'``.
-        dtype: key of ``DTYPES``.
+        dtype: key of :data:`~flatten_det.benchmark.dtypes.DTYPES`.
         batch: B.
         amp: parameters in float32, the computation under autocast to ``dtype``.
         device: as torch names it.

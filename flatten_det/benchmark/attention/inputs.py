@@ -6,7 +6,8 @@ from math import prod, sqrt
 import torch
 from torch import Tensor
 
-from .cases import CORE, DTYPES, Setting
+from ..dtypes import DTYPES
+from .cases import CORE, Setting
 from .layer import build_layer
 
 KERNEL_SIZE = 5

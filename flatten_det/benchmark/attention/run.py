@@ -96,7 +96,7 @@ def benchmark_setting(setting: Setting, plan: Plan, advance: Advance) -> list[Re
     failures |= failed
     if plan.memory and on_cuda:
         for candidate in timings:
-            peaks[candidate] = _peak_on_cuda(calls[candidate], setting)
+            peaks[candidate] = peak_on_cuda(calls[candidate], torch.device(setting.device))
     advance("times")
     calls.clear()
     _release()
@@ -127,13 +127,6 @@ def _checker(setting: Setting) -> Callable[[str], Check]:
         # Nothing to compare with: then nothing has passed.
         failure = Check(None, None, False, f"the reference failed: {describe_failure(error)}")
         return lambda candidate: failure
-
-
-def _peak_on_cuda(work: Work, setting: Setting) -> Peak:
-    try:
-        return Peak(peak_on_cuda(work, torch.device(setting.device)))
-    except Exception as error:
-        return Peak(None, describe_failure(error))
 
 
 def _too_slow(setting: Setting, max_seconds: float) -> str | None:

@@ -1,10 +1,11 @@
 """Results on the terminal."""
 
 from collections.abc import Iterable, Sequence
-from itertools import compress, groupby
+from itertools import groupby
 
 from rich.table import Table
 
+from ..tables import make_table, number
 from .result import Result
 
 _COLUMNS = {
@@ -30,20 +31,7 @@ def make_tables(results: Sequence[Result], baseline: str) -> Iterable[Table]:
 
     for (level, dtype, amp, mode), group in groupby(sorted(results, key=kind), key=kind):
         title = f"{level}, {mode}, {dtype}{' AMP' if amp else ''}; speed-up over {baseline}"
-        table = Table(title=title, title_justify="left", title_style="bold")
-        rows = [[_shape(cell), *_figures(cell)] for cell in group]
-        used = [any(column) for column in zip(*rows, strict=True)]
-        for name, justify in compress(_COLUMNS.items(), used):
-            table.add_column(name, justify=justify, overflow="fold", no_wrap=name != "note")
-        previous = None
-        for row in rows:
-            if row[0] == previous:
-                row[0] = ""
-            else:
-                table.add_section()
-                previous = row[0]
-            table.add_row(*compress(row, used))
-        yield table
+        yield make_table(title, _COLUMNS, [[_shape(cell), *_figures(cell)] for cell in group])
 
 
 def explanation() -> str:
@@ -66,16 +54,12 @@ def _figures(result: Result) -> list[str]:
     first, third = timing.quartiles if timing else (None, None)
     return [
         result.candidate,
-        _text(timing and timing.median * 1e3, ".4g"),
+        number(timing and timing.median * 1e3, ".4g"),
         "" if timing is None else f"{first * 1e3:.4g}-{third * 1e3:.4g}",
-        _text(result.speedup, ".2f", "x"),
-        _text(check and check.error, ".1e"),
-        _text(result.peak_mib, ".1f"),
-        _text(result.peak_units, ".1f"),
-        _text(result.floor_fraction, ".0%"),
+        number(result.speedup, ".2f", "x"),
+        number(check and check.error, ".1e"),
+        number(result.peak_mib, ".1f"),
+        number(result.peak_units, ".1f"),
+        number(result.floor_fraction, ".0%"),
         result.note,
     ]
-
-
-def _text(value: float | None, form: str, suffix: str = "") -> str:
-    return "" if value is None else f"{value:{form}}{suffix}"
