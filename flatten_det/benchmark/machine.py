@@ -8,7 +8,17 @@ from pathlib import Path
 
 import torch
 
-_PACKAGES = ("flatten-det", "torch", "triton", "numpy")
+_PACKAGES = (
+    "flatten-det",
+    "torch",
+    "torchvision",
+    "triton",
+    "timm",
+    "numpy",
+    "onedl-mmcv",
+    "onedl-mmdetection",
+    "onedl-mmsegmentation",
+)
 
 
 def describe_machine(device: torch.device) -> dict[str, object]:

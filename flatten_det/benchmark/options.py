@@ -49,4 +49,6 @@ def check_least(
     for name, bound in least.items():
         value = getattr(args, name)
         if value is not None and value < bound:
-            parser.error(f"argument --{name}: must be at least {bound}, got {value}")
+            parser.error(
+                f"argument --{name.replace('_', '-')}: must be at least {bound}, got {value}"
+            )

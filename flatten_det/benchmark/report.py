@@ -11,7 +11,7 @@ from pathlib import Path
 def write_json(content: object, path: Path) -> None:
     """Write indented JSON. Infinite and undefined numbers become null, which JSON has no other word for."""
     text = json.dumps(_finite(content), indent=2, allow_nan=False)
-    _write(text + "\n", path)
+    write_text(text + "\n", path)
 
 
 def write_csv(rows: Sequence[Mapping[str, object]], path: Path) -> None:
@@ -20,7 +20,18 @@ def write_csv(rows: Sequence[Mapping[str, object]], path: Path) -> None:
     writer = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    _write(file.getvalue(), path)
+    write_text(file.getvalue(), path)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write UTF-8; the folder is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _finite(content: object) -> object:
@@ -31,13 +42,3 @@ def _finite(content: object) -> object:
     if isinstance(content, list | tuple):
         return [_finite(value) for value in content]
     return content
-
-
-def _write(text: str, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -1,0 +1,49 @@
+"""What is compared: models by name, as they are or compiled."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+_COMPILED = " compiled"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One curve.
+
+    Attributes:
+        model: see :func:`~.sources.find_source`.
+        compiled: by ``torch.compile``, for each size anew, so that it is at its best.
+        fused: at inference, fold what :meth:`~...DenseBackbone.fuse_for_inference` folds.
+    """
+
+    model: str
+    compiled: bool = False
+    fused: bool = True
+
+    @property
+    def name(self) -> str:
+        """In tables and files; a config goes by its file name."""
+        return f"{short_name(self.model)}{_COMPILED if self.compiled else ''}"
+
+
+def short_name(model: str) -> str:
+    """Of a model: a config's file name without folders and ending."""
+    return Path(model).stem if model.endswith(".py") else model
+
+
+def is_flatten(name: str) -> bool:
+    """Whether a candidate of this name has focused linear attention; the zoo's names say so."""
+    return "flatten" in name
+
+
+def is_compiled(name: str) -> bool:
+    """Whether it is the compiled candidate of its model."""
+    return name.endswith(_COMPILED)
+
+
+def make_candidates(models: Iterable[str], compile: bool, fuse: bool) -> list[Candidate]:
+    """Each model once, in the order given; with ``compile`` each once more, compiled."""
+    models = list(dict.fromkeys(models))
+    variants = (False, True) if compile else (False,)
+    return [Candidate(model, compiled, fuse) for model in models for compiled in variants]

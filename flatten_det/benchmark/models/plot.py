@@ -1,0 +1,121 @@
+"""Results as a picture: how time, memory and multiply-adds grow with the image."""
+
+from itertools import cycle
+from math import log, prod
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter, NullFormatter, NullLocator
+
+from .candidates import is_flatten
+from .comparison import Comparison
+from .curves import QUANTITIES
+from .settings import Size
+
+# In inches: the column of a paper.
+_WIDTH, _HEIGHT, _MARGINS = 3.5, 2.0, 0.6
+_FONT, _SMALL_FONT = 7, 6
+_DPI = 220
+# Units of the axes, and what divides the values.
+_UNITS = {
+    "time": ("s per call", 1),
+    "peak memory": ("MiB per call", 2**20),
+    "multiply-adds": ("GMACs per image", 1e9),
+}
+# Told apart without colour too.
+_MARKERS, _LINES = "os^DvPX*<>", ("-", "--", "-.", ":")
+_ROOM = 0.028  # of the axis for a character of a tick's label
+
+
+def draw(comparison: Comparison, title: str, path: Path) -> None:
+    """A column for each mode, dtype and batch, a panel in it for each quantity, logarithmic both ways.
+
+    The legends give the fitted exponents. A ring marks where a FLatten model falls below another one.
+
+    Args:
+        comparison: the results.
+        title: such as the device.
+        path: PNG or whatever matplotlib knows.
+    """
+    kinds = comparison.kinds
+    quantities = [q for q in QUANTITIES if any(QUANTITIES[q](r) for r in comparison.results)]
+    rows = max(len(quantities), 1)
+    figure = Figure(figsize=(_WIDTH * len(kinds), _HEIGHT * rows + _MARGINS), layout="constrained")
+    panels = figure.subplots(rows, len(kinds), squeeze=False, sharex="col", sharey="row")
+    for column, kind in enumerate(kinds):
+        panels[0][column].set_title(kind, fontsize=_FONT)
+        for row, quantity in enumerate(quantities):
+            _draw_panel(panels[row][column], comparison, kind, quantity)
+        sizes = dict.fromkeys(result.setting.size for result in comparison.of(kind))
+        _name_sizes(panels[-1][column], list(sizes))
+    for row, quantity in enumerate(quantities):
+        panels[row][0].set_ylabel(f"{quantity}, {_UNITS[quantity][0]}", fontsize=_FONT)
+    side = comparison.fit_from**0.5
+    figure.suptitle(title, fontsize=_FONT)
+    figure.supxlabel(
+        f"image, px; p: growth as pixels$^p$, from {side:.0f}$^2$ px on\n"
+        "ring: from here on a FLatten model is below another one",
+        fontsize=_SMALL_FONT,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=_DPI)
+
+
+def _draw_panel(axes: Axes, comparison: Comparison, kind: str, quantity: str) -> None:
+    unit = _UNITS[quantity][1]
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    for number, (name, marker, line) in enumerate(
+        zip(comparison.names, cycle(_MARKERS), cycle(_LINES), strict=False)
+    ):
+        points = comparison.curve(kind, name, quantity).points
+        exponent = comparison.exponent(kind, name, quantity)
+        axes.plot(
+            list(points),
+            [value / unit for value in points.values()],
+            color=f"C{number}",
+            marker=marker,
+            markersize=3.5,
+            linestyle=line,
+            linewidth=1.6 if is_flatten(name) else 1,
+            label=name if exponent is None else f"{name}, p = {exponent:.2f}",
+        )
+    for crossover in comparison.crossovers(kind, quantity).values():
+        if crossover.pixels is not None:
+            axes.plot(
+                crossover.pixels,
+                crossover.value / unit,
+                marker="o",
+                markersize=8,
+                markerfacecolor="none",
+                markeredgecolor="black",
+                markeredgewidth=0.8,
+            )
+            axes.annotate(
+                f"{crossover.pixels / 1e6:.2g} Mpx",
+                (crossover.pixels, crossover.value / unit),
+                xytext=(4, -9),
+                textcoords="offset points",
+                fontsize=_SMALL_FONT,
+            )
+    axes.grid(alpha=0.3, linewidth=0.5)
+    axes.tick_params(labelsize=_SMALL_FONT)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
+    axes.tick_params(which="minor", labelsize=_SMALL_FONT)
+    axes.legend(fontsize=_SMALL_FONT, loc="upper left", handlelength=3, framealpha=0.8)
+
+
+def _name_sizes(axes: Axes, sizes: list[Size]) -> None:
+    """Ticks at the sizes measured, from the largest down as far as their labels have room."""
+    low, high = (log(end) for end in axes.get_xlim())
+    named: list[tuple[Size, str]] = []
+    for size in sorted(sizes, key=lambda size: prod(size.hw), reverse=True):
+        label = f"{size.height}$^2$" if size.height == size.width else f"{size}"
+        room = _ROOM * len(label.replace("$^2$", "2"))
+        if not named or log(named[-1][0].pixels / size.pixels) / (high - low) > room:
+            named.append((size, label))
+    axes.set_xticks([size.pixels for size, _ in named], [label for _, label in named])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_formatter(NullFormatter())

@@ -1,0 +1,122 @@
+"""All candidates in one setting."""
+
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..failures import describe_failure
+from ..memory import peak_in_fresh_process, peak_on_cuda
+from ..timing import Call, alternate, clock_of
+from .candidates import Candidate
+from .cost import count_cost
+from .limits import reason_to_skip
+from .result import Result
+from .settings import Setting
+from .work import build_work
+
+Advance = Callable[[str, int], object]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to measure.
+
+    Attributes:
+        candidates: what to compare.
+        rounds: in each, every candidate runs once.
+        warmup: calls of each before the first round.
+        memory: measure peak memory.
+        max_seconds: leave out what would take longer a call; None: nothing.
+    """
+
+    candidates: Sequence[Candidate]
+    rounds: int
+    warmup: int
+    memory: bool
+    max_seconds: float | None
+
+    @property
+    def steps(self) -> int:
+        """How far :func:`benchmark_setting` says that it has advanced."""
+        return len(self.candidates) * (2 + self.warmup + self.rounds)
+
+    def record(self) -> dict[str, object]:
+        """For a JSON file, under the names of the tool's options."""
+        return {
+            "models": [candidate.model for candidate in self.candidates if not candidate.compiled],
+            "compile": any(candidate.compiled for candidate in self.candidates),
+            "fuse": all(candidate.fused for candidate in self.candidates),
+            "rounds": self.rounds,
+            "warmup": self.warmup,
+            "memory": self.memory,
+            "max-seconds": self.max_seconds,
+        }
+
+
+def benchmark_setting(
+    setting: Setting, plan: Plan, earlier: Sequence[Result], advance: Advance
+) -> list[Result]:
+    """Measure all candidates in one setting.
+
+    What fails, takes too much memory or would take too long is recorded. On the CPU memory comes first,
+    in processes of its own: what the system kills there is not run here.
+
+    Args:
+        setting: size and the rest.
+        plan: how to measure.
+        earlier: what was measured before, to tell what would take too long.
+        advance: called with what is done and a number of steps, after these.
+
+    Returns:
+        One result for each candidate, in their order.
+    """
+    torch.compiler.reset()
+    device = torch.device(setting.device)
+    results: dict[str, Result] = {}
+    for candidate in plan.candidates:
+        result = Result(setting, candidate.name, count_cost(candidate.model, setting.size))
+        failure = reason_to_skip(result, earlier, plan.max_seconds)
+        results[candidate.name] = replace(result, failure=failure)
+        advance(f"{candidate.name}: counted", 1)
+        if plan.memory and device.type == "cpu" and failure is None:
+            peak = peak_in_fresh_process(
+                build_work, setting, candidate, threads=torch.get_num_threads()
+            )
+            failure = peak.failure if peak.is_out_of_memory else None
+            results[candidate.name] = replace(result, peak=peak, failure=failure)
+        advance(f"{candidate.name}: memory", 1)
+
+    calls: dict[str, Call] = {}
+    for candidate in plan.candidates:
+        if results[candidate.name].failure is None:
+            try:
+                calls[candidate.name] = build_work(setting, candidate)
+            except Exception as error:
+                failure = describe_failure(error)
+                results[candidate.name] = replace(results[candidate.name], failure=failure)
+    steps = len(plan.candidates) * (plan.warmup + plan.rounds)
+    clock = clock_of(device)
+
+    def telling_clock(call: Call) -> float:
+        nonlocal steps
+        seconds = clock(call)
+        steps -= 1
+        advance("times", 1)
+        return seconds
+
+    timings, failures = alternate(calls, plan.rounds, plan.warmup, telling_clock)
+    for name in calls:
+        peak = results[name].peak
+        if plan.memory and device.type == "cuda" and name in timings:
+            peak = peak_on_cuda(calls[name], device)
+        results[name] = replace(
+            results[name], timing=timings.get(name), peak=peak, failure=failures.get(name)
+        )
+    advance("times", steps)
+    calls.clear()
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return list(results.values())

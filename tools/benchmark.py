@@ -1,0 +1,196 @@
+"""Compare backbones, detectors and segmentors over image sizes: ``tools/benchmark.py [--models ...]``."""
+
+import argparse
+import shlex
+import sys
+from itertools import product
+
+import _quiet  # noqa: F401
+import torch
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+
+from flatten_det.benchmark.device import find_device
+from flatten_det.benchmark.dtypes import DTYPES
+from flatten_det.benchmark.machine import device_name
+from flatten_det.benchmark.models.candidates import Candidate, make_candidates
+from flatten_det.benchmark.models.comparison import Comparison
+from flatten_det.benchmark.models.previous import load_previous
+from flatten_det.benchmark.models.report import CSV, FIGURE, JSON, MARKDOWN, save_results
+from flatten_det.benchmark.models.run import Plan, benchmark_setting
+from flatten_det.benchmark.models.settings import MODES, Setting, find_size
+from flatten_det.benchmark.models.sources import find_source
+from flatten_det.benchmark.models.table import explanation, make_tables
+from flatten_det.benchmark.options import add_measuring_options, add_out_option, check_least
+from flatten_det.benchmark.tables import make_console
+from flatten_det.engine.cli import run_tool
+from flatten_det.engine.errors import UserError
+
+COMMAND = "uv run tools/benchmark.py"
+MODELS = ["flatten-pvt-t", "pvt-t", "flatten-swin-t", "mmdet:swin-t"]
+SIZES = ["224", "512", "800x1280", "1024"]
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description="Time in alternating rounds, peak memory and multiply-adds of models over the size of "
+        "the image: tables, curves, the exponents of their growth, and from where on a FLatten model is "
+        "the faster or leaner one. Weights and images are random; training is forward and backward, "
+        "without the optimizer; drop path is off in backbones."
+    )
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        default=MODELS,
+        metavar="MODEL",
+        help="backbones: flatten-pvt-t, pvt-t (its softmax twin), ..., mmdet:swin-t, mmdet:pvt-t, "
+        "mmdet:resnet-50, ..., timm:convnext_tiny, ..., torchvision:swin_t, ...; a config file: the whole "
+        f"detector or segmentor, without post-processing (default: {' '.join(MODELS)})",
+    )
+    parser.add_argument(
+        "--sizes",
+        nargs="+",
+        default=SIZES,
+        metavar="SIZE",
+        help="pixels: 512 for a square, 800x1280 for height x width; one or more, measured from small to "
+        f"large (default: {' '.join(SIZES)})",
+    )
+    parser.add_argument(
+        "--mode", nargs="+", choices=MODES, default=["inference"], help="one or both"
+    )
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["fp32"], help="one or more")
+    parser.add_argument(
+        "--amp",
+        action="store_true",
+        help="bf16 and fp16 under autocast with parameters in fp32 (default: all in the dtype)",
+    )
+    parser.add_argument(
+        "--batch", type=int, nargs="+", default=[1], help="images at once; one or more (default: 1)"
+    )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="each model once more under torch.compile, for each size anew (dynamic=False)",
+    )
+    parser.add_argument(
+        "--no-fuse",
+        action="store_true",
+        help="do not call fuse_for_inference() on FLatten backbones at inference",
+    )
+    parser.add_argument("--baseline", help="of the speed-ups (default: the first of --models)")
+    add_measuring_options(parser, "model", rounds=5, warmup=1)
+    parser.add_argument(
+        "--max-seconds",
+        type=float,
+        default=120,
+        help="leave out what would take longer a call, judged by the next smaller size (default: 120)",
+    )
+    parser.add_argument(
+        "--fit-from",
+        default="512",
+        metavar="SIZE",
+        help="fit exponents from this size on (default: 512)",
+    )
+    add_out_option(
+        parser, f"{JSON}, {CSV}, {MARKDOWN}, {FIGURE}; what it has already is not measured again"
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="measure all again, whatever --out has already"
+    )
+    args = parser.parse_args(argv)
+    check_least(parser, args, {"rounds": 1, "warmup": 0, "threads": 1, "max_seconds": 0})
+    if min(args.batch) < 1:
+        parser.error(f"argument --batch: must be at least 1, got {min(args.batch)}")
+    if args.amp and "fp32" in args.dtype:
+        parser.error("argument --amp: needs --dtype bf16 or fp16, or both")
+    if args.compile and args.warmup < 1:
+        parser.error("argument --compile: needs --warmup 1 at least, which compiles")
+    args.command = f"{COMMAND} {shlex.join(sys.argv[1:] if argv is None else argv)}".strip()
+    return args
+
+
+def choose_candidates(args: argparse.Namespace) -> list[Candidate]:
+    """The candidates to compare.
+
+    Raises:
+        UserError: if there is no such model, two have one name, or the baseline is none of them.
+    """
+    for model in args.models:
+        find_source(model)
+    candidates = make_candidates(args.models, args.compile, not args.no_fuse)
+    names = [candidate.name for candidate in candidates]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise UserError(f"--models: more than one would be called {', '.join(sorted(twice))}")
+    if args.baseline not in (None, *names):
+        raise UserError(f"--baseline {args.baseline}: not among the models ({', '.join(names)})")
+    return candidates
+
+
+def choose_settings(args: argparse.Namespace, device: torch.device) -> list[Setting]:
+    """The settings to measure in; of each kind small images come first.
+
+    Raises:
+        UserError: if a size is none.
+    """
+    sizes = sorted({find_size(text) for text in args.sizes}, key=lambda size: (size.pixels, size))
+    return [
+        Setting(size, mode, dtype, args.amp, batch, str(device))
+        for mode, dtype, batch, size in product(args.mode, args.dtype, args.batch, sizes)
+    ]
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure what is not there yet, show and save."""
+    device = find_device(args.device)
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    candidates = choose_candidates(args)
+    settings = choose_settings(args, device)
+    plan = Plan(candidates, args.rounds, args.warmup, not args.no_memory, args.max_seconds)
+    how = {**plan.record(), "device": device_name(device), "torch": torch.__version__}
+    baseline, fit_from = args.baseline or candidates[0].name, find_size(args.fit_from).pixels
+
+    results = []
+    if args.out is not None and not args.fresh:
+        results = load_previous(args.out / JSON, how)
+    measured = {result.setting for result in results}
+    missing = [setting for setting in settings if setting not in measured]
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=plan.steps * len(missing))
+        for setting in missing:
+
+            def advance(
+                done: str, steps: int, about: str = f"{setting.size} {setting.mode}"
+            ) -> None:
+                progress.update(task, advance=steps, description=f"{about} {done}")
+
+            results += benchmark_setting(setting, plan, results, advance)
+            if args.out is not None:
+                comparison = Comparison(results, baseline, fit_from)
+                save_results(comparison, how, device, args.command, args.out)
+    comparison = Comparison(results, baseline, fit_from)
+    console = make_console()
+    console.print(args.command, highlight=False, markup=False, soft_wrap=True)
+    console.print(device_name(device), highlight=False)
+    for table in make_tables(comparison):
+        console.print(table)
+    console.print(explanation(), highlight=False)
+    if args.out is not None:
+        save_results(comparison, how, device, args.command, args.out)
+        known = len(settings) - len(missing)
+        again = f"; {known} of {len(settings)} settings were there already" if known else ""
+        console.print(
+            f"written to {args.out}{again}", highlight=False, markup=False, soft_wrap=True
+        )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the tool; returns the exit code."""
+    args = parse_args(argv)
+    return run_tool(lambda: run(args), args.debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
