@@ -37,7 +37,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description="Time in alternating rounds, peak memory and multiply-adds of models over the size of "
         "the image: tables, curves, the exponents of their growth, and from where on a FLatten model is "
         "the faster or leaner one. Weights and images are random; training is forward and backward, "
-        "without the optimizer; drop path is off in backbones."
+        "without the optimizer; drop path is off."
     )
     parser.add_argument(
         "--models",
@@ -71,7 +71,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--compile",
         action="store_true",
-        help="each model once more under torch.compile, for each size anew (dynamic=False)",
+        help="each model once more under torch.compile, for each size anew (dynamic=False); of whole "
+        "models backbone and neck are compiled",
     )
     parser.add_argument(
         "--no-fuse",
@@ -85,6 +86,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=float,
         default=120,
         help="leave out what would take longer a call, judged by the next smaller size (default: 120)",
+    )
+    parser.add_argument(
+        "--max-memory",
+        type=float,
+        metavar="GIB",
+        help="leave out what takes more: on a CPU a call beyond weights and images, on a GPU in all "
+        "(default: what is free)",
     )
     parser.add_argument(
         "--fit-from",
@@ -104,6 +112,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"argument --batch: must be at least 1, got {min(args.batch)}")
     if args.amp and "fp32" in args.dtype:
         parser.error("argument --amp: needs --dtype bf16 or fp16, or both")
+    if args.max_memory is not None and args.max_memory <= 0:
+        parser.error(f"argument --max-memory: must be positive, got {args.max_memory:g}")
     if args.compile and args.warmup < 1:
         parser.error("argument --compile: needs --warmup 1 at least, which compiles")
     args.command = f"{COMMAND} {shlex.join(sys.argv[1:] if argv is None else argv)}".strip()
@@ -147,7 +157,14 @@ def run(args: argparse.Namespace) -> None:
         torch.set_num_threads(args.threads)
     candidates = choose_candidates(args)
     settings = choose_settings(args, device)
-    plan = Plan(candidates, args.rounds, args.warmup, not args.no_memory, args.max_seconds)
+    max_memory = None if args.max_memory is None else int(args.max_memory * 2**30)
+    if max_memory is not None and args.no_memory and device.type == "cpu":
+        raise UserError(
+            "--max-memory: on a CPU it is what the measurement of memory may take; drop --no-memory"
+        )
+    plan = Plan(
+        candidates, args.rounds, args.warmup, not args.no_memory, args.max_seconds, max_memory
+    )
     how = {**plan.record(), "device": device_name(device), "torch": torch.__version__}
     baseline, fit_from = args.baseline or candidates[0].name, find_size(args.fit_from).pixels
 

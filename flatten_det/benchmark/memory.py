@@ -34,8 +34,12 @@ import torch
 from .failures import OUT_OF_MEMORY, describe_failure
 
 _STATUS = Path("/proc/self/status")
+_MEMORY = Path("/proc/meminfo")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _RESET_HIGH_WATER_MARK = "5"
+LINUX_ONLY = "peak memory on the CPU is measured on Linux only"
+# What oneDNN says when it gets no memory, among other occasions.
+_ONEDNN = ("could not create a", "could not execute a")
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,10 @@ def peak_on_cuda(call: Callable[[], object], device: torch.device) -> Peak:
 
 
 def peak_in_fresh_process(
-    build: Callable[..., Callable[[], object]], *args: Any, threads: int
+    build: Callable[..., Callable[[], object]],
+    *args: Any,
+    threads: int,
+    most_bytes: int | None = None,
 ) -> Peak:
     """Resident memory that a call on the CPU takes at most, its result included.
 
@@ -79,16 +86,17 @@ def peak_in_fresh_process(
         build: a function of a module; returns the call, its inputs and weights allocated.
         args: of ``build``; they must be picklable.
         threads: of torch.
+        most_bytes: that the call may take; more is out of memory. None: as much as there is.
 
     Returns:
         The peak, or why there is none. Nothing that happens in the process is an exception here, not even
         that the system kills it for want of memory.
     """
     if not sys.platform.startswith("linux"):
-        return Peak(None, "peak memory on the CPU is measured on Linux only")
+        return Peak(None, LINUX_ONLY)
     try:
         with ProcessPoolExecutor(1, mp_context=_fresh_processes()) as pool:
-            return pool.submit(_measure, threads, build, *args).result()
+            return pool.submit(_measure, threads, most_bytes, build, *args).result()
     except Exception as error:
         return Peak(None, describe_failure(error))
 
@@ -99,25 +107,52 @@ def peak_of_this_process(call: Callable[[], object]) -> int:
     with contextlib.suppress(AttributeError, OSError):  # another C library than glibc
         ctypes.CDLL(None).malloc_trim(0)
     _CLEAR_REFS.write_text(_RESET_HIGH_WATER_MARK)
-    before = _status_bytes("VmRSS")
+    before = _bytes_of(_STATUS, "VmRSS")
     result = call()
-    peak = _status_bytes("VmHWM")
+    peak = _bytes_of(_STATUS, "VmHWM")
     del result
     return max(peak - before, 0)
 
 
-def _measure(threads: int, build: Callable[..., Callable[[], object]], *args: Any) -> Peak:
+def available_memory() -> int | None:
+    """Bytes that this machine can still give without swapping; None where that is not known."""
+    if not _MEMORY.is_file():
+        return None
+    return _bytes_of(_MEMORY, "MemAvailable")
+
+
+def _measure(
+    threads: int,
+    most_bytes: int | None,
+    build: Callable[..., Callable[[], object]],
+    *args: Any,
+) -> Peak:
     torch.set_num_threads(threads)
     try:
         call = build(*args)
+        if most_bytes is not None:
+            _allow(most_bytes)
         call()
         return Peak(peak_of_this_process(call))
     except Exception as error:
-        return Peak(None, describe_failure(error))
+        failure = describe_failure(error)
+        if most_bytes is not None and str(error).startswith(_ONEDNN):
+            failure = f"{OUT_OF_MEMORY}, it seems: {failure}"
+        return Peak(None, failure)
 
 
-def _status_bytes(field: str) -> int:
-    found = re.search(rf"^{field}:\s+(\d+) kB$", _STATUS.read_text(), flags=re.MULTILINE)
+def _allow(most_bytes: int) -> None:
+    """Let allocations beyond so many more bytes fail, before the system kills what it likes."""
+    import resource  # not on Windows
+
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    most = _bytes_of(_STATUS, "VmData") + most_bytes
+    resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
+
+
+def _bytes_of(file: Path, field: str) -> int:
+    """A field of a file in /proc that is given in kB, in bytes."""
+    found = re.search(rf"^{field}:\s+(\d+) kB$", file.read_text(), flags=re.MULTILINE)
     return int(found[1]) * 1024
 
 

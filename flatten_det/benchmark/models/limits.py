@@ -21,17 +21,15 @@ def reason_to_skip(
         earlier: cells measured before.
         max_seconds: the most that a call may take; None for any time.
     """
-    smaller = [r for r in earlier if _same_but_smaller(r, result)]
-    if not smaller:
+    smaller = sorted((r for r in earlier if _same_but_smaller(r, result)), key=lambda r: r.pixels)
+    for other in smaller:
+        for hopeless in (OUT_OF_MEMORY, TOO_SLOW):
+            if other.failure is not None and other.failure.startswith(hopeless):
+                return f"{hopeless}: so it was at {other.setting.size} already"
+    timed = [other for other in smaller if other.timing is not None]
+    if not timed or max_seconds is None:
         return None
-    last = max(smaller, key=lambda r: r.pixels)
-    if last.failure is not None:
-        if last.failure.startswith((OUT_OF_MEMORY, TOO_SLOW)):
-            return f"{last.failure.partition(':')[0]}: it was so at {last.setting.size} already"
-        return None
-    if max_seconds is None:
-        return None
-    seconds = last.seconds * _ratio(result, last)
+    seconds = timed[-1].seconds * _ratio(result, timed[-1])
     if seconds <= max_seconds:
         return None
     return f"{TOO_SLOW}: about {seconds:.0f} s per call, more than --max-seconds {max_seconds:g}"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, NullFormatter, NullLocator
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from .candidates import is_flatten
 from .comparison import Comparison
@@ -31,7 +31,8 @@ _ROOM = 0.028  # of the axis for a character of a tick's label
 def draw(comparison: Comparison, title: str, path: Path) -> None:
     """A column for each mode, dtype and batch, a panel in it for each quantity, logarithmic both ways.
 
-    The legends give the fitted exponents. A ring marks where a FLatten model falls below another one.
+    The legends give the fitted exponents. A ring marks where a FLatten model falls below the one of the
+    ring's colour.
 
     Args:
         comparison: the results.
@@ -55,7 +56,7 @@ def draw(comparison: Comparison, title: str, path: Path) -> None:
     figure.suptitle(title, fontsize=_FONT)
     figure.supxlabel(
         f"image, px; p: growth as pixels$^p$, from {side:.0f}$^2$ px on\n"
-        "ring: from here on a FLatten model is below another one",
+        "ring: from here on a FLatten model lies below the one of the ring's colour",
         fontsize=_SMALL_FONT,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,45 +67,60 @@ def _draw_panel(axes: Axes, comparison: Comparison, kind: str, quantity: str) ->
     unit = _UNITS[quantity][1]
     axes.set_xscale("log")
     axes.set_yscale("log")
-    for number, (name, marker, line) in enumerate(
-        zip(comparison.names, cycle(_MARKERS), cycle(_LINES), strict=False)
-    ):
+    for name, marker, line in zip(comparison.names, cycle(_MARKERS), cycle(_LINES), strict=False):
         points = comparison.curve(kind, name, quantity).points
         exponent = comparison.exponent(kind, name, quantity)
         axes.plot(
             list(points),
             [value / unit for value in points.values()],
-            color=f"C{number}",
+            color=_colour(comparison, name),
             marker=marker,
             markersize=3.5,
             linestyle=line,
             linewidth=1.6 if is_flatten(name) else 1,
             label=name if exponent is None else f"{name}, p = {exponent:.2f}",
         )
-    for crossover in comparison.crossovers(kind, quantity).values():
-        if crossover.pixels is not None:
-            axes.plot(
-                crossover.pixels,
-                crossover.value / unit,
-                marker="o",
-                markersize=8,
-                markerfacecolor="none",
-                markeredgecolor="black",
-                markeredgewidth=0.8,
-            )
-            axes.annotate(
-                f"{crossover.pixels / 1e6:.2g} Mpx",
-                (crossover.pixels, crossover.value / unit),
-                xytext=(4, -9),
-                textcoords="offset points",
-                fontsize=_SMALL_FONT,
-            )
+    _mark_crossovers(axes, comparison, kind, quantity)
     axes.grid(alpha=0.3, linewidth=0.5)
     axes.tick_params(labelsize=_SMALL_FONT)
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
-    axes.tick_params(which="minor", labelsize=_SMALL_FONT)
-    axes.legend(fontsize=_SMALL_FONT, loc="upper left", handlelength=3, framealpha=0.8)
+    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.tick_params(which="both", labelsize=_SMALL_FONT)
+    axes.legend(fontsize=_SMALL_FONT, loc="best", handlelength=3.5, framealpha=0.8)
+
+
+def _mark_crossovers(axes: Axes, comparison: Comparison, kind: str, quantity: str) -> None:
+    found = {
+        pair: crossover
+        for pair, crossover in comparison.crossovers(kind, quantity).items()
+        if crossover.pixels is not None
+    }
+    ordered = sorted(found.items(), key=lambda item: item[1].pixels)
+    for number, ((_, theirs), crossover) in enumerate(ordered):
+        place = crossover.pixels, crossover.value / _UNITS[quantity][1]
+        axes.plot(
+            *place,
+            marker="o",
+            markersize=8,
+            markerfacecolor="none",
+            markeredgecolor=_colour(comparison, theirs),
+            markeredgewidth=0.8,
+        )
+        # By turns on both sides of the curves, because rings lie close together.
+        below = number % 2 == 1
+        axes.annotate(
+            f"{crossover.pixels**0.5:.0f}$^2$",
+            place,
+            xytext=(4, -9) if below else (-4, 6),
+            textcoords="offset points",
+            ha="left" if below else "right",
+            fontsize=_SMALL_FONT,
+        )
+
+
+def _colour(comparison: Comparison, name: str) -> str:
+    return f"C{comparison.names.index(name)}"
 
 
 def _name_sizes(axes: Axes, sizes: list[Size]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..failures import describe_failure
-from ..memory import peak_in_fresh_process, peak_on_cuda
+from ..memory import LINUX_ONLY, available_memory, peak_in_fresh_process, peak_on_cuda
 from ..timing import Call, alternate, clock_of
 from .candidates import Candidate
 from .cost import count_cost
@@ -29,6 +29,8 @@ class Plan:
         warmup: calls of each before the first round.
         memory: measure peak memory.
         max_seconds: leave out what would take longer a call; None: nothing.
+        max_memory: bytes that a call may take beyond weights and images; on CUDA, that torch may take in
+            all. None: what is free.
     """
 
     candidates: Sequence[Candidate]
@@ -36,6 +38,7 @@ class Plan:
     warmup: int
     memory: bool
     max_seconds: float | None
+    max_memory: int | None = None
 
     @property
     def steps(self) -> int:
@@ -52,6 +55,7 @@ class Plan:
             "warmup": self.warmup,
             "memory": self.memory,
             "max-seconds": self.max_seconds,
+            "max-memory": self.max_memory,
         }
 
 
@@ -61,7 +65,7 @@ def benchmark_setting(
     """Measure all candidates in one setting.
 
     What fails, takes too much memory or would take too long is recorded. On the CPU memory comes first,
-    in processes of its own: what the system kills there is not run here.
+    in processes of its own: what fails or is killed there is not run here.
 
     Args:
         setting: size and the rest.
@@ -74,6 +78,9 @@ def benchmark_setting(
     """
     torch.compiler.reset()
     device = torch.device(setting.device)
+    if device.type == "cuda" and plan.max_memory is not None:
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(plan.max_memory / total, 1.0), device)
     results: dict[str, Result] = {}
     for candidate in plan.candidates:
         result = Result(setting, candidate.name, count_cost(candidate.model, setting.size))
@@ -82,9 +89,13 @@ def benchmark_setting(
         advance(f"{candidate.name}: counted", 1)
         if plan.memory and device.type == "cpu" and failure is None:
             peak = peak_in_fresh_process(
-                build_work, setting, candidate, threads=torch.get_num_threads()
+                build_work,
+                setting,
+                candidate,
+                threads=torch.get_num_threads(),
+                most_bytes=plan.max_memory or available_memory(),
             )
-            failure = peak.failure if peak.is_out_of_memory else None
+            failure = None if peak.failure == LINUX_ONLY else peak.failure
             results[candidate.name] = replace(result, peak=peak, failure=failure)
         advance(f"{candidate.name}: memory", 1)
 

@@ -50,7 +50,7 @@ class Source:
 def find_source(name: str) -> Source:
     """The model of a name; nothing is built yet.
 
-    Drop path is off in all backbones: else their training would differ by luck and by configuration.
+    Drop path is off everywhere: else training would differ by luck and by configuration.
 
     Args:
         name: ``flatten-pvt-t`` and all other :data:`~flatten_det.backbones.BACKBONES`; ``mmdet:swin-t``
@@ -62,7 +62,7 @@ def find_source(name: str) -> Source:
     """
     if name.endswith(".py"):
         cfg = load_config(name)
-        return Source(lambda size: build_whole(cfg), whole=True)
+        return Source(lambda size: _without_drop_path(build_whole(cfg)), whole=True)
     library, separator, model = name.partition(":")
     if not separator:
         _require(name, name, BACKBONES, "give one of flatten_det's, LIBRARY:NAME, or a config file")

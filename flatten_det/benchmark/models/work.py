@@ -33,7 +33,7 @@ def build_work(setting: Setting, candidate: Candidate) -> "Work":
         _fuse(model)
     images = torch.randn(setting.batch, 3, *setting.size.hw).to(device, of_parameters)
     if candidate.compiled:
-        model.compile(dynamic=False)
+        _compile(source, model)
     return Work(setting, _forward(source, setting, model, images), list(model.parameters()))
 
 
@@ -81,6 +81,13 @@ def _forward(
     if not source.whole:
         return lambda: model(images)
     return loss_call(model, images) if setting.training else network_call(model, images)
+
+
+def _compile(source: Source, model: nn.Module) -> None:
+    # What heads do depends on values and annotations.
+    parts = (model.backbone, getattr(model, "neck", None)) if source.whole else (model,)
+    for part in filter(None, parts):
+        part.compile(dynamic=False)
 
 
 def _fuse(model: nn.Module) -> None:
