@@ -9,6 +9,7 @@ import torch
 from flatten_det.engine.cli import add_common_options, run_tool, use_matplotlib_without_display
 from flatten_det.engine.config import load_config
 from flatten_det.engine.infer import infer
+from flatten_det.large_images.tiles import Tiling
 
 CHECKPOINT_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
 
@@ -37,15 +38,56 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--score-thr", type=float, default=0.3, help="leave out detections below (default: 0.3)"
     )
     parser.add_argument("--batch-size", type=int, default=1, help="images at once (default: 1)")
+    add_large_image_options(parser)
     add_common_options(parser)
     args = parser.parse_intermixed_args(argv)  # options between inputs too
     if args.batch_size < 1:
         parser.error(f"argument --batch-size: must be at least 1, got {args.batch_size}")
+    args.tiling = tiling(parser, args)
     first_is_checkpoint = args.inputs[0].endswith(CHECKPOINT_SUFFIXES)
     args.checkpoint = args.inputs.pop(0) if first_is_checkpoint else None
     if not args.inputs:
         parser.error(f"give the images to predict for, after {args.checkpoint}")
     return args
+
+
+def add_large_image_options(parser: argparse.ArgumentParser) -> None:
+    """Add what keeps large images from being shrunk to the size of the config's test pipeline."""
+    group = parser.add_argument_group("large images")
+    group.add_argument(
+        "--full-size",
+        action="store_true",
+        help="predict at the size of the image (with --tile: of the tile), not at that of the "
+        "test pipeline's Resize",
+    )
+    group.add_argument(
+        "--tile",
+        type=int,
+        metavar="PIXELS",
+        help="detectors: cut images into tiles of this side and merge what is found in them; "
+        "--batch-size then counts tiles, and the model's test_cfg limits the detections of "
+        "a tile and of the image (max_per_img)",
+    )
+    group.add_argument(
+        "--tile-overlap",
+        type=float,
+        metavar="PART",
+        help="how much neighbouring tiles share at least, as a part of their side; best as much "
+        f"as most objects are large (default: {Tiling.overlap})",
+    )
+
+
+def tiling(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Tiling | None:
+    """How to cut the images, if at all."""
+    if args.tile is None:
+        if args.tile_overlap is not None:
+            parser.error("argument --tile-overlap: give --tile, too")
+        return None
+    overlap = Tiling.overlap if args.tile_overlap is None else args.tile_overlap
+    try:
+        return Tiling(args.tile, overlap)
+    except ValueError as error:
+        parser.error(f"argument --tile: {error}")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -59,6 +101,8 @@ def run(args: argparse.Namespace) -> None:
         args.device,
         args.score_thr,
         args.batch_size,
+        args.full_size,
+        args.tiling,
     )
 
 

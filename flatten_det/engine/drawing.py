@@ -10,6 +10,7 @@ from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from mmengine.visualization import Visualizer
 
+from ..visualization.shrinking import shrink
 from .naming import output_names
 
 
@@ -20,11 +21,11 @@ def draw_prediction(
     score_thr: float,
     **options,
 ) -> None:
-    """Draw a detector's or a segmentor's prediction into its image.
+    """Draw a detector's or a segmentor's prediction into its image, which is shrunk if it is large.
 
     Args:
         visualizer: ``DetLocalVisualizer`` or ``SegLocalVisualizer``, with its ``dataset_meta``.
-        sample: A prediction that knows its ``img_path``.
+        sample: A prediction that knows its ``img_path``; masks may be COCO's RLE.
         out_file: Picture to write, if any.
         score_thr: Detections below it are not drawn.
         **options: Passed to the visualizer's ``add_datasample``.
@@ -35,9 +36,10 @@ def draw_prediction(
         # mmdet's visualizer fails where there is no segment to draw.
         sample = sample.clone()
         del sample.pred_panoptic_seg
+    image, sample = shrink(mmcv.imread(sample.img_path, channel_order="rgb"), sample)
     visualizer.add_datasample(
         Path(sample.img_path).name,
-        mmcv.imread(sample.img_path, channel_order="rgb"),
+        image,
         data_sample=sample,
         out_file=None if out_file is None else str(out_file),
         **options,

@@ -5,6 +5,7 @@ from pathlib import Path
 from mmdet.evaluation import DumpDetResults
 from mmengine.config import Config
 
+from ..large_images.segmentation import PredictLargeImagesInBands
 from .annotations import named_annotation_errors
 from .checkpoint import CheckFitHook, check_checkpoint
 from .config import build_runner
@@ -53,6 +54,7 @@ def evaluate(
         runner = build_runner(cfg)
         runner.register_hook(CheckImagesHook())
         runner.register_hook(CheckFitHook(checkpoint))
+        runner.register_hook(PredictLargeImagesInBands())
         if show or show_dir:
             runner.register_hook(DrawPredictionsHook(show_dir, show, wait_time))
         runner.test_evaluator.metrics.extend(dumps)

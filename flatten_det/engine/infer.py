@@ -5,14 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmengine.config import Config
-from rich.progress import track
+from rich.progress import Progress
 
+from ..large_images.tiles import Tiling
 from .drawing import draw_prediction
 from .errors import UserError
 from .inputs import find_images
 from .naming import output_names
 from .predictions import save_prediction
 from .predictor import Predictor
+from .tiled_predictor import TiledPredictor
 
 
 def infer(
@@ -23,6 +25,8 @@ def infer(
     device: str,
     score_thr: float,
     batch_size: int,
+    full_size: bool = False,
+    tiling: Tiling | None = None,
 ) -> None:
     """Write drawn pictures to ``<out_dir>/vis`` and predictions to ``<out_dir>/preds``.
 
@@ -33,27 +37,42 @@ def infer(
         out_dir: Folder for the results, named like the images.
         device: Where to run, such as ``cpu`` or ``cuda:0``.
         score_thr: Detections below it are left out.
-        batch_size: Images per forward pass.
+        batch_size: Images, or tiles, per forward pass.
+        full_size: Leave images, or tiles, at their own size.
+        tiling: How to cut images into tiles, for a detector; None: take them as a whole.
 
     Raises:
         UserError: No images, or some cannot be read (after all others are done); a checkpoint
-            that does not fit.
+            that does not fit; tiles for a model that finds no boxes.
     """
     images = find_images(inputs)
-    predictor = Predictor(cfg, checkpoint, device)
+    progress = Progress()
+    if tiling is None:
+        predictor = Predictor(cfg, checkpoint, device, full_size)
+    else:
+        of_image = progress.add_task("Tiles of image")
+        predictor = TiledPredictor(
+            cfg,
+            checkpoint,
+            device,
+            tiling,
+            full_size,
+            lambda done, total: progress.update(of_image, completed=done, total=total),
+        )
     if checkpoint is None:
         print(
             "warning: no checkpoint given: weights, and so predictions, are random",
             file=sys.stderr,
         )
     names = output_names(images)
-    samples = track(predictor(images, batch_size), "Predicting", total=len(images))
-    for sample in samples:
-        name = names[sample.img_path]
-        picture = Path(out_dir, "vis", f"{name}.jpg")
-        draw_prediction(predictor.visualizer, sample, picture, score_thr, draw_gt=False)
-        target = Path(out_dir, "preds", name)
-        save_prediction(sample, predictor.dataset_meta["classes"], target, score_thr)
+    with progress:
+        samples = predictor(images, batch_size)
+        for sample in progress.track(samples, len(images), description="Predicting"):
+            name = names[sample.img_path]
+            picture = Path(out_dir, "vis", f"{name}.jpg")
+            draw_prediction(predictor.visualizer, sample, picture, score_thr, draw_gt=False)
+            target = Path(out_dir, "preds", name)
+            save_prediction(sample, predictor.dataset_meta["classes"], target, score_thr)
     done = len(images) - len(predictor.broken)
     print(f"{done} images: pictures in {out_dir}/vis, predictions in {out_dir}/preds")
     if predictor.broken:

@@ -65,10 +65,9 @@ def detections(
         "bboxes": found.bboxes.tolist(),
     }
     if "masks" in found:
-        content["masks"] = [
-            {"size": rle["size"], "counts": rle["counts"].decode()}
-            for rle in encode_mask_results(found.masks.numpy())
-        ]
+        masks = found.masks
+        rles = masks if isinstance(masks, list) else encode_mask_results(masks.numpy())
+        content["masks"] = [{"size": rle["size"], "counts": rle["counts"].decode()} for rle in rles]
     return content
 
 

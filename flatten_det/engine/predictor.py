@@ -13,6 +13,8 @@ from mmengine.runner import load_checkpoint
 from mmengine.structures import BaseDataElement
 from torch import nn
 
+from ..large_images.own_size import without_resizing
+from ..large_images.segmentation import predict_in_bands_when_large
 from .checkpoint import check_checkpoint, check_fit
 from .config import dataset_under_test
 from .errors import UserError
@@ -29,6 +31,7 @@ class Predictor:
         cfg: A complete config; ``default_scope`` tells the framework.
         checkpoint: Weights; without any the model keeps its random ones.
         device: Where to run, such as ``cpu`` or ``cuda:0``.
+        full_size: Predict at the size of the image, instead of resizing it as the test pipeline does.
 
     Attributes:
         dataset_meta: ``classes`` and ``palette``, from the checkpoint or else the config.
@@ -40,7 +43,9 @@ class Predictor:
             does not exist.
     """
 
-    def __init__(self, cfg: Config, checkpoint: str | None, device: str) -> None:
+    def __init__(
+        self, cfg: Config, checkpoint: str | None, device: str, full_size: bool = False
+    ) -> None:
         init_default_scope(cfg.get("default_scope", "mmdet"))
         self._model = revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
         self.dataset_meta = _config_dataset_meta(cfg)
@@ -52,7 +57,9 @@ class Predictor:
             raise UserError(
                 f"--device {device} cannot be used: {str(error).splitlines()[0]}"
             ) from error
-        self._pipeline = CheckedPipeline(_inference_pipeline(cfg))
+        predict_in_bands_when_large(self._model)
+        pipeline = _inference_pipeline(cfg)
+        self._pipeline = CheckedPipeline(without_resizing(pipeline) if full_size else pipeline)
         # mmseg stacks the images of a batch without padding them.
         self._equal_shapes = cfg.get("default_scope") == "mmseg"
         self.visualizer = VISUALIZERS.build(
@@ -69,7 +76,11 @@ class Predictor:
             batch_size: Images per forward pass; segmentation splits batches at a change of the
                 input size.
         """
-        for batch in self._batches(self._load(paths), batch_size):
+        yield from self._predict(self._load(paths), batch_size)
+
+    def _predict(self, items: Iterable[dict], batch_size: int) -> Iterator[BaseDataElement]:
+        """Predict for what the test pipeline gives."""
+        for batch in self._batches(items, batch_size):
             with torch.inference_mode():
                 samples = self._model.test_step(pseudo_collate(batch))
             for sample in samples:
