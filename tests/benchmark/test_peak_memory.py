@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from flatten_det.benchmark.memory import peak_in_fresh_process
+from flatten_det.benchmark.memory import available_memory, peak_in_fresh_process
 
 MIB = 2**20
 
@@ -79,3 +79,16 @@ def test_an_error_is_told():
     peak = peak_in_fresh_process(fail, threads=1)
     assert peak.failure == "ValueError: no such thing"
     assert not peak.is_out_of_memory
+
+
+def test_more_than_allowed_is_out_of_memory():
+    peak = peak_in_fresh_process(two_of_three, 64, 1, threads=1, most_bytes=96 * MIB)
+    assert peak.bytes is None
+    assert peak.is_out_of_memory
+    allowed = peak_in_fresh_process(two_of_three, 64, 1, threads=1, most_bytes=300 * MIB)
+    assert allowed.bytes == pytest.approx(128 * MIB, rel=0.1)
+
+
+def test_available_memory_is_that_of_this_machine():
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 50 * MIB < available_memory() <= total

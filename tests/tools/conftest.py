@@ -77,6 +77,16 @@ def update_zoo_tool() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def get_flops_tool() -> ModuleType:
+    return load_tool("get_flops")
+
+
+@pytest.fixture(scope="session")
+def benchmark_tool() -> ModuleType:
+    return load_tool("benchmark")
+
+
+@pytest.fixture(scope="session")
 def prepare_tool() -> ModuleType:
     return load_tool("prepare_data")
 
