@@ -1,5 +1,6 @@
 """What the README tells to type works: its commands are run here or by .ci/run."""
 
+import json
 import re
 import shlex
 import shutil
@@ -38,6 +39,10 @@ OWN_DATA = [
     "uv run tools/train.py my_config.py",
 ]
 BENCHMARK = "uv run tools/benchmark_attention.py --shape pvt-s1 --out outputs/attention"
+FLOPS, FLOPS_OF_PAPER = (
+    "uv run tools/get_flops.py flatten-pvt-t --shape 800 1280",
+    "uv run tools/get_flops.py --paper",
+)
 UPDATE_ZOO = "uv run tools/update_zoo.py --no-count"
 INSTALL = "pip install timm && pip install --no-deps ."
 
@@ -85,6 +90,8 @@ def test_every_command_is_run():
         INSTALL,
         UPDATE_ZOO,
         BENCHMARK,
+        FLOPS,
+        FLOPS_OF_PAPER,
         *OWN_DATA,
         *IN_CI,
         *ON_QUICKSTART,
@@ -197,6 +204,27 @@ def test_benchmark(tmp_path):
     assert "flatten_det" in run(BENCHMARK, cwd, *less)
     names = {path.name for path in (cwd / "outputs" / "attention").iterdir()}
     assert names >= {"results.json", "results.csv", "figure.png"}
+
+
+def test_flops(tmp_path):
+    assert "11.64 M parameters, 41.57 G multiply-adds" in run(FLOPS, workspace(tmp_path))
+
+
+@pytest.mark.slow
+def test_flops_of_the_paper(tmp_path):
+    """Its own style of counting is within 1 % of all figures but one."""
+    cwd = workspace(tmp_path)
+    printed = run(FLOPS_OF_PAPER, cwd, "--json", "rows.json")
+    rows = json.loads((cwd / "rows.json").read_text())
+    assert len(rows) == 14
+    for row in rows:
+        published, explanation = row["published"], row["explanation"]
+        least = 0.94 if row["model"] == "FLatten-PVT-T, Semantic FPN" else 0.99
+        assert least < row["paper_style"]["multiply_adds"] / published["multiply_adds"] < 1.01
+        assert row["parameters"] == pytest.approx(published["parameters"], abs=0.9e6)
+        difference = row["multiply_adds"] / published["multiply_adds"] - 1
+        assert (explanation is not None) == (abs(difference) > 0.03) == ("-PVT" in row["model"])
+        assert explanation is None or explanation in printed
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ for _remark in (
     "Default ``avg_non_ignore`` is False",
     "The draw is False",
     "`reduce_zero_label` will be deprecated",
+    "torch.meshgrid",  # MMDetection's call, which goes on to work.
 ):
     warnings.filterwarnings("ignore", message=_remark)
 _printed = io.StringIO()

@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-import warnings
 from pathlib import Path
 
 import _quiet  # noqa: F401
@@ -10,9 +9,6 @@ import _quiet  # noqa: F401
 from flatten_det.engine.cli import run_tool
 from flatten_det.engine.errors import UserError
 from flatten_det.zoo import inspect_zoo
-
-# MMDetection's call, which goes on to work.
-warnings.filterwarnings("ignore", message="torch.meshgrid")
 
 ROOT = Path(__file__).resolve().parents[1]
 

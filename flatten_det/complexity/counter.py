@@ -9,6 +9,9 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from .formulas import FORMULAS
+from .uncounted import OperatorLog, uncounted_calls
+
 
 @dataclass(frozen=True)
 class Complexity:
@@ -21,11 +24,18 @@ class Complexity:
         macs_by_module: multiply-adds by a submodule's dotted name, including those of what it calls;
             ``""`` is the whole. A submodule that another one calls, such as DINO's box branches by its
             decoder, is in the numbers of both.
+        parameters_by_module: parameters, likewise, in the order of the modules, called or not.
+        macs_by_operator: multiply-adds by the operator's name, such as ``aten.bmm``.
+        uncounted: calls of the operators that no formula is known for, by name, such as
+            ``torchvision.roi_align``. ``macs`` lacks what they do.
     """
 
     parameters: int
     macs: int
     macs_by_module: dict[str, int]
+    parameters_by_module: dict[str, int]
+    macs_by_operator: dict[str, int]
+    uncounted: dict[str, int]
 
 
 class _Root(nn.Module):
@@ -54,25 +64,34 @@ def count_macs(module: nn.Module, call: Callable[[], Any]) -> Complexity:
     """
     was_training = module.training
     fast_path = torch.backends.mha.get_fastpath_enabled()
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
+    log = OperatorLog()
     # The fused operators of nn.MultiheadAttention and of attention would hide the products.
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), log, counter:
             _Root(module, call).eval()()
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         module.train(was_training)
+    counts = counter.get_flop_counts()
     macs = {
         name.removeprefix(_PREFIX): sum(flops.values()) // 2
-        for name, flops in counter.get_flop_counts().items()
+        for name, flops in counts.items()
         if name.startswith(_PREFIX)
     }
     total = counter.get_total_flops() // 2
+    parameters = {
+        name: sum(parameter.numel() for parameter in part.parameters())
+        for name, part in module.named_modules(remove_duplicate=False)
+    }
     return Complexity(
-        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        parameters=parameters[""],
         macs=total,
         macs_by_module={"": total, **_with_containers(macs)},
+        parameters_by_module=parameters,
+        macs_by_operator={str(k): flops // 2 for k, flops in counts.get("Global", {}).items()},
+        uncounted=uncounted_calls(log.calls, counter.flop_registry),
     )
 
 

@@ -3,8 +3,11 @@
 import inspect
 from collections.abc import Callable
 from itertools import chain
+from typing import Any
 
 import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -15,9 +18,22 @@ Run = Callable[[Tensor], object]
 
 # What two-stage detectors are counted with: proposals of the RPN, and detections that get a mask.
 PROPOSALS, DETECTIONS = 1000, 100
-BOX_MAP, MASK_MAP = (7, 7), (14, 14)
 # Of segmentors, MaskFormer's relatives and single-stage detectors.
 HEADS = ("decode_head", "panoptic_head", "bbox_head")
+
+
+def build_without_values(cfg: Config, **backbone: Any) -> nn.Module:
+    """The model of a config on the meta device: it has shapes, but no values, and takes no memory.
+
+    Args:
+        cfg: of MMDetection or MMSegmentation.
+        backbone: arguments that replace or extend those of its backbone.
+    """
+    model = cfg.model
+    if backbone:
+        model = {**model, "backbone": {**model.backbone, **backbone}}
+    with DefaultScope.overwrite_default_scope(cfg.get("default_scope")), torch.device("meta"):
+        return MODELS.build(model)
 
 
 def count_backbone(backbone: nn.Module, size: tuple[int, int]) -> Complexity:
@@ -64,14 +80,27 @@ def count_model(model: nn.Module, size: tuple[int, int]) -> Complexity:
 
 def _two_stages(model: nn.Module, images: Tensor) -> None:
     model.rpn_head(model.extract_feat(images))
-    roi_head = model.roi_head
-    for heads, count, shape in (
-        (roi_head.bbox_head, PROPOSALS, BOX_MAP),
-        (getattr(roi_head, "mask_head", None), DETECTIONS, MASK_MAP),
-    ):
-        stages = heads if isinstance(heads, nn.ModuleList) else [heads]
-        for head in filter(None, stages):
-            head(torch.zeros(count, head.in_channels, *shape))
+    for part, count in (("bbox", PROPOSALS), ("mask", DETECTIONS)):
+        heads = _stages(getattr(model.roi_head, f"{part}_head", None))
+        for stage, head in enumerate(heads):
+            map_size = _roi_size(model.roi_head, part, stage)
+            head(torch.zeros(count, head.in_channels, *map_size))
+
+
+def _stages(part: nn.Module | None) -> list[nn.Module]:
+    """A cascade has several of each part, other detectors one or none."""
+    if isinstance(part, nn.ModuleList):
+        return list(part)
+    return [] if part is None else [part]
+
+
+def _roi_size(roi_head: nn.Module, part: str, stage: int) -> tuple[int, int]:
+    """``(H, W)`` of the maps that a head gets of each region."""
+    # A mask head without an extractor of its own shares the boxes'.
+    extractors = _stages(getattr(roi_head, f"{part}_roi_extractor", None)) or _stages(
+        roi_head.bbox_roi_extractor
+    )
+    return extractors[stage].roi_layers[0].output_size
 
 
 def _sample(size: tuple[int, int]) -> BaseDataElement:

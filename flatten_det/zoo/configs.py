@@ -7,20 +7,17 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import MODELS, DefaultScope
-from torch import nn
+from mmengine.registry import MODELS
 
 from ..backbones import BACKBONES
 from ..backbones.arch import resolve_arch
 from ..engine.config import load_config
 from ..engine.errors import UserError
+from ..engine.training_size import training_size
 from .names import DATASETS, METHODS, title_of
 from .pretraining import describe_pretraining
 
-# Detection papers count at 1280x800, for images of at most 1333x800.
-COUNTED_INSTEAD = {(800, 1333): (800, 1280)}
 # The arguments, beside arch, that tell backbones of one type apart.
 IDENTITY = {
     "attn_types",
@@ -50,26 +47,6 @@ class ZooConfig:
     def name(self) -> str:
         return Path(self.path).stem
 
-    def training_size(self) -> tuple[int, int]:
-        """``(H, W)`` in pixels of the images, or crops, that it trains on.
-
-        Where they vary, it is the size that it tests at.
-        """
-        preprocessor = self.cfg.model.data_preprocessor
-        fixed = [preprocessor, *(preprocessor.get("batch_augments") or ())]
-        size = next((part["size"] for part in fixed if part.get("size")), None)
-        if size is None:
-            pipeline = self.cfg.test_dataloader.dataset.pipeline
-            scale = next(step["scale"] for step in pipeline if step["type"] == "Resize")
-            size = (min(scale), max(scale))
-        return COUNTED_INSTEAD.get(tuple(size), tuple(size))
-
-    def build_without_values(self) -> nn.Module:
-        """The model on the meta device."""
-        scope = DefaultScope.overwrite_default_scope(self.cfg.default_scope)
-        with scope, torch.device("meta"):
-            return MODELS.build(self.cfg.model)
-
     def metadata(self) -> dict[str, Any]:
         """The entry's ``Metadata``, but for what needs the model."""
         cfg = self.cfg
@@ -78,7 +55,7 @@ class ZooConfig:
             length = {"Epochs": cfg.train_cfg.max_epochs * repeats}
         else:
             length = {"Iterations": cfg.train_cfg.max_iters}
-        height, width = self.training_size()
+        height, width = training_size(cfg)
         return {
             "Training Data": DATASETS[dataset.type],
             **length,

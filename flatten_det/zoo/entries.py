@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from typing import Any
 
-from ..complexity import count_model
+from ..complexity import SAMPLING, build_without_values, count_model
+from ..engine.errors import UserError
+from ..engine.training_size import training_size
 from .configs import ZooConfig
 from .names import collection_of
 
@@ -18,12 +20,21 @@ def make_entry(config: ZooConfig, old: dict[str, Any], count: bool) -> dict[str,
         config: the config.
         old: its entry so far; empty: none.
         count: count parameters and FLOPs. False: only if ``old`` does not have them for this input size.
+
+    Raises:
+        UserError: something in the model cannot be counted.
     """
     metadata = config.metadata()
     before = old.get("Metadata", {})
     known = before.get("Input Size") == metadata["Input Size"] and before.keys() >= set(COUNTS)
     if count or not known:
-        complexity = count_model(config.build_without_values(), config.training_size())
+        complexity = count_model(build_without_values(config.cfg), training_size(config.cfg))
+        unknown = complexity.uncounted.keys() - SAMPLING
+        if unknown:
+            raise UserError(
+                f"{config.path}: no FLOP formula for {', '.join(sorted(unknown))}: add it to "
+                "flatten_det/complexity/formulas.py"
+            )
         counts = (complexity.parameters, round(complexity.macs / FLOPS_STEP) * FLOPS_STEP)
     else:
         counts = tuple(before[name] for name in COUNTS)

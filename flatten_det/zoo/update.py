@@ -49,7 +49,7 @@ def inspect_zoo(root: Path, count: bool = True) -> Zoo:
             the metafiles say, and count what they lack.
 
     Raises:
-        UserError: a config or a metafile cannot be read.
+        UserError: a config or a metafile cannot be read, or something in a model cannot be counted.
     """
     found = {path: read_metafile(root, path) for path in METAFILES}
     paths = find_configs(root)

@@ -39,7 +39,11 @@ def test_modules_that_are_not_called_get_the_sum_of_their_parts():
     x = torch.zeros(3, 4)
     counted = count_macs(module, lambda: [head(x) for head in module["heads"]])
     assert counted.macs_by_module == {"": 72, "heads": 72, "heads.0": 48, "heads.1": 24}
+    assert counted.macs_by_operator == {"aten.addmm": 72}
     assert counted.parameters == 20 + 10 + 90
+    parts = {"": 120, "heads": 30, "heads.0": 20, "heads.1": 10, "idle": 90}
+    assert counted.parameters_by_module == parts
+    assert list(counted.parameters_by_module) == list(parts)
 
 
 def test_leaves_the_module_as_it_was():

@@ -5,11 +5,18 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from flatten_det.backbones import build_backbone
-from flatten_det.complexity import Complexity, count_backbone, count_macs, count_model
+from flatten_det.complexity import (
+    SAMPLING,
+    Complexity,
+    build_without_values,
+    count_backbone,
+    count_macs,
+    count_model,
+)
+from flatten_det.engine.training_size import training_size
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -17,9 +24,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 def count_config(name: str, size: tuple[int, int], **model) -> Complexity:
     cfg = Config.fromfile(CONFIGS / name)
     cfg.model.update(model)
-    with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device("meta"):
-        model = MODELS.build(cfg.model)
-    return count_model(model, size)
+    return count_model(build_without_values(cfg), size)
 
 
 # Multiply-adds in G that fvcore counts, attention products included.
@@ -131,9 +136,10 @@ def test_auxiliary_head_has_parameters_only():
 )
 def test_models_that_look_at_values(name, head):
     size = (128, 160)
-    macs = count_config(
-        name, size, **({"num_queries": 20} if "dino" in name else {})
-    ).macs_by_module
+    counted = count_config(name, size, **({"num_queries": 20} if "dino" in name else {}))
+    macs = counted.macs_by_module
+    # Mask2Former's decoder samples like DETR's relatives.
+    assert counted.uncounted.keys() == {"aten.grid_sampler_2d"} <= SAMPLING
     with torch.device("meta"):
         backbone = build_backbone("flatten-pvtv2-b2" if "pvtv2" in name else "flatten-swin-t")
     assert macs["backbone"] == count_backbone(backbone, size).macs
@@ -141,6 +147,19 @@ def test_models_that_look_at_values(name, head):
         assert macs[""] == macs["backbone"] + macs[head]
     else:
         assert macs[""] > macs["backbone"] + macs["neck"] + macs["encoder"] + macs[head] > 0
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("quickstart/*.py")), ids=lambda p: p.stem)
+def test_quickstarts_count_completely(path):
+    """The zoo's own configs are counted by tests/zoo."""
+    cfg = Config.fromfile(path)
+    counted = count_model(build_without_values(cfg), training_size(cfg))
+    assert counted.macs > 1e8
+    assert counted.uncounted == {}
+    if "mask-rcnn" in path.stem:
+        # Its masks come from 7x7 maps: two convolutions, a transposed one, one mask for all classes.
+        mask = 7 * 7 * (2 * 64 * 64 * 9 + 64 * 64 * 4 + 4 * 64)
+        assert counted.macs_by_module["roi_head.mask_head"] == 100 * mask
 
 
 def test_other_models_are_refused():

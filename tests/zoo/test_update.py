@@ -6,6 +6,7 @@ import pytest
 import yaml
 from zoo_fixture import BASELINE, FLATTEN, METAFILE
 
+from flatten_det.complexity import uncounted
 from flatten_det.engine.errors import UserError
 from flatten_det.zoo import inspect_zoo
 from flatten_det.zoo.metafiles import HEADER, dump
@@ -44,6 +45,14 @@ def test_nothing_to_do(checkout):
 def test_counting_again_gives_the_same(checkout):
     zoo = inspect_zoo(checkout)
     assert (zoo.stale, zoo.wrong) == ([], [])
+
+
+def test_what_cannot_be_counted_is_one_error(checkout, monkeypatch):
+    monkeypatch.setattr(uncounted, "CHEAP", uncounted.CHEAP - {"cat"})
+    with pytest.raises(UserError, match=r"no FLOP formula for aten\.cat: add it") as caught:
+        inspect_zoo(checkout)
+    assert str(caught.value).startswith("configs/mask_rcnn/")
+    assert inspect_zoo(checkout, count=False).files
 
 
 def test_wrong_count_is_named_and_counted_again(checkout, metafile):
