@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from . import ops
 from .dispatch import TILED, choose, focused_linear_attention, log_choice
 from .folding import FoldedProjections, fold_projections
-from .grid import resize_grid
+from .grid import ResizedGrids
 from .reference import depthwise_values
 from .spatial_reduction import reduce_tokens
 from .window import pad_to_multiple, window_merge, window_partition
@@ -86,6 +86,7 @@ class FocusedLinearAttention(nn.Module):
             torch.zeros(1, self.grid_size[0] * self.grid_size[1], dim)
         )
         head_dim = dim // num_heads
+        self._positions = ResizedGrids()
         self.dwc = (
             nn.Conv2d(head_dim, head_dim, kernel_size, padding=kernel_size // 2, groups=head_dim)
             if kernel_size
@@ -124,6 +125,7 @@ class FocusedLinearAttention(nn.Module):
     def train(self, mode: bool = True) -> "FocusedLinearAttention":
         if mode:
             self.unfuse()
+            self._positions.clear()
         return super().train(mode)
 
     def _fold(self) -> FoldedProjections:
@@ -165,7 +167,7 @@ class FocusedLinearAttention(nn.Module):
             v,
             num_heads=self.num_heads,
             hw_shape=hw_shape,
-            positions=resize_grid(positions, self.grid_size, key_shape),
+            positions=self._positions(positions, self.grid_size, key_shape),
             scale=self.scale if folded is None else None,
             dwc_weight=self.dwc.weight if self.dwc is not None else None,
             dwc_bias=self.dwc.bias if self.dwc is not None else None,

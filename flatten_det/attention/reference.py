@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .maps import as_tokens
+
 
 def focused_map(x: Tensor, focusing_factor: float = 3) -> Tensor:
     r"""The focused function :math:`f_p(x) = \|x\| \, x^p / \|x^p\|` of Eq. 5, for x >= 0.
@@ -153,4 +155,4 @@ def depthwise_values(
     weight = weight.repeat(num_heads, 1, 1, 1)
     bias = bias.repeat(num_heads) if bias is not None else None
     image = F.conv2d(image, weight, bias, padding=weight.shape[-1] // 2, groups=C)
-    return image.flatten(2).transpose(1, 2)
+    return as_tokens(image)

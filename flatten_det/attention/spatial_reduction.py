@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from .maps import as_tokens
 from .window import pad_to_multiple
 
 
@@ -24,4 +25,4 @@ def reduce_tokens(
     B, _, C = x.shape
     image = pad_to_multiple(x.view(B, *hw_shape, C), conv.stride).permute(0, 3, 1, 2)
     image = conv(image)
-    return norm(image.flatten(2).transpose(1, 2)), tuple(image.shape[2:])
+    return norm(as_tokens(image)), tuple(image.shape[2:])

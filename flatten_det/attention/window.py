@@ -12,11 +12,11 @@ def pad_to_multiple(x: Tensor, multiple: tuple[int, int]) -> Tensor:
 
 
 def window_partition(x: Tensor, window: tuple[int, int]) -> Tensor:
-    """``(B, H, W, C)`` -> ``(B, nW, h*w, C)``; H and W are multiples of the window ``(h, w)``."""
-    B, H, W, C = x.shape
+    """``(B, H, W, ...)`` -> ``(B, nW, h*w, ...)``; H and W are multiples of the window ``(h, w)``."""
+    B, H, W, *rest = x.shape
     h, w = window
-    x = x.view(B, H // h, h, W // w, w, C).permute(0, 1, 3, 2, 4, 5)
-    return x.reshape(B, (H // h) * (W // w), h * w, C)
+    x = x.unflatten(2, (W // w, w)).unflatten(1, (H // h, h)).transpose(2, 3)
+    return x.reshape(B, (H // h) * (W // w), h * w, *rest)
 
 
 def window_merge(windows: Tensor, window: tuple[int, int], hw_shape: tuple[int, int]) -> Tensor:

@@ -5,7 +5,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .mlp import DepthwiseMlp, TokenMlp
+from .mlp import DepthwiseMlp, TokenMlp, pays_in_portions
 
 
 class TransformerBlock(nn.Module):
@@ -37,7 +37,6 @@ class TransformerBlock(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         hidden = int(dim * mlp_ratio)
-        self.mlp_conv = mlp_conv
         self.mlp = DepthwiseMlp(dim, hidden) if mlp_conv else TokenMlp(dim, hidden)
         self.with_cp = with_cp
 
@@ -48,6 +47,19 @@ class TransformerBlock(nn.Module):
         return self._forward(x, hw_shape)
 
     def _forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x), hw_shape))
-        normed = self.norm2(x)
-        return x + self.drop_path(self.mlp(normed, hw_shape) if self.mlp_conv else self.mlp(normed))
+        attended = self.drop_path(self.attn(self.norm1(x), hw_shape))
+        # Without gradients nobody else needs what the attention returns: no fresh memory for the sum.
+        in_place = not torch.is_grad_enabled() and attended.dtype == x.dtype
+        x = attended.add_(x) if in_place else x + attended
+        if self._adds_in_portions(x):
+            self.mlp.add_in_portions(x, hw_shape, self.norm2)
+            return x
+        return x + self.drop_path(self.mlp(self.norm2(x), hw_shape))
+
+    def _adds_in_portions(self, x: Tensor) -> bool:
+        is_dropping = self.training and not isinstance(self.drop_path, nn.Identity)
+        # Somebody who listens to the MLP wants it whole.
+        is_observed = self.mlp._forward_hooks or self.mlp._forward_pre_hooks
+        if is_dropping or is_observed or not x.is_contiguous():
+            return False
+        return pays_in_portions(x, self.mlp.fc1.out_features)

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..attention.maps import as_image, as_tokens
 from ..attention.window import window_merge, window_partition
 
 
@@ -69,13 +70,10 @@ class CrossShapedAttention(nn.Module):
 
     def _attend(self, qkv: Tensor, window: tuple[int, int], lepe: nn.Conv2d) -> Tensor:
         """Attention within windows that divide the map: ``(B, H, W, 3, c)`` -> ``(B, H, W, c)``."""
-        B, H, W, _, c = qkv.shape
-        windows = window_partition(qkv.reshape(B, H, W, 3 * c), window).flatten(
-            0, 1
-        )  # [B*nW, n, 3c]
-        q, k, v = windows.chunk(3, dim=-1)
+        B, H, W = qkv.shape[:3]
+        q, k, v = window_partition(qkv, window).flatten(0, 1).unbind(2)  # [B*nW, n, c] each
         heads = (t.unflatten(-1, (self.heads_per_branch, -1)).transpose(1, 2) for t in (q, k, v))
         out = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
-        image = v.transpose(1, 2).unflatten(2, window)
-        out = out + lepe(image).flatten(2).transpose(1, 2)
+        image = as_image(v, window)
+        out = out + as_tokens(lepe(image))
         return window_merge(out.unflatten(0, (B, -1)), window, (H, W))

@@ -6,7 +6,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..attention import resize_grid
+from ..attention.grid import ResizedGrids
 from .patch_embed import PatchEmbed
 from .pvt_family import PVTFamily
 
@@ -45,6 +45,7 @@ class FLattenPVT(PVTFamily):
         return PatchEmbed(in_channels, embed_dims, stride=2 if stage else 4)
 
     def add_own_parameters(self) -> None:
+        self._positions = [ResizedGrids() for _ in self.feature_dims]
         for stage, dim in enumerate(self.feature_dims):
             height, width = self.grid_sizes[stage]
             grid = nn.Parameter(torch.zeros(1, height * width, dim))
@@ -52,7 +53,14 @@ class FLattenPVT(PVTFamily):
 
     def before_blocks(self, stage: int, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         grid = getattr(self, f"pos_embed{stage + 1}")
-        return x + resize_grid(grid, self.grid_sizes[stage], hw_shape)
+        positions = self._positions[stage](grid, self.grid_sizes[stage], hw_shape)
+        # Without gradients nobody else needs x any more.
+        return x + positions if torch.is_grad_enabled() else x.add_(positions)
+
+    def train(self, mode: bool = True) -> "FLattenPVT":
+        for positions in self._positions:
+            positions.clear()
+        return super().train(mode)
 
     def grid_shapes(self) -> dict[str, tuple[int, int]]:
         own = {f"pos_embed{i + 1}": self.grid_sizes[i] for i in range(self.num_stages)}

@@ -7,6 +7,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..attention import FocusedLinearAttention
+from ..attention.maps import as_image
 from ..attention.window import pad_to_multiple
 from .arch import (
     check_attn_types,
@@ -176,7 +177,7 @@ class FLattenSwin(DenseBackbone):
             x = layer(x, hw_shape)
             if stage in self.out_indices:
                 out = getattr(self, f"norm{stage}")(x)
-                outs.append(out.transpose(1, 2).unflatten(2, hw_shape).contiguous())
+                outs.append(as_image(out, hw_shape).contiguous())
             if layer.downsample is not None:
                 x, hw_shape = layer.downsample(x, hw_shape)
         return tuple(outs)

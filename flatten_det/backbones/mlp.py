@@ -1,7 +1,9 @@
 """The MLPs of the blocks; at inference on the CPU they go through the tokens in portions.
 
 The hidden activations are four to eight times as large as the tokens. As a whole they would be fresh
-memory, whose page faults take longer than the arithmetic; a portion of them is memory used again.
+memory, whose page faults take longer than the arithmetic; a portion of them is memory used again. Norm,
+MLP and sum go through a portion together and end where it began, so that no other tensor of the tokens'
+size is needed.
 """
 
 import torch
@@ -9,12 +11,14 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from ..attention.maps import as_image, as_tokens
+
 # Entries of the hidden activations of a portion: 4 MB in float32.
 _PORTION = 1 << 20
 
 
-def _in_portions(x: Tensor, hidden_dim: int) -> bool:
-    """Whether portions pay: not where autograd keeps everything, nor where a compiler plans the memory.
+def pays_in_portions(x: Tensor, hidden_dim: int) -> bool:
+    """Whether to go in portions: not where autograd keeps everything, nor where a compiler plans the memory.
 
     Nor where somebody counts: rows that two portions need would count twice.
     """
@@ -28,17 +32,14 @@ def _in_portions(x: Tensor, hidden_dim: int) -> bool:
 class TokenMlp(Mlp):
     """Two linear layers with a GELU in between, for each token by itself; arguments are timm's."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, N, C)`` -> ``(B, N, C)``."""
-        hidden_dim = self.fc1.out_features
-        if not _in_portions(x, hidden_dim):
-            return super().forward(x)
-        tokens = x.flatten(0, 1)
-        out = torch.empty_like(tokens)
-        portion = max(_PORTION // hidden_dim, 1)
-        for part, into in zip(tokens.split(portion), out.split(portion), strict=True):
-            into.copy_(super().forward(part))
-        return out.view(x.shape)
+    def forward(self, x: Tensor, hw_shape: tuple[int, int] | None = None) -> Tensor:
+        """``(B, N, C)`` -> ``(B, N, C)``; where the tokens lie on the map does not matter."""
+        return super().forward(x)
+
+    def add_in_portions(self, x: Tensor, hw_shape: tuple[int, int], norm: nn.Module) -> None:
+        """Add the MLP of ``norm(x)`` to the contiguous ``x (B, N, C)`` in place."""
+        for part in x.flatten(0, 1).split(max(_PORTION // self.fc1.out_features, 1)):
+            part += self(norm(part))
 
 
 class DepthwiseMlp(nn.Module):
@@ -58,25 +59,26 @@ class DepthwiseMlp(nn.Module):
 
     def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         """``(B, N, C)`` with N = H*W of ``hw_shape`` -> ``(B, N, C)``."""
-        hidden_dim = self.fc1.out_features
+        return self._rows(x, hw_shape, slice(0, hw_shape[0]))
+
+    def add_in_portions(self, x: Tensor, hw_shape: tuple[int, int], norm: nn.Module) -> None:
+        """Add the MLP of ``norm(x)`` to the contiguous ``x (B, N, C)``, N = H*W, in place."""
         height, width = hw_shape
-        if not _in_portions(x, hidden_dim):
-            return self._rows(x, hw_shape, slice(0, height))
-        out = torch.empty_like(x)
-        rows = max(_PORTION // (hidden_dim * width), 1)
-        for image, into in zip(x.split(1), out.split(1), strict=True):
+        rows = max(_PORTION // (self.fc1.out_features * width), 1)
+        for image in x.split(1):
+            above = image[:, :0]  # The row above a portion as it was before its own sum.
             for top in range(0, height, rows):
-                part = slice(top, min(top + rows, height))
+                bottom = min(top + rows, height)
+                part = image[:, top * width : bottom * width]
                 # One row more on either side, which the convolution sees.
-                around = slice(max(top - 1, 0), min(part.stop + 1, height))
-                tokens = image[:, around.start * width : around.stop * width]
-                within = slice(part.start - around.start, part.stop - around.start)
-                into[:, part.start * width : part.stop * width] = self._rows(
-                    tokens, (around.stop - around.start, width), within
-                )
-        return out
+                below = image[:, bottom * width : (bottom + 1) * width]
+                tokens = torch.cat([above, part, below], dim=1)
+                above = part[:, -width:].clone()
+                first = 1 if top else 0
+                own = slice(first, first + bottom - top)
+                part += self._rows(norm(tokens), (tokens.shape[1] // width, width), own)
 
     def _rows(self, x: Tensor, hw_shape: tuple[int, int], rows: slice) -> Tensor:
         """Rows of the result on the map ``x (B, H*W, C)``."""
-        image = self.dwconv(self.fc1(x).transpose(1, 2).unflatten(2, hw_shape))
-        return self.fc2(self.act(image[:, :, rows].flatten(2).transpose(1, 2)))
+        image = self.dwconv(as_image(self.fc1(x), hw_shape))
+        return self.fc2(self.act(as_tokens(image[:, :, rows])))

@@ -1,7 +1,10 @@
 """Patches to tokens, for images of any size."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..attention.maps import as_tokens
 
 
 class PatchEmbed(nn.Module):
@@ -27,7 +30,9 @@ class PatchEmbed(nn.Module):
         padding: int = 0,
     ) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(in_channels, embed_dims, patch_size or stride, stride, padding)
+        projection = nn.Conv2d(in_channels, embed_dims, patch_size or stride, stride, padding)
+        # The layout of the tokens: neither they nor the map before are copied.
+        self.proj = projection.to(memory_format=torch.channels_last)
         self.norm = nn.LayerNorm(embed_dims)
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
@@ -44,4 +49,4 @@ class PatchEmbed(nn.Module):
         if any(missing):
             x = F.pad(x, (0, missing[1], 0, missing[0]))
         x = self.proj(x)
-        return self.norm(x.flatten(2).transpose(1, 2)), tuple(x.shape[2:])
+        return self.norm(as_tokens(x)), tuple(x.shape[2:])

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..attention.maps import as_image
 from .arch import check_frozen_stages, check_out_indices, map_sizes
 from .base import DenseBackbone
 
@@ -61,8 +62,8 @@ class PyramidBackbone(DenseBackbone):
             x = self.after_blocks(stage, x)
             if stage in self.out_indices:
                 out = self.to_output(stage, x)
-                outs.append(out.transpose(1, 2).unflatten(2, hw_shape).contiguous())
-            x = x.transpose(1, 2).unflatten(2, hw_shape)
+                outs.append(as_image(out, hw_shape).contiguous())
+            x = as_image(x, hw_shape)
         return tuple(outs)
 
     def before_blocks(self, stage: int, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:

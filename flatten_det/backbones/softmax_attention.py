@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..attention.size_cache import SizeCache
 from ..attention.spatial_reduction import reduce_tokens
 from ..attention.window import pad_to_multiple, window_merge, window_partition
 
@@ -68,6 +69,7 @@ class ShiftedWindowAttention(nn.Module):
         )
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
         self.register_buffer("bias_index", _relative_position_index(window_size), persistent=False)
+        self._masks = SizeCache()
 
     def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         """``(B, N, C)`` with N = H*W of ``hw_shape`` -> ``(B, N, C)``."""
@@ -80,20 +82,19 @@ class ShiftedWindowAttention(nn.Module):
             x = torch.roll(x, shifts=(-shift[0], -shift[1]), dims=(1, 2))
         windows = window_partition(x, window)  # [B, nW, n, C]
 
-        # Windows join the heads, so that bias and mask broadcast over the batch in a 4-D SDPA call.
-        nW, n = windows.shape[1:3]
-        q, k, v = (
-            t.unflatten(-1, (self.num_heads, -1)).transpose(2, 3).flatten(1, 2)
-            for t in self.qkv(windows).chunk(3, dim=-1)
-        )  # [B, nW*h, n, d]
+        qkv = self.qkv(windows).flatten(0, 1).unflatten(-1, (3, self.num_heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # [B*nW, h, n, d], views
         bias = self.relative_position_bias_table[self.bias_index].permute(2, 0, 1)  # [h, n, n]
-        bias = bias.to(q.dtype).expand(nW, -1, -1, -1)
+        bias = bias.to(q.dtype).unsqueeze(0)
         if any(shift):
-            separate = _shift_mask(padded_shape, self.window_size, shift, x.device)
-            bias = bias.masked_fill(separate[:, None], float("-inf"))
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.reshape(1, -1, n, n))
+            separate = self._masks(
+                (*padded_shape, *shift, x.device),
+                lambda: _shift_mask(padded_shape, self.window_size, shift, x.device),
+            )
+            bias = bias.masked_fill(separate[:, None], float("-inf")).repeat(B, 1, 1, 1)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
-        out = out.unflatten(1, (nW, self.num_heads)).transpose(2, 3).flatten(3)  # [B, nW, n, C]
+        out = out.transpose(1, 2).reshape(windows.shape)
         out = window_merge(out, window, padded_shape)
         if any(shift):
             out = torch.roll(out, shifts=shift, dims=(1, 2))

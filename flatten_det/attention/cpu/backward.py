@@ -12,9 +12,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..maps import as_image
 from .forward import Convolution, keys_of_tile, positioned_keys, queries_of_tile
 from .rows import LENGTH, Activation, Focused
-from .tiles import Buffers, Tile, as_image, merge_heads, split_heads, tiles
+from .tiles import Buffers, Tile, merge_heads, split_heads, tiles
 
 
 class _Scale:

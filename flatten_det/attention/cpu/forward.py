@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..maps import as_image
 from .rows import Activation, Focused, focus
-from .tiles import Buffers, Tile, as_image, merge_heads, split_heads, tiles
+from .tiles import Buffers, Tile, merge_heads, split_heads, tiles
 
 
 class KeySums:

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..folding import FoldedProjections
+from ..maps import as_image
 from .forward import Convolution, KeySums, attend
 from .rows import Activation, focus
-from .tiles import Buffers, Tile, as_image, tiles
+from .tiles import Buffers, Tile, tiles
 
 
 class _Positions:

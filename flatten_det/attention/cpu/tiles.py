@@ -73,8 +73,3 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
 def merge_heads(x: Tensor, num_heads: int) -> Tensor:
     """``(b*h, n, d)`` -> ``(b, n, h, d)``, a view to copy from."""
     return x.unflatten(0, (-1, num_heads)).transpose(1, 2)
-
-
-def as_image(tokens: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-    """``(b, H*W, C)`` -> ``(b, C, H, W)``, channels last: a view."""
-    return tokens.unflatten(1, hw_shape).permute(0, 3, 1, 2)
