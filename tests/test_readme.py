@@ -38,7 +38,13 @@ OWN_DATA = [
     "configs/quickstart/mask-rcnn_flatten-pvt-nano_fpn_shapes.py --out my_config.py",
     "uv run tools/train.py my_config.py",
 ]
-BENCHMARK = "uv run tools/benchmark_attention.py --shape pvt-s1 --out outputs/attention"
+BENCHMARK_ATTENTION = (
+    "uv run tools/benchmark_attention.py --shape pvt-s1 --out outputs/attention"
+)
+BENCHMARK = (
+    "uv run tools/benchmark.py --models flatten-pvt-t pvt-t mmdet:pvt-t --sizes 512 1024 2048 "
+    "--out outputs/speed"
+)
 FLOPS, FLOPS_OF_PAPER = (
     "uv run tools/get_flops.py flatten-pvt-t --shape 800 1280",
     "uv run tools/get_flops.py --paper",
@@ -90,6 +96,7 @@ def test_every_command_is_run():
         INSTALL,
         UPDATE_ZOO,
         BENCHMARK,
+        BENCHMARK_ATTENTION,
         FLOPS,
         FLOPS_OF_PAPER,
         *OWN_DATA,
@@ -198,12 +205,24 @@ def test_own_data(tmp_path):
 
 
 @pytest.mark.slow
-def test_benchmark(tmp_path):
+def test_benchmark_of_the_attention(tmp_path):
     cwd = workspace(tmp_path)
     less = ["--shape", "32,2,9,7", "--rounds", "1", "--candidates", "flatten_det", "eager"]
-    assert "flatten_det" in run(BENCHMARK, cwd, *less)
+    assert "flatten_det" in run(BENCHMARK_ATTENTION, cwd, *less)
     names = {path.name for path in (cwd / "outputs" / "attention").iterdir()}
     assert names >= {"results.json", "results.csv", "figure.png"}
+
+
+@pytest.mark.slow
+def test_benchmark(tmp_path):
+    cwd = workspace(tmp_path)
+    printed = run(BENCHMARK, cwd, "--sizes", "64", "128", "--rounds", "2")
+    assert "speed-up over flatten-pvt-t" in printed
+    names = {path.name for path in (cwd / "outputs" / "speed").iterdir()}
+    assert names == {"results.json", "results.csv", "table.md", "figure.png"}
+    cells = json.loads((cwd / "outputs" / "speed" / "results.json").read_text())["cells"]
+    assert len(cells) == 6
+    assert all(cell["figures"]["speedup"] for cell in cells)
 
 
 def test_flops(tmp_path):
