@@ -10,9 +10,13 @@ import sysconfig
 import venv
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from custom_folder import make_custom_folder
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
 
 from flatten_det.backbones import FLattenPVT
 
@@ -28,8 +32,11 @@ QUICKSTART, TESTS = (
     "pip install uv && uv run pytest",
 )
 IN_CI = [TESTS, "uv run ruff check", "uv run ruff format --check", "uv run pytest -m slow"]
+ON_LARGE_IMAGES = [c for c in COMMANDS if "my_large_image.jpg" in c]
 ON_QUICKSTART = [
-    c for c in COMMANDS if re.match(r"uv run tools/(test|infer)\.py configs/quickstart", c)
+    c
+    for c in COMMANDS
+    if re.match(r"uv run tools/(test|infer)\.py configs/quickstart", c) and c not in ON_LARGE_IMAGES
 ]
 ON_COCO = [c for c in COMMANDS if re.match(r"uv run tools/train\.py configs/(?!quickstart)", c)]
 ON_WEIGHTS = [c for c in COMMANDS if c.startswith("uv run tools/convert_checkpoint.py ")]
@@ -38,9 +45,7 @@ OWN_DATA = [
     "configs/quickstart/mask-rcnn_flatten-pvt-nano_fpn_shapes.py --out my_config.py",
     "uv run tools/train.py my_config.py",
 ]
-BENCHMARK_ATTENTION = (
-    "uv run tools/benchmark_attention.py --shape pvt-s1 --out outputs/attention"
-)
+BENCHMARK_ATTENTION = "uv run tools/benchmark_attention.py --shape pvt-s1 --out outputs/attention"
 BENCHMARK = (
     "uv run tools/benchmark.py --models flatten-pvt-t pvt-t mmdet:pvt-t --sizes 512 1024 2048 "
     "--out outputs/speed"
@@ -102,6 +107,7 @@ def test_every_command_is_run():
         *OWN_DATA,
         *IN_CI,
         *ON_QUICKSTART,
+        *ON_LARGE_IMAGES,
         *ON_COCO,
         *ON_WEIGHTS,
     }
@@ -131,6 +137,21 @@ def test_weights_command(command, tmp_path):
     torch.save({"model": FLattenPVT("tiny").state_dict()}, source)
     assert "flatten-pvt-t: written to" in run(command, cwd)
     assert destination.stat().st_size > 0
+
+
+@pytest.mark.parametrize("command", ON_LARGE_IMAGES)
+def test_large_images(command, tmp_path):
+    """With random weights: what the quickstarts leave takes minutes."""
+    cwd = workspace(tmp_path)
+    config, checkpoint, image = command.split()[3:6]
+    cfg = Config.fromfile(ROOT / config)
+    init_default_scope(cfg.default_scope)
+    (cwd / checkpoint).parent.mkdir(parents=True)
+    torch.save({"state_dict": MODELS.build(cfg.model).state_dict()}, cwd / checkpoint)
+    cv2.imwrite(str(cwd / image), np.zeros((300, 500, 3), np.uint8))
+    run(command, cwd)
+    prediction = json.loads((cwd / "outputs" / "preds" / "my_large_image.json").read_text())
+    assert (prediction["height"], prediction["width"]) == (300, 500)
 
 
 @pytest.mark.slow
