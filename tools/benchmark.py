@@ -12,7 +12,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
 from flatten_det.benchmark.device import find_device
 from flatten_det.benchmark.dtypes import DTYPES
-from flatten_det.benchmark.machine import device_name
+from flatten_det.benchmark.machine import busy_remark, device_name
 from flatten_det.benchmark.models.candidates import Candidate, make_candidates
 from flatten_det.benchmark.models.comparison import Comparison
 from flatten_det.benchmark.models.previous import load_previous
@@ -173,6 +173,7 @@ def run(args: argparse.Namespace) -> None:
         results = load_previous(args.out / JSON, how)
     measured = {result.setting for result in results}
     missing = [setting for setting in settings if setting not in measured]
+    busy = busy_remark() if missing else None
     columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=plan.steps * len(missing))
@@ -191,6 +192,8 @@ def run(args: argparse.Namespace) -> None:
     console = make_console()
     console.print(args.command, highlight=False, markup=False, soft_wrap=True)
     console.print(device_name(device), highlight=False)
+    if busy is not None:
+        console.print(busy, highlight=False, style="bold")
     for table in make_tables(comparison):
         console.print(table)
     console.print(explanation(), highlight=False)

@@ -19,6 +19,8 @@ _PACKAGES = (
     "onedl-mmdetection",
     "onedl-mmsegmentation",
 )
+# Processes for each processor, in the last minute.
+_BUSY = 0.5
 
 
 def describe_machine(device: torch.device) -> dict[str, object]:
@@ -42,6 +44,17 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
     return f"{_cpu_name()}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def busy_remark() -> str | None:
+    """One line if other processes keep the processors busy, to be asked before measuring; or None."""
+    count = os.cpu_count()
+    if not hasattr(os, "getloadavg") or not count or os.getloadavg()[0] < _BUSY * count:
+        return None
+    load = os.getloadavg()[0]
+    return (
+        f"this machine is busy: {load:.1f} processes on {count} processors; times are not its own"
+    )
 
 
 def _cpu_name() -> str:

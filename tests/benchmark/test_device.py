@@ -1,11 +1,13 @@
 """Devices, and what is known about them."""
 
+import os
+
 import pytest
 import torch
 
 from flatten_det.benchmark.bandwidth import copy_bandwidth
 from flatten_det.benchmark.device import find_device
-from flatten_det.benchmark.machine import describe_machine
+from flatten_det.benchmark.machine import busy_remark, describe_machine
 from flatten_det.engine.errors import UserError
 
 
@@ -33,3 +35,11 @@ def test_copy_bandwidth_counts_both_directions(monkeypatch):
     monkeypatch.setitem(bandwidth._BYTES, "cpu", 1000)
     monkeypatch.setattr(bandwidth, "clock_of", lambda device: lambda call: (call(), 0.5)[1])
     assert copy_bandwidth(torch.device("cpu")) == 2 * 1000 / 0.5
+
+
+def test_a_busy_machine_is_told(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.5, 8.0, 8.0))
+    assert busy_remark() is None
+    monkeypatch.setattr(os, "getloadavg", lambda: (3.14, 0.0, 0.0))
+    assert busy_remark().startswith("this machine is busy: 3.1 processes on 4 processors")
