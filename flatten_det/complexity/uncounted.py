@@ -17,7 +17,7 @@ _MOVING = """
     repeat replication_pad1d replication_pad2d roll scatter sort stack topk tril triu unfold
 """
 _CREATING = """
-    arange bernoulli empty empty_like empty_strided eye full full_like linspace native_dropout new_empty
+    arange bernoulli empty empty_like empty_strided eye fill full full_like linspace native_dropout new_empty
     new_full new_ones new_zeros normal ones ones_like rand rand_like randint randn randn_like randperm
     scalar_tensor uniform zero zeros zeros_like
 """

@@ -8,9 +8,10 @@ import torch
 from mmcv.cnn.bricks import DropPath
 from torchvision.ops import StochasticDepth
 
+from flatten_det.benchmark.models import cost as cost_module
 from flatten_det.benchmark.models.cost import count_cost
 from flatten_det.benchmark.models.settings import Setting, Size, find_size
-from flatten_det.benchmark.models.sources import MMDET, find_source
+from flatten_det.benchmark.models.sources import MMDET, Source, find_source
 from flatten_det.complexity import count_macs
 from flatten_det.engine.errors import UserError
 
@@ -93,6 +94,18 @@ def test_what_cannot_be_counted_has_a_note():
     cost = count_cost("torchvision:vit_b_16", SIZE)
     assert cost.macs is None
     assert "torchvision's vit_b_16 has no part that gives feature maps" in cost.note
+
+
+def test_operators_that_are_not_counted_are_named(monkeypatch):
+    class Spectral(torch.nn.Conv2d):
+        def forward(self, x):
+            return torch.fft.fft2(super().forward(x)).abs()
+
+    source = Source(lambda size: Spectral(3, 2, 1))
+    monkeypatch.setattr(cost_module, "find_source", lambda name: source)
+    cost = count_cost("spectral", SIZE)
+    assert cost.macs == 3 * 2 * SIZE.pixels
+    assert cost.note.startswith("multiply-adds lack those of aten._fft_")
 
 
 def test_sizes():

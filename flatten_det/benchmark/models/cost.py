@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from ...complexity import count_backbone, count_model
+from ...complexity.uncounted import SAMPLING
 from ..failures import describe_failure
 from .settings import Size
 from .sources import find_source
@@ -18,7 +19,7 @@ class Cost:
         macs: multiply-adds for one image, as :class:`~flatten_det.complexity.Complexity` counts them;
             None where that is not possible.
         parameters: of the model; None like ``macs``.
-        note: then the reason, in a line.
+        note: then the reason, in a line; or which operators are not in the multiply-adds.
     """
 
     macs: int | None
@@ -36,4 +37,6 @@ def count_cost(model: str, size: Size) -> Cost:
         counted = count(source.build(size).to("meta"), size.hw)
     except Exception as error:
         return Cost(None, None, f"not counted: {describe_failure(error)}")
-    return Cost(counted.macs, counted.parameters)
+    missing = ", ".join(sorted(set(counted.uncounted) - SAMPLING))
+    note = f"multiply-adds lack those of {missing}" if missing else None
+    return Cost(counted.macs, counted.parameters, note)
