@@ -1,5 +1,6 @@
 """Name the image file behind a failing data pipeline."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ def image_error(path: str | Path) -> str | None:
         return f"image {path} not found: check the data folder"
     content = path.read_bytes()
     try:
-        with Image.open(path) as image:
+        # What is too large for Pillow's taste is not broken.
+        with contextlib.suppress(Image.DecompressionBombError), Image.open(path) as image:
             image.load()
         readable = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED) is not None
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError):

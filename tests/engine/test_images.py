@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 from mmengine.dataset import Compose
+from PIL import Image
 
 from flatten_det.engine.images import CheckedPipeline, ImageError, image_error
 
@@ -17,6 +18,13 @@ def picture(request, tmp_path):
 
 def test_good_image_has_no_error(picture):
     assert image_error(picture) is None
+
+
+def test_image_that_pillow_takes_for_an_attack_has_no_error(picture, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert image_error(picture) is None
+    picture.write_bytes(picture.read_bytes()[:200])
+    assert "cannot be decoded" in image_error(picture)
 
 
 def test_label_map_has_no_error(tmp_path):
