@@ -1,11 +1,11 @@
 """Results as a picture: how time, memory and multiply-adds grow with the image."""
 
-from itertools import cycle
 from math import log, prod
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from .candidates import is_flatten
@@ -14,7 +14,7 @@ from .curves import QUANTITIES
 from .settings import Size
 
 # In inches: the column of a paper.
-_WIDTH, _HEIGHT, _MARGINS = 3.5, 2.0, 0.6
+_WIDTH, _HEIGHT, _MARGINS, _LINE = 3.5, 2.0, 0.6, 0.13
 _FONT, _SMALL_FONT = 7, 6
 _DPI = 220
 # Units of the axes, and what divides the values.
@@ -53,12 +53,19 @@ def draw(comparison: Comparison, title: str, path: Path) -> None:
     for row, quantity in enumerate(quantities):
         panels[row][0].set_ylabel(f"{quantity}, {_UNITS[quantity][0]}", fontsize=_FONT)
     side = comparison.fit_from**0.5
-    figure.suptitle(title, fontsize=_FONT)
-    figure.supxlabel(
-        f"image, px; p: growth as pixels$^p$, from {side:.0f}$^2$ px on\n"
-        "ring: from here on a FLatten model lies below the one of the ring's colour",
+    figure.legend(
+        [Line2D([], [], **_style(comparison, name)) for name in comparison.names],
+        comparison.names,
+        title=f"image, px; p: growth as pixels$^p$, from {side:.0f}$^2$ px on; ring: from here on\n"
+        "a FLatten model lies below the one of the ring's colour",
+        title_fontsize=_SMALL_FONT,
+        loc="outside lower center",
+        ncols=2 * len(kinds),
         fontsize=_SMALL_FONT,
+        handlelength=3.5,
+        frameon=False,
     )
+    figure.suptitle(title, fontsize=_FONT)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=_DPI)
 
@@ -67,18 +74,14 @@ def _draw_panel(axes: Axes, comparison: Comparison, kind: str, quantity: str) ->
     unit = _UNITS[quantity][1]
     axes.set_xscale("log")
     axes.set_yscale("log")
-    for name, marker, line in zip(comparison.names, cycle(_MARKERS), cycle(_LINES), strict=False):
+    for name in comparison.names:
         points = comparison.curve(kind, name, quantity).points
         exponent = comparison.exponent(kind, name, quantity)
         axes.plot(
             list(points),
             [value / unit for value in points.values()],
-            color=_colour(comparison, name),
-            marker=marker,
-            markersize=3.5,
-            linestyle=line,
-            linewidth=1.6 if is_flatten(name) else 1,
-            label=name if exponent is None else f"{name}, p = {exponent:.2f}",
+            **_style(comparison, name),
+            label="" if exponent is None else f"{exponent:.2f}",
         )
     _mark_crossovers(axes, comparison, kind, quantity)
     axes.grid(alpha=0.3, linewidth=0.5)
@@ -87,7 +90,14 @@ def _draw_panel(axes: Axes, comparison: Comparison, kind: str, quantity: str) ->
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")
     axes.tick_params(which="both", labelsize=_SMALL_FONT)
-    axes.legend(fontsize=_SMALL_FONT, loc="best", handlelength=3.5, framealpha=0.8)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(
+            title="p",
+            title_fontsize=_SMALL_FONT,
+            fontsize=_SMALL_FONT,
+            loc="best",
+            handlelength=3.5,
+        )
 
 
 def _mark_crossovers(axes: Axes, comparison: Comparison, kind: str, quantity: str) -> None:
@@ -116,7 +126,19 @@ def _mark_crossovers(axes: Axes, comparison: Comparison, kind: str, quantity: st
             textcoords="offset points",
             ha="left" if below else "right",
             fontsize=_SMALL_FONT,
+            bbox=dict(facecolor="white", edgecolor="none", alpha=0.7, pad=0.3),
         )
+
+
+def _style(comparison: Comparison, name: str) -> dict[str, object]:
+    number = comparison.names.index(name)
+    return dict(
+        color=_colour(comparison, name),
+        marker=_MARKERS[number % len(_MARKERS)],
+        markersize=3.5,
+        linestyle=_LINES[number % len(_LINES)],
+        linewidth=1.6 if is_flatten(name) else 1,
+    )
 
 
 def _colour(comparison: Comparison, name: str) -> str:
