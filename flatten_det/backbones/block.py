@@ -3,8 +3,8 @@
 import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from .checkpointing import BLOCK, ELEMENTWISE, MLP, recompute, recompute_elementwise
 from .mlp import DepthwiseMlp, TokenMlp, pays_in_portions
 
 
@@ -17,7 +17,7 @@ class TransformerBlock(nn.Module):
         mlp_ratio: hidden channels of the MLP / C.
         drop_path: probability to drop a branch for a sample in training.
         norm_eps: of the LayerNorms.
-        with_cp: recompute the block in the backward pass instead of storing its activations.
+        cp_policy: what is computed again in the backward pass, see :mod:`.checkpointing`; None: nothing.
         mlp_conv: a depthwise convolution inside the MLP (PVTv2).
     """
 
@@ -28,7 +28,7 @@ class TransformerBlock(nn.Module):
         mlp_ratio: float,
         drop_path: float,
         norm_eps: float,
-        with_cp: bool,
+        cp_policy: str | None,
         mlp_conv: bool = False,
     ) -> None:
         super().__init__()
@@ -38,22 +38,33 @@ class TransformerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         hidden = int(dim * mlp_ratio)
         self.mlp = DepthwiseMlp(dim, hidden) if mlp_conv else TokenMlp(dim, hidden)
-        self.with_cp = with_cp
+        self.cp_policy = cp_policy
 
     def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         """``(B, N, C)`` with N = H*W of ``hw_shape`` -> ``(B, N, C)``."""
-        if self.with_cp and torch.is_grad_enabled():
-            return checkpoint(self._forward, x, hw_shape, use_reentrant=False)
+        policy = self.cp_policy if torch.is_grad_enabled() else None
+        if policy == BLOCK:
+            return recompute(self._forward, x, hw_shape)
+        if policy == ELEMENTWISE:
+            return recompute_elementwise(self._forward, x, hw_shape)
+        if policy == MLP:
+            return recompute(self._add_mlp, self._add_attention(x, hw_shape), hw_shape)
         return self._forward(x, hw_shape)
 
     def _forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        attended = self.drop_path(self.attn(self.norm1(x), hw_shape))
-        # Without gradients nobody else needs what the attention returns: no fresh memory for the sum.
-        in_place = not torch.is_grad_enabled() and attended.dtype == x.dtype
-        x = attended.add_(x) if in_place else x + attended
+        x = self._add_attention(x, hw_shape)
         if self._adds_in_portions(x):
             self.mlp.add_in_portions(x, hw_shape, self.norm2)
             return x
+        return self._add_mlp(x, hw_shape)
+
+    def _add_attention(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+        attended = self.drop_path(self.attn(self.norm1(x), hw_shape))
+        # Without gradients nobody else needs what the attention returns: no fresh memory for the sum.
+        in_place = not torch.is_grad_enabled() and attended.dtype == x.dtype
+        return attended.add_(x) if in_place else x + attended
+
+    def _add_mlp(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         return x + self.drop_path(self.mlp(self.norm2(x), hw_shape))
 
     def _adds_in_portions(self, x: Tensor) -> bool:

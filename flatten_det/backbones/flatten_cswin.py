@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..attention import FocusedLinearAttention
 from .arch import NUM_STAGES, check_attn_types, drop_path_rates, map_sizes, resolve_arch
 from .block import TransformerBlock
+from .checkpointing import checkpoint_policies
 from .cross_shaped_attention import CrossShapedAttention
 from .patch_embed import PatchEmbed
 from .pyramid import PyramidBackbone
@@ -43,7 +44,8 @@ class FLattenCSwin(PyramidBackbone):
             its maps and are resized to the map at hand.
         frozen_stages: -1: nothing is frozen; 0: the patch embedding; n: it and the first n stages.
         norm_eval: keep the norm layers in evaluation mode during training.
-        with_cp: recompute each block in the backward pass to save memory.
+        with_cp: activation checkpointing: compute each block again in the backward pass to save memory, or
+            ``dict(policy='mlp', stages=(0, 1))``; see :mod:`.checkpointing` for the policies.
         init_cfg: ``dict(type='Pretrained', checkpoint='flatten_cswin_t.pth')`` loads an official
             classification checkpoint.
 
@@ -73,7 +75,7 @@ class FLattenCSwin(PyramidBackbone):
         pretrain_img_size: int | Sequence[int] = 224,
         frozen_stages: int = -1,
         norm_eval: bool = False,
-        with_cp: bool = False,
+        with_cp: bool | Mapping[str, Any] = False,
         init_cfg: Mapping | None = None,
     ) -> None:
         fields = resolve_arch(arch, self.arch_zoo)
@@ -82,6 +84,7 @@ class FLattenCSwin(PyramidBackbone):
             raise ValueError(f"split_size needs {NUM_STAGES} positive values; got {split_size!r}")
         dims = [fields["embed_dims"] * 2**stage for stage in range(NUM_STAGES)]
         grid_sizes = map_sizes(pretrain_img_size)
+        cp_policies = checkpoint_policies(with_cp)
         drop_paths = drop_path_rates(drop_path_rate, fields["depths"])
 
         def attention(stage: int) -> nn.Module:
@@ -108,7 +111,7 @@ class FLattenCSwin(PyramidBackbone):
                     mlp_ratio,
                     drop_path=rate,
                     norm_eps=1e-5,
-                    with_cp=with_cp,
+                    cp_policy=cp_policies[stage],
                 )
 
         super().__init__(

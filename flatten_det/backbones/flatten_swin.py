@@ -19,6 +19,7 @@ from .arch import (
 )
 from .base import DenseBackbone
 from .block import TransformerBlock
+from .checkpointing import checkpoint_policies
 from .patch_embed import PatchEmbed
 from .softmax_attention import ShiftedWindowAttention
 
@@ -89,7 +90,8 @@ class FLattenSwin(DenseBackbone):
             live on its maps and are resized to the map at hand.
         frozen_stages: -1: nothing is frozen; 0: the patch embedding; n: it and the first n stages.
         norm_eval: keep the norm layers in evaluation mode during training.
-        with_cp: recompute each block in the backward pass to save memory.
+        with_cp: activation checkpointing: compute each block again in the backward pass to save memory, or
+            ``dict(policy='mlp', stages=(0, 1))``; see :mod:`.checkpointing` for the policies.
         init_cfg: ``dict(type='Pretrained', checkpoint='flatten_swin_t.pth')`` loads an official
             classification checkpoint.
 
@@ -119,7 +121,7 @@ class FLattenSwin(DenseBackbone):
         pretrain_img_size: int | Sequence[int] = 224,
         frozen_stages: int = -1,
         norm_eval: bool = False,
-        with_cp: bool = False,
+        with_cp: bool | Mapping[str, Any] = False,
         init_cfg: Mapping | None = None,
     ) -> None:
         super().__init__(check_frozen_stages(frozen_stages), norm_eval, init_cfg)
@@ -130,6 +132,7 @@ class FLattenSwin(DenseBackbone):
         self.num_stages = self.out_indices[-1] + 1
         self.feature_dims = tuple(fields["embed_dims"] * 2**i for i in range(self.num_stages))
         grid_sizes = map_sizes(pretrain_img_size)
+        cp_policies = checkpoint_policies(with_cp)
         drop_paths = drop_path_rates(drop_path_rate, fields["depths"])
 
         def attention(stage: int, index: int) -> nn.Module:
@@ -158,7 +161,7 @@ class FLattenSwin(DenseBackbone):
                     mlp_ratio,
                     drop_path=rate,
                     norm_eps=1e-5,
-                    with_cp=with_cp,
+                    cp_policy=cp_policies[stage],
                 )
                 for index, rate in enumerate(rates)
             ]

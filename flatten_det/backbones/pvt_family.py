@@ -8,6 +8,7 @@ from torch import nn
 from ..attention import FocusedLinearAttention
 from .arch import check_attn_types, drop_path_rates, map_sizes, resolve_arch
 from .block import TransformerBlock
+from .checkpointing import checkpoint_policies
 from .patch_embed import PatchEmbed
 from .pyramid import PyramidBackbone
 from .softmax_attention import SpatialReductionAttention
@@ -33,7 +34,8 @@ class PVTFamily(PyramidBackbone):
             resized to the map at hand.
         frozen_stages: -1: nothing is frozen; 0: the patch embedding; n: it and the first n stages.
         norm_eval: keep the norm layers in evaluation mode during training.
-        with_cp: recompute each block in the backward pass to save memory.
+        with_cp: activation checkpointing: compute each block again in the backward pass to save memory, or
+            ``dict(policy='mlp', stages=(0, 1))``; see :mod:`.checkpointing` for the policies.
         init_cfg: ``dict(type='Pretrained', checkpoint=...)`` loads an official classification
             checkpoint.
 
@@ -58,7 +60,7 @@ class PVTFamily(PyramidBackbone):
         pretrain_img_size: int | Sequence[int] = 224,
         frozen_stages: int = -1,
         norm_eval: bool = False,
-        with_cp: bool = False,
+        with_cp: bool | Mapping[str, Any] = False,
         init_cfg: Mapping | None = None,
     ) -> None:
         arch = next(iter(self.arch_zoo)) if arch is None else arch
@@ -67,6 +69,7 @@ class PVTFamily(PyramidBackbone):
         if len(la_sr_ratios) != len(attn_types):
             raise ValueError(f"la_sr_ratios needs one value a stage; got {la_sr_ratios!r}")
         grid_sizes = map_sizes(pretrain_img_size)
+        cp_policies = checkpoint_policies(with_cp)
         drop_paths = drop_path_rates(drop_path_rate, fields["depths"])
 
         def attention(stage: int) -> nn.Module:
@@ -92,7 +95,7 @@ class PVTFamily(PyramidBackbone):
                     fields["mlp_ratios"][stage],
                     drop_path=rate,
                     norm_eps=1e-6,
-                    with_cp=with_cp,
+                    cp_policy=cp_policies[stage],
                     mlp_conv=self.mlp_conv,
                 )
 

@@ -77,11 +77,14 @@ def test_gradients_flow_through_la_windows_and_reduction(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("attn_types", ["LLLL", "SSSS"])
-def test_with_cp_is_bit_equal(family, attn_types):
+@pytest.mark.parametrize(
+    "checkpointing", [True, {"policy": "mlp", "stages": (0, 2)}, {"policy": "elementwise"}]
+)
+def test_with_cp_is_bit_equal(family, attn_types, checkpointing):
     """Outputs and gradients, stochastic depth included."""
     results = []
     image = torch.randn(2, 3, 64, 96)
-    for with_cp in (False, True):
+    for with_cp in (False, checkpointing):
         model = nano(family, attn_types=tuple(attn_types), with_cp=with_cp, drop_path_rate=0.3)
         model.train()
         torch.manual_seed(1)
@@ -215,3 +218,22 @@ def test_found_from_every_scope(family):
     from mmseg.registry import MODELS as SEGMENTATION
 
     assert MODELS.get(family) is DETECTION.get(family) is SEGMENTATION.get(family)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("attn_types", ["LLLL", "SSSS"])
+def test_bf16_autocast(family, attn_types):
+    """In training and at inference, within the digits of bfloat16."""
+    model = nano(family, attn_types=tuple(attn_types)).eval()
+    image = torch.randn(2, 3, 75, 132)
+    with torch.no_grad():
+        exact = model(image)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = model(image)
+    for a, b in zip(found, exact, strict=True):
+        assert (a.float() - b).norm() < 0.03 * b.norm()
+    with torch.autocast("cpu", torch.bfloat16):
+        outs = model.train()(image)
+        loss = sum(o.float().square().mean() for o in outs)
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())

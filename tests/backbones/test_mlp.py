@@ -23,7 +23,7 @@ def small_portions(monkeypatch):
 
 def make_block(mlp_conv: bool, drop_path: float = 0.0) -> TransformerBlock:
     torch.manual_seed(0)
-    block = TransformerBlock(16, Identity(), 2, drop_path, 1e-6, with_cp=False, mlp_conv=mlp_conv)
+    block = TransformerBlock(16, Identity(), 2, drop_path, 1e-6, cp_policy=None, mlp_conv=mlp_conv)
     for parameter in block.parameters():
         nn.init.normal_(parameter)
     return block
