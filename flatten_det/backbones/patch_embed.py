@@ -30,9 +30,7 @@ class PatchEmbed(nn.Module):
         padding: int = 0,
     ) -> None:
         super().__init__()
-        projection = nn.Conv2d(in_channels, embed_dims, patch_size or stride, stride, padding)
-        # The layout of the tokens: neither they nor the map before are copied.
-        self.proj = projection.to(memory_format=torch.channels_last)
+        self.proj = nn.Conv2d(in_channels, embed_dims, patch_size or stride, stride, padding)
         self.norm = nn.LayerNorm(embed_dims)
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
@@ -48,5 +46,6 @@ class PatchEmbed(nn.Module):
         ]
         if any(missing):
             x = F.pad(x, (0, missing[1], 0, missing[0]))
-        x = self.proj(x)
+        # The layout of tokens: maps of tokens have it already, and the result is tokens without a copy.
+        x = self.proj(x.contiguous(memory_format=torch.channels_last))
         return self.norm(as_tokens(x)), tuple(x.shape[2:])
