@@ -11,6 +11,7 @@ from ..attention import FocusedLinearAttention
 from .arch import NUM_STAGES, check_attn_types, drop_path_rates, map_sizes, resolve_arch
 from .block import TransformerBlock
 from .checkpointing import checkpoint_policies
+from .compiling import compile_blocks
 from .cross_shaped_attention import CrossShapedAttention
 from .patch_embed import PatchEmbed
 from .pyramid import PyramidBackbone
@@ -46,6 +47,7 @@ class FLattenCSwin(PyramidBackbone):
         norm_eval: keep the norm layers in evaluation mode during training.
         with_cp: activation checkpointing: compute each block again in the backward pass to save memory, or
             ``dict(policy='mlp', stages=(0, 1))``; see :mod:`.checkpointing` for the policies.
+        compile: run the blocks through ``torch.compile``: True, or its options; see :mod:`.compiling`.
         init_cfg: ``dict(type='Pretrained', checkpoint='flatten_cswin_t.pth')`` loads an official
             classification checkpoint.
 
@@ -76,6 +78,7 @@ class FLattenCSwin(PyramidBackbone):
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool | Mapping[str, Any] = False,
+        compile: bool | Mapping[str, Any] = False,
         init_cfg: Mapping | None = None,
     ) -> None:
         fields = resolve_arch(arch, self.arch_zoo)
@@ -130,6 +133,7 @@ class FLattenCSwin(PyramidBackbone):
             setattr(self, f"norm{stage + 1}", nn.LayerNorm(dims[stage]))
         self._init_from_scratch()
         self.freeze()
+        compile_blocks(self, compile)
 
     def to_output(self, stage: int, x: Tensor) -> Tensor:
         return getattr(self, f"norm{stage + 1}")(x)

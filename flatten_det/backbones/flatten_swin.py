@@ -20,6 +20,7 @@ from .arch import (
 from .base import DenseBackbone
 from .block import TransformerBlock
 from .checkpointing import checkpoint_policies
+from .compiling import compile_blocks
 from .patch_embed import PatchEmbed
 from .softmax_attention import ShiftedWindowAttention
 
@@ -92,6 +93,7 @@ class FLattenSwin(DenseBackbone):
         norm_eval: keep the norm layers in evaluation mode during training.
         with_cp: activation checkpointing: compute each block again in the backward pass to save memory, or
             ``dict(policy='mlp', stages=(0, 1))``; see :mod:`.checkpointing` for the policies.
+        compile: run the blocks through ``torch.compile``: True, or its options; see :mod:`.compiling`.
         init_cfg: ``dict(type='Pretrained', checkpoint='flatten_swin_t.pth')`` loads an official
             classification checkpoint.
 
@@ -122,6 +124,7 @@ class FLattenSwin(DenseBackbone):
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool | Mapping[str, Any] = False,
+        compile: bool | Mapping[str, Any] = False,
         init_cfg: Mapping | None = None,
     ) -> None:
         super().__init__(check_frozen_stages(frozen_stages), norm_eval, init_cfg)
@@ -171,6 +174,7 @@ class FLattenSwin(DenseBackbone):
             setattr(self, f"norm{stage}", nn.LayerNorm(self.feature_dims[stage]))
         self._init_from_scratch()
         self.freeze()
+        compile_blocks(self, compile)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """``(B, in_channels, H, W)`` -> one ``(B, C_i, ceil(H/s), ceil(W/s))`` for each out index."""

@@ -9,6 +9,7 @@ from ..attention import FocusedLinearAttention
 from .arch import check_attn_types, drop_path_rates, map_sizes, resolve_arch
 from .block import TransformerBlock
 from .checkpointing import checkpoint_policies
+from .compiling import compile_blocks
 from .patch_embed import PatchEmbed
 from .pyramid import PyramidBackbone
 from .softmax_attention import SpatialReductionAttention
@@ -36,6 +37,7 @@ class PVTFamily(PyramidBackbone):
         norm_eval: keep the norm layers in evaluation mode during training.
         with_cp: activation checkpointing: compute each block again in the backward pass to save memory, or
             ``dict(policy='mlp', stages=(0, 1))``; see :mod:`.checkpointing` for the policies.
+        compile: run the blocks through ``torch.compile``: True, or its options; see :mod:`.compiling`.
         init_cfg: ``dict(type='Pretrained', checkpoint=...)`` loads an official classification
             checkpoint.
 
@@ -61,6 +63,7 @@ class PVTFamily(PyramidBackbone):
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool | Mapping[str, Any] = False,
+        compile: bool | Mapping[str, Any] = False,
         init_cfg: Mapping | None = None,
     ) -> None:
         arch = next(iter(self.arch_zoo)) if arch is None else arch
@@ -114,6 +117,7 @@ class PVTFamily(PyramidBackbone):
         self.add_own_parameters()
         self._init_from_scratch()
         self.freeze()
+        compile_blocks(self, compile)
 
     @staticmethod
     def make_patch_embed(stage: int, in_channels: int, embed_dims: int) -> PatchEmbed:
