@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils.checkpoint import (
     CheckpointPolicy,
@@ -63,13 +62,9 @@ def recompute_elementwise(function: Callable[..., Tensor], *args: Any) -> Tensor
 
 
 def _keep_products(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    if _name(operator) in _PRODUCTS:
+    if operator.overloadpacket.__name__ in _PRODUCTS:
         return CheckpointPolicy.MUST_SAVE
     return CheckpointPolicy.PREFER_RECOMPUTE
-
-
-def _name(operator: torch._ops.OpOverload) -> str:
-    return operator.overloadpacket.__name__
 
 
 _PRODUCTS = {

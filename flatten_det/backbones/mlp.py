@@ -9,9 +9,9 @@ size is needed.
 import torch
 from timm.layers import Mlp
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from ..attention.maps import as_image, as_tokens
+from ..attention.size_cache import tensors_have_values
 
 # Entries of the hidden activations of a portion: 4 MB in float32.
 _PORTION = 1 << 20
@@ -22,11 +22,9 @@ def pays_in_portions(x: Tensor, hidden_dim: int) -> bool:
 
     Nor where somebody counts: rows that two portions need would count twice.
     """
-    if torch.is_grad_enabled() or x.device.type != "cpu" or torch.compiler.is_compiling():
+    if torch.is_grad_enabled() or x.device.type != "cpu" or not tensors_have_values():
         return False
-    if is_in_torch_dispatch_mode():
-        return False
-    return x.shape[:-1].numel() * hidden_dim > 2 * _PORTION and not torch.jit.is_tracing()
+    return x.shape[:-1].numel() * hidden_dim > 2 * _PORTION
 
 
 class TokenMlp(Mlp):
