@@ -38,6 +38,57 @@ class ResizedGrids:
         self._cache.clear()
 
 
+class GridRows:
+    """Rows of a learned grid resized as by :func:`resize_grid`, which never exists as a whole.
+
+    The grid is stretched along its width at once, which keeps it small, and along its height as rows are
+    asked for.
+
+    Args:
+        grid: ``(1, h*w, C)``, without gradients.
+        from_hw: ``(h, w)`` that the grid was learned on.
+        to_hw: ``(H, W)`` of the feature map.
+    """
+
+    def __init__(self, grid: Tensor, from_hw: tuple[int, int], to_hw: tuple[int, int]) -> None:
+        (height, width), (to_height, to_width) = from_hw, to_hw
+        rows = grid.view(height, width, -1)
+        if width != to_width:
+            shares = _shares(_places(0, to_width, width, to_width), slice(0, width))
+            rows = torch.matmul(shares.to(rows), rows)
+        self._rows = rows.flatten(1)  # [h, W*C]
+        self._height, self._to_height, self._to_width = height, to_height, to_width
+
+    def of_rows(self, rows: slice, out: Tensor) -> Tensor:
+        """Those of the map's ``rows`` into ``out (n, C)``, contiguous."""
+        shares, source = self._interpolation(rows)
+        torch.mm(shares, source, out=out.view(len(shares), -1))
+        return out
+
+    def add_to(self, tokens: Tensor, rows: slice) -> None:
+        """Add those of the map's ``rows`` to ``tokens (n, C)``, contiguous, in place."""
+        shares, source = self._interpolation(rows)
+        tokens.view(len(shares), -1).addmm_(shares, source)
+
+    def _interpolation(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """Shares of the grid's rows in ``rows``, and the grid's rows that have one."""
+        places = _places(rows.start, rows.stop, self._height, self._to_height)
+        own = slice(int(places[0]), min(int(places[-1]) + 2, self._height))
+        return _shares(places, own).to(self._rows), self._rows[own]
+
+
+def _places(start: int, stop: int, size: int, to_size: int) -> Tensor:
+    """Where points of an axis of ``to_size`` lie on one of ``size`` (``align_corners=False``)."""
+    points = torch.arange(start, stop, dtype=torch.float64)
+    return ((points + 0.5) * (size / to_size) - 0.5).clamp(0, size - 1)
+
+
+def _shares(places: Tensor, own: slice) -> Tensor:
+    """Shares of the whole points ``own`` at ``places (n,)`` between them, ``(n, own)``."""
+    own_points = torch.arange(own.start, own.stop, dtype=torch.float64)
+    return (1 - (places[:, None] - own_points).abs()).clamp_min(0)
+
+
 def resize_grid(grid: Tensor, from_hw: tuple[int, int], to_hw: tuple[int, int]) -> Tensor:
     """Resize a learned grid bilinearly (``align_corners=False``) from one map size to another.
 

@@ -5,10 +5,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import ops
+from .cpu.forward import Convolution
+from .cpu.layer import Norm
+from .cpu.layer import forward as cpu_layer
 from .dispatch import TILED, choose, focused_linear_attention, log_choice
 from .folding import FoldedProjections, fold_projections
 from .grid import ResizedGrids
+from .observers import is_observed
 from .reference import depthwise_values
+from .size_cache import tensors_have_values
 from .spatial_reduction import reduce_tokens
 from .window import pad_to_multiple, window_merge, window_partition
 
@@ -153,6 +158,41 @@ class FocusedLinearAttention(nn.Module):
         out = window_merge(windows, window, padded.shape[1:3])
         return self.proj(out[:, : hw_shape[0], : hw_shape[1]].reshape(B, N, C))
 
+    def adds_in_tiles(self, x: Tensor, norm: nn.Module) -> bool:
+        """Whether :meth:`add_in_tiles` can compute ``x + self(norm(x))``."""
+        is_affine = getattr(norm, "weight", None) is not None and norm.bias is not None
+        if not (is_affine and _is_plain(norm, nn.LayerNorm) and tensors_have_values()):
+            return False
+        return self._is_one_operator(x)
+
+    def add_in_tiles(
+        self, x: Tensor, hw_shape: tuple[int, int], norm: nn.LayerNorm, inplace: bool
+    ) -> Tensor:
+        """``x + self(norm(x), hw_shape)``, without a tensor for what norm and the layer return.
+
+        Args:
+            x: ``(B, N, C)``.
+            hw_shape: ``(H, W)`` with H*W = N.
+            norm: of a block that :meth:`adds_in_tiles`.
+            inplace: overwrite x, which must be contiguous.
+        """
+        log_choice(f"{TILED}, the whole layer with norm and sum", x)
+        folded = self._folded() if self.is_fused else self._fold()
+        pairs = ((self.dwc, self.num_heads), (self.lepe, 1))
+        return cpu_layer(
+            x,
+            folded,
+            self.grid_size,
+            [Convolution(c.weight, c.bias, heads) for c, heads in pairs if c is not None],
+            self.proj.weight,
+            self.proj.bias,
+            self.num_heads,
+            hw_shape,
+            EPS,
+            Norm(norm.weight, norm.bias, norm.eps),
+            inplace,
+        )
+
     def _attend(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         """Attention and convolutions of V, without the output projection."""
         folded = self._folded() if self._uses_folded(x) else None
@@ -207,7 +247,7 @@ class FocusedLinearAttention(nn.Module):
             return False
         projections = [self.qkv] if self.fused_qkv else [self.q, self.kv]
         # A replaced, hooked or quantised part must be called, not read.
-        if not all(_is_plain(part) for part in (*projections, self.proj)):
+        if not all(_is_plain(part, nn.Linear) for part in (*projections, self.proj)):
             return False
         return choose(x, x, x, self.num_heads, self.focusing_factor) == TILED
 
@@ -231,9 +271,8 @@ class FocusedLinearAttention(nn.Module):
         )
 
 
-def _is_plain(part: nn.Module) -> bool:
-    hooks = part._forward_hooks or part._forward_pre_hooks
-    return type(part) is nn.Linear and not hooks and part.weight.dtype == torch.float32
+def _is_plain(part: nn.Module, kind: type[nn.Module]) -> bool:
+    return type(part) is kind and not is_observed(part) and part.weight.dtype == torch.float32
 
 
 def _fold_again(module: FocusedLinearAttention, incompatible_keys: object) -> None:

@@ -4,7 +4,9 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from ..attention import FocusedLinearAttention
 from .checkpointing import BLOCK, ELEMENTWISE, MLP, recompute, recompute_elementwise
+from .in_place import computes_in_place
 from .mlp import DepthwiseMlp, TokenMlp, pays_in_portions
 
 
@@ -40,8 +42,11 @@ class TransformerBlock(nn.Module):
         self.mlp = DepthwiseMlp(dim, hidden) if mlp_conv else TokenMlp(dim, hidden)
         self.cp_policy = cp_policy
 
-    def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        """``(B, N, C)`` with N = H*W of ``hw_shape`` -> ``(B, N, C)``."""
+    def forward(self, x: Tensor, hw_shape: tuple[int, int], inplace: bool = False) -> Tensor:
+        """``(B, N, C)`` with N = H*W of ``hw_shape`` -> ``(B, N, C)``.
+
+        With ``inplace``, x may be overwritten, if gradients do not need it.
+        """
         policy = self.cp_policy if torch.is_grad_enabled() else None
         if policy == BLOCK:
             return recompute(self._forward, x, hw_shape)
@@ -49,28 +54,31 @@ class TransformerBlock(nn.Module):
             return recompute_elementwise(self._forward, x, hw_shape)
         if policy == MLP:
             return recompute(self._add_mlp, self._add_attention(x, hw_shape), hw_shape)
+        if computes_in_place(self) and not self._is_dropping():
+            return self._forward_in_place(x, hw_shape, inplace)
         return self._forward(x, hw_shape)
 
     def _forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        x = self._add_attention(x, hw_shape)
-        if self._adds_in_portions(x):
-            self.mlp.add_in_portions(x, hw_shape, self.norm2)
-            return x
-        return self._add_mlp(x, hw_shape)
+        return self._add_mlp(self._add_attention(x, hw_shape), hw_shape)
 
     def _add_attention(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        attended = self.drop_path(self.attn(self.norm1(x), hw_shape))
-        # Without gradients nobody else needs what the attention returns: no fresh memory for the sum.
-        in_place = not torch.is_grad_enabled() and attended.dtype == x.dtype
-        return attended.add_(x) if in_place else x + attended
+        return x + self.drop_path(self.attn(self.norm1(x), hw_shape))
 
     def _add_mlp(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         return x + self.drop_path(self.mlp(self.norm2(x), hw_shape))
 
-    def _adds_in_portions(self, x: Tensor) -> bool:
-        is_dropping = self.training and not isinstance(self.drop_path, nn.Identity)
-        # Somebody who listens to the MLP wants it whole.
-        is_observed = self.mlp._forward_hooks or self.mlp._forward_pre_hooks
-        if is_dropping or is_observed or not x.is_contiguous():
-            return False
-        return pays_in_portions(x, self.mlp.fc1.out_features)
+    def _is_dropping(self) -> bool:
+        return self.training and not isinstance(self.drop_path, nn.Identity)
+
+    def _forward_in_place(self, x: Tensor, hw_shape: tuple[int, int], inplace: bool) -> Tensor:
+        """The same in one tensor of x's size: the first touch of fresh memory costs more than arithmetic."""
+        inplace = inplace and x.is_contiguous()
+        if isinstance(self.attn, FocusedLinearAttention) and self.attn.adds_in_tiles(x, self.norm1):
+            x = self.attn.add_in_tiles(x, hw_shape, self.norm1, inplace)
+        else:
+            attended = self.attn(self.norm1(x), hw_shape)
+            x = attended.add_(x) if attended.dtype == x.dtype else attended + x
+        if x.is_contiguous() and pays_in_portions(x, self.mlp.fc1.out_features):
+            self.mlp.add_in_portions(x, hw_shape, self.norm2)
+            return x
+        return self._add_mlp(x, hw_shape)

@@ -6,7 +6,8 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..attention.grid import ResizedGrids
+from ..attention.grid import GridRows, ResizedGrids
+from .in_place import goes_in_portions, row_portions
 from .patch_embed import PatchEmbed
 from .pvt_family import PVTFamily
 
@@ -51,11 +52,19 @@ class FLattenPVT(PVTFamily):
             grid = nn.Parameter(torch.zeros(1, height * width, dim))
             setattr(self, f"pos_embed{stage + 1}", grid)
 
-    def before_blocks(self, stage: int, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        grid = getattr(self, f"pos_embed{stage + 1}")
-        positions = self._positions[stage](grid, self.grid_sizes[stage], hw_shape)
-        # Without gradients nobody else needs x any more.
-        return x + positions if torch.is_grad_enabled() else x.add_(positions)
+    def before_blocks(
+        self, stage: int, x: Tensor, hw_shape: tuple[int, int], inplace: bool
+    ) -> Tensor:
+        grid, from_hw = getattr(self, f"pos_embed{stage + 1}"), self.grid_sizes[stage]
+        is_exact = grid.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        if not (inplace and is_exact and goes_in_portions(x, torch.float32)):
+            return x + self._positions[stage](grid, from_hw, hw_shape)
+        # As large as x itself: by rows there is no fresh memory to fill.
+        positions = GridRows(grid, from_hw, hw_shape)
+        for rows in row_portions(hw_shape, x.shape[-1]):
+            for tokens in x[:, rows.start * hw_shape[1] : rows.stop * hw_shape[1]]:
+                positions.add_to(tokens, rows)
+        return x
 
     def train(self, mode: bool = True) -> "FLattenPVT":
         for positions in self._positions:

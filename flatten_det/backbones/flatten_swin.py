@@ -7,7 +7,6 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..attention import FocusedLinearAttention
-from ..attention.maps import as_image
 from ..attention.window import pad_to_multiple
 from .arch import (
     check_attn_types,
@@ -21,6 +20,7 @@ from .base import DenseBackbone
 from .block import TransformerBlock
 from .checkpointing import checkpoint_policies
 from .compiling import compile_blocks
+from .in_place import as_contiguous_image, computes_in_place
 from .patch_embed import PatchEmbed
 from .softmax_attention import ShiftedWindowAttention
 
@@ -60,10 +60,10 @@ class SwinStage(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.downsample = downsample
 
-    def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        """``(B, N, C)`` -> ``(B, N, C)``: the blocks alone."""
+    def forward(self, x: Tensor, hw_shape: tuple[int, int], inplace: bool = False) -> Tensor:
+        """``(B, N, C)`` -> ``(B, N, C)``: the blocks alone; with ``inplace``, x may be overwritten."""
         for block in self.blocks:
-            x = block(x, hw_shape)
+            x = block(x, hw_shape, inplace)
         return x
 
 
@@ -180,11 +180,12 @@ class FLattenSwin(DenseBackbone):
         """``(B, in_channels, H, W)`` -> one ``(B, C_i, ceil(H/s), ceil(W/s))`` for each out index."""
         x, hw_shape = self.patch_embed(x)
         outs = []
+        inplace = computes_in_place(self)
         for stage, layer in enumerate(self.layers):
-            x = layer(x, hw_shape)
+            x = layer(x, hw_shape, inplace)
             if stage in self.out_indices:
                 out = getattr(self, f"norm{stage}")(x)
-                outs.append(as_image(out, hw_shape).contiguous())
+                outs.append(as_contiguous_image(out, hw_shape))
             if layer.downsample is not None:
                 x, hw_shape = layer.downsample(x, hw_shape)
         return tuple(outs)

@@ -11,20 +11,14 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 
 from ..attention.maps import as_image, as_tokens
-from ..attention.size_cache import tensors_have_values
 
 # Entries of the hidden activations of a portion: 4 MB in float32.
 _PORTION = 1 << 20
 
 
 def pays_in_portions(x: Tensor, hidden_dim: int) -> bool:
-    """Whether to go in portions: not where autograd keeps everything, nor where a compiler plans the memory.
-
-    Nor where somebody counts: rows that two portions need would count twice.
-    """
-    if torch.is_grad_enabled() or x.device.type != "cpu" or not tensors_have_values():
-        return False
-    return x.shape[:-1].numel() * hidden_dim > 2 * _PORTION
+    """Whether the hidden activations are fresh memory worth saving."""
+    return x.device.type == "cpu" and x.shape[:-1].numel() * hidden_dim > 2 * _PORTION
 
 
 class TokenMlp(Mlp):
@@ -36,8 +30,31 @@ class TokenMlp(Mlp):
 
     def add_in_portions(self, x: Tensor, hw_shape: tuple[int, int], norm: nn.Module) -> None:
         """Add the MLP of ``norm(x)`` to the contiguous ``x (B, N, C)`` in place."""
-        for part in x.flatten(0, 1).split(max(_PORTION // self.fc1.out_features, 1)):
-            part += self(norm(part))
+        tokens = max(_PORTION // self.fc1.out_features, 1)
+        hidden = torch.empty(tokens, self.fc1.out_features) if self._is_plain(x) else None
+        for part in x.flatten(0, 1).split(tokens):
+            if hidden is None:
+                part += self(norm(part))
+            else:
+                self._add(norm(part), hidden[: len(part)], part)
+
+    def _is_plain(self, x: Tensor) -> bool:
+        """Whether nothing but two products and a GELU is to be computed, in float32."""
+        if torch.is_autocast_enabled("cpu") or (self.training and self.drop1.p + self.drop2.p):
+            return False
+        linear = (self.fc1, self.fc2)
+        return (
+            all(type(fc) is nn.Linear and fc.bias is not None for fc in linear)
+            and type(self.act) is nn.GELU
+            and type(self.norm) is nn.Identity
+            and {x.dtype, *(fc.weight.dtype for fc in linear)} == {torch.float32}
+        )
+
+    def _add(self, x: Tensor, hidden: Tensor, out: Tensor) -> None:
+        """Add the MLP of ``x (n, C)`` to ``out``; ``hidden`` is memory for what is in between."""
+        torch.addmm(self.fc1.bias, x, self.fc1.weight.t(), out=hidden)
+        torch.ops.aten.gelu_(hidden, approximate=self.act.approximate)
+        out.add_(self.fc2.bias).addmm_(hidden, self.fc2.weight.t())
 
 
 class DepthwiseMlp(nn.Module):

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attention.maps import as_tokens
+from .in_place import apply_in_place, computes_in_place, goes_in_portions
 
 
 class PatchEmbed(nn.Module):
@@ -48,4 +49,8 @@ class PatchEmbed(nn.Module):
             x = F.pad(x, (0, missing[1], 0, missing[0]))
         # The layout of tokens: maps of tokens have it already, and the result is tokens without a copy.
         x = self.proj(x.contiguous(memory_format=torch.channels_last))
-        return self.norm(as_tokens(x)), tuple(x.shape[2:])
+        tokens, hw_shape = as_tokens(x), tuple(x.shape[2:])
+        if goes_in_portions(tokens, self.norm.weight.dtype) and computes_in_place(self):
+            # No view of the map any more: the compiler tells views from what other blocks are given.
+            return apply_in_place(self.norm, tokens).data, hw_shape
+        return self.norm(tokens), hw_shape

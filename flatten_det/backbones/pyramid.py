@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..attention.maps import as_image
 from .arch import check_frozen_stages, check_out_indices, map_sizes
 from .base import DenseBackbone
+from .in_place import as_contiguous_image, computes_in_place
 
 
 class PyramidBackbone(DenseBackbone):
@@ -54,20 +55,26 @@ class PyramidBackbone(DenseBackbone):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """``(B, in_channels, H, W)`` -> one ``(B, C_i, ceil(H/s), ceil(W/s))`` for each out index."""
         outs = []
+        inplace = computes_in_place(self)
         for stage in range(self.num_stages):
             x, hw_shape = getattr(self, f"patch_embed{stage + 1}")(x)
-            x = self.before_blocks(stage, x, hw_shape)
+            x = self.before_blocks(stage, x, hw_shape, inplace)
             for block in getattr(self, f"block{stage + 1}"):
-                x = block(x, hw_shape)
+                x = block(x, hw_shape, inplace)
             x = self.after_blocks(stage, x)
             if stage in self.out_indices:
                 out = self.to_output(stage, x)
-                outs.append(as_image(out, hw_shape).contiguous())
+                outs.append(as_contiguous_image(out, hw_shape))
             x = as_image(x, hw_shape)
         return tuple(outs)
 
-    def before_blocks(self, stage: int, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        """Tokens ``(B, N, C)`` on their way from the patch embedding to the blocks."""
+    def before_blocks(
+        self, stage: int, x: Tensor, hw_shape: tuple[int, int], inplace: bool
+    ) -> Tensor:
+        """Tokens ``(B, N, C)`` on their way from the patch embedding to the blocks.
+
+        With ``inplace``, they may be overwritten.
+        """
         return x
 
     def after_blocks(self, stage: int, x: Tensor) -> Tensor:

@@ -29,36 +29,68 @@ def make_block(mlp_conv: bool, drop_path: float = 0.0) -> TransformerBlock:
     return block
 
 
+@pytest.fixture
+def portions(monkeypatch):
+    """Sizes of the tokens that were added in portions."""
+    added = []
+    for kind in (mlp.TokenMlp, mlp.DepthwiseMlp):
+        inner = kind.add_in_portions
+
+        def record(self, x, *args, _inner=inner):
+            added.append(tuple(x.shape))
+            return _inner(self, x, *args)
+
+        monkeypatch.setattr(kind, "add_in_portions", record)
+    return added
+
+
+class Square(nn.Module):
+    """An activation of somebody else's."""
+
+    def forward(self, x):
+        return x.square()
+
+
 @pytest.mark.parametrize("mlp_conv", [False, True])
+@pytest.mark.parametrize("act", [nn.GELU(), nn.GELU(approximate="tanh"), Square()])
 @pytest.mark.parametrize("hw_shape", [(7, 11), (30, 3), (1, 90), (3, 40)])
-def test_portions_equal_the_whole(mlp_conv, hw_shape):
+def test_portions_equal_the_whole(mlp_conv, act, hw_shape, portions):
     block = make_block(mlp_conv)
+    block.mlp.act = act
     x = torch.randn(2, hw_shape[0] * hw_shape[1], 16)
-    calls = []
-    block.mlp.fc1.register_forward_hook(lambda *_: calls.append(1))
     before, whole = x.clone(), block(x, hw_shape)
-    assert len(calls) == 1
-    calls.clear()
+    assert not portions
     with torch.no_grad():
         found = block(x, hw_shape)
-    assert len(calls) > 1
+    assert portions == [x.shape]
     torch.testing.assert_close(found, whole.detach(), rtol=1e-4, atol=1e-4)
     assert torch.equal(x, before)
 
 
-def test_a_dropped_branch_and_an_observed_mlp_stay_whole():
+def test_portions_under_autocast():
+    block, x = make_block(False), torch.randn(2, 90, 16)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        found = block(x, (9, 10))
+        block.mlp.register_forward_hook(lambda *_: None)
+        whole = block(x, (9, 10))
+    torch.testing.assert_close(found, whole, rtol=1e-2, atol=1e-2)
+
+
+def test_a_dropped_branch_and_an_observed_mlp_stay_whole(portions):
     x = torch.randn(2, 90, 16)
+    dropping, observed, inside = (
+        make_block(False, drop_path=0.5).train(),
+        make_block(False),
+        make_block(False),
+    )
     seen = []
-    dropping = make_block(False, drop_path=0.5).train()
-    dropping.mlp.fc1.register_forward_hook(lambda *_: seen.append(1))
+    observed.mlp.register_forward_hook(lambda *_: seen.append("mlp"))
+    inside.mlp.fc1.register_forward_hook(lambda *_: seen.append("fc1"))
     with torch.no_grad():
-        dropping(x, (9, 10))
-    assert len(seen) == 1
-    observed = make_block(False)
-    observed.mlp.register_forward_hook(lambda *_: seen.append(2))
-    with torch.no_grad():
-        observed(x, (9, 10))
-    assert seen == [1, 2]
+        for block in (dropping, observed, inside):
+            block(x, (9, 10))
+    assert seen == ["mlp", "fc1"]
+    assert not portions
 
 
 def test_portions_do_not_count_twice():

@@ -43,7 +43,7 @@ def _through_norm(rows: Focused, du: Tensor, d_cube_norm: Tensor, d_norm: Tensor
     """Gradient of a in place of ``du (n, C)``, see above; the other two are ``(n, 1)``."""
     du.addcmul_(rows.cube, d_cube_norm / rows.cube_norm)
     radial = torch.mul(rows.cube, du, out=product).sum(dim=-1, keepdim=True).mul_(3)
-    du.mul_(rows.square).mul_(3 * LENGTH / rows.norm)
+    du.mul_(rows.scaled).mul_(rows.scaled).mul_(3 * LENGTH / rows.norm)
     return du.addcmul_(rows.scaled, (d_norm - radial / rows.norm) / LENGTH)
 
 
@@ -128,7 +128,7 @@ def _key_gradients(
     along = torch.mul(rows.cube, g, out=product).sum(dim=-1, keepdim=True).div_(rows.cube_norm)
     # The gradient of u is g·factor; that factor is taken out of the elementwise part.
     g.addcmul_(rows.cube, -along / rows.cube_norm)
-    g.mul_(rows.square).mul_(3 * LENGTH / rows.cube_norm)
+    g.mul_(rows.scaled).mul_(rows.scaled).mul_(3 * LENGTH / rows.cube_norm)
     return g.addcmul_(rows.scaled, along / LENGTH), d_values
 
 

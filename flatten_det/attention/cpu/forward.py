@@ -47,8 +47,9 @@ def attend(queries: Focused, sums: KeySums, tile: Tile, eps: float, out: Tensor)
     if heads == 1:
         torch.bmm(cube, kv, out=out)
         return out.div_(normaliser[:, 0])
-    attended = torch.bmm(cube, kv).div_(normaliser.flatten(0, 1))
-    out.unflatten(-1, (heads, -1)).copy_(merge_heads(attended, heads))
+    attended = torch.bmm(cube, kv)
+    merged = out.unflatten(-1, (heads, -1))
+    torch.div(merge_heads(attended, heads), normaliser.transpose(1, 2), out=merged)
     return out
 
 

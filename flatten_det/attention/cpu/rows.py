@@ -60,13 +60,12 @@ class Focused(NamedTuple):
 
     Attributes:
         scaled: ``LENGTH * a/|a|``, ``(n, C)``.
-        square, cube: its elementwise powers, ``(n, C)``.
+        cube: its elementwise third power, ``(n, C)``.
         norm: |a|, ``(n, 1)``.
         cube_norm: |cube|, ``(n, 1)``.
     """
 
     scaled: Tensor
-    square: Tensor
     cube: Tensor
     norm: Tensor
     cube_norm: Tensor
@@ -80,9 +79,8 @@ def focus(a: Tensor, buffers: Buffers) -> Focused:
     """Focus positive rows ``a (n, C)``, in place."""
     norm = _row_norm(a)
     scaled = a.mul_(LENGTH / norm)
-    square = torch.mul(scaled, scaled, out=buffers("square", *a.shape))
-    cube = torch.mul(square, scaled, out=buffers("cube", *a.shape))
-    return Focused(scaled, square, cube, norm, _row_norm(cube))
+    cube = torch.pow(scaled, 3, out=buffers("cube", *a.shape))
+    return Focused(scaled, cube, norm, _row_norm(cube))
 
 
 def _row_norm(a: Tensor) -> Tensor:

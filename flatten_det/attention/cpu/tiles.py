@@ -6,11 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Tokens of a tile. Measured: 2048 to 8192 differ by less than the noise; a buffer of 4096 tokens of
-# 64 channels is 1 MB, and half a dozen of them fit into the second and third level of the caches.
-TILE_TOKENS = 4096
+# Tokens of a tile of 64 channels. Measured: 2048 to 16384 differ little for the operators, the layer at
+# inference gains 5 % from 8192 and more, as calls and the rows that two tiles need are fewer.
+TILE_TOKENS = 8192
 _TILE_CHANNELS = 64
-_LEAST_TOKENS = 512
+_LEAST_TOKENS = 1024
 
 
 class Tile(NamedTuple):

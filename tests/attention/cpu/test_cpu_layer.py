@@ -66,6 +66,43 @@ def test_equals_the_reference(options, hw_shape, tile_tokens, operators, monkeyp
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"num_heads": 1}, {"lepe_kernel_size": 3}, {"kernel_size": 0}]
+)
+@pytest.mark.parametrize("hw_shape", [(6, 5), (13, 11), (1, 40), (40, 1), (2, 300)])
+@pytest.mark.parametrize("tile_tokens", [1, 60, 4096])
+@pytest.mark.parametrize("inplace", [False, True])
+def test_with_norm_and_sum(options, hw_shape, tile_tokens, inplace, monkeypatch):
+    monkeypatch.setattr(tiles, "TILE_TOKENS", tile_tokens)
+    monkeypatch.setattr(tiles, "_LEAST_TOKENS", 1)
+    layer, norm = make_layer(**options), nn.LayerNorm(32)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    x = torch.randn(2, hw_shape[0] * hw_shape[1], 32) * 3 + 5
+    x[0, 0] = 2.0  # No variance at all.
+    before = x.clone()
+    with torch.no_grad():
+        expected = x + by_reference(layer, norm(x), hw_shape, monkeypatch)
+        assert layer.adds_in_tiles(x, norm)
+        found = layer.add_in_tiles(x, hw_shape, norm, inplace)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-5)
+    assert (found.data_ptr() == x.data_ptr()) == inplace
+    assert inplace or torch.equal(x, before)
+
+
+def test_what_does_not_go_with_norm_and_sum():
+    layer, norm, x = make_layer(), nn.LayerNorm(32), torch.randn(1, 30, 32)
+    assert not layer.adds_in_tiles(x, norm)  # Gradients.
+    with torch.no_grad():
+        assert layer.adds_in_tiles(x, norm)
+        assert not layer.adds_in_tiles(x, nn.LayerNorm(32, bias=False))
+        assert not layer.adds_in_tiles(x, nn.LayerNorm(32, elementwise_affine=False))
+        assert not layer.adds_in_tiles(x, nn.BatchNorm1d(32))
+        assert not layer.adds_in_tiles(x.double(), norm)
+        norm.register_forward_hook(lambda *_: None)
+        assert not layer.adds_in_tiles(x, norm)
+
+
 @pytest.mark.parametrize("options", [{"window_size": 4}, {"sr_ratio": 2, "fused_qkv": False}])
 def test_layers_of_another_kind(options, operators, monkeypatch):
     layer, x = make_layer(**options), torch.randn(2, 60, 32)
