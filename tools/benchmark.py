@@ -46,7 +46,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="MODEL",
         help="backbones: flatten-pvt-t, pvt-t (its softmax twin), ..., mmdet:swin-t, mmdet:pvt-t, "
         "mmdet:resnet-50, ..., timm:convnext_tiny, ..., torchvision:swin_t, ...; a config file: the whole "
-        f"detector or segmentor, without post-processing (default: {' '.join(MODELS)})",
+        "detector or segmentor, without post-processing, or 'CONFIG KEY=VALUE ...' with fields of it "
+        f"overridden (default: {' '.join(MODELS)})",
     )
     parser.add_argument(
         "--sizes",

@@ -4,13 +4,13 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib
 from mmengine.config import DictAction
 
-from .errors import explain
+from .errors import UserError, explain
 
 USER_ERROR_EXIT = 2  # as argparse does
 INTERRUPT_EXIT = 130  # 128 + SIGINT
@@ -21,13 +21,28 @@ class CfgOptions(DictAction):
 
     def __call__(self, parser, namespace, values, option_string=None):
         """Parse the pairs into one dict of dotted keys."""
-        for value in values:
-            if "=" not in value:
-                parser.error(f"argument --cfg-options: expected KEY=VALUE, got {value!r}")
         try:
-            super().__call__(parser, namespace, values, option_string)
-        except AssertionError as error:
+            parsed = parse_cfg_options(values)
+        except UserError as error:
             parser.error(f"argument --cfg-options: {error}")
+        setattr(namespace, self.dest, {**(getattr(namespace, self.dest) or {}), **parsed})
+
+
+def parse_cfg_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """``KEY=VALUE`` pairs as one dict of dotted keys, as ``--cfg-options`` understands them.
+
+    Raises:
+        UserError: if one of them is no pair, or its value is not complete.
+    """
+    for pair in pairs:
+        if "=" not in pair:
+            raise UserError(f"expected KEY=VALUE, got {pair!r}")
+    parsed = argparse.Namespace()
+    try:
+        DictAction([], "options")(None, parsed, pairs)
+    except AssertionError as error:
+        raise UserError(f"{' '.join(pairs)}: {error}") from error
+    return parsed.options
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ from mmcv.cnn.bricks import DropPath
 from torchvision.ops import StochasticDepth
 
 from flatten_det.benchmark.models import cost as cost_module
+from flatten_det.benchmark.models.candidates import short_name
 from flatten_det.benchmark.models.cost import count_cost
 from flatten_det.benchmark.models.settings import Setting, Size, find_size
 from flatten_det.benchmark.models.sources import MMDET, Source, find_source
@@ -74,9 +75,27 @@ def test_whole_models_come_from_configs():
     assert count_cost(str(path), SIZE).macs > 1000 * 64 * 49 * 128
 
 
+def test_fields_of_configs_can_be_overridden(tmp_path):
+    path = QUICKSTART / "mask-rcnn_flatten-pvt-nano_fpn_shapes.py"
+    model = f"{path} model.backbone.with_cp=True model.neck.out_channels=32"
+    assert short_name(model) == f"{path.stem} with_cp=True out_channels=32"
+    built = find_source(model).build(SIZE)
+    assert built.backbone.block1[0].cp_policy == "block"
+    assert built.neck.out_channels == 32
+    with_space = tmp_path / "a folder" / "config.py"
+    with_space.parent.mkdir()
+    with_space.write_text(f"_base_ = {str(path.resolve())!r}\n")
+    assert not find_source(str(with_space)).build(SIZE).backbone.block1[0].cp_policy
+    assert short_name(str(with_space)) == "config"
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
+        (
+            "configs/quickstart/retinanet_flatten-pvt-nano_fpn_shapes.py with_cp",
+            "expected KEY=VALUE",
+        ),
         ("flatten-pvt-x", "no such model; give one of flatten_det's.*flatten-pvt-"),
         ("mmdet:swin-x", "of mmdet there are pvt-t.*did you mean"),
         ("timm:convnext_tini", "did you mean convnext_tiny"),

@@ -1,5 +1,6 @@
 """What is compared: models by name, as they are or compiled."""
 
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +29,25 @@ class Candidate:
 
 
 def short_name(model: str) -> str:
-    """Of a model: a config's file name without folders and ending."""
-    return Path(model).stem if model.endswith(".py") else model
+    """Of a model: a config's file name without folders and ending, and the ends of its options' keys."""
+    config = as_config(model)
+    if config is None:
+        return model
+    path, options = config
+    return " ".join([Path(path).stem, *(_short_option(option) for option in options)])
+
+
+def as_config(model: str) -> tuple[str, list[str]] | None:
+    """Path and ``KEY=VALUE`` options of a model that is a config; None for others."""
+    if model.endswith(".py"):
+        return model, []
+    path, *options = shlex.split(model)
+    return (path, options) if path.endswith(".py") else None
+
+
+def _short_option(option: str) -> str:
+    key, separator, value = option.partition("=")
+    return f"{key.rpartition('.')[2]}{separator}{value}"
 
 
 def is_flatten(name: str) -> bool:

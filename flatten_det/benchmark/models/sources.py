@@ -15,8 +15,10 @@ from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from ...backbones import BACKBONES, build_backbone
+from ...engine.cli import parse_cfg_options
 from ...engine.config import load_config
 from ...engine.errors import UserError
+from .candidates import as_config
 from .settings import Size
 from .whole import build_whole
 
@@ -55,13 +57,16 @@ def find_source(name: str) -> Source:
     Args:
         name: ``flatten-pvt-t`` and all other :data:`~flatten_det.backbones.BACKBONES`; ``mmdet:swin-t``
             and all of :data:`MMDET`; ``timm:NAME`` of a model with features; ``torchvision:NAME`` of a
-            classification model, whose head is left out; the path of a config file (``.py``).
+            classification model, whose head is left out; the path of a config file (``.py``), and after it,
+            separated by spaces, fields to override as ``KEY=VALUE``.
 
     Raises:
         UserError: if there is no such model.
     """
-    if name.endswith(".py"):
-        cfg = load_config(name)
+    config = as_config(name)
+    if config is not None:
+        path, options = config
+        cfg = load_config(path, parse_cfg_options(options))
         return Source(lambda size: _without_drop_path(build_whole(cfg)), whole=True)
     library, separator, model = name.partition(":")
     if not separator:
