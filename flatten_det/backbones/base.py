@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..attention import FocusedLinearAttention
 from ..checkpoints import load_backbone, read_checkpoint
+from .valid_region import apply_to_valid, valid_sizes
 
 NORM_LAYERS = (nn.LayerNorm, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
 
@@ -19,14 +20,32 @@ class DenseBackbone(BaseModule):
     Args:
         frozen_stages: -1: nothing is frozen; 0: the patch embedding; n: it and the first n stages.
         norm_eval: keep the norm layers in evaluation mode during training.
+        mask_padding: compute images without the padding of their batch; see :mod:`.valid_region`.
         init_cfg: ``dict(type='Pretrained', checkpoint=...)`` loads a classification checkpoint of the
             original release as it was downloaded, or one saved from this class.
     """
 
-    def __init__(self, frozen_stages: int, norm_eval: bool, init_cfg: Mapping | None) -> None:
+    def __init__(
+        self, frozen_stages: int, norm_eval: bool, mask_padding: bool, init_cfg: Mapping | None
+    ) -> None:
         super().__init__(init_cfg)
+        self.mask_padding = mask_padding
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """``(B, in_channels, H, W)`` -> one ``(B, C_i, ceil(H/s), ceil(W/s))`` for each out index.
+
+        Within the call of a detector or segmentor, the maps of padding are zero, with ``mask_padding``.
+        """
+        sizes = valid_sizes(x) if self.mask_padding else None
+        if sizes is None:
+            return self.forward_images(x)
+        return apply_to_valid(self.forward_images, x, sizes, self.out_indices)
+
+    def forward_images(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The same for images without padding, or with padding that is taken for image."""
+        raise NotImplementedError
 
     def frozen_modules(self) -> Iterable[nn.Module | nn.Parameter]:
         """The modules and parameters that ``frozen_stages`` freezes."""

@@ -45,6 +45,8 @@ class FLattenCSwin(PyramidBackbone):
             its maps and are resized to the map at hand.
         frozen_stages: -1: nothing is frozen; 0: the patch embedding; n: it and the first n stages.
         norm_eval: keep the norm layers in evaluation mode during training.
+        mask_padding: in a detector or segmentor, compute images without the padding of their batch, so
+            that what is predicted for one does not depend on the others; False: padding is taken for image.
         with_cp: activation checkpointing: compute each block again in the backward pass to save memory, or
             ``dict(policy='mlp', stages=(0, 1))``; see :mod:`.checkpointing` for the policies.
         compile: run the blocks through ``torch.compile``: True, or its options; see :mod:`.compiling`.
@@ -77,6 +79,7 @@ class FLattenCSwin(PyramidBackbone):
         pretrain_img_size: int | Sequence[int] = 224,
         frozen_stages: int = -1,
         norm_eval: bool = False,
+        mask_padding: bool = True,
         with_cp: bool | Mapping[str, Any] = False,
         compile: bool | Mapping[str, Any] = False,
         init_cfg: Mapping | None = None,
@@ -127,6 +130,7 @@ class FLattenCSwin(PyramidBackbone):
             pretrain_img_size=pretrain_img_size,
             frozen_stages=frozen_stages,
             norm_eval=norm_eval,
+            mask_padding=mask_padding,
             init_cfg=init_cfg,
         )
         for stage in self.out_indices:

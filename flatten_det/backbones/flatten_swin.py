@@ -91,6 +91,8 @@ class FLattenSwin(DenseBackbone):
             live on its maps and are resized to the map at hand.
         frozen_stages: -1: nothing is frozen; 0: the patch embedding; n: it and the first n stages.
         norm_eval: keep the norm layers in evaluation mode during training.
+        mask_padding: in a detector or segmentor, compute images without the padding of their batch, so
+            that what is predicted for one does not depend on the others; False: padding is taken for image.
         with_cp: activation checkpointing: compute each block again in the backward pass to save memory, or
             ``dict(policy='mlp', stages=(0, 1))``; see :mod:`.checkpointing` for the policies.
         compile: run the blocks through ``torch.compile``: True, or its options; see :mod:`.compiling`.
@@ -123,11 +125,12 @@ class FLattenSwin(DenseBackbone):
         pretrain_img_size: int | Sequence[int] = 224,
         frozen_stages: int = -1,
         norm_eval: bool = False,
+        mask_padding: bool = True,
         with_cp: bool | Mapping[str, Any] = False,
         compile: bool | Mapping[str, Any] = False,
         init_cfg: Mapping | None = None,
     ) -> None:
-        super().__init__(check_frozen_stages(frozen_stages), norm_eval, init_cfg)
+        super().__init__(check_frozen_stages(frozen_stages), norm_eval, mask_padding, init_cfg)
         self.arch = arch
         fields = resolve_arch(arch, self.arch_zoo)
         attn_types = check_attn_types(attn_types)
@@ -176,8 +179,7 @@ class FLattenSwin(DenseBackbone):
         self.freeze()
         compile_blocks(self, compile)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """``(B, in_channels, H, W)`` -> one ``(B, C_i, ceil(H/s), ceil(W/s))`` for each out index."""
+    def forward_images(self, x: Tensor) -> tuple[Tensor, ...]:
         x, hw_shape = self.patch_embed(x)
         outs = []
         inplace = computes_in_place(self)

@@ -22,8 +22,8 @@ class PyramidBackbone(DenseBackbone):
         patch_embed: builds the patch embedding of a stage (0 to 3), called with the stage, its input
             and its output channels.
         blocks: builds the blocks of a stage.
-        arch, in_channels, out_indices, pretrain_img_size, frozen_stages, norm_eval, init_cfg: as for the
-            families.
+        arch, in_channels, out_indices, pretrain_img_size, frozen_stages, norm_eval, mask_padding,
+            init_cfg: as for the families.
     """
 
     def __init__(
@@ -38,9 +38,10 @@ class PyramidBackbone(DenseBackbone):
         pretrain_img_size: int | Sequence[int],
         frozen_stages: int,
         norm_eval: bool,
+        mask_padding: bool,
         init_cfg: Mapping | None,
     ) -> None:
-        super().__init__(check_frozen_stages(frozen_stages), norm_eval, init_cfg)
+        super().__init__(check_frozen_stages(frozen_stages), norm_eval, mask_padding, init_cfg)
         self.arch = arch
         self.out_indices = check_out_indices(out_indices)
         self.num_stages = self.out_indices[-1] + 1
@@ -52,8 +53,7 @@ class PyramidBackbone(DenseBackbone):
             setattr(self, f"patch_embed{stage + 1}", embedding)
             setattr(self, f"block{stage + 1}", nn.ModuleList(blocks(stage)))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """``(B, in_channels, H, W)`` -> one ``(B, C_i, ceil(H/s), ceil(W/s))`` for each out index."""
+    def forward_images(self, x: Tensor) -> tuple[Tensor, ...]:
         outs = []
         inplace = computes_in_place(self)
         for stage in range(self.num_stages):

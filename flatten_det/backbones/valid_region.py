@@ -1,0 +1,117 @@
+"""Which part of a padded batch is image, and computing that part alone.
+
+Frameworks pad the images of a batch to the largest one. Attention over the whole map would mix the padding
+into every token, and the prediction for an image would depend on its batch mates. So images go through the
+backbone without their padding, those of one size together: padding has no part in keys, queries, norms or
+convolutions, learned grids fit each image's own map, and nothing is computed that nobody needs.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_STRIDES = (4, 8, 16, 32)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Of the model that is being called.
+
+    Attributes:
+        hw_shape: ``(H, W)`` of the padded images.
+        valid: ``(h, w)`` of each image in its top left corner.
+    """
+
+    hw_shape: tuple[int, int]
+    valid: tuple[tuple[int, int], ...]
+
+
+_current: ContextVar[_Batch | None] = ContextVar("flatten_det_batch", default=None)
+
+
+@contextmanager
+def valid_regions(images: object, data_samples: object) -> Iterator[None]:
+    """For the time of a model's call, what its data samples say about its images.
+
+    Args:
+        images: what the model is called with; anything but ``(B, 3, H, W)`` says nothing.
+        data_samples: with ``img_shape``, one for each image; anything else says nothing.
+    """
+    token = _current.set(_read(images, data_samples))
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def _read(images: object, data_samples: object) -> _Batch | None:
+    if not isinstance(images, Tensor) or images.dim() != 4:
+        return None
+    if not isinstance(data_samples, Sequence) or len(data_samples) != len(images):
+        return None
+    shapes = [getattr(sample, "img_shape", None) for sample in data_samples]
+    height, width = images.shape[2:]
+    for shape in shapes:
+        if shape is None or not (0 < shape[0] <= height and 0 < shape[1] <= width):
+            return None
+    return _Batch((height, width), tuple((int(h), int(w)) for h, w, *_ in shapes))
+
+
+def valid_sizes(images: Tensor) -> tuple[tuple[int, int], ...] | None:
+    """``(h, w)`` of the image in each of ``images (B, C, H, W)``; None where nothing is padded or known.
+
+    Inputs of another size than the model's own, such as the crops of sliding windows, are not known.
+    """
+    batch = _current.get()
+    if (
+        batch is None
+        or len(images) != len(batch.valid)
+        or tuple(images.shape[2:]) != batch.hw_shape
+    ):
+        return None
+    return None if all(size == batch.hw_shape for size in batch.valid) else batch.valid
+
+
+def apply_to_valid(
+    backbone: Callable[[Tensor], tuple[Tensor, ...]],
+    images: Tensor,
+    sizes: Sequence[tuple[int, int]],
+    out_indices: Sequence[int],
+) -> tuple[Tensor, ...]:
+    """Feature maps of padded images, computed without the padding and zero there.
+
+    Args:
+        backbone: from images to one map for each of ``out_indices``.
+        images: ``(B, C, H, W)``.
+        sizes: ``(h, w)`` of the image in each.
+        out_indices: of the stages, whose strides are 4, 8, 16 and 32.
+
+    Returns:
+        ``(B, C_i, ceil(H/s), ceil(W/s))`` for each out index; what lies beyond ``ceil(h/s)`` and
+        ``ceil(w/s)`` is zero.
+    """
+    groups: dict[tuple[int, int], list[int]] = {}
+    for index, size in enumerate(sizes):
+        groups.setdefault(size, []).append(index)
+    of_groups = []
+    for (height, width), members in groups.items():
+        own = images if len(groups) == 1 else images[members]
+        of_groups.append(backbone(own[:, :, :height, :width]))
+    places = torch.tensor([index for members in groups.values() for index in members])
+    is_in_order = torch.equal(places, torch.arange(len(images)))
+    order = None if is_in_order else places.argsort().to(images.device)
+    outs = []
+    for level, parts in enumerate(zip(*of_groups, strict=True)):
+        stride = _STRIDES[out_indices[level]]
+        height, width = (-(-size // stride) for size in images.shape[2:])
+        padded = [
+            F.pad(part, (0, width - part.shape[3], 0, height - part.shape[2])) for part in parts
+        ]
+        out = padded[0] if len(padded) == 1 else torch.cat(padded)
+        outs.append(out if order is None else out[order])
+    return tuple(outs)

@@ -1,0 +1,155 @@
+"""What a backbone computes for an image does not depend on its batch mates."""
+
+import pytest
+import torch
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
+from mmengine.structures import BaseDataElement
+from torch import nn
+
+import flatten_det  # noqa: F401  registers the backbones
+
+NANO = {
+    "FLattenPVT": dict(embed_dims=(16, 32, 48, 64), num_heads=(1, 2, 3, 4), depths=(1, 1, 1, 1)),
+    "FLattenPVTv2": dict(embed_dims=(16, 32, 32, 32), num_heads=(1, 2, 2, 2), depths=(1, 1, 1, 1)),
+    "FLattenSwin": dict(embed_dims=16, depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 8)),
+    "FLattenCSwin": dict(embed_dims=16, depths=(1, 1, 2, 1), num_heads=(2, 2, 4, 8)),
+}
+PADDED = (128, 192)
+# The second is half as large, the third has the size of the first, the fourth ends within a token.
+VALID = [(128, 160), (64, 96), (128, 160), (77, 50)]
+
+
+class Model(BaseModel):
+    """A model of a backbone alone."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, inputs, data_samples=None, mode="tensor"):
+        return self.backbone(inputs)
+
+
+def build(family: str, **options) -> Model:
+    torch.manual_seed(0)
+    backbone = MODELS.build(dict(type=family, arch=NANO[family], **options))
+    for name, parameter in backbone.named_parameters():
+        if parameter.dim() < 2 or "pos" in name:
+            nn.init.normal_(parameter, std=0.3)
+    return Model(backbone)
+
+
+def samples(sizes) -> list[BaseDataElement]:
+    return [BaseDataElement(metainfo=dict(img_shape=size)) for size in sizes]
+
+
+def batch(sizes=VALID, padding: float = 0.0) -> torch.Tensor:
+    torch.manual_seed(1)
+    images = torch.full((len(sizes), 3, *PADDED), padding)
+    for image, (height, width) in zip(images, sizes, strict=True):
+        image[:, :height, :width] = torch.randn(3, height, width)
+    return images
+
+
+def own(maps, index: int, stride: int):
+    height, width = (-(-size // stride) for size in VALID[index])
+    return maps[index, :, :height, :width]
+
+
+@pytest.mark.parametrize("attn_types", ["LLSS", "SSLL"])
+@pytest.mark.parametrize("family", NANO)
+@pytest.mark.parametrize("train", [False, True])
+def test_alone_and_in_a_batch(family, attn_types, train):
+    model = build(family, attn_types=tuple(attn_types)).train(train)
+    images = batch(padding=7.0)
+    with torch.set_grad_enabled(train):
+        together = model(images, samples(VALID))
+        for index, (height, width) in enumerate(VALID):
+            alone = model(images[index : index + 1, :, :height, :width])
+            for level, stride in enumerate((4, 8, 16, 32)):
+                found = own(together[level], index, stride)
+                torch.testing.assert_close(found, alone[level][0], rtol=1e-4, atol=1e-4)
+                assert together[level][index].count_nonzero() == found.count_nonzero()
+    assert [x.shape[2:] for x in together] == [(128 // s, 192 // s) for s in (4, 8, 16, 32)]
+
+
+@pytest.mark.parametrize("family", NANO)
+def test_gradients_are_those_of_the_images_alone(family):
+    model = build(family, out_indices=(1, 3)).train()
+    images = batch()
+
+    def gradients(outputs):
+        model.zero_grad()
+        sum(x.square().sum() for x in outputs).backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    together = gradients(model(images, samples(VALID)))
+    alone = [model(images[i : i + 1, :, :h, :w]) for i, (h, w) in enumerate(VALID)]
+    expected = gradients(x for outputs in alone for x in outputs)
+    for a, b in zip(together, expected, strict=True):
+        assert (a - b).norm() <= 1e-4 * b.norm() + 1e-5
+
+
+@pytest.mark.parametrize("family", NANO)
+def test_without_the_mask_padding_is_image(family):
+    model, images = build(family, mask_padding=False).eval(), batch()
+    with torch.no_grad():
+        off = model(images, samples(VALID))
+        plain = model.backbone(images)
+        model.backbone.mask_padding = True
+        on = model(images, samples(VALID))
+    assert all(torch.equal(a, b) for a, b in zip(off, plain, strict=True))
+    difference = [
+        float((own(a, 1, s) - own(b, 1, s)).norm() / own(b, 1, s).norm())
+        for a, b, s in zip(off, on, (4, 8, 16, 32), strict=True)
+    ]
+    print(f"{family}: the other image's padding moves features by {difference}")
+    assert min(difference) > 1e-3  # With random weights; 1e-4 is what the mask leaves.
+
+
+@pytest.mark.parametrize(
+    ("images", "data_samples"),
+    [
+        (batch([PADDED] * 2), samples([PADDED] * 2)),  # Nothing is padded.
+        (batch()[:2], None),
+        (batch()[:2], []),
+        (batch()[:2], samples(VALID)),
+        (batch()[:2], [BaseDataElement(), BaseDataElement()]),
+        (batch()[:2], samples([(64, 64), (129, 64)])),
+        (batch()[:2], {"img_shape": (64, 64)}),
+    ],
+)
+def test_nothing_to_do_or_nothing_known(images, data_samples):
+    model = build("FLattenPVT").eval()
+    with torch.no_grad():
+        found, expected = model(images, data_samples), model.backbone(images)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_crops_of_sliding_windows_are_not_taken_for_the_images():
+    model, images = build("FLattenPVT").eval(), batch()
+    model.forward = lambda inputs, data_samples: model.backbone(inputs[:, :, :64, :64])
+    with torch.no_grad():
+        found, expected = model(images, samples(VALID)), model.backbone(images[:, :, :64, :64])
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_a_model_within_a_model_has_its_own_images():
+    teacher, student = build("FLattenPVT").eval(), build("FLattenPVT").eval()
+    images, others = batch(), batch([(64, 96)] * 4)
+
+    def forward(inputs, data_samples):
+        inner = teacher(others, samples([(64, 96)] * 4))
+        return inner, student.backbone(inputs)
+
+    student.forward = forward
+    with torch.no_grad():
+        inner, outer = student(images, samples(VALID))
+        for found, model, args in (
+            (inner, teacher, (others, samples([(64, 96)] * 4))),
+            (outer, build("FLattenPVT").eval(), (images, samples(VALID))),
+        ):
+            assert all(torch.equal(a, b) for a, b in zip(found, model(*args), strict=True))
+        plain = student.backbone(images)
+    assert not torch.equal(outer[0], plain[0])
