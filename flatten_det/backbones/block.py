@@ -5,6 +5,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from ..attention import FocusedLinearAttention
+from ..attention.size_cache import tensors_have_values
 from .checkpointing import BLOCK, ELEMENTWISE, MLP, recompute, recompute_elementwise
 from .in_place import computes_in_place
 from .mlp import DepthwiseMlp, TokenMlp, pays_in_portions
@@ -45,7 +46,7 @@ class TransformerBlock(nn.Module):
     def forward(self, x: Tensor, hw_shape: tuple[int, int], inplace: bool = False) -> Tensor:
         """``(B, N, C)`` with N = H*W of ``hw_shape`` -> ``(B, N, C)``.
 
-        With ``inplace``, x may be overwritten, if gradients do not need it.
+        With ``inplace``, x may be overwritten: :func:`.in_place.computes_in_place` holds for the backbone.
         """
         policy = self.cp_policy if torch.is_grad_enabled() else None
         if policy == BLOCK:
@@ -54,7 +55,9 @@ class TransformerBlock(nn.Module):
             return recompute_elementwise(self._forward, x, hw_shape)
         if policy == MLP:
             return recompute(self._add_mlp, self._add_attention(x, hw_shape), hw_shape)
-        if computes_in_place(self) and not self._is_dropping():
+        # A compiled block is called from a backbone that is not, and plans its memory itself.
+        is_alone = inplace and tensors_have_values()
+        if (is_alone or computes_in_place(self, x)) and not self._is_dropping():
             return self._forward_in_place(x, hw_shape, inplace)
         return self._forward(x, hw_shape)
 

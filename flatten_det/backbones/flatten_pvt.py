@@ -7,7 +7,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..attention.grid import GridRows, ResizedGrids
-from .in_place import goes_in_portions, row_portions
+from .in_place import row_portions
 from .patch_embed import PatchEmbed
 from .pvt_family import PVTFamily
 
@@ -57,7 +57,7 @@ class FLattenPVT(PVTFamily):
     ) -> Tensor:
         grid, from_hw = getattr(self, f"pos_embed{stage + 1}"), self.grid_sizes[stage]
         is_exact = grid.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-        if not (inplace and is_exact and goes_in_portions(x, torch.float32)):
+        if not (inplace and is_exact and x.dtype == torch.float32 and x.is_contiguous()):
             return x + self._positions[stage](grid, from_hw, hw_shape)
         # As large as x itself: by rows there is no fresh memory to fill.
         positions = GridRows(grid, from_hw, hw_shape)

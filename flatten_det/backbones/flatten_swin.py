@@ -180,9 +180,9 @@ class FLattenSwin(DenseBackbone):
         compile_blocks(self, compile)
 
     def forward_images(self, x: Tensor) -> tuple[Tensor, ...]:
-        x, hw_shape = self.patch_embed(x)
+        inplace = computes_in_place(self, x)
+        x, hw_shape = self.patch_embed(x, inplace)
         outs = []
-        inplace = computes_in_place(self)
         for stage, layer in enumerate(self.layers):
             x = layer(x, hw_shape, inplace)
             if stage in self.out_indices:

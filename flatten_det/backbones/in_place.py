@@ -13,26 +13,18 @@ from ..attention.size_cache import tensors_have_values
 _PORTION = 1 << 18
 
 
-def computes_in_place(module: nn.Module) -> bool:
-    """Whether the tensors between the parts of ``module`` are nobody else's.
+def computes_in_place(module: nn.Module, x: Tensor) -> bool:
+    """Whether the tensors between the parts of ``module``, called with ``x``, are nobody else's.
 
     Autograd needs them as they were, so may hooks that were given one, and a compiler plans the memory
-    itself.
+    itself. Other devices than the CPU keep freed memory at hand: nothing to gain, and looking for hooks takes
+    a millisecond in a large backbone.
     """
-    if torch.is_grad_enabled() or not tensors_have_values():
+    if x.device.type != "cpu" or torch.is_grad_enabled() or not tensors_have_values():
         return False
     parts = module.modules()
     next(parts)  # Hooks of the module itself are given its inputs and outputs alone.
     return not is_observed(*parts)
-
-
-def goes_in_portions(x: Tensor, dtype: torch.dtype) -> bool:
-    """Whether ``x (B, N, C)`` is to be computed in a few tokens at a time; on other devices each call costs.
-
-    Args:
-        dtype: of what takes the place of x; autocast may want another than that of x.
-    """
-    return x.device.type == "cpu" and x.dtype == dtype and x.is_contiguous()
 
 
 def apply_in_place(norm: nn.Module, x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attention.maps import as_tokens
-from .in_place import apply_in_place, computes_in_place, goes_in_portions
+from .in_place import apply_in_place
 
 
 class PatchEmbed(nn.Module):
@@ -34,8 +34,11 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_channels, embed_dims, patch_size or stride, stride, padding)
         self.norm = nn.LayerNorm(embed_dims)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """``(B, C_in, H, W)`` -> tokens ``(B, H'*W', C)`` and ``(H', W')``, sizes rounded up."""
+    def forward(self, x: Tensor, inplace: bool = False) -> tuple[Tensor, tuple[int, int]]:
+        """``(B, C_in, H, W)`` -> tokens ``(B, H'*W', C)`` and ``(H', W')``, sizes rounded up.
+
+        With ``inplace``, of :func:`.in_place.computes_in_place`, norms overwrite what they are given.
+        """
         (patch, _), (stride, _), (padding, _) = (
             self.proj.kernel_size,
             self.proj.stride,
@@ -50,7 +53,9 @@ class PatchEmbed(nn.Module):
         # The layout of tokens: maps of tokens have it already, and the result is tokens without a copy.
         x = self.proj(x.contiguous(memory_format=torch.channels_last))
         tokens, hw_shape = as_tokens(x), tuple(x.shape[2:])
-        if goes_in_portions(tokens, self.norm.weight.dtype) and computes_in_place(self):
+        # Under autocast the norm's result is of another dtype than what it is given.
+        keeps_dtype = tokens.dtype == self.norm.weight.dtype
+        if inplace and keeps_dtype and tokens.is_contiguous():
             # No view of the map any more: the compiler tells views from what other blocks are given.
             return apply_in_place(self.norm, tokens).data, hw_shape
         return self.norm(tokens), hw_shape

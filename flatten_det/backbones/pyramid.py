@@ -55,9 +55,9 @@ class PyramidBackbone(DenseBackbone):
 
     def forward_images(self, x: Tensor) -> tuple[Tensor, ...]:
         outs = []
-        inplace = computes_in_place(self)
+        inplace = computes_in_place(self, x)
         for stage in range(self.num_stages):
-            x, hw_shape = getattr(self, f"patch_embed{stage + 1}")(x)
+            x, hw_shape = getattr(self, f"patch_embed{stage + 1}")(x, inplace)
             x = self.before_blocks(stage, x, hw_shape, inplace)
             for block in getattr(self, f"block{stage + 1}"):
                 x = block(x, hw_shape, inplace)

@@ -7,6 +7,7 @@ import torch
 from mmengine.registry import MODELS
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from flatten_det.backbones import mlp
 from flatten_det.backbones.block import TransformerBlock
 
 NANO = {
@@ -69,6 +70,21 @@ def test_equal_blocks_and_other_sizes_compile_once():
         for size in SIZES:
             model(torch.randn(2, 3, *size))
     assert counter.frame_count == 4
+
+
+def test_large_maps_are_not_compiled_in_portions(monkeypatch):
+    """What saves fresh memory without a compiler would be a graph of hundreds of parts."""
+    monkeypatch.setattr(mlp, "_PORTION", 100)
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    model = build("FLattenPVT", dict(dynamic=True, fullgraph=True, backend=backend))
+    with torch.no_grad():
+        model(torch.randn(1, 3, 128, 128))
+    assert max(len(graph.graph.nodes) for graph in graphs) < 150
 
 
 def test_state_and_copies_are_the_plain_module():

@@ -89,9 +89,6 @@ def test_a_block_overwrites_only_what_it_may():
         overwritten = block(x, (15, 20), inplace=True)
     assert overwritten.data_ptr() == x.data_ptr()
     torch.testing.assert_close(overwritten, out)
-    leaf = kept.clone().requires_grad_()
-    block(leaf, (15, 20), inplace=True).sum().backward()
-    assert torch.equal(leaf.detach(), kept)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
