@@ -13,7 +13,7 @@ from mmengine.config import Config
 def captured(train_tool, monkeypatch) -> dict:
     """Stops the tool where the training would begin; the config it would use goes here."""
     captured = {}
-    monkeypatch.setattr(train_tool, "train", lambda cfg: captured.update(cfg.to_dict()))
+    monkeypatch.setattr(train_tool, "train", lambda cfg, check_data: captured.update(cfg.to_dict()))
     return captured
 
 
@@ -131,7 +131,7 @@ def test_debug_shows_the_traceback(train_tool, capsys, tmp_path):
 
 
 def test_unexpected_errors_keep_their_traceback(train_tool, config, monkeypatch):
-    def broken(cfg):
+    def broken(cfg, check_data):
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(train_tool, "train", broken)
