@@ -4,8 +4,8 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from . import amp  # noqa: F401  registers CPUAmpOptimWrapper
 from ..data_doctor.before_training import check_before_training
+from . import amp  # noqa: F401  registers CPUAmpOptimWrapper
 from .annotations import named_annotation_errors
 from .config import build_runner
 from .images import CheckImagesHook
