@@ -8,6 +8,7 @@ from typing import Any
 
 from mmdet.datasets import CocoDataset, CocoPanopticDataset, LVISV05Dataset, LVISV1Dataset
 from mmengine.config import Config, ConfigDict
+from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, init_default_scope
 from mmseg.datasets import BaseSegDataset
 
@@ -86,7 +87,8 @@ def find_data_sets(cfg: Config, render: bool = False) -> list[DataSet]:
         leaves = list(_unwrap(cfg.get(f"{loader}_dataloader") or {}))
         for number, leaf in enumerate(leaves):
             name = loader if len(leaves) == 1 else f"{loader}[{number}]"
-            data_set = _described(_build(leaf, name, render), cfg)
+            dataset = _build(leaf, name, render)
+            data_set = _unknown(leaf) if dataset is None else _described(dataset, cfg)
             found.setdefault(data_set, []).append((name, loader != "train"))
     if not found:
         raise UserError(f"config file {cfg.filename} has no data loader: there is nothing to check")
@@ -110,13 +112,21 @@ def _unwrap(node: ConfigDict) -> Iterator[ConfigDict]:
 
 
 def _build(leaf: ConfigDict, name: str, render: bool) -> Any:
-    """The data set itself, which knows its defaults and paths, without loading anything."""
+    """The data set itself, which knows its defaults and paths, without loading anything.
+
+    None for a class that cannot be built without being loaded.
+    """
+    kind = DATASETS.get(leaf["type"]) if isinstance(leaf["type"], str) else leaf["type"]
+    if kind is not None and not issubclass(kind, BaseDataset):
+        return None
     try:
         # The pipeline is not needed, and transforms may load files of their own.
         dataset = DATASETS.build({**leaf, "pipeline": [], "lazy_init": True})
     except Exception as error:
         if "registry. Please check" in str(error):
             raise
+        if isinstance(error, TypeError) and "'lazy_init'" in str(error):
+            return None
         reason = " ".join(str(error).split())
         raise UserError(
             f"the {name} data set of the config cannot be built: {reason}: correct its options"
@@ -129,7 +139,7 @@ def _build(leaf: ConfigDict, name: str, render: bool) -> Any:
 def _described(dataset: Any, cfg: Config) -> DataSet:
     task = _task(dataset)
     if task is UNKNOWN:
-        return DataSet("", type(dataset).__name__, task)
+        return _unknown(dict(type=type(dataset)))
     metainfo, prefix = dataset.metainfo, dataset.data_prefix
     classes = metainfo.get("classes") or ()
     common = dict(
@@ -155,6 +165,11 @@ def _described(dataset: Any, cfg: Config) -> DataSet:
         learns_masks=has_mask_head(cfg),
         open_vocabulary=bool(dataset.return_classes),
     )
+
+
+def _unknown(leaf: dict[str, Any]) -> DataSet:
+    kind = leaf["type"]
+    return DataSet("", kind if isinstance(kind, str) else kind.__name__, UNKNOWN)
 
 
 def _task(dataset: Any) -> str:

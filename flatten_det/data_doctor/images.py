@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import cv2
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..datasets.coco_values import stays_inside
 from .data_sets import DataSet
@@ -75,7 +75,8 @@ def opened(path: str, kinds: FileKinds) -> Image.Image:
         raise ImageFault(kinds.too_large, f"was not decoded: {reason}") from error
     except Exception as error:
         # Decoders of damaged content raise anything: OSError, SyntaxError, struct.error, ...
-        reason = quoted(error).replace(path, "it")
+        is_known = not isinstance(error, UnidentifiedImageError)
+        reason = quoted(error) if is_known else "its content is no image"
         raise ImageFault(kinds.unreadable, f"cannot be decoded: {reason}") from error
 
 
