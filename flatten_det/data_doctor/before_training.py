@@ -6,7 +6,7 @@ from mmengine.config import Config
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.logging import MMLogger
 
-from ..engine.errors import UserError
+from ..engine.errors import UserError, explain
 from .check import check_annotations
 from .findings import Finding, by_kind
 from .kinds import WARNING
@@ -34,8 +34,10 @@ def check_before_training(cfg: Config, logger: MMLogger) -> None:
             for line in warning_lines(findings):
                 logger.warning(line)
             raise_errors(findings, str(cfg.filename))
-        except UserError as error:
-            told = [str(error)]
+        except Exception as error:
+            told = [explain(error)]
+            if told[0] is None:
+                raise
     broadcast_object_list(told)
     if told[0] is not None:
         raise UserError(told[0])

@@ -9,7 +9,7 @@ import numpy as np
 from ..datasets.coco_values import is_number
 from .kinds import BOX_CROSSES_BORDER, BOX_EMPTY, BOX_INVALID, BOX_NEGATIVE, BOX_OUTSIDE, Kind
 
-# Annotators' tools round; official COCO's boxes end up to this far outside.
+# Annotation tools round.
 TOLERANCE_PX = 1.0
 
 

@@ -123,11 +123,12 @@ def _build(leaf: ConfigDict, name: str, render: bool) -> Any:
         # The pipeline is not needed, and transforms may load files of their own.
         dataset = DATASETS.build({**leaf, "pipeline": [], "lazy_init": True})
     except Exception as error:
-        if "registry. Please check" in str(error):
+        if isinstance(error, FileNotFoundError) or "registry. Please check" in str(error):
             raise
         if isinstance(error, TypeError) and "'lazy_init'" in str(error):
             return None
-        reason = " ".join(str(error).split())
+        # Some of MMSegmentation's assert, without a word, that their folder exists.
+        reason = " ".join(str(error).split()) or "it refuses, perhaps as its files are not there"
         raise UserError(
             f"the {name} data set of the config cannot be built: {reason}: correct its options"
         ) from error
@@ -162,7 +163,7 @@ def _described(dataset: Any, cfg: Config) -> DataSet:
         things=len(metainfo.get("thing_classes") or classes),
         images=prefix.get("img") or "",
         label_maps=(prefix.get("seg") or None) if task is PANOPTIC else None,
-        learns_masks=has_mask_head(cfg),
+        learns_masks=bool(cfg.get("model")) and has_mask_head(cfg),
         open_vocabulary=bool(dataset.return_classes),
     )
 

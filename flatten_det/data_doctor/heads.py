@@ -10,8 +10,9 @@ from .findings import Finding, quoted
 from .kinds import CLASS_COUNT
 
 _FIELDS = ("num_classes", "num_things_classes", "num_stuff_classes")
-# They count something else: objects or not, borders or not, classes of stuff.
-_NOT_OF_CLASSES = ("FusedSemanticHead", "STDCHead")
+# What counts something else: objects or not; classes of stuff; borders or not.
+_OTHER_HEADS = ("rpn_head", "semantic_head")
+_OTHER_TYPES = ("STDCHead",)
 
 
 def class_count_findings(cfg: Config, data_set: DataSet) -> Iterator[Finding]:
@@ -33,12 +34,12 @@ def class_count_findings(cfg: Config, data_set: DataSet) -> Iterator[Finding]:
 
 def _counts(node: Any, place: str, in_head: bool) -> Iterator[tuple[str, str, Any]]:
     if isinstance(node, dict):
-        if node.get("type") in _NOT_OF_CLASSES:
+        if node.get("type") in _OTHER_TYPES:
             return
         for key, value in node.items():
             if key in _FIELDS and in_head:
                 yield place, key, value
-            elif key != "rpn_head":
+            elif key not in _OTHER_HEADS:
                 yield from _counts(value, f"{place}.{key}", in_head or str(key).endswith("_head"))
     elif isinstance(node, list | tuple):
         for number, item in enumerate(node):

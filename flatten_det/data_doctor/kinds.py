@@ -1,8 +1,7 @@
 """What can be wrong with a data set, how bad it is, and what to do about it.
 
 An *error* stops a training or an evaluation, or lets the model learn something that is not so. A
-*warning* is left out by the frameworks or does no harm, and may still not be what was meant: official
-COCO has some.
+*warning* is about what the frameworks leave out or put up with, and what may still not be meant.
 """
 
 from dataclasses import dataclass

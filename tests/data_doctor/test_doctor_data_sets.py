@@ -88,6 +88,11 @@ def test_options_that_do_not_fit(patient):
         patient.findings("instances", colour="red")
 
 
+def test_folder_that_a_data_set_asserts(patient):
+    with pytest.raises(UserError, match="it refuses, perhaps as its files are not there"):
+        patient.findings("semantic", type="DRIVEDataset", data_root="no/such", metainfo={})
+
+
 def test_no_data(tmp_path):
     path = tmp_path / "empty.py"
     path.write_text("model = dict()")

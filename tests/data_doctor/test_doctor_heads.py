@@ -57,6 +57,20 @@ def test_segmentor():
     )
 
 
+def test_heads_that_count_something_else():
+    rpn = dict(model__rpn_head__num_classes=1)
+    stuff = dict(model__roi_head__semantic_head=dict(type="FusedSemanticHead", num_classes=183))
+    borders = dict(model__auxiliary_head=[dict(type="STDCHead", num_classes=2)])
+    assert said(DETECTOR, **rpn, **stuff) == []
+    assert said(SEGMENTOR, **borders) == []
+
+
+def test_no_model():
+    cfg = load_config(CONFIGS / DETECTOR)
+    cfg.pop("model")
+    assert not [f for d in find_data_sets(cfg) for f in class_count_findings(cfg, d)]
+
+
 def test_classes_without_a_comma():
     """They are text, one class."""
     options = dict(train_dataloader__dataset__metainfo=dict(classes=("person")))
