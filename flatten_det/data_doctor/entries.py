@@ -56,7 +56,7 @@ def category_findings(
     categories, classes = content.categories, data_set.classes
     if not classes:  # A config that takes the classes as they come.
         classes = tuple(category["name"] for category in categories)
-    names = {category["name"] for category in categories}
+    names, of_model = {category["name"] for category in categories}, set(classes)
     for name in classes:
         if name not in names:
             yield data_set.finding(
@@ -64,13 +64,13 @@ def category_findings(
             )
     for category in categories:
         name, id_ = quoted(category["name"]), category["id"]
-        if category["name"] not in classes:
+        if category["name"] not in of_model:
             yield data_set.finding(
                 IGNORED_CATEGORY, f"category {id_} ({name}) is no class of the config", id_
             )
         elif id_ not in used:
             yield data_set.finding(UNUSED_CATEGORY, f"category {id_} ({name}) has no object", id_)
-    of_file = [c["name"] for c in categories if c["name"] in classes]
+    of_file = [c["name"] for c in categories if c["name"] in of_model]
     of_config = [name for name in classes if name in names]
     if of_file != of_config and len(of_file) == len(of_config):
         label = next(

@@ -59,7 +59,8 @@ def _print_kind(console: Console, kind: Kind, findings: list[Finding], show: int
             _print(console, Text(f"{finding.data_set}: {printable(finding.file)}", "cyan"), 4)
         _print(console, Text(finding.message), 6)
     if len(findings) > show:
-        _print(console, Text(f"... and {len(findings) - show:,} more"), 6)
+        more = f"... and {len(findings) - show:,} more (--show N or --json FILE)"
+        _print(console, Text(more), 6)
     _print(console, Text.assemble(("to do: ", "bold"), kind.advice), 4)
 
 

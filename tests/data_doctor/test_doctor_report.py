@@ -46,7 +46,7 @@ def test_ill(ill):
         f"    train: {ill.path('annotations/instances_train.json')}",
         "      annotation 1 of image 0 has the box [70, 0, 5, 5], image 64x64",
         "      annotation 2 of image 0 has the box [71, 0, 5, 5], image 64x64",
-        "      ... and 3 more",
+        "      ... and 3 more (--show N or --json FILE)",
         "    to do: correct the box, or the image's width and height",
     ]
     assert lines[10].startswith("warning  boxes without area")
@@ -55,7 +55,7 @@ def test_ill(ill):
 
 def test_nothing_shown_but_counts(ill):
     lines = printed(check_data(ill.config("instances"), 0), show=0).splitlines()
-    assert lines[4] == "      ... and 5 more"
+    assert lines[4] == "      ... and 5 more (--show N or --json FILE)"
 
 
 def test_json(ill, tmp_path):
