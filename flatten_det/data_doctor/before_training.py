@@ -49,4 +49,4 @@ def warning_lines(findings: Sequence[Finding]) -> Iterator[str]:
         if kind.severity == WARNING:
             shown = "; ".join(f"{f.data_set}: {f.message}" for f in of_kind[:_SHOWN])
             more = f"; ... and {len(of_kind) - _SHOWN} more" if len(of_kind) > _SHOWN else ""
-            yield f"data: {len(of_kind)} {kind.summary} ({shown}{more}): {kind.advice}"
+            yield f"data: {kind.summary}: {len(of_kind)} ({shown}{more}); {kind.advice}"

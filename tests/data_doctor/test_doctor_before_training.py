@@ -58,7 +58,7 @@ def test_warnings_are_logged_once_per_kind(patient, logger, warnings):
     check_before_training(patient.config("instances"), logger)
     of_category, of_boxes = warnings
     assert "category 9 (hexagon) is no class of the config" in of_category
-    assert of_boxes.startswith("data: 5 boxes without area")
+    assert of_boxes.startswith("data: boxes without area, or less than a pixel wide or high: 5 (")
     assert "annotation 3 of image 0" in of_boxes
     assert "annotation 4 of image 0" not in of_boxes
     assert "... and 2 more" in of_boxes
