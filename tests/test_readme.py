@@ -36,7 +36,8 @@ ON_LARGE_IMAGES = [c for c in COMMANDS if "my_large_image.jpg" in c]
 ON_QUICKSTART = [
     c
     for c in COMMANDS
-    if re.match(r"uv run tools/(test|infer)\.py configs/quickstart", c) and c not in ON_LARGE_IMAGES
+    if re.match(r"uv run tools/(test|infer|check_data)\.py configs/quickstart", c)
+    and c not in ON_LARGE_IMAGES
 ]
 ON_COCO = [c for c in COMMANDS if re.match(r"uv run tools/train\.py configs/(?!quickstart)", c)]
 ON_WEIGHTS = [c for c in COMMANDS if c.startswith("uv run tools/convert_checkpoint.py ")]

@@ -43,6 +43,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="scale the learning rate with the total batch size",
     )
+    parser.add_argument(
+        "--no-data-check",
+        action="store_true",
+        help="do not look for errors in the annotations first (tools/check_data.py looks at all)",
+    )
     add_common_options(parser)
     add_launcher_options(parser)
     return parser.parse_args(argv)
@@ -60,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
         enable_auto_scale_lr(cfg)
     if args.resume:
         resume_from(cfg, args.resume)
-    train(cfg)
+    train(cfg, check_data=not args.no_data_check)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from ..data_doctor.before_training import check_before_training
 from . import amp  # noqa: F401  registers CPUAmpOptimWrapper
 from .annotations import named_annotation_errors
 from .config import build_runner
@@ -13,13 +14,14 @@ from .resume import ResumePositionHook
 from .summary import training_summary
 
 
-def train(cfg: Config) -> Path:
+def train(cfg: Config, check_data: bool = True) -> Path:
     """Train, and print where the results are.
 
     Ctrl-C stops after the current iteration with a checkpoint to resume from.
 
     Args:
         cfg: A complete config, see :mod:`flatten_det.engine.config`.
+        check_data: Look for errors in the annotations first; no image is opened.
 
     Returns:
         The run's work dir.
@@ -34,6 +36,8 @@ def train(cfg: Config) -> Path:
             runner = build_runner(cfg)
             for hook in (CheckImagesHook(), interrupt, ResumePositionHook()):
                 runner.register_hook(hook)
+            if check_data:
+                check_before_training(cfg, runner.logger)
             runner.train()
     finally:
         interrupt.restore_handler()

@@ -87,6 +87,11 @@ def benchmark_tool() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def check_data_tool() -> ModuleType:
+    return load_tool("check_data")
+
+
+@pytest.fixture(scope="session")
 def prepare_tool() -> ModuleType:
     return load_tool("prepare_data")
 

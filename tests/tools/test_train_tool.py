@@ -13,7 +13,7 @@ from mmengine.config import Config
 def captured(train_tool, monkeypatch) -> dict:
     """Stops the tool where the training would begin; the config it would use goes here."""
     captured = {}
-    monkeypatch.setattr(train_tool, "train", lambda cfg: captured.update(cfg.to_dict()))
+    monkeypatch.setattr(train_tool, "train", lambda cfg, check_data: captured.update(cfg.to_dict()))
     return captured
 
 
@@ -29,6 +29,14 @@ def one_line_error(capsys) -> str:
     (line,) = [line for line in text.splitlines() if line.startswith("error: ")]
     assert text.endswith(f"{line}\n")
     return line
+
+
+@pytest.mark.parametrize(("options", "checked"), [([], True), (["--no-data-check"], False)])
+def test_data_check_can_be_switched_off(train_tool, config, monkeypatch, options, checked):
+    calls = []
+    monkeypatch.setattr(train_tool, "train", lambda cfg, **kwargs: calls.append(kwargs))
+    assert train_tool.main([str(config), *options]) == 0
+    assert calls == [{"check_data": checked}]
 
 
 def test_options_reach_the_config(train_tool, captured, config, tmp_path):
@@ -131,7 +139,7 @@ def test_debug_shows_the_traceback(train_tool, capsys, tmp_path):
 
 
 def test_unexpected_errors_keep_their_traceback(train_tool, config, monkeypatch):
-    def broken(cfg):
+    def broken(cfg, check_data):
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(train_tool, "train", broken)
@@ -149,6 +157,9 @@ def test_missing_checkpoint_to_resume(train_tool, capsys, config, tmp_path):
     path = tmp_path / "epoch_9.pth"
     assert train_tool.main([str(config), "--resume", str(path)]) == 2
     assert f"checkpoint {path} not found" in one_line_error(capsys)
+
+
+_NO_VAL = ["val_dataloader=None", "val_evaluator=None"]
 
 
 class TestBrokenData:
@@ -186,6 +197,20 @@ class TestBrokenData:
         shutil.rmtree(ade20k)
         assert train(config) == 2
         assert f"{ade20k / 'images' / 'training'}" in one_line_error(capsys)
+
+    def test_broken_annotations(self, train, coco, tmp_path, capsys):
+        path = coco / "annotations" / "instances_val2017.json"
+        content = json.loads(path.read_text())
+        content["annotations"][0]["image_id"] = 999
+        path.write_text(json.dumps(content))
+        config = write_detector_config(tmp_path / "tiny.py", coco)
+        assert train(config) == 2
+        error = one_line_error(capsys)
+        assert f"error: the data has 1 error, the first: {path}: annotation 1 of image 999" in error
+        assert f"uv run tools/check_data.py {config}. " in error
+        assert not list(tmp_path.rglob("*.pth"))
+        # pycocotools passes over it.
+        assert train(config, "--no-data-check", "--cfg-options", "val_cfg=None", *_NO_VAL) == 0
 
     @pytest.mark.parametrize(
         ("damage", "workers"),

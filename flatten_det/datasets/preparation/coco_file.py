@@ -1,15 +1,15 @@
 """COCO annotation files of strangers: read, checked before a training stumbles over them, completed."""
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from ...engine.errors import UserError
+from ..coco_values import is_id, is_number, is_size, stays_inside
 from .text import listed
 
 KEYS = ("images", "annotations", "categories")
@@ -82,23 +82,11 @@ def _check(path: Path, kind: str, items: list, is_good: Callable[[dict], bool], 
 
 
 def _check_ids(path: Path, kind: str, items: list[dict]) -> None:
-    _check(path, kind, items, lambda item: _is_id(item.get("id")), "have no id")
+    _check(path, kind, items, lambda item: is_id(item.get("id")), "have no id")
     seen: set = set()
     again = [i["id"] for i in items if i["id"] in seen or seen.add(i["id"])]
     if again:
         raise UserError(f"{path}: {kind} share an id: {listed(again)}: give each its own")
-
-
-def _is_id(value: Any) -> bool:
-    return isinstance(value, int | str) and not isinstance(value, bool)
-
-
-def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _check_categories(path: Path, categories: list) -> None:
@@ -129,7 +117,7 @@ def _check_images(path: Path, images: list) -> None:
         "have no file_name",
     )
     _check_ids(path, "images", images)
-    leaving = [i["file_name"] for i in images if not _stays_inside(i["file_name"])]
+    leaving = [i["file_name"] for i in images if not stays_inside(i["file_name"])]
     if leaving:
         raise UserError(
             f"{path}: {len(leaving)} file names leave the image folder: {listed(leaving)}: make them "
@@ -139,15 +127,9 @@ def _check_images(path: Path, images: list) -> None:
         path,
         "images",
         images,
-        lambda i: all(_is_size(i[key]) for key in ("width", "height") if key in i),
+        lambda i: all(is_size(i[key]) for key in ("width", "height") if key in i),
         "have a width or height that is no size in pixels",
     )
-
-
-def _stays_inside(name: str) -> bool:
-    posix, windows = PurePosixPath(name), PureWindowsPath(name)
-    is_absolute = posix.is_absolute() or bool(windows.anchor) or "://" in name
-    return not is_absolute and ".." not in (*posix.parts, *windows.parts) and "\0" not in name
 
 
 def _check_annotations(path: Path, content: dict[str, list]) -> None:
@@ -161,7 +143,7 @@ def _check_annotations(path: Path, content: dict[str, list]) -> None:
             path,
             "annotations",
             annotations,
-            lambda a, key=key, ids=ids: _is_id(a.get(key)) and a[key] in ids,
+            lambda a, key=key, ids=ids: is_id(a.get(key)) and a[key] in ids,
             f"have no {key} that is in its {owners}",
         )
     _check(
@@ -171,7 +153,7 @@ def _check_annotations(path: Path, content: dict[str, list]) -> None:
         lambda a: (
             isinstance(a.get("bbox"), list)
             and len(a["bbox"]) == 4
-            and all(map(_is_number, a["bbox"]))
+            and all(map(is_number, a["bbox"]))
         ),
         "have no bbox of four numbers (x, y, width, height)",
     )
@@ -179,7 +161,7 @@ def _check_annotations(path: Path, content: dict[str, list]) -> None:
         path,
         "annotations",
         annotations,
-        lambda a: _is_number(a.get("area", 0)) and a.get("iscrowd", 0) in (0, 1),
+        lambda a: is_number(a.get("area", 0)) and a.get("iscrowd", 0) in (0, 1),
         "have an area that is no number, or an iscrowd that is not 0 or 1",
     )
 

@@ -31,5 +31,9 @@ class RenderedDataset:
 
     def load_data_list(self) -> list[dict]:
         """Render the data set if needed, and load it as the framework does."""
-        prepare_shapes(self.data_root, self.options)
+        self.prepare()
         return super().load_data_list()
+
+    def prepare(self) -> None:
+        """Render the data set if needed, see :func:`~flatten_det.datasets.shapes.files.prepare_shapes`."""
+        prepare_shapes(self.data_root, self.options)

@@ -1,0 +1,83 @@
+"""What holds for the images and categories of any COCO file: ids once, names as the config has them."""
+
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator
+
+from .data_sets import DataSet
+from .findings import Finding, quoted
+from .json_file import CocoContent
+from .kinds import (
+    CATEGORY_ORDER,
+    DUPLICATE_CATEGORY,
+    DUPLICATE_FILE_NAME,
+    DUPLICATE_IMAGE_ID,
+    IGNORED_CATEGORY,
+    MISSING_CATEGORY,
+    UNUSED_CATEGORY,
+    Kind,
+)
+
+
+def repeated(values: Iterable[Hashable]) -> dict[Hashable, int]:
+    """The values that occur more than once, and how often."""
+    values = list(values)
+    if len(set(values)) == len(values):  # Nearly always, and much faster than counting.
+        return {}
+    return {value: count for value, count in Counter(values).items() if count > 1}
+
+
+def duplicate_entries(data_set: DataSet, content: CocoContent) -> Iterator[Finding]:
+    """Images and categories that share an id or a name."""
+    images, categories = content.images, content.categories
+    for values, kind, what in (
+        ([image["id"] for image in images], DUPLICATE_IMAGE_ID, "image id"),
+        ([image["file_name"] for image in images], DUPLICATE_FILE_NAME, "file name"),
+        ([category["id"] for category in categories], DUPLICATE_CATEGORY, "category id"),
+        ([category["name"] for category in categories], DUPLICATE_CATEGORY, "category name"),
+    ):
+        yield from _duplicates(data_set, kind, what, values)
+
+
+def _duplicates(data_set: DataSet, kind: Kind, what: str, values: list) -> Iterator[Finding]:
+    for value, count in repeated(values).items():
+        yield data_set.finding(kind, f"{what} {quoted(value)} occurs {count} times", value)
+
+
+def category_findings(
+    data_set: DataSet, content: CocoContent, used: set[Hashable]
+) -> Iterator[Finding]:
+    """Compare the file's categories with the config's classes and with what the objects use.
+
+    Args:
+        data_set: with the config's classes.
+        content: of its annotation file.
+        used: ids of the categories that objects have.
+    """
+    categories, classes = content.categories, data_set.classes
+    if not classes:  # A config that takes the classes as they come.
+        classes = tuple(category["name"] for category in categories)
+    names, of_model = {category["name"] for category in categories}, set(classes)
+    for name in classes:
+        if name not in names:
+            yield data_set.finding(
+                MISSING_CATEGORY, f"class {quoted(name)} is not in the file", str(name)
+            )
+    for category in categories:
+        name, id_ = quoted(category["name"]), category["id"]
+        if category["name"] not in of_model:
+            yield data_set.finding(
+                IGNORED_CATEGORY, f"category {id_} ({name}) is no class of the config", id_
+            )
+        elif id_ not in used:
+            yield data_set.finding(UNUSED_CATEGORY, f"category {id_} ({name}) has no object", id_)
+    of_file = [c["name"] for c in categories if c["name"] in of_model]
+    of_config = [name for name in classes if name in names]
+    if of_file != of_config and len(of_file) == len(of_config):
+        label = next(
+            i for i, pair in enumerate(zip(of_file, of_config, strict=True)) if len({*pair}) > 1
+        )
+        yield data_set.finding(
+            CATEGORY_ORDER,
+            f"of the {len(of_file)} classes, the first that differs is label {label}: "
+            f"{quoted(of_file[label])} in the file, {quoted(of_config[label])} in the config",
+        )
