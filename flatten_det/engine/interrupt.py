@@ -14,6 +14,8 @@ from mmengine.hooks import EMAHook, Hook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
+from .atomic_files import write_atomically
+
 CHECKPOINT_NAME = "interrupted.pth"
 
 
@@ -117,16 +119,13 @@ class InterruptHook(Hook):
             interrupted["epoch_batches"] = epoch_batches
             interrupted["epoch_batches_done"] = 0 if validation_due else skipped + batch_idx
         path = Path(runner.work_dir, CHECKPOINT_NAME)
-        partial = path.with_suffix(".partial")
         runner.save_checkpoint(
-            str(partial.parent),
-            partial.name,
+            runner.work_dir,
+            CHECKPOINT_NAME,
             meta={"epoch": runner.epoch, "iter": runner.iter, "interrupted": interrupted},
         )
         if is_main_process():
-            # The run may itself come from the file that is replaced here: keep that until then.
-            os.replace(partial, path)
-            path.with_name("last_checkpoint").write_text(str(path))
+            write_atomically(path.with_name("last_checkpoint"), str(path).encode())
         raise TrainingInterrupted(
             f"interrupted after iteration {runner.iter}, saved {path}; "
             "to continue, repeat the command with --resume"

@@ -6,6 +6,8 @@ from mmengine.config import Config
 
 from . import amp  # noqa: F401  registers CPUAmpOptimWrapper
 from .annotations import named_annotation_errors
+from .atomic_files import atomic_local_files
+from .checkpoint_hook import durable_checkpoints
 from .config import build_runner
 from .images import CheckImagesHook
 from .interrupt import InterruptHook
@@ -30,7 +32,7 @@ def train(cfg: Config) -> Path:
     """
     interrupt = InterruptHook()
     try:
-        with named_annotation_errors(cfg):
+        with atomic_local_files(), durable_checkpoints(), named_annotation_errors(cfg):
             runner = build_runner(cfg)
             for hook in (CheckImagesHook(), interrupt, ResumePositionHook()):
                 runner.register_hook(hook)
