@@ -36,8 +36,10 @@ def newest_valid_checkpoint(work_dir: str | Path) -> str:
     recorded = pointer.read_text().strip() if pointer.is_file() else ""
     if "://" in recorded:
         return recorded
-    # The record is an absolute path, which a moved or copied work dir outlives.
-    folders = {work_dir, Path(recorded).parent} if recorded else {work_dir}
+    folders = {work_dir}
+    # The record is an absolute path, which names the original's checkpoints in a copied work dir.
+    if recorded and not (work_dir / Path(recorded).name).exists():
+        folders.add(Path(recorded).parent)
     paths = {path for folder in folders for path in folder.glob("*.pth") if path.is_file()}
     if not paths:
         raise UserError(

@@ -135,11 +135,12 @@ def test_an_earlier_longer_training_in_the_same_folder_is_older(work_dir):
     assert newest_valid_checkpoint(work_dir) == str(work_dir / "iter_3.pth")
 
 
-def test_times_of_copying_do_not_matter(work_dir, tmp_path):
+def test_a_copy_goes_on_by_itself_and_times_of_copying_do_not_matter(work_dir, tmp_path):
     copy = tmp_path / "copy"
     copy.mkdir()
     for number, path in enumerate(sorted(work_dir.iterdir(), reverse=True)):
         os.utime(shutil.copy(path, copy), (number, number))
+    save(work_dir / "iter_4.pth", 4)
     assert newest_valid_checkpoint(copy) == str(copy / "iter_3.pth")
 
 
