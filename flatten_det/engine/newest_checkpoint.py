@@ -47,7 +47,9 @@ def newest_valid_checkpoint(work_dir: str | Path) -> str:
             "--work-dir, or leave out --resume to start anew"
         )
     reasons = []
-    for path in sorted(paths, key=_age, reverse=True):
+    # Times are in seconds: of two checkpoints of one moment, the record knows the later one.
+    ages = {path: (*_time_and_iteration(path), path.name == Path(recorded).name) for path in paths}
+    for path in sorted(paths, key=ages.get, reverse=True):
         reason = why_not_resumable(path)
         if reason is None:
             return str(path)
@@ -89,7 +91,7 @@ def why_not_resumable(path: str | Path) -> str | None:
     return None
 
 
-def _age(path: Path) -> tuple[str, int]:
+def _time_and_iteration(path: Path) -> tuple[str, int]:
     """What sorts checkpoints by the time of their writing, which a copy's own time is not.
 
     A higher iteration may be older: that of an earlier training in the same folder.

@@ -18,7 +18,7 @@ from .summary import training_summary
 def train(cfg: Config) -> Path:
     """Train, and print where the results are.
 
-    Ctrl-C stops after the current iteration with a checkpoint to resume from.
+    Ctrl-C and SIGTERM stop after the current iteration with a checkpoint to resume from.
 
     Args:
         cfg: A complete config, see :mod:`flatten_det.engine.config`.
@@ -28,7 +28,7 @@ def train(cfg: Config) -> Path:
 
     Raises:
         UserError: Data, config and checkpoint do not fit together, or a file is broken.
-        KeyboardInterrupt: Training was interrupted; the message says how to go on.
+        TrainingInterrupted: A KeyboardInterrupt; its message says how to go on.
     """
     interrupt = InterruptHook()
     try:
@@ -38,7 +38,7 @@ def train(cfg: Config) -> Path:
                 runner.register_hook(hook)
             runner.train()
     finally:
-        interrupt.restore_handler()
+        interrupt.restore_handlers()
     if runner.rank == 0:
         print(training_summary(runner))
     return Path(runner.work_dir)

@@ -15,6 +15,7 @@ from toy_training import make_config
 from flatten_det.checkpoints.safe_loading import load_as_data
 from flatten_det.engine.atomic_files import atomic_local_files
 from flatten_det.engine.checkpoint_hook import durable_checkpoints
+from flatten_det.engine.cli import run_tool
 from flatten_det.engine.config import resume_from
 from flatten_det.engine.errors import UserError
 from flatten_det.engine.interrupt import InterruptHook, TrainingInterrupted
@@ -57,7 +58,7 @@ def run(cfg: Config, journal: Journal) -> tuple[list, dict]:
                 runner.register_hook(hook)
             runner.train()
     finally:
-        interrupt.restore_handler()
+        interrupt.restore_handlers()
     return journal.entries, runner.model.state_dict()
 
 
@@ -133,7 +134,7 @@ def test_resumed_run_equals_uninterrupted_run_with(tmp_path, by_epoch, options, 
         torch.testing.assert_close(weights[name], weight)
 
 
-def test_second_ctrl_c_quits_at_once(tmp_path, capsys):
+def test_second_ctrl_c_quits_at_once(tmp_path, capfd):
     hook = InterruptHook()
     hook.same_keypress_s = 0.0
 
@@ -150,15 +151,42 @@ def test_second_ctrl_c_quits_at_once(tmp_path, capsys):
         with pytest.raises(TrainingInterrupted, match="at once"):
             runner.train()
     finally:
-        hook.restore_handler()
+        hook.restore_handlers()
     assert not (tmp_path / "run" / "interrupted.pth").exists()
-    assert "Ctrl-C again quits at once" in capsys.readouterr().err
+    assert "Ctrl-C again quits at once" in capfd.readouterr().err
 
 
-def test_training_gives_sigint_back(tmp_path):
-    before = signal.getsignal(signal.SIGINT)
+def test_training_gives_the_signals_back(tmp_path):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     run(make_config(tmp_path, by_epoch=True), Journal([]))
-    assert signal.getsignal(signal.SIGINT) is before
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+@pytest.mark.parametrize("moment", [("train", 6), ("val", 5)], ids=str)
+def test_sigterm_saves_and_is_no_failure(tmp_path, capfd, moment):
+    """Repeated, as batch systems send it; the tool's exit code is 0."""
+
+    class Preempting(Journal):
+        def _press(self, now: tuple) -> None:
+            if now == moment:
+                for _ in range(3):
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+    cfg = make_config(tmp_path, by_epoch=True)
+    assert run_tool(lambda: run(cfg, Preempting([]))) == 0
+    announced, stopped = capfd.readouterr().err.strip().splitlines()
+    assert announced == "terminated (SIGTERM): saving a checkpoint after this iteration"
+    path = tmp_path / "run" / "interrupted.pth"
+    iteration = load_as_data(str(path))["meta"]["iter"]
+    assert stopped == (
+        f"terminated (SIGTERM) after iteration {iteration}, saved {path}; "
+        "to continue, repeat the command with --resume"
+    )
+
+
+def test_ctrl_c_is_told_by_the_exit_code(tmp_path):
+    cfg = make_config(tmp_path, by_epoch=True)
+    assert run_tool(lambda: run(cfg, Journal([], ("train", 1)))) == 130
 
 
 def test_resume_refuses_another_epoch_length(tmp_path):
@@ -185,14 +213,13 @@ def _agree(rank: int, rendezvous: str, answers) -> None:
         "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2
     )
     hook = InterruptHook()
-    if rank == 1:
-        hook._on_sigint(signal.SIGINT, None)
-    answers.put([hook._stop_agreed(step) for step in range(6)])
+    hook._on_signal(signal.SIGTERM if rank else signal.SIGINT, None)
+    answers.put([hook._agreed_signal(step) for step in range(6)])
     torch.distributed.destroy_process_group()
 
 
 def test_ranks_stop_at_the_same_iteration(tmp_path):
-    """Only one rank hears the signal; both stop, at a step where they talk to each other."""
+    """They hear different signals, and stop for the same one, where they talk to each other."""
     context = torch.multiprocessing.get_context("fork")
     answers = context.Queue()
     ranks = [
@@ -202,20 +229,20 @@ def test_ranks_stop_at_the_same_iteration(tmp_path):
     for rank in ranks:
         rank.start()
     for _ in ranks:
-        assert answers.get(timeout=60) == [True, False, False, False, False, True]
+        assert answers.get(timeout=60) == [signal.SIGTERM, 0, 0, 0, 0, signal.SIGTERM]
     for rank in ranks:
         rank.join(timeout=60)
 
 
 def test_signal_passed_on_by_torchrun_counts_as_the_same_keypress():
     hook = InterruptHook()
-    hook._on_sigint(signal.SIGINT, None)
-    hook._on_sigint(signal.SIGINT, None)
+    hook._on_signal(signal.SIGINT, None)
+    hook._on_signal(signal.SIGINT, None)
 
 
-def test_forked_workers_ignore_the_signal(capsys):
+def test_forked_workers_ignore_the_signal(capfd):
     hook = InterruptHook()
     hook._pid = os.getpid() + 1
-    hook._on_sigint(signal.SIGINT, None)
-    assert capsys.readouterr().err == ""
-    assert not hook._stop_agreed()
+    hook._on_signal(signal.SIGINT, None)
+    assert capfd.readouterr().err == ""
+    assert not hook._agreed_signal()

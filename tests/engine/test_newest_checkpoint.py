@@ -130,6 +130,13 @@ def test_the_record_may_be_missing(work_dir):
     assert newest_valid_checkpoint(work_dir) == str(work_dir / "iter_3.pth")
 
 
+def test_of_one_second_and_iteration_the_recorded_one_is_newer(work_dir):
+    for name in ("a.pth", "b.pth", "c.pth"):
+        save(work_dir / name, 3)
+    (work_dir / "last_checkpoint").write_text("/somewhere/b.pth")
+    assert newest_valid_checkpoint(work_dir) == str(work_dir / "b.pth")
+
+
 def test_an_earlier_longer_training_in_the_same_folder_is_older(work_dir):
     save(work_dir / "iter_40.pth", 40, minute=0)
     assert newest_valid_checkpoint(work_dir) == str(work_dir / "iter_3.pth")
