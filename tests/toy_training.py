@@ -1,8 +1,10 @@
 """A training of milliseconds that uses everything a real one does: loops, hooks, checkpoints."""
 
 import itertools
+import random
 from pathlib import Path
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
@@ -21,32 +23,36 @@ run_numbers = itertools.count()
 
 @DATASETS.register_module()
 class IndexDataset(Dataset):
-    """Item i is the number i."""
+    """Item i is the number i, with noise from every generator that augmentations use."""
 
     def __len__(self) -> int:
         return SAMPLES
 
     def __getitem__(self, index: int) -> dict:
-        return {"items": float(index)}
+        noise = random.random() + np.random.rand() + torch.rand(()).item()
+        return {"items": float(index), "noise": noise, "img_path": f"images/{index}.jpg"}
 
 
 @MODELS.register_module()
 class LineModel(BaseModel):
-    """Fits a line through the item numbers; its weights depend on the order of the data."""
+    """Fits a line through the item numbers; its weights depend on order, noise and dropout."""
 
     def __init__(self) -> None:
         super().__init__()
         self.line = nn.Linear(1, 1)
         self.norm = nn.BatchNorm1d(1)
+        self.dropout = nn.Dropout(0.3)
 
     def init_weights(self) -> None:
         nn.init.constant_(self.line.weight, 0.5)
         nn.init.zeros_(self.line.bias)
 
-    def forward(self, items, mode: str = "tensor"):
+    def forward(self, items, noise=None, img_path=None, mode: str = "tensor"):
         inputs = torch.as_tensor(items, dtype=torch.float32)[:, None] / SAMPLES
         if mode == "loss":
-            return {"loss": ((self.norm(self.line(inputs)) - inputs**2) ** 2).mean()}
+            noisy = inputs + 0.1 * torch.as_tensor(noise, dtype=torch.float32)[:, None]
+            outputs = self.dropout(self.norm(self.line(noisy)))
+            return {"loss": ((outputs - inputs**2) ** 2).mean()}
         return [{"output": value} for value in self.norm(self.line(inputs)).flatten()]
 
 

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 import threading
 import time
 from pathlib import Path
@@ -11,10 +10,10 @@ from typing import Any, NoReturn
 import torch
 from mmengine.dist import all_reduce, get_world_size, is_main_process
 from mmengine.hooks import EMAHook, Hook
-from mmengine.optim import OptimWrapper
-from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmengine.runner import Runner
 
 from .atomic_files import write_atomically
+from .resume import is_complete
 from .worker_signals import SurviveSigterm
 
 CHECKPOINT_NAME = "interrupted.pth"
@@ -40,13 +39,9 @@ class InterruptHook(Hook):
     seconds by default. If both signals come, the first one counts.
 
     The run stops between two iterations, where a checkpoint can describe the state of mmengine's
-    loops, but for two things: an epoch-based loop cannot restart in the middle of an epoch, and
-    no loop makes up for a validation that was due. Both are noted in the checkpoint's
-    ``meta['interrupted']``, for :class:`~flatten_det.engine.resume.ResumePositionHook`:
-
-    - ``epoch_batches_done``: batches of the current epoch that were trained on;
-    - ``epoch_batches``: batches per epoch, as the position means nothing for another number;
-    - ``validation_due``: whether the run stopped before or in a validation.
+    loops. Its ``meta['position']['validation_due']`` says whether it stopped before or in a
+    validation; the rest of the position comes from
+    :class:`~flatten_det.engine.resume.ResumePositionHook`, which goes on from it too.
     """
 
     # Before any other hook has counted or logged the iteration that will not take place.
@@ -85,12 +80,12 @@ class InterruptHook(Hook):
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
         """Stop before the next iteration."""
-        if _is_complete(runner) and (number := self._agreed_signal(runner.iter)):
-            self._stop(runner, number, batch_idx)
+        if is_complete(runner) and (number := self._agreed_signal(runner.iter)):
+            self._stop(runner, number)
 
     def before_val(self, runner: Runner) -> None:
         """Stop before a validation."""
-        if _is_complete(runner) and (number := self._agreed_signal()):
+        if is_complete(runner) and (number := self._agreed_signal()):
             self._stop(runner, number, validation_due=True)
 
     def after_val_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
@@ -100,7 +95,7 @@ class InterruptHook(Hook):
         nor with several ranks, whose numbers of batches may differ: these finish it first.
         """
         averaging = any(isinstance(hook, EMAHook) for hook in runner.hooks)
-        if self._signal and _is_complete(runner) and get_world_size() == 1 and not averaging:
+        if self._signal and is_complete(runner) and get_world_size() == 1 and not averaging:
             self._stop(runner, self._signal, validation_due=True)
 
     def _on_signal(self, number: int, frame: Any) -> None:
@@ -113,7 +108,7 @@ class InterruptHook(Hook):
             hint = "; Ctrl-C again quits at once, without one" if number == signal.SIGINT else ""
             # Not by print, which a signal may have interrupted.
             message = f"\n{_NAMES[number]}: saving a checkpoint after this iteration{hint}\n"
-            os.write(sys.stderr.fileno(), message.encode())
+            os.write(2, message.encode())
         elif number == signal.SIGINT and now - self._requested_at > self.same_keypress_s:
             raise TrainingInterrupted("interrupted at once, without a new checkpoint")
 
@@ -127,21 +122,16 @@ class InterruptHook(Hook):
         all_reduce(number, op="max")
         return int(number)
 
-    def _stop(
-        self, runner: Runner, number: int, batch_idx: int = 0, validation_due: bool = False
-    ) -> NoReturn:
-        interrupted = {"validation_due": validation_due}
-        if isinstance(runner.train_loop, EpochBasedTrainLoop):
-            epoch_batches = runner.max_iters // runner.max_epochs
-            # After a resume the loader has only the rest of an epoch.
-            skipped = epoch_batches - len(runner.train_dataloader)
-            interrupted["epoch_batches"] = epoch_batches
-            interrupted["epoch_batches_done"] = 0 if validation_due else skipped + batch_idx
+    def _stop(self, runner: Runner, number: int, validation_due: bool = False) -> NoReturn:
         path = Path(runner.work_dir, CHECKPOINT_NAME)
         runner.save_checkpoint(
             runner.work_dir,
             CHECKPOINT_NAME,
-            meta={"epoch": runner.epoch, "iter": runner.iter, "interrupted": interrupted},
+            meta={
+                "epoch": runner.epoch,
+                "iter": runner.iter,
+                "position": {"validation_due": validation_due},
+            },
         )
         if is_main_process():
             write_atomically(path.with_name("last_checkpoint"), str(path).encode())
@@ -150,9 +140,3 @@ class InterruptHook(Hook):
             f"{_NAMES[number]} after iteration {runner.iter}, saved {path}; "
             "to continue, repeat the command with --resume"
         )
-
-
-def _is_complete(runner: Runner) -> bool:
-    """Whether a checkpoint has everything: no gradients are accumulated for a later update."""
-    wrapper = runner.optim_wrapper
-    return not isinstance(wrapper, OptimWrapper) or wrapper.should_update()
