@@ -11,14 +11,18 @@ from .checkpoint_hook import durable_checkpoints
 from .config import build_runner
 from .images import CheckImagesHook
 from .interrupt import InterruptHook
+from .non_finite import non_finite_guard
 from .resume import ResumePositionHook
+from .seeding import SeedIterationHook
 from .summary import training_summary
 
 
 def train(cfg: Config) -> Path:
     """Train, and print where the results are.
 
-    Ctrl-C and SIGTERM stop after the current iteration with a checkpoint to resume from.
+    Ctrl-C and SIGTERM stop after the current iteration with a checkpoint to resume from. After
+    ``max_non_finite_updates`` (10; a field of the config) in a row whose loss or gradients are not
+    finite, the training stops with a diagnosis; single ones are skipped.
 
     Args:
         cfg: A complete config, see :mod:`flatten_det.engine.config`.
@@ -33,8 +37,15 @@ def train(cfg: Config) -> Path:
     interrupt = InterruptHook()
     try:
         with atomic_local_files(), durable_checkpoints(), named_annotation_errors(cfg):
+            guard = non_finite_guard(cfg)
             runner = build_runner(cfg)
-            for hook in (CheckImagesHook(), interrupt, ResumePositionHook()):
+            for hook in (
+                CheckImagesHook(),
+                interrupt,
+                ResumePositionHook(),
+                SeedIterationHook(),
+                *([guard] if guard else []),
+            ):
                 runner.register_hook(hook)
             runner.train()
     finally:
