@@ -11,6 +11,7 @@ from .checkpoint_hook import durable_checkpoints
 from .config import build_runner
 from .images import CheckImagesHook
 from .interrupt import InterruptHook
+from .lost_resources import told_with_last_checkpoint
 from .non_finite import non_finite_guard
 from .resume import ResumePositionHook
 from .seeding import SeedIterationHook
@@ -31,12 +32,18 @@ def train(cfg: Config) -> Path:
         The run's work dir.
 
     Raises:
-        UserError: Data, config and checkpoint do not fit together, or a file is broken.
+        UserError: Data, config and checkpoint do not fit together, a file is broken, or the
+            training cannot go on for lack of memory, disk space or finite losses.
         TrainingInterrupted: A KeyboardInterrupt; its message says how to go on.
     """
     interrupt = InterruptHook()
     try:
-        with atomic_local_files(), durable_checkpoints(), named_annotation_errors(cfg):
+        with (
+            told_with_last_checkpoint(cfg.work_dir),
+            atomic_local_files(),
+            durable_checkpoints(),
+            named_annotation_errors(cfg),
+        ):
             guard = non_finite_guard(cfg)
             runner = build_runner(cfg)
             for hook in (
