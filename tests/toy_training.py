@@ -14,6 +14,7 @@ from mmengine.registry import DATASETS, METRICS, MODELS
 from torch import nn
 from torch.utils.data import Dataset
 
+from flatten_det.checkpoints.safe_loading import load_as_data
 from flatten_det.engine.config import load_config
 
 SAMPLES, BATCH = 10, 2
@@ -111,3 +112,13 @@ def make_config(folder: Path, by_epoch: bool, changes: dict | None = None) -> Co
     path = folder / "toy.json"
     Config(cfg).dump(path)
     return load_config(path, changes, str(folder / "run"))
+
+
+def final_state(work_dir: Path, iterations: int) -> dict[str, torch.Tensor]:
+    """Weights, their averages, and the optimizer's moments at the end of a training."""
+    checkpoint = load_as_data((work_dir / "last_checkpoint").read_text())
+    assert checkpoint["meta"]["iter"] == iterations
+    tensors = {**checkpoint["state_dict"], **checkpoint.get("ema_state_dict", {})}
+    for number, moments in checkpoint["optimizer"]["state"].items():
+        tensors.update({f"{number}.{name}": value for name, value in moments.items()})
+    return {name: value for name, value in tensors.items() if isinstance(value, torch.Tensor)}

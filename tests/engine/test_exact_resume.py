@@ -8,9 +8,8 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 from mmengine.registry import DATA_SAMPLERS, HOOKS
-from toy_training import make_config
+from toy_training import final_state, make_config
 
-from flatten_det.checkpoints.safe_loading import load_as_data
 from flatten_det.engine.config import resume_from
 from flatten_det.engine.train import train
 
@@ -43,16 +42,6 @@ class NoiseJournal(Hook):
         self.noises.extend(data_batch["noise"].tolist())
 
 
-def final_state(work_dir: Path) -> dict[str, torch.Tensor]:
-    """Weights, their averages, and the optimizer's moments."""
-    checkpoint = load_as_data((work_dir / "last_checkpoint").read_text())
-    assert checkpoint["meta"]["iter"] == 15
-    tensors = {**checkpoint["state_dict"], **checkpoint.get("ema_state_dict", {})}
-    for number, moments in checkpoint["optimizer"]["state"].items():
-        tensors.update({f"{number}.{name}": value for name, value in moments.items()})
-    return {name: value for name, value in tensors.items() if isinstance(value, torch.Tensor)}
-
-
 def run(folder: Path, by_epoch: bool, changes: dict, resume: Path | None = None) -> dict:
     folder.mkdir(exist_ok=True)
     cfg = make_config(folder, by_epoch, changes)
@@ -63,32 +52,28 @@ def run(folder: Path, by_epoch: bool, changes: dict, resume: Path | None = None)
     else:
         resume_from(cfg, str(resume))
     train(cfg)
-    return final_state(folder / "run")
+    return final_state(folder / "run", 15)
 
 
-@pytest.mark.parametrize("by_epoch", [True, False], ids=["epochs", "iterations"])
 @pytest.mark.parametrize(
-    "changes",
+    ("by_epoch", "changes"),
     [
-        {},
-        WORKERS,
-        {**WORKERS, "train_dataloader.persistent_workers": True},
-        EMA,
-        {"optim_wrapper.accumulative_counts": 3},
-        {"optim_wrapper.type": "CPUAmpOptimWrapper"},
-        {"train_dataloader.batch_sampler": {"type": "PairsSampler"}},
-        {"train_dataloader.sampler.type": "DefaultSampler"},
+        (True, {**WORKERS, "train_dataloader.persistent_workers": True}),
+        (False, WORKERS),
+        (True, {**EMA, "optim_wrapper.accumulative_counts": 3}),
+        (False, {**EMA, "optim_wrapper.accumulative_counts": 3}),
+        (True, {"train_dataloader.batch_sampler": {"type": "PairsSampler"}}),
+        (False, {"train_dataloader.sampler.type": "DefaultSampler"}),
+        (True, {"optim_wrapper.type": "CPUAmpOptimWrapper"}),
     ],
-    ids=["plain", "workers", "persistent", "EMA", "accumulation", "bf16", "batches", "finite"],
+    ids=str,
 )
 def test_any_checkpoint_leads_to_the_same_weights(tmp_path, by_epoch, changes, monkeypatch):
     monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
     # mmengine waits two seconds wherever a finite sampler begins anew.
     monkeypatch.setattr(mmengine.runner.loops.time, "sleep", lambda seconds: None)
-    if not by_epoch and "train_dataloader.batch_sampler" in changes:
-        changes = {**changes, "train_dataloader.sampler.type": "DefaultSampler"}
     expected = run(tmp_path / "whole", by_epoch, changes)
-    for iteration in (1, 5, 8):
+    for iteration in (5, 8):
         start = tmp_path / "whole" / "run" / f"iter_{iteration}.pth"
         resumed = run(tmp_path / f"from_{iteration}", by_epoch, changes, start)
         assert resumed.keys() == expected.keys()
