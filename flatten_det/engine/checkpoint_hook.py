@@ -79,11 +79,13 @@ class DurableCheckpointHook(CheckpointHook):
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
         if self.max_keep_ckpts > 0 and step not in self.keep_ckpt_ids:
-            if len(self.keep_ckpt_ids) == self.max_keep_ckpts and is_main_process():
-                oldest = self.filename_tmpl.format(self.keep_ckpt_ids[0])
+            # With the one to be removed: should the run be killed before that, its successor does.
+            written = [*self.keep_ckpt_ids, step]
+            runner.message_hub.update_info("keep_ckpt_ids", written)
+            if len(written) > self.max_keep_ckpts and is_main_process():
+                oldest = self.filename_tmpl.format(written[0])
                 self.file_backend.remove(self.file_backend.join_path(self.out_dir, oldest))
             self.keep_ckpt_ids.append(step)  # Of limited length: drops the oldest.
-            runner.message_hub.update_info("keep_ckpt_ids", list(self.keep_ckpt_ids))
 
         name = self.filename_tmpl.format(step)
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)

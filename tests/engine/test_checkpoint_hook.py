@@ -12,6 +12,7 @@ from toy_training import make_config
 from flatten_det.checkpoints.safe_loading import load_as_data
 from flatten_det.engine.atomic_files import atomic_local_files
 from flatten_det.engine.checkpoint_hook import DurableCheckpointHook, durable_checkpoints
+from flatten_det.engine.config import resume_from
 
 
 def train(folder: Path, **checkpoint_options) -> Runner:
@@ -53,8 +54,18 @@ def test_two_checkpoints_are_always_there(tmp_path, states, asked, kept):
     assert all(len(state) >= 2 for state in states[two_written:])
     last = (tmp_path / "run" / "last_checkpoint").read_text()
     assert last == str(tmp_path / "run" / "iter_15.pth")
-    kept_by_hub = load_as_data(last)["message_hub"]["runtime_info"].get("keep_ckpt_ids")
-    assert kept_by_hub == (None if asked < 0 else sorted(kept))
+
+
+def test_what_a_killed_run_could_not_remove_is_removed_when_it_goes_on(tmp_path):
+    train(tmp_path, interval=1, max_keep_ckpts=2)
+    surplus = tmp_path / "run" / "iter_13.pth"
+    surplus.write_bytes(b"")
+    with atomic_local_files(), durable_checkpoints():
+        cfg = make_config(tmp_path, by_epoch=False)
+        cfg.default_hooks.checkpoint.update(interval=1, max_keep_ckpts=2)
+        resume_from(cfg, str(tmp_path / "run" / "iter_15.pth"))
+        Runner.from_cfg(cfg).train()
+    assert checkpoints(tmp_path) == {"iter_14.pth", "iter_15.pth"}
 
 
 def test_the_best_is_replaced_only_by_a_written_one(tmp_path, states):
