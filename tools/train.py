@@ -33,7 +33,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         nargs="?",
         const="auto",
         metavar="CHECKPOINT",
-        help="continue a run, from the last checkpoint in the work dir or from the given one",
+        help="continue a run, from the newest valid checkpoint in the work dir or from the given one",
     )
     parser.add_argument(
         "--amp", action="store_true", help="mixed precision (fp16 on CUDA, bf16 on CPU)"

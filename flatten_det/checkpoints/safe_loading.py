@@ -32,19 +32,22 @@ _SAFE_GLOBALS = [
 
 
 def load_as_data(
-    file: str | BinaryIO, map_location: Any = None, weights_only: bool | None = None
+    file: str | BinaryIO,
+    map_location: Any = None,
+    weights_only: bool | None = None,
+    mmap: bool | None = None,
 ) -> Any:
     """Read a file that :func:`torch.save` wrote; tensors, numbers and mmengine's logs, no other objects.
 
     The signature is that of the function in mmengine that it takes the place of. ``weights_only`` is not
-    looked at: it is always on.
+    looked at: it is always on. ``mmap``: leave tensors in the file until they are used.
 
     Raises:
         CheckpointError: The file holds something that would run code.
     """
     try:
         with torch.serialization.safe_globals(_SAFE_GLOBALS):
-            return torch.load(file, map_location=map_location, weights_only=True)
+            return torch.load(file, map_location=map_location, weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         reason = str(error).rsplit("WeightsUnpickler error: ", 1)[-1].strip()
         reason = reason.split("\n")[0].split(" was not an allowed")[0]

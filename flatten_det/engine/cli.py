@@ -89,14 +89,15 @@ def run_tool(work: Callable[[], Any], debug: bool = False) -> int:
         debug: Print the traceback of expected errors as well.
 
     Returns:
-        0 on success, 2 for a mistake of the user (one line on stderr), 130 after Ctrl-C.
+        0 on success, 2 for a mistake of the user (one line on stderr), 130 after Ctrl-C;
+        an interruption may name another one (``exit_code``), as SIGTERM's does: 0.
         Unexpected exceptions are passed on.
     """
     try:
         work()
     except KeyboardInterrupt as interrupt:
         print(str(interrupt) or "interrupted", file=sys.stderr)
-        return INTERRUPT_EXIT
+        return getattr(interrupt, "exit_code", INTERRUPT_EXIT)
     except Exception as error:
         message = explain(error)
         if message is None:

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 
 from .checkpoint import check_checkpoint
 from .errors import UserError
+from .newest_checkpoint import newest_valid_checkpoint
 
 
 def load_config(
@@ -83,27 +84,17 @@ def enable_auto_scale_lr(cfg: Config) -> None:
 
 
 def resume_from(cfg: Config, checkpoint: str) -> None:
-    """Continue a run: from ``checkpoint``, or for ``"auto"`` from the last one in the work dir.
+    """Continue a run: from ``checkpoint``, or for ``"auto"`` from the newest valid one of the work dir.
 
     Raises:
         UserError: There is no such checkpoint, or it cannot be read.
     """
     if checkpoint == "auto":
-        checkpoint = _last_checkpoint(cfg.work_dir)
-    check_checkpoint(checkpoint)
+        checkpoint = newest_valid_checkpoint(cfg.work_dir)
+    else:
+        check_checkpoint(checkpoint)
     cfg.resume = True
     cfg.load_from = checkpoint
-
-
-def _last_checkpoint(work_dir: str) -> str:
-    if not Path(work_dir, "last_checkpoint").is_file():
-        raise UserError(
-            f"no checkpoint to resume in work dir {work_dir}: give the interrupted run's "
-            "--work-dir, or leave out --resume to start anew"
-        )
-    recorded = Path(find_latest_checkpoint(work_dir))
-    # The record is an absolute path, which a moved or copied work dir outlives.
-    return str(recorded if recorded.is_file() else Path(work_dir, recorded.name))
 
 
 def dataset_under_test(cfg: Config) -> ConfigDict:

@@ -7,17 +7,24 @@ from mmengine.config import Config
 from ..data_doctor.before_training import check_before_training
 from . import amp  # noqa: F401  registers CPUAmpOptimWrapper
 from .annotations import named_annotation_errors
+from .atomic_files import atomic_local_files
+from .checkpoint_hook import durable_checkpoints
 from .config import build_runner
 from .images import CheckImagesHook
 from .interrupt import InterruptHook
+from .lost_resources import told_with_last_checkpoint
+from .non_finite import non_finite_guard
 from .resume import ResumePositionHook
+from .seeding import SeedIterationHook
 from .summary import training_summary
 
 
 def train(cfg: Config, check_data: bool = True) -> Path:
     """Train, and print where the results are.
 
-    Ctrl-C stops after the current iteration with a checkpoint to resume from.
+    Ctrl-C and SIGTERM stop after the current iteration with a checkpoint to resume from. After
+    ``max_non_finite_updates`` (10; a field of the config) in a row whose loss or gradients are not
+    finite, the training stops with a diagnosis; single ones are skipped.
 
     Args:
         cfg: A complete config, see :mod:`flatten_det.engine.config`.
@@ -27,20 +34,33 @@ def train(cfg: Config, check_data: bool = True) -> Path:
         The run's work dir.
 
     Raises:
-        UserError: Data, config and checkpoint do not fit together, or a file is broken.
-        KeyboardInterrupt: Training was interrupted; the message says how to go on.
+        UserError: Data, config and checkpoint do not fit together, a file is broken, or the
+            training cannot go on for lack of memory, disk space or finite losses.
+        TrainingInterrupted: A KeyboardInterrupt; its message says how to go on.
     """
     interrupt = InterruptHook()
     try:
-        with named_annotation_errors(cfg):
+        with (
+            told_with_last_checkpoint(cfg.work_dir),
+            atomic_local_files(),
+            durable_checkpoints(),
+            named_annotation_errors(cfg),
+        ):
+            guard = non_finite_guard(cfg)
             runner = build_runner(cfg)
-            for hook in (CheckImagesHook(), interrupt, ResumePositionHook()):
+            for hook in (
+                CheckImagesHook(),
+                interrupt,
+                ResumePositionHook(),
+                SeedIterationHook(),
+                *([guard] if guard else []),
+            ):
                 runner.register_hook(hook)
             if check_data:
                 check_before_training(cfg, runner.logger)
             runner.train()
     finally:
-        interrupt.restore_handler()
+        interrupt.restore_handlers()
     if runner.rank == 0:
         print(training_summary(runner))
     return Path(runner.work_dir)

@@ -77,15 +77,6 @@ def test_auto_scale_lr_needs_a_base_batch_size():
             enable_auto_scale_lr(Config(incomplete))
 
 
-def test_resume_from_a_moved_work_dir(tmp_path):
-    torch.save({"state_dict": {}}, tmp_path / "iter_3.pth")
-    (tmp_path / "last_checkpoint").write_text("/gone/iter_3.pth")
-    cfg = Config({"work_dir": str(tmp_path)})
-    resume_from(cfg, "auto")
-    assert cfg.resume is True
-    assert cfg.load_from == str(tmp_path / "iter_3.pth")
-
-
 def test_resume_from_nothing(tmp_path):
     cfg = Config({"work_dir": str(tmp_path)})
     with pytest.raises(UserError, match=f"no checkpoint to resume in work dir {tmp_path}"):

@@ -1,6 +1,5 @@
 """A training that is interrupted anywhere and resumed equals one that never was."""
 
-import itertools
 import os
 import signal
 import time
@@ -9,64 +8,19 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
-from mmengine.model import BaseModel
-from mmengine.registry import DATASETS, METRICS, MODELS
 from mmengine.runner import Runner
-from torch import nn
-from torch.utils.data import Dataset
+from toy_training import make_config
 
 from flatten_det.checkpoints.safe_loading import load_as_data
-from flatten_det.engine.config import load_config, resume_from
+from flatten_det.engine.atomic_files import atomic_local_files
+from flatten_det.engine.checkpoint_hook import durable_checkpoints
+from flatten_det.engine.cli import run_tool
+from flatten_det.engine.config import resume_from
 from flatten_det.engine.errors import UserError
 from flatten_det.engine.interrupt import InterruptHook, TrainingInterrupted
 from flatten_det.engine.resume import ResumePositionHook
-
-SAMPLES, BATCH = 10, 2
-# mmengine's singletons are named after experiment and second: two runs must not share them.
-run_numbers = itertools.count()
-
-
-@DATASETS.register_module()
-class IndexDataset(Dataset):
-    """Item i is the number i."""
-
-    def __len__(self) -> int:
-        return SAMPLES
-
-    def __getitem__(self, index: int) -> dict:
-        return {"items": float(index)}
-
-
-@MODELS.register_module()
-class LineModel(BaseModel):
-    """Fits a line through the item numbers; its weights depend on the order of the data."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.line = nn.Linear(1, 1)
-
-    def init_weights(self) -> None:
-        nn.init.constant_(self.line.weight, 0.5)
-        nn.init.zeros_(self.line.bias)
-
-    def forward(self, items, mode: str = "tensor"):
-        inputs = torch.as_tensor(items, dtype=torch.float32)[:, None] / SAMPLES
-        if mode == "loss":
-            return {"loss": ((self.line(inputs) - inputs**2) ** 2).mean()}
-        return [{"output": value} for value in self.line(inputs).flatten()]
-
-
-@METRICS.register_module()
-class MeanOutput(BaseMetric):
-    default_prefix = "toy"
-
-    def process(self, data_batch, data_samples) -> None:
-        self.results.extend(sample["output"].item() for sample in data_samples)
-
-    def compute_metrics(self, results: list) -> dict:
-        return {"mean": sum(results) / len(results)}
+from flatten_det.engine.seeding import SeedIterationHook
 
 
 class Journal(Hook):
@@ -96,50 +50,16 @@ class Journal(Hook):
         self.entries.append(("val", runner.epoch, runner.iter, metrics["toy/mean"]))
 
 
-def make_config(folder: Path, by_epoch: bool, changes: dict | None = None) -> Config:
-    loader = {
-        "batch_size": BATCH,
-        "num_workers": 0,
-        "dataset": {"type": "IndexDataset"},
-        "sampler": {"type": "DefaultSampler" if by_epoch else "InfiniteSampler", "shuffle": True},
-        "collate_fn": {"type": "default_collate"},
-    }
-    cfg = {
-        "default_scope": "mmengine",
-        "experiment_name": f"toy-{next(run_numbers)}",
-        "model": {"type": "LineModel"},
-        "train_dataloader": loader,
-        "val_dataloader": {**loader, "sampler": {"type": "DefaultSampler", "shuffle": False}},
-        "train_cfg": {"by_epoch": True, "max_epochs": 3, "val_interval": 1}
-        if by_epoch
-        else {"type": "IterBasedTrainLoop", "max_iters": 15, "val_interval": 5},
-        "val_cfg": {},
-        "val_evaluator": {"type": "MeanOutput"},
-        "optim_wrapper": {"optimizer": {"type": "Adam", "lr": 0.1}},
-        "param_scheduler": [
-            {"type": "LinearLR", "start_factor": 0.1, "by_epoch": False, "begin": 0, "end": 7},
-            {"type": "MultiStepLR", "milestones": [2] if by_epoch else [9], "by_epoch": by_epoch},
-        ],
-        "default_hooks": {"checkpoint": {"type": "CheckpointHook", "interval": -1}},
-        "log_level": "ERROR",
-    }
-    if not by_epoch:
-        cfg["default_hooks"]["checkpoint"]["by_epoch"] = False
-        cfg["log_processor"] = {"by_epoch": False}
-    path = folder / "toy.json"
-    Config(cfg).dump(path)
-    return load_config(path, changes, str(folder / "run"))
-
-
 def run(cfg: Config, journal: Journal) -> tuple[list, dict]:
     interrupt = InterruptHook()
-    runner = Runner.from_cfg(cfg)
-    for hook in (interrupt, ResumePositionHook(), journal):
-        runner.register_hook(hook)
     try:
-        runner.train()
+        with atomic_local_files(), durable_checkpoints():
+            runner = Runner.from_cfg(cfg)
+            for hook in (interrupt, ResumePositionHook(), SeedIterationHook(), journal):
+                runner.register_hook(hook)
+            runner.train()
     finally:
-        interrupt.restore_handler()
+        interrupt.restore_handlers()
     return journal.entries, runner.model.state_dict()
 
 
@@ -187,10 +107,7 @@ def test_resumed_run_equals_uninterrupted_run(tmp_path, by_epoch, moments):
     entries, weights = run_with_interruptions(tmp_path, by_epoch, moments)
     (tmp_path / "reference").mkdir()
     reference = uninterrupted(tmp_path / "reference", by_epoch, saved_seed(tmp_path))
-    assert [entry[:4] for entry in entries] == [entry[:4] for entry in reference[0]]
-    assert [e[4:] for e in entries] == [pytest.approx(e[4:]) for e in reference[0]]
-    for name, weight in reference[1].items():
-        torch.testing.assert_close(weights[name], weight)
+    assert_same(entries, weights, reference)
 
 
 @pytest.mark.parametrize("by_epoch", [True, False], ids=["epochs", "iterations"])
@@ -210,12 +127,17 @@ def test_resumed_run_equals_uninterrupted_run_with(tmp_path, by_epoch, options, 
     entries, weights = run_with_interruptions(tmp_path, by_epoch, moments, options)
     (tmp_path / "reference").mkdir()
     reference = uninterrupted(tmp_path / "reference", by_epoch, saved_seed(tmp_path), options)
-    assert [entry[:4] for entry in entries] == [entry[:4] for entry in reference[0]]
+    assert_same(entries, weights, reference)
+
+
+def assert_same(entries: list, weights: dict, reference: tuple[list, dict]) -> None:
+    """Bit by bit."""
+    assert entries == reference[0]
     for name, weight in reference[1].items():
-        torch.testing.assert_close(weights[name], weight)
+        assert torch.equal(weights[name], weight), name
 
 
-def test_second_ctrl_c_quits_at_once(tmp_path, capsys):
+def test_second_ctrl_c_quits_at_once(tmp_path, capfd):
     hook = InterruptHook()
     hook.same_keypress_s = 0.0
 
@@ -232,15 +154,42 @@ def test_second_ctrl_c_quits_at_once(tmp_path, capsys):
         with pytest.raises(TrainingInterrupted, match="at once"):
             runner.train()
     finally:
-        hook.restore_handler()
+        hook.restore_handlers()
     assert not (tmp_path / "run" / "interrupted.pth").exists()
-    assert "Ctrl-C again quits at once" in capsys.readouterr().err
+    assert "Ctrl-C again quits at once" in capfd.readouterr().err
 
 
-def test_training_gives_sigint_back(tmp_path):
-    before = signal.getsignal(signal.SIGINT)
+def test_training_gives_the_signals_back(tmp_path):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     run(make_config(tmp_path, by_epoch=True), Journal([]))
-    assert signal.getsignal(signal.SIGINT) is before
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+@pytest.mark.parametrize("moment", [("train", 6), ("val", 5)], ids=str)
+def test_sigterm_saves_and_is_no_failure(tmp_path, capfd, moment):
+    """Repeated, as batch systems send it; the tool's exit code is 0."""
+
+    class Preempting(Journal):
+        def _press(self, now: tuple) -> None:
+            if now == moment:
+                for _ in range(3):
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+    cfg = make_config(tmp_path, by_epoch=True)
+    assert run_tool(lambda: run(cfg, Preempting([]))) == 0
+    announced, stopped = capfd.readouterr().err.strip().splitlines()
+    assert announced == "terminated (SIGTERM): saving a checkpoint after this iteration"
+    path = tmp_path / "run" / "interrupted.pth"
+    iteration = load_as_data(str(path))["meta"]["iter"]
+    assert stopped == (
+        f"terminated (SIGTERM) after iteration {iteration}, saved {path}; "
+        "to continue, repeat the command with --resume"
+    )
+
+
+def test_ctrl_c_is_told_by_the_exit_code(tmp_path):
+    cfg = make_config(tmp_path, by_epoch=True)
+    assert run_tool(lambda: run(cfg, Journal([], ("train", 1)))) == 130
 
 
 def test_resume_refuses_another_epoch_length(tmp_path):
@@ -267,14 +216,13 @@ def _agree(rank: int, rendezvous: str, answers) -> None:
         "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2
     )
     hook = InterruptHook()
-    if rank == 1:
-        hook._on_sigint(signal.SIGINT, None)
-    answers.put([hook._stop_agreed(step) for step in range(6)])
+    hook._on_signal(signal.SIGTERM if rank else signal.SIGINT, None)
+    answers.put([hook._agreed_signal(step) for step in range(6)])
     torch.distributed.destroy_process_group()
 
 
 def test_ranks_stop_at_the_same_iteration(tmp_path):
-    """Only one rank hears the signal; both stop, at a step where they talk to each other."""
+    """They hear different signals, and stop for the same one, where they talk to each other."""
     context = torch.multiprocessing.get_context("fork")
     answers = context.Queue()
     ranks = [
@@ -284,20 +232,20 @@ def test_ranks_stop_at_the_same_iteration(tmp_path):
     for rank in ranks:
         rank.start()
     for _ in ranks:
-        assert answers.get(timeout=60) == [True, False, False, False, False, True]
+        assert answers.get(timeout=60) == [signal.SIGTERM, 0, 0, 0, 0, signal.SIGTERM]
     for rank in ranks:
         rank.join(timeout=60)
 
 
 def test_signal_passed_on_by_torchrun_counts_as_the_same_keypress():
     hook = InterruptHook()
-    hook._on_sigint(signal.SIGINT, None)
-    hook._on_sigint(signal.SIGINT, None)
+    hook._on_signal(signal.SIGINT, None)
+    hook._on_signal(signal.SIGINT, None)
 
 
-def test_forked_workers_ignore_the_signal(capsys):
+def test_forked_workers_ignore_the_signal(capfd):
     hook = InterruptHook()
     hook._pid = os.getpid() + 1
-    hook._on_sigint(signal.SIGINT, None)
-    assert capsys.readouterr().err == ""
-    assert not hook._stop_agreed()
+    hook._on_signal(signal.SIGINT, None)
+    assert capfd.readouterr().err == ""
+    assert not hook._agreed_signal()

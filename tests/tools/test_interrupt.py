@@ -1,4 +1,4 @@
-"""Ctrl-C as a user presses it: to the whole process group, data workers included."""
+"""Ctrl-C as a user presses it, SIGTERM as Slurm sends it: to all processes, data workers included."""
 
 import json
 import os
@@ -15,7 +15,12 @@ TRAIN_TOOL = Path(__file__).parents[2] / "tools" / "train.py"
 
 
 @pytest.mark.slow
-def test_ctrl_c_and_resume(coco_folder, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "exit_code", "name"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 0, "terminated (SIGTERM)")],
+    ids=["Ctrl-C", "SIGTERM"],
+)
+def test_stop_and_resume(coco_folder, tmp_path, number, exit_code, name):
     config = write_detector_config(tmp_path / "tiny.py", coco_folder)
     command = [sys.executable, str(TRAIN_TOOL), config.name]
     options = ["train_dataloader.num_workers=2", "train_dataloader.persistent_workers=True"]
@@ -30,18 +35,18 @@ def test_ctrl_c_and_resume(coco_folder, tmp_path):
         while "Epoch(train)" not in log.read_text():
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.2)
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, number)
         _, errors = process.communicate(timeout=120)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 130
+    assert process.returncode == exit_code, errors
     assert "Traceback" not in errors
     checkpoint = tmp_path / "work_dirs" / "tiny" / "interrupted.pth"
     message = errors.splitlines()[-1]
-    assert message.startswith("interrupted after iteration ")
+    assert message.startswith(f"{name} after iteration ")
     assert f"saved {checkpoint}; to continue, repeat the command with --resume" in message
-    done = int(message.removeprefix("interrupted after iteration ").split(",")[0])
+    done = int(message.removeprefix(f"{name} after iteration ").split(",")[0])
 
     epochs = done // 3 + 1
     rest = ["--resume", "--cfg-options", *options, f"train_cfg.max_epochs={epochs}"]

@@ -1,0 +1,81 @@
+"""What to tell when the machine runs out of memory or disk in the middle of a training."""
+
+import contextlib
+import errno
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from .atomic_files import DiskFullError
+from .errors import UserError
+from .newest_checkpoint import why_not_resumable
+from .non_finite import NonFiniteError
+
+_WORKER_DIED = re.compile(r"DataLoader worker \(pid.*?\) (?:is )?(killed by signal: \w+|exited)")
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+class TrainingStopped(UserError):
+    """The training cannot go on. The message says why, and from which checkpoint it could."""
+
+
+@contextlib.contextmanager
+def told_with_last_checkpoint(work_dir: str | Path) -> Iterator[None]:
+    """Explain what stops a training without fault of data or config, and name its checkpoint.
+
+    Raises:
+        TrainingStopped: For a full disk, a data worker that died, or losses that are not finite.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = _reason(error)
+        if reason is None:
+            raise
+        raise TrainingStopped(f"{reason}. {_last_checkpoint(work_dir)}") from error
+
+
+def _reason(error: Exception) -> str | None:
+    if isinstance(error, DiskFullError | NonFiniteError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in _NO_SPACE:
+        where = f" for {error.filename}" if error.filename else ""
+        return f"the disk is full: no room{where}: make room, or choose another --work-dir"
+    # PyTorch raises it wherever the training is at that moment, which may make another error of it.
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, RuntimeError) and (died := _WORKER_DIED.search(str(cause))):
+            return _worker_death(died[1])
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _worker_death(how: str) -> str:
+    return (
+        f"a data worker died ({how}), most likely as memory ran out ({_free_memory()}): use fewer "
+        "workers (--cfg-options train_dataloader.num_workers=1 val_dataloader.num_workers=1) or "
+        "smaller batches, or give a container more shared memory (docker run --shm-size)"
+    )
+
+
+def _free_memory() -> str:
+    """Of the whole machine; a container's or job's own limit may be lower."""
+    free = []
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        kilobytes = next(line.split()[1] for line in lines if line.startswith("MemAvailable"))
+        free.append(f"{int(kilobytes) / 1e6:.1f} GB of RAM")
+    with contextlib.suppress(OSError):
+        free.append(f"{shutil.disk_usage('/dev/shm').free / 1e9:.1f} GB of /dev/shm")
+    return f"free now: {' and '.join(free) or 'unknown'}"
+
+
+def _last_checkpoint(work_dir: str | Path) -> str:
+    pointer = Path(work_dir, "last_checkpoint")
+    path = pointer.read_text().strip() if pointer.is_file() else ""
+    if not path:
+        return "No checkpoint was saved yet"
+    if "://" not in path and (why_not := why_not_resumable(path)):
+        return f"The last checkpoint, {path}, is no help: {why_not}"
+    return f"The last checkpoint is {path}: to go on from there, repeat the command with --resume"
