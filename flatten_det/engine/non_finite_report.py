@@ -48,13 +48,17 @@ def report_non_finite(runner: Runner, batches: Sequence[Any]) -> tuple[str, Path
         "iteration": iteration + 1,
         "epoch": runner.epoch + 1,
         "origin": origin,
-        "losses": {name: float(loss) for name, loss in losses.items()},
+        # JSON has no numbers that are not finite: these are text.
+        "losses": {
+            name: float(loss) if _is_finite(loss) else str(float(loss))
+            for name, loss in losses.items()
+        },
         "parameters_with_non_finite_gradient": gradients,
         "learning_rates": runner.optim_wrapper.get_lr(),
         "seed": runner.seed,
         "images": sorted(set(_image_files(batch))),
     }
-    write_atomically(path, json.dumps(report, indent=2).encode())
+    write_atomically(path, json.dumps(report, indent=2, allow_nan=False).encode())
     return _sentence(report), path
 
 
@@ -65,7 +69,7 @@ def _sentence(report: dict[str, Any]) -> str:
             return f"the parameter {origin['parameters'][0]} of {where} is not finite"
         given = "is" if origin["input_is_finite"] else "is not either: see the operations before it"
         return f"the first output that is not finite is that of {where}; its input {given}"
-    if bad := [name for name, loss in report["losses"].items() if not _is_finite(loss)]:
+    if bad := [name for name, loss in report["losses"].items() if isinstance(loss, str)]:
         return f"all modules' outputs are finite, but {' and '.join(bad)} is not"
     if names := report["parameters_with_non_finite_gradient"]:
         # Gradients flow from the last modules to the first.
