@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 if find_spec("mmengine") is not None:
     from . import backbones, datasets  # noqa: F401
     from .backbones.model_calls import tell_backbones_of_padding
-    from .checkpoints.safe_loading import read_mmengine_checkpoints_as_data
+    from .checkpoints.mmengine_loading import read_mmengine_checkpoints_as_data
 
     read_mmengine_checkpoints_as_data()
     tell_backbones_of_padding()
