@@ -2,6 +2,7 @@
 
 import io
 import os
+import pickle
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ from mmengine.runner import CheckpointLoader
 
 from .errors import CheckpointError
 from .instructions import without_instructions
-from .safe_loading import SAFE_GLOBALS, load_as_data, refusal
+from .safe_loading import SAFE_GLOBALS, load_as_data, refusal, refused_part
 from .trust import is_trusting, load_local
+
+# Errors that name the file, or are none of the file's.
+_AS_THEY_ARE = (CheckpointError, FileNotFoundError, PermissionError, MemoryError)
 
 
 def read_mmengine_checkpoints_as_data() -> None:
@@ -60,6 +64,8 @@ def _load_file(
         checkpoint = (
             load_local(file, map_location) if is_local else load_as_data(file, map_location)
         )
+    except _AS_THEY_ARE:
+        raise
     except Exception as error:
         raise _explained(error, file) from error
     return without_instructions(checkpoint, os.path.dirname(file) if is_local else None)
@@ -79,15 +85,17 @@ def _load_url(
             checkpoint = torch.hub.load_state_dict_from_url(
                 url, model_dir, map_location, progress, check_hash, file_name, weights_only=True
             )
+    except _AS_THEY_ARE:
+        raise
     except Exception as error:
         raise _explained(error, url) from error
     return without_instructions(checkpoint, None)
 
 
-def _explained(error: Exception, source: Any) -> Exception:
-    """An error that names the file; one that is no fault of the file as it is."""
-    if isinstance(error, CheckpointError | FileNotFoundError | PermissionError | MemoryError):
-        return error
+def _explained(error: Exception, source: Any) -> CheckpointError:
+    """An error that names the file."""
+    if isinstance(error, pickle.UnpicklingError):
+        return refusal(source, refused_part(error))
     lines = str(error).strip().splitlines()
     reason = f"{type(error).__name__}: {lines[0] if lines else 'no detail'}"
     if isinstance(error, OSError):

@@ -55,13 +55,18 @@ def load_as_data(
         with torch.serialization.safe_globals(SAFE_GLOBALS):
             return torch.load(file, map_location=map_location, weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
-        reason = str(error).rsplit("WeightsUnpickler error: ", 1)[-1].strip()
-        raise refusal(name, reason.split("\n")[0].split(" was not an allowed")[0]) from error
+        raise refusal(name, refused_part(error)) from error
     except RuntimeError as error:
         # TorchScript, and the tar files of PyTorch before 0.4: their readers unpickle.
         if "weights_only=True" not in str(error):
             raise
         raise refusal(name, "TorchScript, or a format of PyTorch before 0.4") from error
+
+
+def refused_part(error: pickle.UnpicklingError) -> str:
+    """What PyTorch met, without its advice on how to run it."""
+    met = error.__context__ if isinstance(error.__context__, pickle.UnpicklingError) else error
+    return (str(met).strip().splitlines() or ["no pickle"])[0].split(" was not an allowed")[0]
 
 
 def refusal(name: Any, reason: str) -> CheckpointError:
