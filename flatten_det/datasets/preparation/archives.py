@@ -134,7 +134,7 @@ def _members(archive: zipfile.ZipFile, top: str) -> Iterator[tuple[zipfile.ZipIn
 
 
 def _is_there(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size
+    return os.path.isfile(path) and path.stat().st_size == size
 
 
 def _extract(
