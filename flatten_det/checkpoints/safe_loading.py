@@ -1,6 +1,8 @@
 """Reading checkpoint files as data: tensors, numbers, texts and mmengine's logs; nothing is executed."""
 
+import os
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -44,13 +46,15 @@ def load_as_data(
         mmap: leave tensors in the file until they are used.
 
     Raises:
-        CheckpointError: The file holds something that would run code.
+        CheckpointError: The file holds something that would run code, or is compressed.
     """
     name = getattr(file, "name", file)
     if isinstance(file, str | Path) and str(file).endswith(".safetensors"):
         from safetensors.torch import load_file
 
         return load_file(file)
+    if isinstance(file, str | Path):
+        _check_is_plain(file)
     try:
         with torch.serialization.safe_globals(SAFE_GLOBALS):
             return torch.load(file, map_location=map_location, weights_only=True, mmap=mmap)
@@ -61,6 +65,20 @@ def load_as_data(
         if "weights_only=True" not in str(error):
             raise
         raise refusal(name, "TorchScript, or a format of PyTorch before 0.4") from error
+
+
+def _check_is_plain(path: str | Path) -> None:
+    """PyTorch stores tensors as they are; its reader would unpack compressed ones of any size."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(info.file_size for info in archive.infolist())
+    except (OSError, zipfile.BadZipFile, ValueError):
+        return  # An older format; or what PyTorch will complain of.
+    if unpacked > 2 * os.path.getsize(path):
+        raise CheckpointError(
+            f"checkpoint {path} cannot be read: it would unpack to {unpacked / 1e6:.0f} MB, and PyTorch "
+            "does not compress: it is not PyTorch's work, or damaged"
+        )
 
 
 def refused_part(error: pickle.UnpicklingError) -> str:
