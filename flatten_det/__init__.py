@@ -1,7 +1,8 @@
 """Dense prediction with the FLatten Transformer.
 
 Importing it registers the backbones, the data sets and the visualizer, and lets mmengine read
-checkpoints as data only and pass on to the backbones which part of an image is padding.
+checkpoints, pickle and YAML files as data only, and pass on to the backbones which part of an image is
+padding.
 """
 
 from importlib.util import find_spec
@@ -14,9 +15,11 @@ __version__ = "0.1.0"
 if find_spec("mmengine") is not None:
     from . import backbones, datasets  # noqa: F401
     from .backbones.model_calls import tell_backbones_of_padding
-    from .checkpoints.safe_loading import read_mmengine_checkpoints_as_data
+    from .checkpoints.mmengine_loading import read_mmengine_checkpoints_as_data
+    from .data_files import read_mmengine_files_as_data
 
     read_mmengine_checkpoints_as_data()
+    read_mmengine_files_as_data()
     tell_backbones_of_padding()
 if find_spec("mmdet") is not None:
     from . import visualization  # noqa: F401

@@ -86,6 +86,7 @@ def _continue(url: str, target: Path, size: int | None) -> None:
             state.write_text(version)
         else:
             state.unlink(missing_ok=True)
+        total = size if total is None else total
         _append(response, part, start, total, name=target.name)
     if total is not None and part.stat().st_size != total:
         raise ConnectionError(f"{part.stat().st_size} of {total} bytes arrived")
@@ -105,5 +106,10 @@ def _append(response, part: Path, start: int, total: int | None, name: str) -> N
     with part.open("ab" if start else "wb") as file, Progress(*columns) as progress:
         task = progress.add_task(name, total=total, completed=start)
         while chunk := response.read(_CHUNK):
+            if total is not None and file.tell() + len(chunk) > total:
+                part.unlink()
+                raise DownloadError(
+                    f"{part}: the server sends more than the {total} bytes of {name}"
+                )
             file.write(chunk)
             progress.update(task, advance=len(chunk))

@@ -6,8 +6,9 @@ import sys
 import _quiet  # noqa: F401
 
 from flatten_det.backbones import BACKBONES
+from flatten_det.checkpoints import trusted_checkpoints
 from flatten_det.checkpoints.convert import SUFFIXES, convert_checkpoint
-from flatten_det.engine.cli import run_tool
+from flatten_det.engine.cli import add_trust_option, run_tool
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -32,6 +33,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="resize the learned grids to the maps of this size, one number or height and width; "
         "the config's pretrain_img_size must be the same (default: leave them)",
     )
+    add_trust_option(parser)
     parser.add_argument(
         "--debug", action="store_true", help="show the traceback of expected errors too"
     )
@@ -47,9 +49,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     """Convert and report."""
-    backbone, report = convert_checkpoint(
-        args.source, args.destination, args.backbone, args.img_size
-    )
+    with trusted_checkpoints(args.trust_checkpoint):
+        backbone, report = convert_checkpoint(
+            args.source, args.destination, args.backbone, args.img_size
+        )
     print(report.summary())
     print(f"{backbone}: written to {args.destination}")
 

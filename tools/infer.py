@@ -6,12 +6,18 @@ import sys
 import _quiet  # noqa: F401
 import torch
 
-from flatten_det.engine.cli import add_common_options, run_tool, use_matplotlib_without_display
+from flatten_det.checkpoints import trusted_checkpoints
+from flatten_det.engine.cli import (
+    add_common_options,
+    add_trust_option,
+    run_tool,
+    use_matplotlib_without_display,
+)
 from flatten_det.engine.config import load_config
 from flatten_det.engine.infer import infer
 from flatten_det.large_images.tiles import Tiling
 
-CHECKPOINT_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
+CHECKPOINT_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -39,6 +45,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--batch-size", type=int, default=1, help="images at once (default: 1)")
     add_large_image_options(parser)
+    add_trust_option(parser)
     add_common_options(parser)
     args = parser.parse_intermixed_args(argv)  # options between inputs too
     if args.batch_size < 1:
@@ -93,17 +100,19 @@ def tiling(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Tiling 
 def run(args: argparse.Namespace) -> None:
     """Apply the options to the config and predict."""
     use_matplotlib_without_display()
-    infer(
-        load_config(args.config, args.cfg_options),
-        args.checkpoint,
-        args.inputs,
-        args.out_dir,
-        args.device,
-        args.score_thr,
-        args.batch_size,
-        args.full_size,
-        args.tiling,
-    )
+    cfg = load_config(args.config, args.cfg_options)
+    with trusted_checkpoints(args.trust_checkpoint):
+        infer(
+            cfg,
+            args.checkpoint,
+            args.inputs,
+            args.out_dir,
+            args.device,
+            args.score_thr,
+            args.batch_size,
+            args.full_size,
+            args.tiling,
+        )
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -5,9 +5,11 @@ import sys
 
 import _quiet  # noqa: F401
 
+from flatten_det.checkpoints import trusted_checkpoints
 from flatten_det.engine.cli import (
     add_common_options,
     add_launcher_options,
+    add_trust_option,
     run_tool,
     set_local_rank,
     use_matplotlib_without_display,
@@ -37,6 +39,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--tta", action="store_true", help="test-time augmentation")
     add_common_options(parser)
+    add_trust_option(parser)
     add_launcher_options(parser)
     return parser.parse_args(argv)
 
@@ -50,7 +53,8 @@ def run(args: argparse.Namespace) -> None:
     cfg.launcher = args.launcher
     if args.tta:
         enable_tta(cfg)
-    evaluate(cfg, args.checkpoint, args.out, args.show_dir, args.show, args.wait_time)
+    with trusted_checkpoints(args.trust_checkpoint):
+        evaluate(cfg, args.checkpoint, args.out, args.show_dir, args.show, args.wait_time)
 
 
 def main(argv: list[str] | None = None) -> int:

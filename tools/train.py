@@ -5,9 +5,11 @@ import sys
 
 import _quiet  # noqa: F401
 
+from flatten_det.checkpoints import trusted_checkpoints
 from flatten_det.engine.cli import (
     add_common_options,
     add_launcher_options,
+    add_trust_option,
     run_tool,
     set_local_rank,
     use_matplotlib_without_display,
@@ -49,6 +51,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="do not look for errors in the annotations first (tools/check_data.py looks at all)",
     )
     add_common_options(parser)
+    add_trust_option(parser)
     add_launcher_options(parser)
     return parser.parse_args(argv)
 
@@ -63,9 +66,10 @@ def run(args: argparse.Namespace) -> None:
         enable_amp(cfg)
     if args.auto_scale_lr:
         enable_auto_scale_lr(cfg)
-    if args.resume:
-        resume_from(cfg, args.resume)
-    train(cfg, check_data=not args.no_data_check)
+    with trusted_checkpoints(args.trust_checkpoint):
+        if args.resume:
+            resume_from(cfg, args.resume)
+        train(cfg, check_data=not args.no_data_check)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -103,6 +103,8 @@ def _fit(name: str, value: Tensor, shape: torch.Size, grids: dict[str, tuple[int
     """Resize a learned grid or a relative position table to ``shape``; return other tensors as they are."""
     if value.shape == shape or value.dim() != len(shape):
         return value
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        return value  # A single number may claim to be a table of any size.
     if name in grids and value.shape[2] == shape[2]:
         side = isqrt(value.shape[1])
         if side * side == value.shape[1]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from mmengine.config import Config
 
+from ..image_files import pixel_limit, set_pixel_limit
 from . import instances, panoptic
 from .data_sets import INSTANCES, SEMANTIC, UNKNOWN, DataSet, find_data_sets
 from .examination import examine_all
@@ -42,6 +43,7 @@ def check_data(cfg: Config, workers: int) -> list[Checked]:
     Raises:
         UserError: The config names no data sets, or they cannot be built.
     """
+    set_pixel_limit(pixel_limit(cfg))
     return [_check(cfg, data_set, workers) for data_set in find_data_sets(cfg)]
 
 

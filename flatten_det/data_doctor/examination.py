@@ -1,13 +1,16 @@
 """Examining the images of a data set, with worker processes and a progress bar."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import cv2
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader
 
 from ..engine.errors import UserError
+from ..image_files import set_pixel_limit
 from .outcome import Outcome
 
 _BATCH = 8  # Images that a worker examines at a time: messages between processes cost too.
@@ -28,7 +31,11 @@ def examine_all(images: Sequence[Outcome], workers: int, title: str) -> Iterator
         UserError: A worker died, as a decoder can when content is meant to break it.
     """
     loader = DataLoader(
-        images, batch_size=_BATCH, num_workers=workers, collate_fn=list, worker_init_fn=_one_thread
+        images,
+        batch_size=_BATCH,
+        num_workers=workers,
+        collate_fn=list,
+        worker_init_fn=partial(_prepare, 2 * Image.MAX_IMAGE_PIXELS),
     )
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     console = Console(stderr=True)
@@ -56,5 +63,7 @@ def examine_all(images: Sequence[Outcome], workers: int, title: str) -> Iterator
             ) from error
 
 
-def _one_thread(worker: int) -> None:
+def _prepare(max_pixels: int, worker: int) -> None:
+    """A worker need not inherit what was set in this process."""
+    set_pixel_limit(max_pixels)
     cv2.setNumThreads(0)

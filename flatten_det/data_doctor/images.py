@@ -10,6 +10,7 @@ import cv2
 from PIL import Image, UnidentifiedImageError
 
 from ..datasets.coco_values import stays_inside
+from ..image_files import FORMATS
 from .data_sets import DataSet
 from .findings import Finding, quoted
 from .json_file import image_name
@@ -24,8 +25,6 @@ from .kinds import (
     Kind,
 )
 
-# No vector formats: for EPS, Pillow would start another program.
-_FORMATS = ("BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 _ORIENTATION = 0x0112
 _TURNED = range(5, 9)  # EXIF orientations that exchange width and height.
 
@@ -65,7 +64,7 @@ def opened(path: str, kinds: FileKinds) -> Image.Image:
             raise ImageFault(kinds.missing, "was not found")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Large, odd metadata: what can be decoded is good.
-            with Image.open(path, formats=_FORMATS) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 image.load()
                 return image
     except ImageFault:

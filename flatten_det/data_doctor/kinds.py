@@ -206,8 +206,8 @@ IMAGE_UNREADABLE = Kind(
 IMAGE_TOO_LARGE = Kind(
     "image-too-large",
     ERROR,
-    "images too large to be decoded (Pillow's limit against decompression bombs)",
-    "cut them into tiles",
+    "images too large to be decoded (the limit against decompression bombs)",
+    "cut them into tiles, or raise max_image_pixels in the config",
 )
 IMAGE_SIZE = Kind(
     "image-size",
@@ -236,8 +236,8 @@ LABEL_MAP_UNREADABLE = Kind(
 LABEL_MAP_TOO_LARGE = Kind(
     "label-map-too-large",
     ERROR,
-    "label maps too large to be decoded (Pillow's limit against decompression bombs)",
-    "cut them into tiles",
+    "label maps too large to be decoded (the limit against decompression bombs)",
+    "cut them into tiles, or raise max_image_pixels in the config",
 )
 LABEL_MAP_SIZE = Kind(
     "label-map-size",

@@ -20,7 +20,7 @@ def named_annotation_errors(cfg: Config) -> Iterator[None]:
     """
     try:
         yield
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         for path in _annotation_files(cfg.to_dict()):
             reason = _json_error(path)
             if reason:
@@ -47,6 +47,6 @@ def _annotation_files(node: Any, data_root: str = "") -> Iterator[Path]:
 def _json_error(path: Path) -> str | None:
     try:
         json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return str(error)
     return None

@@ -11,14 +11,14 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ..checkpoints.errors import CheckpointError
-from ..checkpoints.safe_loading import load_as_data
+from ..checkpoints.trust import load_local
 from .errors import UserError
 
 
 def check_checkpoint(path: str) -> None:
-    """Make sure that a local checkpoint exists, and holds data only.
+    """Make sure that a local checkpoint exists, and holds data only, unless it is trusted.
 
-    URLs are left to mmengine.
+    What is to be downloaded is left to mmengine, which reads it as data too.
 
     Raises:
         UserError: The file is missing, broken, or holds something other than data.
@@ -28,7 +28,7 @@ def check_checkpoint(path: str) -> None:
     if not Path(path).is_file():
         raise UserError(f"checkpoint {path} not found: check the path (here: {Path.cwd()})")
     try:
-        load_as_data(path, map_location="cpu")
+        load_local(path, map_location="cpu")
     except CheckpointError as error:
         raise UserError(str(error)) from error
     except Exception as error:

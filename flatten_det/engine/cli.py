@@ -60,6 +60,16 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_trust_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--trust-checkpoint``, for :func:`~flatten_det.checkpoints.trusted_checkpoints`."""
+    parser.add_argument(
+        "--trust-checkpoint",
+        action="store_true",
+        help="unpickle local checkpoints that hold more than data, which runs any code in them: only for "
+        "old files that you made yourself",
+    )
+
+
 def add_launcher_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of distributed runs, as in mmdet and mmseg."""
     parser.add_argument(

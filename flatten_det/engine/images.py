@@ -1,7 +1,9 @@
-"""Name the image file behind a failing data pipeline."""
+"""Keep a data pipeline from files that it must not open, and name the image behind its failures."""
 
 import contextlib
-from collections.abc import Iterator
+import math
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ from mmengine.dataset import Compose
 from mmengine.hooks import Hook
 from PIL import Image, UnidentifiedImageError
 
+from ..datasets.coco_values import is_size
+from ..image_files import FORMATS, pixel_limit, set_pixel_limit, why_not_decoded
 from .errors import UserError
 
 
@@ -26,10 +30,13 @@ def image_error(path: str | Path) -> str | None:
     content = path.read_bytes()
     try:
         # What is too large for Pillow's taste is not broken.
-        with contextlib.suppress(Image.DecompressionBombError), Image.open(path) as image:
+        with (
+            contextlib.suppress(Image.DecompressionBombError),
+            Image.open(path, formats=FORMATS) as image,
+        ):
             image.load()
         readable = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED) is not None
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError):
+    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, cv2.error):
         readable = False
     if readable:
         return None
@@ -37,20 +44,42 @@ def image_error(path: str | Path) -> str | None:
 
 
 class CheckedPipeline(Compose):
-    """A data pipeline whose failures on a broken image name the file.
+    """A data pipeline for files that nobody has looked at yet.
 
-    The readers report a broken file as a failed assertion, an OpenCV or a Pillow error, mostly
-    without its name. So, after a failure only, the sample's files are looked at.
+    It opens no file outside of the data's folders, none that is far too large, and none that is a
+    program. Its failures on a broken image name the file: the readers report a broken file as a failed
+    assertion, an OpenCV or a Pillow error, mostly without its name, so, after a failure, the sample's
+    files are looked at.
+
+    Args:
+        transforms: as for :class:`mmengine.dataset.Compose`.
+        max_pixels: of an image, a label map or a mask, see :func:`~flatten_det.image_files.pixel_limit`;
+            None: Pillow's limit.
+        folders: where images and label maps must lie; none: anywhere.
     """
+
+    def __init__(
+        self, transforms: Sequence, max_pixels: int | None = None, folders: Sequence[str] = ()
+    ) -> None:
+        super().__init__(transforms)
+        self._max_pixels = 2 * Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
+        self._folders = [os.path.abspath(folder) for folder in folders]
 
     def __call__(self, data: dict[str, Any]) -> dict[str, Any] | None:
         """Run the transforms.
 
         Raises:
-            ImageError: The failure comes with an image or label map that cannot be decoded.
+            ImageError: An image or label map lies elsewhere, is too large or is a program; or the
+                failure comes with one that cannot be decoded.
         """
+        set_pixel_limit(self._max_pixels)  # Here: a data worker need not inherit it.
         # The transforms may replace these, or, with mosaics, hand on another sample's.
         paths = [data[key] for key in ("img_path", "seg_map_path") if data.get(key)]
+        for path in paths:
+            if refusal := self._refusal(str(path)):
+                raise ImageError(refusal)
+        if refusal := self._mask_refusal(data):
+            raise ImageError(f"image {data.get('img_path')}: {refusal}")
         try:
             return super().__call__(data)
         except Exception as error:
@@ -60,28 +89,62 @@ class CheckedPipeline(Compose):
                     raise ImageError(reason) from error
             raise
 
+    def _refusal(self, path: str) -> str | None:
+        if self._folders and not any(_lies_in(path, folder) for folder in self._folders):
+            return (
+                f"image {path} was not opened: it is outside of its data folder "
+                f"({', '.join(self._folders)}): correct its file name in the annotations"
+            )
+        return None if "://" in path else why_not_decoded(path)
+
+    def _mask_refusal(self, data: dict[str, Any]) -> str | None:
+        """Run lengths state the size of the mask that they become, whatever the image's."""
+        for instance in data.get("instances") or ():
+            mask = instance.get("mask") if isinstance(instance, dict) else None
+            size = mask.get("size") if isinstance(mask, dict) else None
+            if not (isinstance(size, list | tuple) and all(map(is_size, size))):
+                continue  # Polygons; or what fails on its own.
+            if math.prod(size) > self._max_pixels:
+                return (
+                    f"one of its masks claims {' x '.join(map(str, size))} pixels: correct its annotations "
+                    "(tools/check_data.py lists all that are wrong)"
+                )
+        return None
+
+
+def _lies_in(path: str, folder: str) -> bool:
+    """By the names alone: links are the user's own."""
+    return os.path.abspath(path).startswith(os.path.join(folder, ""))
+
 
 class CheckImagesHook(Hook):
     """Puts a :class:`CheckedPipeline` into every data set, before workers copy it."""
 
     def before_train_epoch(self, runner) -> None:
         """Check the training images."""
-        _check_images(runner.train_dataloader.dataset)
+        _check_images(runner.train_dataloader.dataset, pixel_limit(runner.cfg))
 
     def before_val_epoch(self, runner) -> None:
         """Check the validation images."""
-        _check_images(runner.val_dataloader.dataset)
+        _check_images(runner.val_dataloader.dataset, pixel_limit(runner.cfg))
 
     def before_test_epoch(self, runner) -> None:
         """Check the test images."""
-        _check_images(runner.test_dataloader.dataset)
+        _check_images(runner.test_dataloader.dataset, pixel_limit(runner.cfg))
 
 
-def _check_images(dataset: Any) -> None:
+def _check_images(dataset: Any, max_pixels: int) -> None:
     for inner in _unwrap(dataset):
         pipeline = getattr(inner, "pipeline", None)
         if type(pipeline) is Compose:
-            inner.pipeline = CheckedPipeline(pipeline.transforms)
+            inner.pipeline = CheckedPipeline(pipeline.transforms, max_pixels, _folders(inner))
+
+
+def _folders(dataset: Any) -> list[str]:
+    """A data set's folders; none if one of them is not said, or is no folder."""
+    prefixes = getattr(dataset, "data_prefix", None)
+    folders = [str(folder) for folder in (prefixes or {}).values()]
+    return folders if all(folders) and not any("://" in folder for folder in folders) else []
 
 
 def _unwrap(dataset: Any) -> Iterator[Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints.safe_loading import load_as_data
+from ..checkpoints.trust import load_local
 from .errors import UserError, explain
 
 # What a training cannot go on without.
@@ -65,7 +66,7 @@ def newest_valid_checkpoint(work_dir: str | Path) -> str:
 def why_not_resumable(path: str | Path) -> str | None:
     """Say why a training cannot go on from a local checkpoint; None if it can.
 
-    Reads all of it: the checksums of its parts, and its content, as data only.
+    Reads all of it: the checksums of its parts, and its content, as data unless it is trusted.
     """
     whole = zipfile.is_zipfile(path)
     try:
@@ -75,7 +76,7 @@ def why_not_resumable(path: str | Path) -> str | None:
             if damaged:
                 return f"it is damaged: the checksum of {damaged} is wrong"
         # Else written before PyTorch 1.6, perhaps.
-        checkpoint = load_as_data(str(path), map_location="cpu")
+        checkpoint = load_local(str(path), map_location="cpu")
     except Exception as error:
         if not whole:
             return f"it is incomplete, or no checkpoint at all ({Path(path).stat().st_size} bytes)"

@@ -13,6 +13,7 @@ from mmengine.runner import load_checkpoint
 from mmengine.structures import BaseDataElement
 from torch import nn
 
+from ..image_files import pixel_limit
 from ..large_images.own_size import without_resizing
 from ..large_images.segmentation import predict_in_bands_when_large
 from .checkpoint import check_checkpoint, check_fit
@@ -59,7 +60,10 @@ class Predictor:
             ) from error
         predict_in_bands_when_large(self._model)
         pipeline = _inference_pipeline(cfg)
-        self._pipeline = CheckedPipeline(without_resizing(pipeline) if full_size else pipeline)
+        self._max_pixels = pixel_limit(cfg)
+        self._pipeline = CheckedPipeline(
+            without_resizing(pipeline) if full_size else pipeline, self._max_pixels
+        )
         # mmseg stacks the images of a batch without padding them.
         self._equal_shapes = cfg.get("default_scope") == "mmseg"
         self.visualizer = VISUALIZERS.build(

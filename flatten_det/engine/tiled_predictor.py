@@ -60,7 +60,7 @@ class TiledPredictor(Predictor):
                 "--tile cuts what the test pipeline's LoadImageFromFile reads, but its first step is "
                 f"{type(load).__name__}: predict without --tile"
             )
-        self._pipeline = CheckedPipeline([load])
+        self._pipeline = CheckedPipeline([load], self._max_pixels)
         self._transform_tile = Compose(transforms)
         self._max_count = _max_per_image(cfg.model)
         self._tiling = tiling

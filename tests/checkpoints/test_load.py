@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from flatten_det.backbones import FLattenPVT, FLattenSwin
+from flatten_det.backbones import FLattenPVT, FLattenSwin, build_backbone
 from flatten_det.checkpoints import CheckpointError, load_backbone, read_checkpoint
 
 PVT = dict(arch=dict(embed_dims=(8, 16, 32, 64), num_heads=(1, 2, 4, 8), depths=(1, 1, 1, 1)))
@@ -182,3 +182,13 @@ def test_pickled_code_is_refused_and_not_run(zipped, tmp_path):
     with pytest.raises(CheckpointError, match="could run code"):
         read_checkpoint(path)
     assert not trace.exists()
+
+
+def test_tables_that_claim_to_be_huge_are_not_resized():
+    model = build_backbone("flatten-pvtv2-b0")
+    state = model.state_dict()
+    name = next(iter(model.grid_shapes()))
+    channels = state[name].shape[2]
+    state[name] = torch.zeros(1).expand(1, 10_000_000**2, channels)
+    with pytest.raises(CheckpointError, match=rf"wrong shape: {name} is \(1, 100000000000000, "):
+        load_backbone(model, state, "evil.pth")

@@ -1,5 +1,7 @@
 """mmengine's own loaders read checkpoints as data once flatten_det is imported."""
 
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import nn
 
 import flatten_det  # noqa: F401  lets mmengine read checkpoints as data
 from flatten_det.checkpoints import CheckpointError
+from flatten_det.checkpoints.safe_loading import SAFE_GLOBALS, load_as_data
 
 
 class Payload:
@@ -51,3 +54,62 @@ def test_what_mmengine_saves_is_data(tmp_path):
     assert loaded["message_hub"]["log_scalars"]["train/loss"].mean() == 1.5
     assert loaded["meta"] == saved["meta"]
     assert np.array_equal(loaded["array"], saved["array"])
+
+
+class Method:
+    """Pickles to a method of a HistoryBuffer, the way that these name their own statistics."""
+
+    def __reduce__(self):
+        return getattr, (HistoryBuffer, "statistics")
+
+    def __call__(self):
+        raise AssertionError
+
+
+class CallsMethod:
+    def __reduce__(self):
+        return Method(), (HistoryBuffer([1.0], [1]), "mean")
+
+
+def test_what_is_looked_up_is_not_called(tmp_path):
+    torch.save({"x": CallsMethod()}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="statistics"):
+        load_as_data(tmp_path / "a.pth")
+
+
+def test_nothing_but_data_is_allowed():
+    """A new entry needs a thought: can it open, import or call what a file names?"""
+    names = {g[1] if isinstance(g, tuple) else g.__name__ for g in SAFE_GLOBALS}
+    kinds = {"Float32DType", "Float64DType", "Int32DType", "Int64DType", "UInt32DType", "BoolDType"}
+    arrays = {"ndarray", "dtype", "_reconstruct", "scalar"}
+    assert names == {"HistoryBuffer", "builtins.getattr"} | arrays | kinds
+    # They are allowed while a file is read, not for ever.
+    assert not {HistoryBuffer, np.ndarray, np.dtype} & set(torch.serialization.get_safe_globals())
+
+
+def test_compressed_checkpoints_are_not_unpacked(tmp_path):
+    """PyTorch stores tensors as they are, so a small file cannot hold a large one."""
+    plain, bomb = tmp_path / "plain.pth", tmp_path / "bomb.pth"
+    torch.save({"weight": torch.zeros(10_000_000)}, plain)
+    with (
+        zipfile.ZipFile(plain) as source,
+        zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as target,
+    ):
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    assert bomb.stat().st_size < 100_000
+    assert load_as_data(plain)["weight"].numel() == 10_000_000
+    with pytest.raises(
+        CheckpointError, match=r"bomb\.pth cannot be read: it would unpack to 40 MB"
+    ):
+        load_as_data(bomb)
+
+
+def test_safetensors_are_read(tmp_path):
+    from safetensors.torch import save_file
+
+    weights = nn.Linear(2, 2).state_dict()
+    save_file(weights, tmp_path / "a.safetensors")
+    model = nn.Linear(2, 2)
+    load_checkpoint(model, str(tmp_path / "a.safetensors"), strict=True)
+    assert torch.equal(model.weight, weights["weight"])

@@ -25,7 +25,8 @@ def build_whole(cfg: Config) -> nn.Module:
     """The model of a config with random weights; no checkpoint is loaded."""
     model_cfg = ConfigDict(cfg.model.to_dict())
     model_cfg.pop("pretrained", None)
-    model_cfg.backbone.init_cfg = None
+    for part in (model_cfg, model_cfg.backbone):
+        part.init_cfg = None
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope", "mmdet")):
         model = MODELS.build(model_cfg)
         with _without_remarks():

@@ -1,6 +1,8 @@
 """Zip files of strangers: compared with what they should be, and unpacked only into their own folder."""
 
+import errno
 import hashlib
+import lzma
 import os
 import shutil
 import stat
@@ -16,6 +18,10 @@ _CHUNK = 1 << 20
 _SCRATCH = ".unpacking"
 # What macOS adds to archives.
 _IGNORED = ("__MACOSX", ".DS_Store")
+_MAX_MEMBERS = 1_000_000
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+# What damaged, encrypted and foreign contents raise.
+_DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError)
 
 
 class ArchiveError(Exception):
@@ -52,7 +58,7 @@ def unpacked_size(path: Path) -> int:
         return sum(info.file_size for info in archive.infolist())
 
 
-def unpack(path: Path, root: Path, top: str = "") -> None:
+def unpack(path: Path, root: Path, top: str = "", max_size: int | None = None) -> None:
     """Unpack a zip file, and the zip files in it where they lie.
 
     Files are unpacked into a folder beside their places and moved when all are there. A file that is
@@ -62,26 +68,32 @@ def unpack(path: Path, root: Path, top: str = "") -> None:
         path: the zip file.
         root: folder to unpack into; it is made.
         top: folder in the archive that stands for ``root``; what lies outside of it is left out.
+        max_size: bytes of all files, those of the zip files in it too; None: what the disk has room for.
 
     Raises:
-        ArchiveError: It is damaged, or a member is a link or would leave ``root``; then nothing has
-            been moved.
+        ArchiveError: It is damaged or too large, or a member is a link or would leave ``root``; then
+            nothing has been moved.
     """
     scratch = root / _SCRATCH
     shutil.rmtree(scratch, ignore_errors=True)  # Of a process that was killed.
+    root.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(root).free
+    room = free if max_size is None else min(free, max_size)
     try:
-        names = _extract(path, root, scratch, top)
+        names, size = _extract(path, root, scratch, room, top)
         for name in [name for name in names if name.endswith(".zip")]:
             inner, place = scratch / name, PurePosixPath(name).parent
             names.remove(name)
-            names += [
-                (place / below).as_posix()
-                for below in _extract(inner, root / place, scratch / place)
-            ]
+            found, inner_size = _extract(inner, root / place, scratch / place, room - size)
+            size += inner_size
+            names += [(place / below).as_posix() for below in found]
             inner.unlink()
         for name in names:
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(scratch / name, root / name)
+            try:
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(scratch / name, root / name)
+            except OSError as error:
+                raise _unwritable(name, error) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -89,16 +101,25 @@ def unpack(path: Path, root: Path, top: str = "") -> None:
 def _opened(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, ValueError) as error:
         raise ArchiveError(f"it is not a complete zip file ({error})") from error
+
+
+def _unwritable(name: str, error: OSError) -> Exception:
+    """A member in the place of another one's folder, a name that the system refuses, and the like."""
+    if error.errno in _NO_SPACE:
+        return error
+    return ArchiveError(f"its member {name!r} cannot be written ({error.strerror})")
 
 
 def _members(archive: zipfile.ZipFile, top: str) -> Iterator[tuple[zipfile.ZipInfo, str]]:
     """The files of an archive with their paths relative to ``top``.
 
     Raises:
-        ArchiveError: A member is a link or lies outside of the archive.
+        ArchiveError: A member is a link or lies outside of the archive, or there are too many.
     """
+    if len(archive.infolist()) > _MAX_MEMBERS:
+        raise ArchiveError(f"it has more than {_MAX_MEMBERS} members")
     for info in archive.infolist():
         name = PurePosixPath(info.filename)
         windows = PureWindowsPath(info.filename)
@@ -113,11 +134,19 @@ def _members(archive: zipfile.ZipFile, top: str) -> Iterator[tuple[zipfile.ZipIn
 
 
 def _is_there(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size
+    return os.path.isfile(path) and path.stat().st_size == size
 
 
-def _extract(path: Path, root: Path, scratch: Path, top: str = "") -> list[str]:
-    """Extract into ``scratch`` what ``root`` does not have; returns the paths below it."""
+def _extract(
+    path: Path, root: Path, scratch: Path, room: int, top: str = ""
+) -> tuple[list[str], int]:
+    """Extract into ``scratch`` what ``root`` does not have.
+
+    A member is never read beyond the size that the archive states, which is held against ``room``.
+
+    Returns:
+        The paths below ``scratch``, and their bytes.
+    """
     columns = (TextColumn("Unpacking {task.description}"), BarColumn(), DownloadColumn())
     with _opened(path) as archive, Progress(*columns) as progress:
         members = [
@@ -125,14 +154,22 @@ def _extract(path: Path, root: Path, scratch: Path, top: str = "") -> list[str]:
             for info, name in _members(archive, top)
             if not _is_there(root / name, info.file_size)
         ]
-        task = progress.add_task(path.name, total=sum(info.file_size for info, _ in members))
+        size = sum(info.file_size for info, _ in members)
+        if size > room:
+            raise ArchiveError(
+                f"{path.name} states {size / 1e9:.2f} GB of files, but there is room, or the data set "
+                f"has need, for {room / 1e9:.2f} GB: it may be meant to fill the disk"
+            )
+        task = progress.add_task(path.name, total=size)
         for info, name in members:
             target = scratch / name
-            target.parent.mkdir(parents=True, exist_ok=True)
             try:
+                target.parent.mkdir(parents=True, exist_ok=True)
                 with archive.open(info) as source, target.open("wb") as file:
                     shutil.copyfileobj(source, file, _CHUNK)
-            except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+            except _DAMAGE as error:
                 raise ArchiveError(f"its member {info.filename!r} is damaged ({error})") from error
+            except OSError as error:
+                raise _unwritable(info.filename, error) from error
             progress.update(task, advance=info.file_size)
-    return [name for _, name in members]
+    return [name for _, name in members], size

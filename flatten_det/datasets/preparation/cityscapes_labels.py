@@ -17,6 +17,7 @@ from pycocotools import mask as coco_mask
 from rich.progress import track
 
 from ...engine.errors import UserError
+from ...image_files import why_not_decoded
 
 # Label ids in the order of the train ids 0 to 18; all others are 255, "not for training".
 LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
@@ -131,6 +132,8 @@ def _instances(path: Path) -> tuple[tuple[int, int], list[dict]]:
 
 def _label_map(path: Path) -> np.ndarray:
     """A map of whole numbers, (H, W)."""
+    if refusal := why_not_decoded(path):
+        raise UserError(refusal)
     content = np.frombuffer(path.read_bytes(), np.uint8)
     values = cv2.imdecode(content, cv2.IMREAD_UNCHANGED) if content.size else None
     if values is None or values.ndim != 2:

@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 
 from ...engine.errors import UserError
+from ...image_files import FORMATS, why_not_decoded
 from ..coco_values import is_id, is_number, is_size, stays_inside
 from .text import listed
 
@@ -186,8 +187,10 @@ def completed(file: CocoFile, images: Path) -> tuple[dict[str, Any], list[str]]:
         if "width" in item and "height" in item:
             return item
         added.add("width and height of images")
+        if refusal := why_not_decoded(images / item["file_name"]):
+            raise UserError(refusal)
         try:
-            with Image.open(images / item["file_name"]) as opened:
+            with Image.open(images / item["file_name"], formats=FORMATS) as opened:
                 width, height = opened.size
         except OSError as error:
             raise UserError(

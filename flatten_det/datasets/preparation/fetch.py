@@ -10,6 +10,8 @@ from ...engine.errors import UserError
 from .archives import ArchiveError, unpack, unpacked_size, verify
 from .sources import Archive
 
+_SLACK = 4  # How much more than is known of an archive may be in it.
+
 
 def fetch(
     archives: tuple[Archive, ...],
@@ -45,7 +47,7 @@ def fetch(
                 _download(archive, path, mirror)
             try:
                 verify(path, archive.size, archive.digest)
-                unpack(path, root, archive.top)
+                unpack(path, root, archive.top, _SLACK * archive.unpacked)
             except ArchiveError as error:
                 raise _refused(path, error) from error
             if _mark(path).is_file() and not keep:

@@ -89,7 +89,7 @@ class Listing:
                 named[self.segments] = {
                     annotation["file_name"] for annotation in content["annotations"]
                 }
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             return [f"{self.file}: damaged, not a COCO file ({type(error).__name__}: {error})"]
         found = []
         for files, names in named.items():

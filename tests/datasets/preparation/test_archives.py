@@ -1,11 +1,13 @@
 """Zip files that are good, damaged or malicious."""
 
 import io
+import shutil
 import stat
 import zipfile
 
 import pytest
 
+from flatten_det.datasets.preparation import archives
 from flatten_det.datasets.preparation.archives import ArchiveError, unpack, unpacked_size, verify
 
 
@@ -121,3 +123,86 @@ def test_size_and_digest_are_compared(tmp_path):
         verify(path, 4, None)
     with pytest.raises(ArchiveError, match=r"its md5 is 9001\w+ instead of 00"):
         verify(path, 3, ("md5", "00"))
+
+
+def test_bombs_are_not_unpacked(archive, tmp_path):
+    path = archive({"a.txt": b"a", "zeros.bin": bytes(10_000)})
+    with pytest.raises(ArchiveError, match="may be meant to fill the disk"):
+        unpack(path, tmp_path / "out", max_size=10_000)
+    assert not files(tmp_path / "out")
+    unpack(path, tmp_path / "out", max_size=10_001)
+
+
+def test_bombs_within_an_archive_count(tmp_path, archive):
+    inner = io.BytesIO()
+    with zipfile.ZipFile(inner, "w", zipfile.ZIP_DEFLATED) as nested:
+        nested.writestr("zeros.bin", bytes(1_000_000))
+    path = archive({"good.txt": b"g", "nested.zip": inner.getvalue()})
+    assert path.stat().st_size < 3_000
+    with pytest.raises(
+        ArchiveError, match=r"nested\.zip states 0\.00 GB of files, but there is room"
+    ):
+        unpack(path, tmp_path / "out", max_size=500_000)
+    assert not files(tmp_path / "out")
+
+
+def test_more_than_the_disk_holds_is_not_begun(archive, tmp_path, monkeypatch):
+    free = shutil._ntuple_diskusage(100, 95, 5)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+    with pytest.raises(ArchiveError, match="may be meant to fill the disk"):
+        unpack(archive({"a.txt": b"123456"}), tmp_path / "out")
+
+
+def test_a_size_that_is_a_lie_is_damage(archive, tmp_path):
+    """A member gives no more than it states: the rest is not read, and the checksum is wrong."""
+    path = archive({"zeros.bin": bytes(1000)})
+    content = bytearray(path.read_bytes())
+    place = content.rindex(b"PK\x01\x02") + 24  # In the directory: the size when unpacked.
+    content[place : place + 4] = (10).to_bytes(4, "little")
+    path.write_bytes(content)
+    with pytest.raises(ArchiveError, match="is damaged"):
+        unpack(path, tmp_path / "out", max_size=100)
+    assert not files(tmp_path / "out")
+
+
+def test_too_many_members(archive, tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "_MAX_MEMBERS", 2)
+    with pytest.raises(ArchiveError, match="more than 2 members"):
+        unpack(archive({"a": b"", "b": b"", "c": b""}), tmp_path / "out")
+
+
+def test_archives_within_an_archive_stay_inside(archive, tmp_path):
+    path = archive({"sub/nested.zip": zipped({"../../out.txt": b"bad"})})
+    with pytest.raises(ArchiveError, match="would leave the folder"):
+        unpack(path, tmp_path / "deep" / "out")
+    assert {p.name for p in tmp_path.rglob("*") if p.is_file()} == {"data.zip"}
+
+
+@pytest.mark.parametrize("kind", [stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK])
+def test_devices_are_refused(tmp_path, kind):
+    path = tmp_path / "data.zip"
+    device = zipfile.ZipInfo("null")
+    device.external_attr = (kind | 0o666) << 16
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(device, "")
+    with pytest.raises(ArchiveError, match="'null' is a link or a device"):
+        unpack(path, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "names", [("a", "a/b"), ("a/b", "a"), ("x" * 300,)], ids=["file first", "folder first", "long"]
+)
+def test_names_that_cannot_be(archive, tmp_path, names):
+    with pytest.raises(ArchiveError, match="cannot be written"):
+        unpack(archive(dict.fromkeys(names, b"x")), tmp_path / "out")
+    assert not files(tmp_path / "out")
+
+
+def test_encrypted_members_are_named(archive, tmp_path):
+    path = archive({"secret.txt": b"x"})
+    content = bytearray(path.read_bytes())
+    for start, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.index(start) + flags] |= 1
+    path.write_bytes(content)
+    with pytest.raises(ArchiveError, match=r"secret\.txt' is damaged .*password"):
+        unpack(path, tmp_path / "out")

@@ -1,0 +1,117 @@
+"""Pickle and YAML files as data where mmengine loads them: annotations, proposals, results."""
+
+import io
+import pickle
+from collections import OrderedDict, defaultdict
+from typing import Any, BinaryIO, TextIO
+
+import yaml
+from mmengine.fileio import register_handler
+from mmengine.fileio.handlers import PickleHandler, YamlHandler
+
+from .checkpoints.safe_loading import load_as_data
+from .engine.errors import UserError
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """How old pickles write bytes; other codecs are none of data's business."""
+    if encoding not in ("latin1", "latin-1"):
+        raise pickle.UnpicklingError(f"codec {encoding} is not data")
+    return text.encode("latin-1")
+
+
+def _load_storage(content: bytes) -> Any:
+    return load_as_data(io.BytesIO(content))
+
+
+# What a pickle of dicts, lists, numpy arrays and tensors calls.
+_CALLED = {
+    "builtins": {"set", "frozenset", "bytearray", "complex", "range", "slice"},
+    "numpy": {"ndarray", "dtype"},
+    "numpy.core.multiarray": {"_reconstruct", "scalar"},
+    "numpy.core.numeric": {"_frombuffer"},
+    "torch": {"Size", "device", *(f"{kind}Storage" for kind in ("Float", "Long", "Int", "Bool"))},
+    "torch._utils": {"_rebuild_tensor_v2"},
+}
+_STAND_INS = {
+    ("_codecs", "encode"): _encode,
+    ("torch.storage", "_load_from_bytes"): _load_storage,
+    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "defaultdict"): defaultdict,
+}
+
+
+class DataUnpickler(pickle.Unpickler):
+    """Builds Python's own containers, numpy arrays and tensors, and refuses everything else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """What the pickle calls by this name.
+
+        Raises:
+            pickle.UnpicklingError: It is not what data is made of.
+        """
+        if (module, name) in _STAND_INS:
+            return _STAND_INS[module, name]
+        modern = module.replace("__builtin__", "builtins").replace("numpy._core", "numpy.core")
+        if name not in _CALLED.get(modern, ()):
+            raise pickle.UnpicklingError(f"{module}.{name} is not data")
+        return super().find_class(module, name)
+
+
+class DataPickleHandler(PickleHandler):
+    """Reads ``.pkl`` and ``.pickle`` files with a :class:`DataUnpickler`; writes them as before."""
+
+    def load_from_fileobj(self, file: BinaryIO, **kwargs) -> Any:
+        """Read an open file.
+
+        Raises:
+            UserError: It is damaged, or holds something that would run code.
+        """
+        try:
+            return DataUnpickler(file, **kwargs).load()
+        except Exception as error:
+            raise UserError(
+                f"a pickle file{_named(file)} (annotations, proposals or results) cannot be read: it is "
+                f"damaged, or holds objects that could run code ({error}): write it anew as JSON, or as a "
+                "pickle of dicts, lists, numpy arrays and tensors"
+            ) from error
+
+
+class _DataLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """PyYAML's safe one, and tuples, which configs are full of."""
+
+
+_DataLoader.add_constructor(
+    "tag:yaml.org,2002:python/tuple",
+    lambda loader, node: tuple(loader.construct_sequence(node, deep=True)),
+)
+
+
+class DataYamlHandler(YamlHandler):
+    """Reads YAML files without making objects of any class that they name."""
+
+    def load_from_fileobj(self, file: TextIO, **kwargs) -> Any:
+        """Read an open file.
+
+        Raises:
+            UserError: It is damaged, or holds something that would run code.
+        """
+        try:
+            return yaml.load(file, Loader=_DataLoader)
+        except yaml.YAMLError as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"a YAML file{_named(file)} cannot be read: it is damaged, or asks for Python objects, "
+                f"which could run code: {reason}: correct it"
+            ) from error
+
+
+def _named(file: Any) -> str:
+    name = getattr(file, "name", None)  # mmengine mostly passes on its content alone.
+    return f" {name}" if isinstance(name, str) else ""
+
+
+def read_mmengine_files_as_data() -> None:
+    """Let ``mmengine.load``, and with it data sets and metrics, refuse files that hold code."""
+    register_handler(["pkl", "pickle"])(DataPickleHandler)
+    register_handler(["yaml", "yml"])(DataYamlHandler)

@@ -1,0 +1,37 @@
+"""SECURITY.md names what exists, and its example runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from flatten_det.checkpoints.trust import is_trusting, trusted_checkpoints
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_leads_to_it():
+    assert "(SECURITY.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("tool", ["train", "test", "infer", "convert_checkpoint"])
+def test_tools_have_the_option(tool):
+    assert f"{tool}.py" in PAGE
+    source = (ROOT / "tools" / f"{tool}.py").read_text(encoding="utf-8")
+    assert "add_trust_option(parser)" in source
+    assert "trusted_checkpoints(args.trust_checkpoint)" in source
+
+
+def test_the_example_runs():
+    (example,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    seen = {"seen": lambda: seen.update(trusting=is_trusting())}
+    exec(example.replace("...", "seen()"), seen)
+    assert seen["trusting"]
+    assert seen["trusted_checkpoints"] is trusted_checkpoints
+
+
+def test_the_limit_is_the_one_in_force():
+    (megapixels,) = re.findall(r"beyond (\d+) megapixels", PAGE)
+    assert round(2 * Image.MAX_IMAGE_PIXELS / 1e6) == int(megapixels)
