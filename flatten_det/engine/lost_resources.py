@@ -44,7 +44,9 @@ def _reason(error: Exception) -> str | None:
         return f"the disk is full: no room{where}: make room, or choose another --work-dir"
     # PyTorch raises it wherever the training is at that moment, which may make another error of it.
     cause: BaseException | None = error
-    while cause is not None:
+    seen = set()  # An error may be its own cause.
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
         if isinstance(cause, RuntimeError) and (died := _WORKER_DIED.search(str(cause))):
             return _worker_death(died[1])
         cause = cause.__cause__ or cause.__context__

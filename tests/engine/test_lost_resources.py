@@ -96,6 +96,13 @@ def test_other_errors_pass(tmp_path, error):
     assert caught.value is error
 
 
+def test_errors_that_are_each_others_cause_pass(tmp_path):
+    first, second = ValueError(), RuntimeError()
+    first.__cause__, second.__cause__ = second, first
+    with pytest.raises(ValueError, match="^$"), told_with_last_checkpoint(tmp_path):
+        raise first
+
+
 def test_non_finite_losses(tmp_path):
     changes = {"optim_wrapper.optimizer.lr": 1e25, "max_non_finite_updates": 2}
     cfg = make_config(tmp_path, by_epoch=False, changes=changes)
