@@ -99,7 +99,7 @@ def test_other_errors_pass(tmp_path, error):
 def test_errors_that_are_each_others_cause_pass(tmp_path):
     first, second = ValueError(), RuntimeError()
     first.__cause__, second.__cause__ = second, first
-    with pytest.raises(ValueError, match="^$"), told_with_last_checkpoint(tmp_path):
+    with pytest.raises(ValueError, match=r"^$"), told_with_last_checkpoint(tmp_path):
         raise first
 
 
