@@ -33,11 +33,13 @@ QUICKSTART, TESTS = (
 )
 IN_CI = [TESTS, "uv run ruff check", "uv run ruff format --check", "uv run pytest -m slow"]
 ON_LARGE_IMAGES = [c for c in COMMANDS if "my_large_image.jpg" in c]
+ON_MIXED_SIZES = [c for c in COMMANDS if "_shapes-mixed.py" in c]
 ON_QUICKSTART = [
     c
     for c in COMMANDS
     if re.match(r"uv run tools/(test|infer|check_data)\.py configs/quickstart", c)
     and c not in ON_LARGE_IMAGES
+    and c not in ON_MIXED_SIZES
 ]
 ON_COCO = [c for c in COMMANDS if re.match(r"uv run tools/train\.py configs/(?!quickstart)", c)]
 ON_WEIGHTS = [c for c in COMMANDS if c.startswith("uv run tools/convert_checkpoint.py ")]
@@ -109,6 +111,7 @@ def test_every_command_is_run():
         *IN_CI,
         *ON_QUICKSTART,
         *ON_LARGE_IMAGES,
+        *ON_MIXED_SIZES,
         *ON_COCO,
         *ON_WEIGHTS,
     }
@@ -153,6 +156,26 @@ def test_large_images(command, tmp_path):
     run(command, cwd)
     prediction = json.loads((cwd / "outputs" / "preds" / "my_large_image.json").read_text())
     assert (prediction["height"], prediction["width"]) == (300, 500)
+
+
+@pytest.mark.slow
+def test_mixed_sizes(tmp_path):
+    """A short training, whose checkpoint goes by the name of the full one."""
+    cwd = workspace(tmp_path)
+    few = [
+        f"{split}_dataloader.dataset.num_images.{part}=16"
+        for split in ("train", "val", "test")
+        for part in ("train", "val")
+    ]
+    few.append("model.test_cfg.score_thr=0.0")  # It has learned nothing that it could be sure of.
+    train, test = ON_MIXED_SIZES
+    short = ("train_cfg.max_iters=4", "train_cfg.val_interval=4")
+    assert "coco/bbox_mAP" in run(train, cwd, "--cfg-options", *few, *short)
+    checkpoint = cwd / test.split()[4]
+    checkpoint.with_name("iter_4.pth").rename(checkpoint)
+    # 16 images, one at a time.
+    assert "[16/16]" in run(test, cwd, *few)
+    assert "[2/2]" in run(test.partition(" --cfg-options")[0], cwd, "--cfg-options", *few)
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """What the dense backbones share: initialisation, official checkpoints, freezing."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModule
@@ -33,12 +33,20 @@ class DenseBackbone(BaseModule):
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+        """:meth:`forward`, told what the call of the detector or segmentor around says about ``x``."""
+        sizes = valid_sizes(x) if self.mask_padding else None
+        # An argument, so that activation checkpointing of the whole backbone repeats what was computed.
+        return super().__call__(x) if sizes is None else super().__call__(x, sizes)
+
+    def forward(
+        self, x: Tensor, sizes: Sequence[tuple[int, int]] | None = None
+    ) -> tuple[Tensor, ...]:
         """``(B, in_channels, H, W)`` -> one ``(B, C_i, ceil(H/s), ceil(W/s))`` for each out index.
 
-        Within the call of a detector or segmentor, the maps of padding are zero, with ``mask_padding``.
+        With ``sizes``, the ``(h, w)`` of the image in each of ``x``, the rest of ``x`` is left out and its
+        maps are zero. Within the call of a detector or segmentor they are known, with ``mask_padding``.
         """
-        sizes = valid_sizes(x) if self.mask_padding else None
         if sizes is None:
             return self.forward_images(x)
         return apply_to_valid(self.forward_images, x, sizes, self.out_indices)

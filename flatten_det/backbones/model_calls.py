@@ -1,18 +1,13 @@
-"""Telling backbones what a detector or segmentor is called with."""
+"""Telling backbones what a detector or segmentor is called with; predicting images without batch mates."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from mmengine.model import BaseModel
-from torch import nn
+from torch import Tensor, nn
 
-from .valid_region import valid_regions
-
-
-def _call(model: BaseModel, *args: Any, **kwargs: Any) -> Any:
-    images = kwargs.get("inputs", args[0] if args else None)
-    data_samples = kwargs.get("data_samples", args[1] if len(args) > 1 else None)
-    with valid_regions(images, data_samples):
-        return nn.Module.__call__(model, *args, **kwargs)
+from .base import DenseBackbone
+from .valid_region import of_equal_size, sizes_within, valid_regions
 
 
 def tell_backbones_of_padding() -> None:
@@ -22,3 +17,39 @@ def tell_backbones_of_padding() -> None:
     training loops, also distributed, of evaluation, of inferencers and of one's own code.
     """
     BaseModel.__call__ = _call
+
+
+def _call(model: BaseModel, *args: Any, **kwargs: Any) -> Any:
+    given = dict(zip(("inputs", "data_samples", "mode"), args, strict=False)) | kwargs
+    images, data_samples = given.get("inputs"), given.get("data_samples")
+    if given.get("mode") == "predict" and isinstance(images, Tensor) and images.dim() == 4:
+        # Each image's own share of the padding, up to the divisor; MMDetection's preprocessor says it.
+        sizes = sizes_within(images, data_samples, "pad_shape")
+        if sizes is not None and len(set(sizes)) > 1 and _masks_padding(model):
+            return _predict_by_size(model, images, data_samples, sizes)
+    with valid_regions(images, data_samples):
+        return nn.Module.__call__(model, *args, **kwargs)
+
+
+def _masks_padding(model: nn.Module) -> bool:
+    return any(isinstance(m, DenseBackbone) and m.mask_padding for m in model.modules())
+
+
+def _predict_by_size(
+    model: BaseModel, images: Tensor, data_samples: Sequence, sizes: Sequence[tuple[int, int]]
+) -> list:
+    """Predictions for images of one size together, in the order of the batch.
+
+    Necks and heads mix the padding into an image as well: group norms take their statistics from the whole
+    map, attention looks at all of it, a convolution's bias fills what was zero. For predictions there is
+    nothing that would need the batch as a whole, as losses do.
+    """
+    predictions: list = [None] * len(images)
+    for (height, width), members in of_equal_size(sizes).items():
+        own = [data_samples[index] for index in members]
+        for sample in own:
+            sample.set_metainfo({"batch_input_shape": (height, width)})
+        found = _call(model, images[:, :, :height, :width][members], own, mode="predict")
+        for index, prediction in zip(members, found, strict=True):
+            predictions[index] = prediction
+    return predictions

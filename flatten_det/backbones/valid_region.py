@@ -6,7 +6,7 @@ backbone without their padding, those of one size together: padding has no part 
 convolutions, learned grids fit each image's own map, and nothing is computed that nobody needs.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -23,15 +23,20 @@ class _Batch:
     """Of the model that is being called.
 
     Attributes:
-        hw_shape: ``(H, W)`` of the padded images.
+        images: ``(B, 3, H, W)``, padded.
         valid: ``(h, w)`` of each image in its top left corner.
     """
 
-    hw_shape: tuple[int, int]
+    images: Tensor
     valid: tuple[tuple[int, int], ...]
 
+    def has_shape_of(self, images: Tensor) -> bool:
+        """Whether ``images`` could be the batch, under another type or layout for instance."""
+        own = self.images.shape
+        return images.dim() == 4 and images.shape[:1] + images.shape[2:] == own[:1] + own[2:]
 
-_current: ContextVar[_Batch | None] = ContextVar("flatten_det_batch", default=None)
+
+_current: ContextVar[tuple[_Batch, ...]] = ContextVar("flatten_det_batches", default=())
 
 
 @contextmanager
@@ -39,27 +44,45 @@ def valid_regions(images: object, data_samples: object) -> Iterator[None]:
     """For the time of a model's call, what its data samples say about its images.
 
     Args:
-        images: what the model is called with; anything but ``(B, 3, H, W)`` says nothing.
-        data_samples: with ``img_shape``, one for each image; anything else says nothing.
+        images: what the model is called with: ``(B, 3, H, W)``, or a dict of such, as the branches of
+            semi-supervised detectors are; anything else says nothing.
+        data_samples: with ``img_shape``, one for each image, in a dict with the same keys for a dict of
+            images; anything else says nothing.
     """
-    token = _current.set(_read(images, data_samples))
+    token = _current.set(tuple(_read(images, data_samples)))
     try:
         yield
     finally:
         _current.reset(token)
 
 
-def _read(images: object, data_samples: object) -> _Batch | None:
+def _read(images: object, data_samples: object) -> Iterator[_Batch]:
+    if isinstance(images, Mapping) and isinstance(data_samples, Mapping):
+        for key in images.keys() & data_samples.keys():
+            yield from _read(images[key], data_samples[key])
+        return
     if not isinstance(images, Tensor) or images.dim() != 4:
-        return None
+        return
+    valid = sizes_within(images, data_samples, "img_shape")
+    if valid is not None:
+        yield _Batch(images, valid)
+
+
+def sizes_within(
+    images: Tensor, data_samples: object, name: str
+) -> tuple[tuple[int, int], ...] | None:
+    """``(h, w)`` that each of the data samples has under a name.
+
+    None unless there is one for each of ``images (B, C, H, W)``, not larger than ``(H, W)``.
+    """
     if not isinstance(data_samples, Sequence) or len(data_samples) != len(images):
         return None
-    shapes = [getattr(sample, "img_shape", None) for sample in data_samples]
+    shapes = [getattr(sample, name, None) for sample in data_samples]
     height, width = images.shape[2:]
     for shape in shapes:
         if shape is None or not (0 < shape[0] <= height and 0 < shape[1] <= width):
             return None
-    return _Batch((height, width), tuple((int(h), int(w)) for h, w, *_ in shapes))
+    return tuple((int(h), int(w)) for h, w, *_ in shapes)
 
 
 def valid_sizes(images: Tensor) -> tuple[tuple[int, int], ...] | None:
@@ -67,14 +90,21 @@ def valid_sizes(images: Tensor) -> tuple[tuple[int, int], ...] | None:
 
     Inputs of another size than the model's own, such as the crops of sliding windows, are not known.
     """
-    batch = _current.get()
-    if (
-        batch is None
-        or len(images) != len(batch.valid)
-        or tuple(images.shape[2:]) != batch.hw_shape
-    ):
+    batches = _current.get()
+    found = [batch for batch in batches if batch.images is images]
+    found = found or [batch for batch in batches if batch.has_shape_of(images)]
+    if len(found) != 1:
         return None
-    return None if all(size == batch.hw_shape for size in batch.valid) else batch.valid
+    hw_shape, valid = tuple(images.shape[2:]), found[0].valid
+    return None if all(size == hw_shape for size in valid) else valid
+
+
+def of_equal_size(sizes: Sequence[tuple[int, int]]) -> dict[tuple[int, int], list[int]]:
+    """The indices of each size, in the order of the first ones."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for index, size in enumerate(sizes):
+        groups.setdefault(size, []).append(index)
+    return groups
 
 
 def apply_to_valid(
@@ -95,13 +125,11 @@ def apply_to_valid(
         ``(B, C_i, ceil(H/s), ceil(W/s))`` for each out index; what lies beyond ``ceil(h/s)`` and
         ``ceil(w/s)`` is zero.
     """
-    groups: dict[tuple[int, int], list[int]] = {}
-    for index, size in enumerate(sizes):
-        groups.setdefault(size, []).append(index)
+    groups = of_equal_size(sizes)
     of_groups = []
     for (height, width), members in groups.items():
-        own = images if len(groups) == 1 else images[members]
-        of_groups.append(backbone(own[:, :, :height, :width]))
+        own = images[:, :, :height, :width]
+        of_groups.append(backbone(own if len(groups) == 1 else own[members]))
     places = torch.tensor([index for members in groups.values() for index in members])
     is_in_order = torch.equal(places, torch.arange(len(images)))
     order = None if is_in_order else places.argsort().to(images.device)

@@ -2,6 +2,7 @@
 
 from mmengine.config import Config
 
+from ..datasets.shapes.options import ShapesOptions
 from .errors import UserError
 
 # Detection papers count at 1280x800, for images of at most 1333x800.
@@ -20,11 +21,15 @@ def training_size(cfg: Config) -> tuple[int, int]:
     fixed = [preprocessor, *(preprocessor.get("batch_augments") or ())]
     size = next((part["size"] for part in fixed if part.get("size")), None)
     if size is None:
-        pipeline = cfg.get("test_dataloader", {}).get("dataset", {}).get("pipeline", ())
+        dataset = cfg.get("test_dataloader", {}).get("dataset", {})
         scales = (
-            step["scale"] for step in pipeline if step["type"] == "Resize" and "scale" in step
+            step["scale"]
+            for step in dataset.get("pipeline", ())
+            if step["type"] == "Resize" and "scale" in step
         )
         scale = next(scales, None)
+        if scale is None and "image_size" in dataset:  # Shapes, as it was rendered.
+            return ShapesOptions.taken_from(dict(dataset)).image_size_range[1]
         if scale is None:
             raise UserError(
                 f"config file {cfg.filename}: no image size, neither in data_preprocessor nor in a Resize "

@@ -1,11 +1,14 @@
 """What a backbone computes for an image does not depend on its batch mates."""
 
+from functools import partial
+
 import pytest
 import torch
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import flatten_det  # noqa: F401  registers the backbones
 
@@ -92,11 +95,12 @@ def test_gradients_are_those_of_the_images_alone(family):
 
 
 @pytest.mark.parametrize("family", NANO)
-def test_without_the_mask_padding_is_image(family):
-    model, images = build(family, mask_padding=False).eval(), batch()
-    with torch.no_grad():
+@pytest.mark.parametrize("train", [False, True])
+def test_without_the_mask_padding_is_image(family, train):
+    model, images = build(family, mask_padding=False).train(train), batch()
+    with torch.set_grad_enabled(train):
         off = model(images, samples(VALID))
-        plain = model.backbone(images)
+        plain = model.backbone.forward_images(images)
         model.backbone.mask_padding = True
         on = model(images, samples(VALID))
     assert all(torch.equal(a, b) for a, b in zip(off, plain, strict=True))
@@ -106,6 +110,27 @@ def test_without_the_mask_padding_is_image(family):
     ]
     print(f"{family}: the other image's padding moves features by {difference}")
     assert min(difference) > 1e-3  # With random weights; 1e-4 is what the mask leaves.
+
+
+@pytest.mark.parametrize("family", NANO)
+@pytest.mark.parametrize("train", [False, True])
+def test_with_an_image_twice_as_large(family, train):
+    model = build(family).train(train)
+    size = tuple(side // 2 for side in PADDED)
+    images, sizes = batch([size, PADDED]), [size, PADDED]
+    apart = {}
+    with torch.set_grad_enabled(train):
+        alone = model(images[:1, :, : size[0], : size[1]], samples([size]))
+        for masks in (True, False):
+            model.backbone.mask_padding = masks
+            together = model(images, samples(sizes))
+            apart[masks] = [
+                float((x[:1, :, : y.shape[2], : y.shape[3]] - y).abs().max() / y.abs().max())
+                for x, y in zip(together, alone, strict=True)
+            ]
+    print(f"{family}: with the mask {apart[True]}, without it {apart[False]}")
+    assert max(apart[True]) < 1e-4
+    assert min(apart[False]) > 1e-2
 
 
 @pytest.mark.parametrize(
@@ -125,6 +150,80 @@ def test_nothing_to_do_or_nothing_known(images, data_samples):
     with torch.no_grad():
         found, expected = model(images, data_samples), model.backbone(images)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpointed_backbone_computes_the_same_again(reentrant):
+    """As mmengine's ``activation_checkpointing`` does: in the backward pass, after the model's call."""
+    model = build("FLattenPVT").train()
+    images = batch().requires_grad_()  # Else nothing of a reentrant checkpoint has gradients.
+
+    def gradients():
+        model.zero_grad()
+        sum(x.square().sum() for x in model(images, samples(VALID))).backward()
+        return [p.grad.clone() for p in model.parameters()]
+
+    expected = gradients()
+    model.backbone.forward = partial(checkpoint, model.backbone.forward, use_reentrant=reentrant)
+    for a, b in zip(gradients(), expected, strict=True):
+        assert (a - b).norm() <= 1e-4 * b.norm() + 1e-5
+
+
+@pytest.mark.slow
+def test_a_compiled_model_follows_the_sizes():
+    model, images = build("FLattenPVT").eval(), batch()
+    calls = [samples(VALID), samples([(64, 96)] * 4), None]
+    with torch.no_grad():
+        expected = [model(images, call) for call in calls]
+        model.forward = torch.compile(model.forward, backend="eager", dynamic=True)
+        for call, maps in zip(calls, expected, strict=True):
+            for a, b in zip(model(images, call), maps, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("convert", [lambda x: x, lambda x: x.contiguous().clone()])
+def test_branches_of_semi_supervised_detectors(convert):
+    """They call the detector within them past its ``__call__``, branch by branch."""
+    model = build("FLattenPVT").eval()
+    images = {"sup": batch(), "unsup": batch(VALID[1:])}
+    described = {"sup": samples(VALID), "unsup": samples(VALID[1:])}
+    with torch.no_grad():
+        expected = {key: model(images[key], described[key]) for key in images}
+        model.forward = lambda inputs, data_samples: {
+            key: model.backbone(convert(branch)) for key, branch in inputs.items()
+        }
+        found = model(images, described)
+    for key in images:
+        assert all(torch.equal(a, b) for a, b in zip(found[key], expected[key], strict=True))
+
+
+def test_which_of_two_equal_branches_is_told_by_the_tensor():
+    model = build("FLattenPVT").eval()
+    others = [(64, 96)] * 4
+    images = {"sup": batch(), "unsup": batch(others)}
+    with torch.no_grad():
+        expected = model(images["unsup"], samples(others)), model.backbone(images["unsup"])
+        model.forward = lambda inputs, data_samples: (
+            model.backbone(inputs["unsup"]),
+            model.backbone(inputs["unsup"].clone()),  # Could be either: nothing is known.
+        )
+        found = model(images, {"sup": samples(VALID), "unsup": samples(others)})
+    for outputs, maps in zip(found, expected, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(outputs, maps, strict=True))
+
+
+@pytest.mark.parametrize("family", NANO)
+def test_under_autocast(family):
+    model, images = build(family).eval(), batch()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        together = model(images, samples(VALID))
+        for index, (height, width) in enumerate(VALID):
+            alone = model(images[index : index + 1, :, :height, :width])
+            for level, stride in enumerate((4, 8, 16, 32)):
+                found, expected = own(together[level], index, stride), alone[level][0]
+                assert found.dtype == expected.dtype
+                # As far apart as two orders of summation are.
+                assert (found - expected).norm() <= 2e-2 * expected.norm()
 
 
 def test_crops_of_sliding_windows_are_not_taken_for_the_images():

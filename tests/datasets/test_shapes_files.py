@@ -123,6 +123,18 @@ def test_annotations_agree_with_pixels(complete, split):
         np.testing.assert_array_equal(palette[: len(CLASSES) + 1], [(0, 0, 0), *PALETTE])
 
 
+def test_annotations_name_the_size_of_each_image(tmp_path):
+    options = ShapesOptions(
+        image_size=((48, 48), (96, 80)), num_images={"train": 1, "val": 5}, object_size=(8, 40)
+    )
+    prepare_shapes(tmp_path / "shapes", options)
+    for kind in ("instances", "panoptic"):
+        content = json.loads((tmp_path / f"shapes/annotations/{kind}_val.json").read_text())
+        sizes = [(info["height"], info["width"]) for info in content["images"]]
+        assert sizes == [render(options, "val", i).owner.shape for i in range(5)]
+        assert len(set(sizes)) > 1
+
+
 @pytest.mark.usefixtures("no_rendering")
 def test_complete_folder_is_reused(complete):
     before = {path: path.stat().st_mtime_ns for path in complete.rglob("*")}

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from mmengine.config import ConfigDict
 
@@ -17,9 +19,26 @@ def test_equal_options_in_any_spelling_compare_equal():
     assert ShapesOptions(num_images={"val": 7}).num_images == {"train": 1500, "val": 7}
 
 
+def test_ranges_of_image_sizes_in_any_spelling():
+    for spelled in ([96, [128, 192]], ((96, 96), ConfigDict(size=(128, 192)).size)):
+        options = ShapesOptions(image_size=spelled, object_size=(8, 96))
+        assert options.image_size == options.image_size_range == ((96, 96), (128, 192))
+        # What JSON gives back, so that a rendered folder is known again.
+        assert json.loads(json.dumps(options.as_dict())) == options.as_dict()
+    assert ShapesOptions().image_size_range == ((160, 160), (160, 160))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"image_size": ((128, 200), (200, 128))}, r"image_size is \(smallest, largest\), but"),
+        ({"image_size": ((96, 96), 192, 256)}, "image_size must be the smallest and the largest"),
+        ({"image_size": ((96, 96), (192, 19.5))}, "image_size must be two integers"),
+        ({"image_size": "ab"}, "image_size must be two integers"),
+        (
+            {"image_size": ((96, 128), (192, 192)), "object_size": (8, 100)},
+            r"images of \(96, 128\) .* at most 96 px",
+        ),
         ({"image_size": 0}, "image_size must be at least 16"),
         ({"image_size": 96.5}, "image_size must be two integers"),
         ({"image_size": (96, 96, 3)}, "image_size must be two integers"),

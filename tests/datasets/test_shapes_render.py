@@ -44,6 +44,23 @@ def test_arrays_are_as_documented():
     assert set(np.unique(drawn.owner)) == {-1, *range(len(drawn.labels))}
 
 
+def test_images_differ_in_size_within_the_range():
+    options = ShapesOptions(image_size=((32, 48), (96, 64)), object_size=(8, 32))
+    drawn = [render(options, "val", i) for i in range(200)]
+    sizes = np.array([d.owner.shape for d in drawn])
+
+    assert all(d.image.shape == (*d.owner.shape, 3) for d in drawn)
+    for side, low, high in ((sizes[:, 0], 32, 96), (sizes[:, 1], 48, 64)):
+        assert (side.min(), side.max()) == (low, high)
+        assert side.mean() == pytest.approx((low + high) / 2, rel=0.06)
+    assert abs(np.corrcoef(sizes.T)[0, 1]) < 0.2
+    # A range of one size is that size.
+    one = ShapesOptions(image_size=((96, 128), (96, 128)), object_size=(8, 64))
+    np.testing.assert_array_equal(
+        render(one, "val", 0).image, render(ShapesOptions(**SMALL), "val", 0).image
+    )
+
+
 def test_sizes_are_log_uniform_within_the_range():
     options = ShapesOptions(image_size=128, object_size=(16, 100), objects_per_image=(1, 1))
     sizes = np.array([_boxes(render(options, "train", i))[0, 2:].max() for i in range(300)])

@@ -7,6 +7,7 @@ from flatten_det.engine.errors import UserError
 from flatten_det.engine.training_size import training_size
 
 RESIZE = {"dataset": {"pipeline": [{"type": "Load"}, {"type": "Resize", "scale": (1333, 800)}]}}
+SHAPES = {"dataset": {"image_size": ((96, 96), (128, 192)), "object_size": (8, 96)}}
 
 
 @pytest.mark.parametrize(
@@ -14,6 +15,7 @@ RESIZE = {"dataset": {"pipeline": [{"type": "Load"}, {"type": "Resize", "scale":
     [
         ({}, RESIZE, (800, 1280)),
         ({"size": (512, 1024)}, RESIZE, (512, 1024)),
+        ({}, SHAPES, (128, 192)),
         ({"batch_augments": [{"type": "Fixed", "size": (640, 640)}]}, RESIZE, (640, 640)),
     ],
 )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from .options import CLASSES, ShapesOptions
+from .options import CLASSES
 from .render import ShapesImage
 
 # In COCO's files the classes count from 1; the background is the stuff category after them.
@@ -55,24 +55,22 @@ def _extent(mask: dict) -> dict:
     return {"bbox": coco_mask.toBbox(mask).tolist(), "area": int(coco_mask.area(mask))}
 
 
-def instances_json(options: ShapesOptions, of_images: Sequence[list[dict]]) -> dict:
-    """Content of ``instances_{split}.json``."""
+def instances_json(of_images: Sequence[list[dict]], sizes: Sequence[tuple[int, int]]) -> dict:
+    """Content of ``instances_{split}.json``; ``sizes`` are ``(height, width)`` of the images."""
     flat = [{"image_id": i, **one} for i, of_image in enumerate(of_images) for one in of_image]
     return _coco_json(
-        options,
-        len(of_images),
+        sizes,
         # pycocotools takes a match with annotation 0 for no match, so ids start at 1.
         annotations=[{"id": i, **annotation} for i, annotation in enumerate(flat, start=1)],
         categories=_categories(),
     )
 
 
-def panoptic_json(options: ShapesOptions, of_images: Sequence[list[dict]]) -> dict:
-    """Content of ``panoptic_{split}.json``."""
+def panoptic_json(of_images: Sequence[list[dict]], sizes: Sequence[tuple[int, int]]) -> dict:
+    """Content of ``panoptic_{split}.json``; ``sizes`` are ``(height, width)`` of the images."""
     background = {"id": BACKGROUND_ID, "name": "background", "supercategory": "background"}
     return _coco_json(
-        options,
-        len(of_images),
+        sizes,
         annotations=[
             {"image_id": i, "file_name": f"{i:06}.png", "segments_info": of_image}
             for i, of_image in enumerate(of_images)
@@ -90,14 +88,13 @@ def _categories() -> list[dict]:
     ]
 
 
-def _coco_json(options: ShapesOptions, num_images: int, **content: list[dict]) -> dict:
-    height, width = options.image_size
+def _coco_json(sizes: Sequence[tuple[int, int]], **content: list[dict]) -> dict:
     return {
         "info": {"description": "Shapes, rendered by flatten_det"},
         "licenses": [],
         "images": [
             {"id": i, "file_name": f"{i:06}.jpg", "height": height, "width": width}
-            for i in range(num_images)
+            for i, (height, width) in enumerate(sizes)
         ],
         **content,
     }

@@ -242,10 +242,10 @@ def _write_files(root: Path, options: ShapesOptions, workers: int) -> None:
             pool.shutdown(cancel_futures=True)  # Ctrl-C need not wait for the remaining images.
             raise
     for split in SPLITS:
-        of_instances, of_segments = zip(*annotations[split], strict=True)
+        of_instances, of_segments, sizes = zip(*annotations[split], strict=True)
         for name, content in (
-            (annotation_file(split), instances_json(options, of_instances)),
-            (panoptic_file(split), panoptic_json(options, of_segments)),
+            (annotation_file(split), instances_json(of_instances, sizes)),
+            (panoptic_file(split), panoptic_json(of_segments, sizes)),
         ):
             (root / name).write_text(json.dumps(content))
     manifest = {"format": _FORMAT, "options": options.as_dict(), "files": dict(_files(root))}
@@ -254,8 +254,8 @@ def _write_files(root: Path, options: ShapesOptions, workers: int) -> None:
 
 def _write_image(
     root: Path, options: ShapesOptions, split: str, index: int
-) -> tuple[list[dict], list[dict]]:
-    """Write one image and its masks, and return its instances and segments."""
+) -> tuple[list[dict], list[dict], tuple[int, int]]:
+    """Write one image and its masks, and return its instances, segments and ``(height, width)``."""
     drawn = render(options, split, index)
     # Colours at full resolution, since halving it smears objects of 8 px.
     Image.fromarray(drawn.image).save(
@@ -266,4 +266,4 @@ def _write_image(
     semantic.save(root / semantic_folder(split) / f"{index:06}.png")
     panoptic = Image.fromarray(id2rgb(panoptic_map(drawn)))
     panoptic.save(root / panoptic_folder(split) / f"{index:06}.png")
-    return instances(drawn), segments(drawn)
+    return instances(drawn), segments(drawn), drawn.owner.shape

@@ -22,10 +22,13 @@ _NUM_IMAGES = {"train": 1500, "val": 200}
 class ShapesOptions:
     """Options of the rendering; equal options give equal files.
 
-    Sizes and counts are normalised: ``image_size`` is a pair afterwards, ``num_images`` complete.
+    Sizes and counts are normalised: ``image_size`` is ``(height, width)`` or a pair of these
+    afterwards, ``num_images`` complete.
 
     Args:
-        image_size: ``(height, width)`` in pixels, or one number for both.
+        image_size: ``(height, width)`` in pixels, or one number for both. Or two of either in a pair,
+            such as ``((96, 96), (192, 256))``: images differ in size, and height and width are drawn
+            independently, uniform from the first to the second.
         num_images: Images per split, such as ``dict(train=1500, val=200)``; a split that is not
             named keeps its default. More images leave the first ones as they are.
         seed: Non-negative seed. Every image has its own generator, seeded by
@@ -43,7 +46,7 @@ class ShapesOptions:
         ValueError: An option is out of range or of the wrong kind.
     """
 
-    image_size: int | Sequence[int] = 160
+    image_size: int | Sequence[int] | Sequence[Sequence[int]] = 160
     num_images: Mapping[str, int] | None = None
     seed: int = 0
     object_size: Sequence[float] = (8, 128)
@@ -52,8 +55,6 @@ class ShapesOptions:
     texture_contrast: float = 1.0
 
     def __post_init__(self):
-        size = self.image_size
-        size = (size, size) if isinstance(size, Integral) else size
         if not _is_number(self.seed, Integral) or self.seed < 0:
             raise ValueError(f"seed must be a non-negative integer, got {self.seed!r}")
         if not _is_number(self.min_visible, Real) or not 0 < self.min_visible <= 1:
@@ -61,7 +62,7 @@ class ShapesOptions:
         if not _is_number(self.texture_contrast, Real) or not 0 <= self.texture_contrast <= 1:
             raise ValueError(f"texture_contrast must lie in [0, 1], got {self.texture_contrast!r}")
         normalised = {
-            "image_size": _pair("image_size", size, Integral, least=16),
+            "image_size": _image_size(self.image_size),
             "num_images": _num_images(self.num_images),
             "seed": int(self.seed),
             "object_size": _pair("object_size", self.object_size, Real, least=4, ascending=True),
@@ -75,12 +76,20 @@ class ShapesOptions:
             object.__setattr__(self, name, value)
         if self.objects_per_image[1] < 1:
             raise ValueError("objects_per_image allows no objects at all: its maximum must be >= 1")
-        if self.object_size[1] > min(self.image_size):
+        smallest = self.image_size_range[0]
+        if self.object_size[1] > min(smallest):
             raise ValueError(
-                f"object_size goes up to {self.object_size[1]} px, but images of {self.image_size} "
-                f"(height, width) hold at most {min(self.image_size)} px: lower object_size or "
+                f"object_size goes up to {self.object_size[1]} px, but images of {smallest} "
+                f"(height, width) hold at most {min(smallest)} px: lower object_size or "
                 "raise image_size"
             )
+
+    @property
+    def image_size_range(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Smallest and largest ``(height, width)``."""
+        if isinstance(self.image_size[0], int):
+            return self.image_size, self.image_size
+        return self.image_size
 
     @classmethod
     def taken_from(cls, arguments: dict) -> "ShapesOptions":
@@ -91,16 +100,17 @@ class ShapesOptions:
     def as_dict(self) -> dict:
         """The options as JSON would give them back, so that stored ones can be compared."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in values.items()
-        }
+        return {name: _lists(value) for name, value in values.items()}
 
 
 def check_split(split: str) -> None:
     """Raise ``ValueError`` unless ``split`` is one of :data:`SPLITS`."""
     if split not in SPLITS:
         raise ValueError(f"Shapes has the splits {', '.join(SPLITS)}, not {split!r}")
+
+
+def _lists(value):
+    return [_lists(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _is_number(value, kind: type) -> bool:
@@ -117,6 +127,21 @@ def _pair(name: str, value, kind: type, least: int, ascending: bool = False) -> 
     if ascending and value[0] > value[1]:
         raise ValueError(f"{name} is (smallest, largest), but {value[0]} > {value[1]}")
     return tuple(int(item) if kind is Integral else float(item) for item in value)
+
+
+def _image_size(value) -> tuple:
+    """``(height, width)``, or the smallest and the largest such pair."""
+    if _is_number(value, Integral):
+        value = (value, value)
+    is_range = isinstance(value, Sequence) and any(isinstance(item, Sequence) for item in value)
+    if not is_range or isinstance(value, str):
+        return _pair("image_size", value, Integral, least=16)
+    if len(value) != 2:
+        raise ValueError(f"image_size must be the smallest and the largest size, got {value!r}")
+    smallest, largest = (_image_size(item) for item in value)
+    if smallest[0] > largest[0] or smallest[1] > largest[1]:
+        raise ValueError(f"image_size is (smallest, largest), but {smallest} > {largest}")
+    return smallest, largest
 
 
 def _num_images(value) -> dict[str, int]:

@@ -42,8 +42,9 @@ def render(options: ShapesOptions, split: str, index: int) -> ShapesImage:
     colour is chosen to stand out from what surrounds the object.
     """
     rng = np.random.default_rng([options.seed, SPLITS.index(split), index])
-    canvas = _background(rng, *options.image_size, options.texture_contrast)
-    owner = np.full(options.image_size, -1, np.int16)
+    image_size = _image_size(rng, options)
+    canvas = _background(rng, *image_size, options.texture_contrast)
+    owner = np.full(image_size, -1, np.int16)
     labels, areas, visible = [], np.zeros(0, int), np.zeros(0, int)
     low, high = options.objects_per_image
     for _ in range(rng.integers(low, high + 1)):
@@ -51,7 +52,7 @@ def render(options: ShapesOptions, split: str, index: int) -> ShapesImage:
         size = np.exp(rng.uniform(*np.log(options.object_size)))
         outline = random_outline(rng, label, size)
         for _ in range(_PLACEMENT_TRIES):
-            window, alpha = _place(rng, outline, options.image_size)
+            window, alpha = _place(rng, outline, image_size)
             mask = alpha >= 0.5
             hidden = owner[window][mask]
             left = visible - np.bincount(hidden[hidden >= 0], minlength=len(labels))
@@ -68,6 +69,14 @@ def render(options: ShapesOptions, split: str, index: int) -> ShapesImage:
     canvas += np.float32(rng.uniform(1, 6)) * grain
     image = np.clip(canvas, 0, 255).astype(np.uint8)
     return ShapesImage(image, np.array(labels, np.int64), owner)
+
+
+def _image_size(rng: np.random.Generator, options: ShapesOptions) -> tuple[int, int]:
+    smallest, largest = options.image_size_range
+    if smallest == largest:  # Nothing is drawn: what follows is as it was before there were ranges.
+        return smallest
+    height, width = rng.integers(smallest, largest, endpoint=True).tolist()
+    return height, width
 
 
 def _background(rng: np.random.Generator, height: int, width: int, contrast: float) -> np.ndarray:
