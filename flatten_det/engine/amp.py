@@ -7,7 +7,7 @@ from mmengine.optim import AmpOptimWrapper, BaseOptimWrapper, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import nn
 
-from .cpu_convolutions import CPUConvolutions
+from .cpu_convolutions import keep_convolutions_in_float32
 
 # What the command line calls them, and what mmengine does.
 AMP_DTYPES = {"fp16": "float16", "bf16": "bfloat16"}
@@ -48,21 +48,16 @@ class CPUAmpOptimWrapper(AmpOptimWrapper):
         if self.cast_dtype == torch.bfloat16:
             options = {"enabled": False}
         self.loss_scaler = torch.amp.GradScaler("cpu", **options)
+        self._is_prepared = False
 
     @contextmanager
     def optim_context(self, model: nn.Module):
         """Autocast within the gradient-accumulation context of ``OptimWrapper``."""
-        with (
-            OptimWrapper.optim_context(self, model),
-            torch.autocast("cpu", dtype=self.cast_dtype),
-            CPUConvolutions(),
-        ):
+        if not self._is_prepared:
+            keep_convolutions_in_float32(model)
+            self._is_prepared = True
+        with OptimWrapper.optim_context(self, model), torch.autocast("cpu", dtype=self.cast_dtype):
             yield
-
-    def backward(self, loss: torch.Tensor, **kwargs) -> None:
-        """Scale the loss and propagate gradients; what is computed again is computed as before."""
-        with CPUConvolutions():
-            super().backward(loss, **kwargs)
 
 
 def _scaler_options(loss_scale: str | float | dict) -> tuple[dict, float | None]:
