@@ -25,7 +25,7 @@ ARCHS = {
     "FLattenSwin": dict(embed_dims=32, num_heads=(1, 2, 4, 8), depths=(1, 2, 1, 1)),
     "FLattenCSwin": dict(embed_dims=32, num_heads=(2, 4, 8, 16), depths=(1, 1, 1, 1)),
 }
-SIZE = (32, 48)
+SIZE = (32, 32)
 
 
 def make(config: str, family: str, attn_types: str) -> nn.Module:
