@@ -115,10 +115,12 @@ def make_config(folder: Path, by_epoch: bool, changes: dict | None = None) -> Co
 
 
 def final_state(work_dir: Path, iterations: int) -> dict[str, torch.Tensor]:
-    """Weights, their averages, and the optimizer's moments at the end of a training."""
+    """Weights, their averages, the optimizer's moments and the loss scale at the end of a training."""
     checkpoint = load_as_data((work_dir / "last_checkpoint").read_text())
     assert checkpoint["meta"]["iter"] == iterations
     tensors = {**checkpoint["state_dict"], **checkpoint.get("ema_state_dict", {})}
     for number, moments in checkpoint["optimizer"]["state"].items():
         tensors.update({f"{number}.{name}": value for name, value in moments.items()})
+    loss_scale = checkpoint["optimizer"].get("loss_scaler", {})
+    tensors.update({f"loss_scaler.{name}": torch.tensor(v) for name, v in loss_scale.items()})
     return {name: value for name, value in tensors.items() if isinstance(value, torch.Tensor)}

@@ -6,6 +6,7 @@ import sys
 import _quiet  # noqa: F401
 
 from flatten_det.checkpoints import trusted_checkpoints
+from flatten_det.engine.amp import AMP_DTYPES
 from flatten_det.engine.cli import (
     add_common_options,
     add_launcher_options,
@@ -38,7 +39,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="continue a run, from the newest valid checkpoint in the work dir or from the given one",
     )
     parser.add_argument(
-        "--amp", action="store_true", help="mixed precision (fp16 on CUDA, bf16 on CPU)"
+        "--amp",
+        nargs="?",
+        const="auto",
+        choices=["auto", *AMP_DTYPES],
+        help="mixed precision; auto, or no value: the config's dtype, else fp16 on CUDA and bf16 on CPU",
     )
     parser.add_argument(
         "--auto-scale-lr",
@@ -63,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
     cfg.launcher = args.launcher
     if args.amp:
-        enable_amp(cfg)
+        enable_amp(cfg, None if args.amp == "auto" else args.amp)
     if args.auto_scale_lr:
         enable_auto_scale_lr(cfg)
     with trusted_checkpoints(args.trust_checkpoint):

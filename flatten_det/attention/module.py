@@ -11,8 +11,8 @@ from .cpu.layer import forward as cpu_layer
 from .dispatch import TILED, choose, focused_linear_attention, log_choice
 from .folding import FoldedProjections, fold_projections
 from .grid import ResizedGrids
+from .maps import as_image, as_tokens
 from .observers import is_observed
-from .reference import depthwise_values
 from .size_cache import tensors_have_values
 from .spatial_reduction import reduce_tokens
 from .window import pad_to_multiple, window_merge, window_partition
@@ -216,7 +216,7 @@ class FocusedLinearAttention(nn.Module):
             floor=None if folded is None else folded.floor,
         )
         if self.lepe is not None:
-            out = out + depthwise_values(v, self.lepe.weight, self.lepe.bias, 1, hw_shape)
+            out = out + as_tokens(self.lepe(as_image(v, hw_shape)))
         return out
 
     def _uses_folded(self, x: Tensor) -> bool:

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from .maps import as_tokens
+from .strided_convolution import strided_convolution
 from .window import pad_to_multiple
 
 
@@ -24,5 +25,5 @@ def reduce_tokens(
     """
     B, _, C = x.shape
     image = pad_to_multiple(x.view(B, *hw_shape, C), conv.stride).permute(0, 3, 1, 2)
-    image = conv(image)
+    image = strided_convolution(conv, image)
     return norm(as_tokens(image)), tuple(image.shape[2:])

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attention.maps import as_tokens
+from ..attention.strided_convolution import strided_convolution
 from .in_place import apply_in_place
 
 
@@ -51,7 +52,7 @@ class PatchEmbed(nn.Module):
         if any(missing):
             x = F.pad(x, (0, missing[1], 0, missing[0]))
         # The layout of tokens: maps of tokens have it already, and the result is tokens without a copy.
-        x = self.proj(x.contiguous(memory_format=torch.channels_last))
+        x = strided_convolution(self.proj, x.contiguous(memory_format=torch.channels_last))
         tokens, hw_shape = as_tokens(x), tuple(x.shape[2:])
         # Under autocast the norm's result is of another dtype than what it is given.
         keeps_dtype = tokens.dtype == self.norm.weight.dtype

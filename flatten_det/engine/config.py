@@ -8,6 +8,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from .amp import AMP_DTYPES
 from .checkpoint import check_checkpoint
 from .errors import UserError
 from .newest_checkpoint import newest_valid_checkpoint
@@ -48,25 +49,40 @@ def load_config(
     return cfg
 
 
-def enable_amp(cfg: Config) -> None:
-    """Train in mixed precision: fp16 with a dynamic loss scale on CUDA, bf16 on CPU.
+def enable_amp(cfg: Config, dtype: str | None = None) -> None:
+    """Train in mixed precision, fp16 with a loss scale.
 
-    mmengine's ``AmpOptimWrapper`` refuses to run without an accelerator, hence the second one.
+    Args:
+        cfg: The config; its ``optim_wrapper`` is changed.
+        dtype: ``'fp16'`` or ``'bf16'``. None: what the config says, else fp16 on CUDA and bf16 on CPU.
 
     Raises:
         UserError: The config's optimizer wrapper has no mixed-precision counterpart.
     """
     wrapper = cfg.optim_wrapper
     kind = wrapper.get("type", "OptimWrapper")
-    if kind not in ("OptimWrapper", "AmpOptimWrapper"):
+    if kind not in ("OptimWrapper", "AmpOptimWrapper", "CPUAmpOptimWrapper"):
         raise UserError(f"--amp works with OptimWrapper, not with this config's {kind}: drop --amp")
-    if torch.cuda.is_available():
-        wrapper.type = "AmpOptimWrapper"
-        wrapper.setdefault("loss_scale", "dynamic")
+    if dtype is not None:
+        wrapper.dtype = AMP_DTYPES[dtype]
+    wrapper.type = "AmpOptimWrapper"
+    if not torch.cuda.is_available():
+        use_amp_of_cpu(cfg)
+    elif dtype == "bf16":
+        wrapper.loss_scale = dict(enabled=False)
     else:
-        wrapper.type = "CPUAmpOptimWrapper"
-        for cuda_only in ("loss_scale", "dtype", "use_fsdp"):
-            wrapper.pop(cuda_only, None)
+        wrapper.setdefault("loss_scale", "dynamic")
+
+
+def use_amp_of_cpu(cfg: Config) -> None:
+    """Have the CPU's counterpart in place of a config's ``AmpOptimWrapper``, which needs a GPU."""
+    wrapper = cfg.get("optim_wrapper") or {}
+    if wrapper.get("type") != "AmpOptimWrapper":
+        return
+    wrapper.type = "CPUAmpOptimWrapper"
+    wrapper.pop("use_fsdp", None)
+    if wrapper.get("dtype") != "float16":
+        wrapper.pop("loss_scale", None)
 
 
 def enable_auto_scale_lr(cfg: Config) -> None:

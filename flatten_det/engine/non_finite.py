@@ -117,8 +117,16 @@ class NonFiniteGuardHook(Hook):
             f"stopped at iteration {runner.iter + 1}: {self.skipped_in_a_row} updates in a row had "
             f"a loss or gradients that are not finite: {origin}; images and details are in {path}. "
             f"Check these images' annotations; else lower the learning rate (now {rates[-1]:g}), "
-            "clip gradients (optim_wrapper.clip_grad.max_norm=1), or train without --amp"
+            "clip gradients (optim_wrapper.clip_grad.max_norm=1), or train "
+            f"{_other_precision(runner.optim_wrapper)}"
         )
+
+
+def _other_precision(wrapper: OptimWrapper) -> str:
+    scaler = getattr(wrapper, "loss_scaler", None)
+    if scaler is None or not scaler.is_enabled():
+        return "without --amp"
+    return f"with --amp bf16 instead of fp16, whose loss scale is {scaler.get_scale():g} now"
 
 
 class _NormStatistics:

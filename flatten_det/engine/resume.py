@@ -12,6 +12,7 @@ from mmengine.runner.loops import _InfiniteDataloaderIterator
 from torch import nn
 from torch.utils.data import DataLoader
 
+from .amp import loss_scale
 from .errors import UserError
 from .sample_order import PositionedBatches, with_positions
 
@@ -26,7 +27,8 @@ class ResumePositionHook(Hook):
     - ``validation_due``: whether a validation was to come, or had begun;
     - ``sampler_seed``: what the order of the data follows;
 
-    and, in the middle of an accumulation, the ``gradients`` so far (of a run without other ranks).
+    and, in the middle of an accumulation, the ``gradients`` so far (of a run without other ranks) with
+    their ``loss_scale``. The precision may be another one after it.
     A resumed epoch goes on with the batches that are left; a validation that was due takes place.
     Augmentations depend on seed, rank and position alone, see
     :mod:`~flatten_det.engine.sample_order`; the model's random numbers on seed and iteration, see
@@ -50,6 +52,11 @@ class ResumePositionHook(Hook):
             "position": checkpoint.get("meta", {}).get("position", {}),
             "gradients": checkpoint.get("gradients", {}),
         }
+        optimizer = checkpoint.get("optimizer", {})
+        if optimizer.get("loss_scaler") == {}:
+            del optimizer[
+                "loss_scaler"
+            ]  # Of bf16, which has no scale; one of fp16 would not take it.
 
     def before_train(self, runner: Runner) -> None:
         """Restore order, position and gradients, and make up for the validation.
@@ -70,9 +77,10 @@ class ResumePositionHook(Hook):
             elif done := position.get("epoch_batches_done"):
                 _skip_batches(loop, done, position["epoch_batches"])
                 self._done_before = done
+        rescale = loss_scale(runner.optim_wrapper) / position.get("loss_scale", 1.0)
         for name, parameter in _parameters(runner.model):
             if name in loaded.get("gradients", {}):
-                parameter.grad = loaded["gradients"][name].to(parameter)
+                parameter.grad = loaded["gradients"][name].to(parameter) * rescale
         self._loaded = {}
         if position.get("validation_due") and runner.val_loop is not None:
             runner.val_loop.run()
@@ -109,6 +117,7 @@ class ResumePositionHook(Hook):
         due = not self._validating and runner.val_loop is not None and _validates(loop, stage, last)
         position.setdefault("validation_due", due)  # An interruption knows it better.
         if not is_complete(runner) and get_world_size() == 1:
+            position["loss_scale"] = loss_scale(runner.optim_wrapper)
             checkpoint["gradients"] = {
                 name: parameter.grad.cpu()
                 for name, parameter in _parameters(runner.model)

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.device import get_device
 
 from ..data_doctor.before_training import check_before_training
-from . import amp  # noqa: F401  registers CPUAmpOptimWrapper
 from .annotations import named_annotation_errors
 from .atomic_files import atomic_local_files
 from .checkpoint_hook import durable_checkpoints
-from .config import build_runner
+from .config import build_runner, use_amp_of_cpu
 from .images import CheckImagesHook
 from .interrupt import InterruptHook
 from .lost_resources import told_with_last_checkpoint
@@ -46,6 +46,8 @@ def train(cfg: Config, check_data: bool = True) -> Path:
             durable_checkpoints(),
             named_annotation_errors(cfg),
         ):
+            if get_device() == "cpu":
+                use_amp_of_cpu(cfg)
             guard = non_finite_guard(cfg)
             runner = build_runner(cfg)
             for hook in (

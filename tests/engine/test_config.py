@@ -13,6 +13,7 @@ from flatten_det.engine.config import (
     enable_auto_scale_lr,
     load_config,
     resume_from,
+    use_amp_of_cpu,
 )
 from flatten_det.engine.errors import UserError
 
@@ -52,6 +53,47 @@ def test_amp_on_cpu_casts_to_bf16(monkeypatch):
     cfg = Config({"optim_wrapper": {"type": "AmpOptimWrapper", "loss_scale": 512.0}})
     enable_amp(cfg)
     assert cfg.optim_wrapper == {"type": "CPUAmpOptimWrapper"}
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "dtype", "expected"),
+    [
+        ({}, "fp16", {"dtype": "float16"}),
+        ({}, "bf16", {"dtype": "bfloat16"}),
+        ({"dtype": "float16", "loss_scale": 8.0}, None, {"dtype": "float16", "loss_scale": 8.0}),
+        ({"dtype": "float16", "loss_scale": 8.0}, "bf16", {"dtype": "bfloat16"}),
+        ({"type": "CPUAmpOptimWrapper"}, "fp16", {"dtype": "float16"}),
+        ({"type": "AmpOptimWrapper", "use_fsdp": True}, None, {}),
+    ],
+)
+def test_amp_dtype_on_cpu(monkeypatch, wrapper, dtype, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    cfg = Config({"optim_wrapper": wrapper})
+    enable_amp(cfg, dtype)
+    assert cfg.optim_wrapper == {"type": "CPUAmpOptimWrapper", **expected}
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "dtype", "expected"),
+    [
+        ({}, "fp16", {"dtype": "float16", "loss_scale": "dynamic"}),
+        ({}, "bf16", {"dtype": "bfloat16", "loss_scale": {"enabled": False}}),
+        ({"loss_scale": 8.0}, "fp16", {"dtype": "float16", "loss_scale": 8.0}),
+        ({"dtype": "bfloat16"}, None, {"dtype": "bfloat16", "loss_scale": "dynamic"}),
+    ],
+)
+def test_amp_dtype_on_cuda(monkeypatch, wrapper, dtype, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    cfg = Config({"optim_wrapper": wrapper})
+    enable_amp(cfg, dtype)
+    assert cfg.optim_wrapper == {"type": "AmpOptimWrapper", **expected}
+
+
+def test_only_mmengines_wrapper_is_replaced_on_a_cpu():
+    for config in ({}, {"optim_wrapper": {"optimizer": {"type": "SGD"}}}):
+        cfg = Config(config)
+        use_amp_of_cpu(cfg)
+        assert cfg.to_dict() == config
 
 
 def test_amp_on_cuda_scales_dynamically(monkeypatch):

@@ -14,6 +14,13 @@ from flatten_det.engine.config import resume_from
 from flatten_det.engine.train import train
 
 WORKERS = {"train_dataloader.num_workers": 2}
+# A loss scale that is too high at first and then doubles after every other update.
+FP16 = {
+    "optim_wrapper.type": "CPUAmpOptimWrapper",
+    "optim_wrapper.dtype": "float16",
+    "optim_wrapper.loss_scale": {"init_scale": 2.0**20, "growth_interval": 2},
+    "optim_wrapper.clip_grad": {"max_norm": 0.5},
+}
 EMA = {"custom_hooks": [{"type": "EMAHook", "momentum": 0.3}]}
 
 
@@ -65,6 +72,8 @@ def run(folder: Path, by_epoch: bool, changes: dict, resume: Path | None = None)
         (True, {"train_dataloader.batch_sampler": {"type": "PairsSampler"}}),
         (False, {"train_dataloader.sampler.type": "DefaultSampler"}),
         (True, {"optim_wrapper.type": "CPUAmpOptimWrapper"}),
+        (True, FP16),
+        (False, {**FP16, "optim_wrapper.accumulative_counts": 3}),
     ],
     ids=str,
 )

@@ -8,8 +8,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.model import BaseModel
-from mmengine.optim import OptimWrapper
-from mmengine.registry import MODELS, OPTIM_WRAPPERS
+from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from torch import nn
@@ -72,28 +71,15 @@ class FragileModel(BaseModel):
         return {"loss": (outputs**2).mean() + self.loss_factor.get(call, 0.0)}
 
 
-@OPTIM_WRAPPERS.register_module()
-class ScaledOptimWrapper(OptimWrapper):
-    """mmengine's AmpOptimWrapper as far as a machine without GPU can run it."""
-
-    def __init__(self, init_scale: float, **kwargs) -> None:
-        super().__init__(**kwargs)
-        self.loss_scaler = torch.amp.GradScaler("cpu", init_scale=init_scale)
-
-    def backward(self, loss, **kwargs) -> None:
-        self.loss_scaler.scale(loss).backward(**kwargs)
-        self._inner_count += 1
-
-    def step(self, **kwargs) -> None:
-        self.loss_scaler.step(self.optimizer)
-        self.loss_scaler.update()
-
-
 WRAPPERS = {
     "plain": {},
     "clipped": {"clip_grad": {"max_norm": 1.0}},
     "bf16": {"type": "CPUAmpOptimWrapper"},
-    "fp16": {"type": "ScaledOptimWrapper", "init_scale": 1024.0},
+    "fp16": {
+        "type": "CPUAmpOptimWrapper",
+        "dtype": "float16",
+        "loss_scale": {"init_scale": 1024.0},
+    },
 }
 
 
@@ -172,6 +158,21 @@ def test_a_loss_scale_is_to_blame_only_while_it_can_go_down(tmp_path):
     with pytest.raises(NonFiniteError, match="stopped at iteration 13"):
         runner.train()  # 1024 is halved ten times.
     assert guard.skipped == 3
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "advice"),
+    [
+        ("plain", "or train without --amp"),
+        ("bf16", "or train without --amp"),
+        ("fp16", "or train with --amp bf16 instead of fp16, whose loss scale is 1 now"),
+    ],
+)
+def test_what_to_try_depends_on_the_precision(tmp_path, wrapper, advice):
+    runner, _ = prepare(tmp_path, limit=3, wrapper=WRAPPERS[wrapper])
+    runner.model.layer.ways = dict.fromkeys(range(15), "gradient")
+    with pytest.raises(NonFiniteError, match=f"{advice}$"):
+        runner.train()
 
 
 @pytest.mark.parametrize(

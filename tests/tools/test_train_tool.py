@@ -53,6 +53,18 @@ def test_options_reach_the_config(train_tool, captured, config, tmp_path):
     assert captured["resume"] is False
 
 
+@pytest.mark.parametrize(("dtype", "field"), [("fp16", "float16"), ("bf16", "bfloat16")])
+def test_amp_takes_a_dtype(train_tool, captured, config, dtype, field):
+    assert train_tool.main([str(config), "--amp", dtype]) == 0
+    assert captured["optim_wrapper"]["dtype"] == field
+
+
+def test_an_unknown_amp_dtype(train_tool, config, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        train_tool.main([str(config), "--amp", "fp8"])
+    assert "argument --amp: invalid choice: 'fp8'" in capsys.readouterr().err
+
+
 def test_relative_config_from_another_folder(train_tool, captured, config, monkeypatch):
     monkeypatch.chdir(config.parent)
     assert train_tool.main([config.name]) == 0
