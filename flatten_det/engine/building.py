@@ -1,4 +1,4 @@
-"""What goes wrong between a config and the first iteration of a training: whose fault it is, in one line."""
+"""What goes wrong between a config and the iterations of a training: whose fault it is, in one line."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,8 @@ class StageHook(Hook):
 
     Attributes:
         checkpoint_is_read: what follows, until it has begun, comes of the checkpoint's content.
-        has_begun: data is loaded from now on.
+        has_begun: everything is built and restored, and, after a checkpoint, one iteration was done:
+            the optimizer and the schedulers take what they were given as it is until then.
     """
 
     priority = "HIGHEST"
@@ -23,14 +24,16 @@ class StageHook(Hook):
     def __init__(self) -> None:
         self.checkpoint_is_read = False
         self.has_begun = False
+        self._iterations = 0
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Note that a checkpoint was read."""
         self.checkpoint_is_read = True
 
-    def before_train_epoch(self, runner: Runner) -> None:
-        """Note that everything is built and restored."""
-        self.has_begun = True
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
+        """Note that the first iteration begins, or, after a checkpoint, the second."""
+        self.has_begun = self._iterations > 0 or not self.checkpoint_is_read
+        self._iterations += 1
 
 
 @contextmanager
@@ -43,7 +46,7 @@ def named_building_errors(cfg: Config) -> Iterator[StageHook]:
         A hook for the runner; without it all errors are taken for those of the config.
 
     Raises:
-        UserError: Something raised an unexpected error before the training had begun.
+        UserError: Something raised an unexpected error before the training had begun to go well.
     """
     stage = StageHook()
     try:
@@ -54,8 +57,9 @@ def named_building_errors(cfg: Config) -> Iterator[StageHook]:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         if stage.checkpoint_is_read:
             raise UserError(
-                f"checkpoint {cfg.load_from} does not fit config file {cfg.filename}, or is damaged: "
-                f"{reason}: use the config that it was written with, or another checkpoint"
+                f"checkpoint {cfg.load_from} does not fit config file {cfg.filename} or its data, or is "
+                f"damaged: {reason}: use what it was written with, or another checkpoint (--debug "
+                "shows where it fails)"
             ) from error
         raise UserError(
             f"config file {cfg.filename}: what it says cannot be built: {reason}: correct it, or what "

@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib
 from mmengine.config import DictAction
 
+from ..data_doctor.findings import printable
 from .errors import UserError, explain
 
 USER_ERROR_EXIT = 2  # as argparse does
@@ -104,6 +105,8 @@ def run_tool(work: Callable[[], Any], debug: bool = False) -> int:
             raise
         if debug:
             traceback.print_exc()
-        print(f"error: {message}", file=sys.stderr)
+        # It may quote a stranger's file: nothing that a terminal would obey.
+        lines = map(printable, message.split("\n"))
+        print("error: " + "\n".join(lines), file=sys.stderr)
         return USER_ERROR_EXIT
     return 0

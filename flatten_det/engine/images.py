@@ -13,7 +13,6 @@ from PIL import Image
 
 from .errors import UserError
 
-
 _READ_FROM = {"img_path": cv2.IMREAD_COLOR, "seg_map_path": cv2.IMREAD_UNCHANGED}
 
 

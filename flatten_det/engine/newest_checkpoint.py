@@ -4,6 +4,7 @@ import os
 import sys
 import time
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +85,15 @@ def why_not_resumable(path: str | Path) -> str | None:
     if not isinstance(checkpoint, dict):
         return f"it holds a {type(checkpoint).__name__} instead of weights by name"
     for key, content in _NEEDED.items():
-        if key not in checkpoint:
+        if not isinstance(checkpoint.get(key), Mapping):
             return f"it holds no {content}"
-    if not {"epoch", "iter"} <= set(checkpoint["meta"]):
+    if not all(_is_count(checkpoint["meta"].get(key)) for key in ("epoch", "iter")):
         return "it does not say after which iteration it was saved"
     return None
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
 
 
 def _time_and_iteration(path: Path) -> tuple[str, int]:

@@ -50,7 +50,7 @@ class Predictor:
         self._model = revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
         self.dataset_meta = _config_dataset_meta(cfg)
         if checkpoint is not None:
-            self.dataset_meta |= _load_weights(self._model, checkpoint)
+            self.dataset_meta |= load_weights(self._model, checkpoint)
         try:
             self._model.to(torch.device(device))
         except (RuntimeError, AssertionError) as error:
@@ -105,7 +105,7 @@ class Predictor:
             yield batch
 
 
-def _load_weights(model: nn.Module, path: str) -> dict[str, Any]:
+def load_weights(model: nn.Module, path: str) -> dict[str, Any]:
     """Load a checkpoint; returns its ``dataset_meta``, empty if it has none."""
     check_checkpoint(path)
     checkpoint = load_checkpoint(model, path, map_location="cpu", logger="silent")

@@ -74,7 +74,7 @@ def test_values(quickstart, built_only, train_tool, tmp_path, num_cases):
             del content[section]
         lines = [f"{key} = {value!r}\n" for key, value in content.items()]
         config.write_text("".join(["from math import inf, nan\n", *lines]))
-        ending(train_tool.main, config, "--work-dir", work_dir).check(config)
+        ending(train_tool.main, config, "--work-dir", work_dir).check(config, "the config ")
 
     check("randomness", quickstart["randomness"])
     for section in _MUTATED:
