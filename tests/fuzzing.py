@@ -6,6 +6,7 @@ import gc
 import io
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,9 +22,11 @@ FEW, MANY = 100, 2000
 # A case takes milliseconds: this is a hang, or work that grows with a number in the input.
 _DEADLINE = timedelta(seconds=30)
 
-numbers_of_cases = pytest.mark.parametrize(
-    "num_cases",
-    [FEW, pytest.param(MANY, marks=[pytest.mark.nightly, pytest.mark.timeout(4 * 3600)])],
+_NIGHTLY = pytest.param(MANY, marks=[pytest.mark.nightly, pytest.mark.timeout(4 * 3600)])
+# Decorators of a test with the argument ``num_cases``; the second where few cases take long, too.
+numbers_of_cases = pytest.mark.parametrize("num_cases", [FEW, _NIGHTLY])
+numbers_of_slow_cases = pytest.mark.parametrize(
+    "num_cases", [pytest.param(FEW, marks=pytest.mark.slow), _NIGHTLY]
 )
 
 
@@ -59,7 +62,7 @@ class Ending:
         lines = self.err.removesuffix("\n").split("\n")
         while len(lines) > 1 and lines[-1].startswith("  "):
             lines.pop()
-        errors = [line for line in lines if "error: " in line]
+        errors = [line for line in lines if re.match(r"(\S+: )?error: ", line)]
         if self.code in good:
             assert not errors
             return

@@ -25,7 +25,7 @@ class CfgOptions(DictAction):
         try:
             parsed = parse_cfg_options(values)
         except UserError as error:
-            parser.error(f"argument --cfg-options: {error}")
+            parser.error(printable(f"argument --cfg-options: {error}"))
         setattr(namespace, self.dest, {**(getattr(namespace, self.dest) or {}), **parsed})
 
 

@@ -68,8 +68,9 @@ def why_not_resumable(path: str | Path) -> str | None:
 
     Reads all of it: the checksums of its parts, and its content, as data only.
     """
-    whole = zipfile.is_zipfile(path)
+    whole = False
     try:
+        whole = zipfile.is_zipfile(path)  # Which raises errors of its own for some headers.
         if whole:
             with zipfile.ZipFile(path) as archive:
                 damaged = archive.testzip()
@@ -89,7 +90,18 @@ def why_not_resumable(path: str | Path) -> str | None:
             return f"it holds no {content}"
     if not all(_is_count(checkpoint["meta"].get(key)) for key in ("epoch", "iter")):
         return "it does not say after which iteration it was saved"
+    if not _are_logs(checkpoint["message_hub"]):
+        return "its logs are damaged"
     return None
+
+
+def _are_logs(hub: Mapping[str, Any]) -> bool:
+    """Whether mmengine's message hub can go on from this."""
+    kept = hub.get("resumed_keys", {})
+    parts = (hub.get("log_scalars", {}), hub.get("runtime_info", {}), kept)
+    return all(isinstance(part, Mapping) for part in parts) and all(
+        isinstance(is_kept, bool) for is_kept in kept.values()
+    )
 
 
 def _is_count(value: Any) -> bool:

@@ -110,7 +110,7 @@ def load_weights(model: nn.Module, path: str) -> dict[str, Any]:
     check_checkpoint(path)
     checkpoint = load_checkpoint(model, path, map_location="cpu", logger="silent")
     check_fit(model, checkpoint.get("state_dict", checkpoint), path)
-    meta = checkpoint.get("meta", {}).get("dataset_meta") or {}
+    meta = (checkpoint.get("meta") or {}).get("dataset_meta") or {}
     return {key.lower(): value for key, value in meta.items()}
 
 

@@ -10,7 +10,15 @@ from pathlib import Path
 
 import pytest
 from custom_folder import make_custom_split, write_json
-from fuzzing import empty_folder, ending, files_in, fuzz, json_files, numbers_of_cases
+from fuzzing import (
+    empty_folder,
+    ending,
+    files_in,
+    fuzz,
+    json_files,
+    numbers_of_cases,
+    numbers_of_slow_cases,
+)
 from mmdet.registry import DATASETS
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
@@ -71,7 +79,7 @@ def _load_all(options: dict) -> None:
         assert dataset[index] is not None
 
 
-@numbers_of_cases
+@numbers_of_slow_cases
 def test_custom_config(prepare_tool, tmp_path, num_cases):
     base = tmp_path / "base.py"
     load_config(QUICKSTART).dump(base)

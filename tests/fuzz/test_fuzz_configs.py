@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 import pytest
-from fuzzing import changed, empty_folder, ending, fuzz, numbers_of_cases
+from fuzzing import changed, empty_folder, ending, fuzz, numbers_of_slow_cases
 from hypothesis import strategies as st
 from mmengine.runner import IterBasedTrainLoop
 from shapes_patient import render_shapes
@@ -63,7 +63,7 @@ def built_only(monkeypatch) -> None:
     monkeypatch.setattr(IterBasedTrainLoop, "run", begin)
 
 
-@numbers_of_cases
+@numbers_of_slow_cases
 def test_values(quickstart, built_only, train_tool, tmp_path, num_cases):
     config, work_dir = tmp_path / "config.py", tmp_path / "run"
 

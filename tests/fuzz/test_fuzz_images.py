@@ -6,7 +6,14 @@ import cv2
 import mmcv
 import pytest
 from fixtures import write_detector_config, write_segmentor_config
-from fuzzing import empty_folder, ending, files_in, fuzz, numbers_of_cases
+from fuzzing import (
+    empty_folder,
+    ending,
+    files_in,
+    fuzz,
+    numbers_of_cases,
+    numbers_of_slow_cases,
+)
 from image_cases import image_files
 from mmengine.registry import init_default_scope
 from shapes_patient import Patient, render_shapes
@@ -60,7 +67,7 @@ def test_data_doctor_and_training(shapes, check_data_tool, tmp_path, num_cases):
     fuzz(check, num_cases, image_files())
 
 
-@numbers_of_cases
+@numbers_of_slow_cases
 @pytest.mark.parametrize("write_config", [write_detector_config, write_segmentor_config])
 def test_infer(infer_tool, tmp_path, monkeypatch, write_config, num_cases):
     # A folder and a model are the same for all images: they are made once.

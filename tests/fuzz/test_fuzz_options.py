@@ -92,7 +92,7 @@ def test_cfg_options(train_tool, tmp_path, monkeypatch, num_cases):
     def check(options: list[str]) -> None:
         configs.clear()
         end = ending(train_tool.main, config, "--cfg-options", *options)
-        end.check("--cfg-options")
+        end.check("--cfg-options", "unrecognized arguments")
         assert (end.code == 0) == bool(configs)
 
     texts = st.text(max_size=12) | odd_values.map(str) | odd_values.map(repr)
