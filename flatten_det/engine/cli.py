@@ -43,6 +43,11 @@ def parse_cfg_options(pairs: Sequence[str]) -> dict[str, Any]:
         DictAction([], "options")(None, parsed, pairs)
     except AssertionError as error:
         raise UserError(f"{' '.join(pairs)}: {error}") from error
+    except RecursionError as error:
+        # mmengine's parser, on lists side by side: "[1],[2]".
+        raise UserError(
+            f"{' '.join(pairs)}: put brackets around a list of lists, as in KEY=[[1],[2]]"
+        ) from error
     return parsed.options
 
 
