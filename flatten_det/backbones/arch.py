@@ -1,9 +1,9 @@
 """Checks of the arguments that describe a network, so that mistakes are named before training starts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-NUM_STAGES = 4
+from .options import NUM_STAGES, check_arch_fields, is_count, is_list
 
 
 def resolve_arch(arch: str | Mapping[str, Any], zoo: Mapping[str, Mapping[str, Any]]) -> dict:
@@ -23,10 +23,10 @@ def resolve_arch(arch: str | Mapping[str, Any], zoo: Mapping[str, Mapping[str, A
     if isinstance(arch, Mapping):
         changes = {key: value for key, value in arch.items() if key != "base"}
         name = arch.get("base", next(iter(zoo)))
-    if name not in zoo:
+    if not isinstance(name, str) or name not in zoo:
         raise ValueError(f"unknown arch {name!r}; choose one of {', '.join(map(repr, zoo))}")
     fields = dict(zoo[name])
-    if unknown := sorted(set(changes) - set(fields)):
+    if unknown := sorted(map(str, set(changes) - set(fields))):
         raise ValueError(
             f"unknown arch fields {unknown}; the fields are {sorted(fields)} and 'base'"
         )
@@ -38,6 +38,7 @@ def resolve_arch(arch: str | Mapping[str, Any], zoo: Mapping[str, Mapping[str, A
                 f"arch field {key!r} needs {NUM_STAGES} values, one a stage; got {value!r}"
             )
         fields[key] = tuple(value) if isinstance(fields[key], tuple) else value
+    check_arch_fields(fields)
     dims = fields["embed_dims"]
     dims = dims if isinstance(dims, tuple) else [dims * 2**i for i in range(NUM_STAGES)]
     for stage, (dim, heads) in enumerate(zip(dims, fields["num_heads"], strict=True)):
@@ -54,7 +55,9 @@ def check_attn_types(attn_types: Sequence[str]) -> tuple[str, ...]:
     Raises:
         ValueError: for anything else.
     """
-    if len(attn_types) != NUM_STAGES or not set(attn_types) <= {"L", "S"}:
+    if isinstance(attn_types, str):
+        attn_types = tuple(attn_types)
+    if not is_list(attn_types, NUM_STAGES, lambda kind: kind in ("L", "S")):
         raise ValueError(
             f"attn_types needs {NUM_STAGES} values, each 'L' (focused linear) or 'S' (softmax); "
             f"got {attn_types!r}"
@@ -68,8 +71,8 @@ def check_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
     Raises:
         ValueError: for anything else.
     """
-    indices = tuple(out_indices)
-    valid = all(isinstance(i, int) and 0 <= i < NUM_STAGES for i in indices)
+    indices = tuple(out_indices) if isinstance(out_indices, Iterable) else ()
+    valid = all(is_count(i, NUM_STAGES - 1, 0) for i in indices)
     if not indices or not valid or list(indices) != sorted(set(indices)):
         raise ValueError(
             f"out_indices needs distinct ascending stages from 0 to {NUM_STAGES - 1}; got {out_indices!r}"
@@ -83,19 +86,13 @@ def check_frozen_stages(frozen_stages: int) -> int:
     Raises:
         ValueError: for anything else.
     """
-    if frozen_stages not in range(-1, NUM_STAGES + 1):
+    if not is_count(frozen_stages, NUM_STAGES, -1):
         raise ValueError(f"frozen_stages must be from -1 to {NUM_STAGES}; got {frozen_stages!r}")
     return frozen_stages
 
 
 def drop_path_rates(drop_path_rate: float, depths: Sequence[int]) -> list[list[float]]:
-    """One rate a block, one list a stage, growing linearly from 0 to ``drop_path_rate``.
-
-    Raises:
-        ValueError: if the rate is not in [0, 1).
-    """
-    if not 0 <= drop_path_rate < 1:
-        raise ValueError(f"drop_path_rate must lie in [0, 1); got {drop_path_rate!r}")
+    """One rate a block, one list a stage, growing linearly from 0 to ``drop_path_rate``."""
     step = drop_path_rate / max(sum(depths) - 1, 1)
     starts = [sum(depths[:stage]) for stage in range(len(depths))]
     return [

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from .arch import NUM_STAGES
+from .options import NUM_STAGES, is_count
 
 BLOCK, MLP, ELEMENTWISE = POLICIES = ("block", "mlp", "elementwise")
 
@@ -45,7 +45,7 @@ def checkpoint_policies(with_cp: bool | Mapping[str, Any]) -> tuple[str | None, 
     policy, stages = with_cp.get("policy", BLOCK), with_cp.get("stages", range(NUM_STAGES))
     if policy not in POLICIES:
         raise ValueError(f"with_cp: policy must be one of {', '.join(POLICIES)}; got {policy!r}")
-    if not isinstance(stages, Sequence) or not set(stages) <= set(range(NUM_STAGES)):
+    if not isinstance(stages, Sequence) or not all(is_count(s, NUM_STAGES - 1, 0) for s in stages):
         raise ValueError(f"with_cp: stages must be a list of 0 to {NUM_STAGES - 1}; got {stages!r}")
     return tuple(policy if stage in stages else None for stage in range(NUM_STAGES))
 

@@ -13,6 +13,7 @@ from .block import TransformerBlock
 from .checkpointing import checkpoint_policies
 from .compiling import compile_blocks
 from .cross_shaped_attention import CrossShapedAttention
+from .options import check_options
 from .patch_embed import PatchEmbed
 from .pyramid import PyramidBackbone
 
@@ -84,10 +85,9 @@ class FLattenCSwin(PyramidBackbone):
         compile: bool | Mapping[str, Any] = False,
         init_cfg: Mapping | None = None,
     ) -> None:
+        check_options(locals())
         fields = resolve_arch(arch, self.arch_zoo)
         attn_types = check_attn_types(attn_types)
-        if len(split_size) != NUM_STAGES or min(split_size) < 1:
-            raise ValueError(f"split_size needs {NUM_STAGES} positive values; got {split_size!r}")
         dims = [fields["embed_dims"] * 2**stage for stage in range(NUM_STAGES)]
         grid_sizes = map_sizes(pretrain_img_size)
         cp_policies = checkpoint_policies(with_cp)

@@ -21,6 +21,7 @@ from .block import TransformerBlock
 from .checkpointing import checkpoint_policies
 from .compiling import compile_blocks
 from .in_place import as_contiguous_image, computes_in_place
+from .options import check_options
 from .patch_embed import PatchEmbed
 from .softmax_attention import ShiftedWindowAttention
 
@@ -132,6 +133,7 @@ class FLattenSwin(DenseBackbone):
     ) -> None:
         super().__init__(check_frozen_stages(frozen_stages), norm_eval, mask_padding, init_cfg)
         self.arch = arch
+        check_options(locals())
         fields = resolve_arch(arch, self.arch_zoo)
         attn_types = check_attn_types(attn_types)
         self.out_indices = check_out_indices(out_indices)

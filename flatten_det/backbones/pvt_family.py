@@ -10,6 +10,7 @@ from .arch import check_attn_types, drop_path_rates, map_sizes, resolve_arch
 from .block import TransformerBlock
 from .checkpointing import checkpoint_policies
 from .compiling import compile_blocks
+from .options import check_options
 from .patch_embed import PatchEmbed
 from .pyramid import PyramidBackbone
 from .softmax_attention import SpatialReductionAttention
@@ -70,10 +71,9 @@ class PVTFamily(PyramidBackbone):
         init_cfg: Mapping | None = None,
     ) -> None:
         arch = next(iter(self.arch_zoo)) if arch is None else arch
+        check_options(locals())
         fields = resolve_arch(arch, self.arch_zoo)
         attn_types = check_attn_types(attn_types)
-        if len(la_sr_ratios) != len(attn_types):
-            raise ValueError(f"la_sr_ratios needs one value a stage; got {la_sr_ratios!r}")
         grid_sizes = map_sizes(pretrain_img_size)
         cp_policies = checkpoint_policies(with_cp)
         drop_paths = drop_path_rates(drop_path_rate, fields["depths"])

@@ -5,11 +5,13 @@ import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 from PIL import Image, UnidentifiedImageError
 
 from ..datasets.coco_values import stays_inside
+from ..engine.images import decodes
 from ..image_files import FORMATS
 from .data_sets import DataSet
 from .findings import Finding, quoted
@@ -88,6 +90,10 @@ def opened_picture(path: str) -> Image.Image:
     image = opened(path, IMAGES)
     if not cv2.haveImageReader(path):
         raise ImageFault(IMAGE_UNREADABLE, f"is a {image.format}, which OpenCV does not read")
+    if not decodes(Path(path).read_bytes()):
+        raise ImageFault(
+            IMAGE_UNREADABLE, f"cannot be decoded by OpenCV ({image.format}, mode {image.mode})"
+        )
     return image
 
 

@@ -1,14 +1,13 @@
 """Reading a COCO file, of objects or of panoptic segments, of which nothing is known yet."""
 
 import gc
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..datasets.coco_values import is_id, is_size, stays_inside
+from ..datasets.coco_values import is_id, is_size, parse_json, stays_inside
 from .data_sets import DataSet
 from .findings import Finding, quoted
 from .kinds import ANNOTATION_FILE, FILE_NAME_LEAVES, MALFORMED_ENTRY, NO_IMAGES, NOT_CHECKED
@@ -66,7 +65,7 @@ def read_content(data_set: DataSet) -> tuple[CocoContent | None, list[Finding]]:
 def _parsed(path: str) -> Any:
     content = Path(path).read_bytes()
     with _no_garbage_collection():
-        return json.loads(content)
+        return parse_json(content)
 
 
 @contextmanager

@@ -1,8 +1,19 @@
 """What the values of a stranger's COCO file must be like."""
 
+import json
 import sys
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
+
+
+def parse_json(content: bytes) -> Any:
+    """The content of a JSON file, if the frameworks can read it: they take UTF-8 without a mark.
+
+    Raises:
+        ValueError: It is not JSON, or JSON in another encoding.
+        RecursionError: It is nested too deeply.
+    """
+    return json.loads(content.decode("utf-8"))
 
 
 def is_id(value: Any) -> bool:

@@ -1,6 +1,5 @@
 """Name the annotation file behind a JSON error, which itself does not."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from ..datasets.coco_values import parse_json
 from .errors import UserError
 
 
@@ -46,7 +46,7 @@ def _annotation_files(node: Any, data_root: str = "") -> Iterator[Path]:
 
 def _json_error(path: Path) -> str | None:
     try:
-        json.loads(path.read_bytes())
+        parse_json(path.read_bytes())
     except (ValueError, RecursionError) as error:
         return str(error)
     return None

@@ -28,7 +28,7 @@ def check_checkpoint(path: str) -> None:
     if not Path(path).is_file():
         raise UserError(f"checkpoint {path} not found: check the path (here: {Path.cwd()})")
     try:
-        load_local(path, map_location="cpu")
+        content = load_local(path, map_location="cpu")
     except CheckpointError as error:
         raise UserError(str(error)) from error
     except Exception as error:
@@ -37,6 +37,38 @@ def check_checkpoint(path: str) -> None:
             f"checkpoint {path} cannot be read: {type(error).__name__}: {reason}: "
             "check that it is a complete PyTorch checkpoint from a source you trust"
         ) from error
+    _check_content(content, path)
+
+
+def _check_content(content: Any, path: str) -> None:
+    """Make sure that mmengine finds weights by name, and what it was trained on, if anything.
+
+    Raises:
+        UserError: It would not.
+    """
+    meta = content.get("meta") or {} if isinstance(content, Mapping) else {}
+    weights = content.get("state_dict", content) if isinstance(content, Mapping) else {}
+    if not isinstance(weights, Mapping) or not any(
+        isinstance(weight, torch.Tensor) for weight in weights.values()
+    ):
+        problem = "it holds no weights (no state_dict of tensors by name)"
+    elif not all(isinstance(name, str) for name in weights):
+        problem = "it has weights whose names are no text"
+    elif not isinstance(meta, Mapping) or not _describes_data(meta.get("dataset_meta")):
+        problem = "its meta data is damaged"
+    else:
+        return
+    raise UserError(f"checkpoint {path} cannot be used: {problem}: check that it is the right file")
+
+
+def _describes_data(meta: Any) -> bool:
+    """Whether this is what a data set says about itself: ``classes``, ``palette`` and more."""
+    if not meta:
+        return True
+    if not isinstance(meta, Mapping) or not all(isinstance(key, str) for key in meta):
+        return False
+    classes = {key.lower(): value for key, value in meta.items()}.get("classes", ())
+    return isinstance(classes, list | tuple) and all(isinstance(name, str) for name in classes)
 
 
 def check_fit(model: nn.Module, weights: Mapping[str, torch.Tensor], path: str) -> None:
@@ -55,7 +87,7 @@ def check_fit(model: nn.Module, weights: Mapping[str, torch.Tensor], path: str) 
     }
     bad = [
         name for name, weight in own.items()
-        if name not in weights or weights[name].shape != weight.shape
+        if getattr(weights.get(name), "shape", None) != weight.shape
     ]  # fmt: skip
     if bad:
         names = ", ".join(bad[:3]) + (", ..." if len(bad) > 3 else "")

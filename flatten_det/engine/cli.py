@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib
 from mmengine.config import DictAction
 
+from ..data_doctor.findings import printable
 from .errors import UserError, explain
 
 USER_ERROR_EXIT = 2  # as argparse does
@@ -24,7 +25,7 @@ class CfgOptions(DictAction):
         try:
             parsed = parse_cfg_options(values)
         except UserError as error:
-            parser.error(f"argument --cfg-options: {error}")
+            parser.error(printable(f"argument --cfg-options: {error}"))
         setattr(namespace, self.dest, {**(getattr(namespace, self.dest) or {}), **parsed})
 
 
@@ -42,6 +43,11 @@ def parse_cfg_options(pairs: Sequence[str]) -> dict[str, Any]:
         DictAction([], "options")(None, parsed, pairs)
     except AssertionError as error:
         raise UserError(f"{' '.join(pairs)}: {error}") from error
+    except RecursionError as error:
+        # mmengine's parser, on lists side by side: "[1],[2]".
+        raise UserError(
+            f"{' '.join(pairs)}: put brackets around a list of lists, as in KEY=[[1],[2]]"
+        ) from error
     return parsed.options
 
 
@@ -114,6 +120,8 @@ def run_tool(work: Callable[[], Any], debug: bool = False) -> int:
             raise
         if debug:
             traceback.print_exc()
-        print(f"error: {message}", file=sys.stderr)
+        # It may quote a stranger's file: nothing that a terminal would obey.
+        lines = map(printable, message.split("\n"))
+        print("error: " + "\n".join(lines), file=sys.stderr)
         return USER_ERROR_EXIT
     return 0

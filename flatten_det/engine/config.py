@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 from .amp import AMP_DTYPES
 from .checkpoint import check_checkpoint
 from .errors import UserError
-from .newest_checkpoint import newest_valid_checkpoint
+from .newest_checkpoint import newest_valid_checkpoint, why_not_resumable
 
 
 def load_config(
@@ -109,6 +109,12 @@ def resume_from(cfg: Config, checkpoint: str) -> None:
         checkpoint = newest_valid_checkpoint(cfg.work_dir)
     else:
         check_checkpoint(checkpoint)
+        reason = None if "://" in checkpoint else why_not_resumable(checkpoint)
+        if reason is not None:
+            raise UserError(
+                f"checkpoint {checkpoint} cannot be resumed: {reason}: give another one, or start from "
+                "its weights alone with --cfg-options load_from=... instead of --resume"
+            )
     cfg.resume = True
     cfg.load_from = checkpoint
 

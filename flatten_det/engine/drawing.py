@@ -7,7 +7,7 @@ import mmcv
 from mmdet.structures import INSTANCE_OFFSET
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from mmengine.structures import BaseDataElement
+from mmengine.structures import BaseDataElement, PixelData
 from mmengine.visualization import Visualizer
 
 from ..visualization.shrinking import shrink
@@ -36,6 +36,10 @@ def draw_prediction(
         # mmdet's visualizer fails where there is no segment to draw.
         sample = sample.clone()
         del sample.pred_panoptic_seg
+    if "pred_sem_seg" in sample:
+        # mmseg's visualizer indexes with it, and a tensor of one pixel is an index, not a mask.
+        sample = sample.clone()
+        sample.pred_sem_seg = PixelData(data=sample.pred_sem_seg.data.cpu().numpy())
     image, sample = shrink(mmcv.imread(sample.img_path, channel_order="rgb"), sample)
     visualizer.add_datasample(
         Path(sample.img_path).name,

@@ -11,19 +11,39 @@ import cv2
 import numpy as np
 from mmengine.dataset import Compose
 from mmengine.hooks import Hook
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from ..datasets.coco_values import is_size
 from ..image_files import FORMATS, pixel_limit, set_pixel_limit, why_not_decoded
 from .errors import UserError
+
+_READ_FROM = {"img_path": cv2.IMREAD_COLOR, "seg_map_path": cv2.IMREAD_UNCHANGED}
 
 
 class ImageError(UserError):
     """An image or label map that is missing or cannot be decoded."""
 
 
-def image_error(path: str | Path) -> str | None:
-    """Say in one line why an image or label map cannot be decoded; None if it can."""
+def decodes(content: bytes, flag: int = cv2.IMREAD_COLOR) -> bool:
+    """Whether OpenCV, with which the pipelines read, makes an image of a file's content.
+
+    Args:
+        content: of the file.
+        flag: how it is read, such as ``cv2.IMREAD_UNCHANGED`` for a label map.
+    """
+    try:
+        return cv2.imdecode(np.frombuffer(content, np.uint8), flag) is not None
+    except cv2.error:
+        return False
+
+
+def image_error(path: str | Path, flag: int = cv2.IMREAD_COLOR) -> str | None:
+    """Say in one line why an image or label map cannot be decoded; None if it can.
+
+    Args:
+        path: of the file.
+        flag: how OpenCV would read it.
+    """
     path = Path(path)
     if not path.is_file():
         return f"image {path} not found: check the data folder"
@@ -35,8 +55,9 @@ def image_error(path: str | Path) -> str | None:
             Image.open(path, formats=FORMATS) as image,
         ):
             image.load()
-        readable = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED) is not None
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, cv2.error):
+        readable = decodes(content, flag)
+    except Exception:
+        # Decoders of damaged content raise anything: OSError, SyntaxError, struct.error, ...
         readable = False
     if readable:
         return None
@@ -74,8 +95,8 @@ class CheckedPipeline(Compose):
         """
         set_pixel_limit(self._max_pixels)  # Here: a data worker need not inherit it.
         # The transforms may replace these, or, with mosaics, hand on another sample's.
-        paths = [data[key] for key in ("img_path", "seg_map_path") if data.get(key)]
-        for path in paths:
+        paths = [(data[key], flag) for key, flag in _READ_FROM.items() if data.get(key)]
+        for path, _ in paths:
             if refusal := self._refusal(str(path)):
                 raise ImageError(refusal)
         if refusal := self._mask_refusal(data):
@@ -83,10 +104,15 @@ class CheckedPipeline(Compose):
         try:
             return super().__call__(data)
         except Exception as error:
-            for path in paths:
-                reason = "://" not in str(path) and image_error(path)
+            for path, flag in paths:
+                reason = "://" not in str(path) and image_error(path, flag)
                 if reason:
                     raise ImageError(reason) from error
+            if "img_path" in data and _no_pixels_are_left(error):
+                raise ImageError(
+                    f"image {data['img_path']} is too narrow: resized as the config says, no pixels are "
+                    "left of it: remove it"
+                ) from error
             raise
 
     def _refusal(self, path: str) -> str | None:
@@ -115,6 +141,10 @@ class CheckedPipeline(Compose):
 def _lies_in(path: str, folder: str) -> bool:
     """By the names alone: links are the user's own."""
     return os.path.abspath(path).startswith(os.path.join(folder, ""))
+
+
+def _no_pixels_are_left(error: Exception) -> bool:
+    return isinstance(error, cv2.error) and error.func == "resize" and "inv_scale" in error.err
 
 
 class CheckImagesHook(Hook):

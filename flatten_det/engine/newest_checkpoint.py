@@ -4,6 +4,7 @@ import os
 import sys
 import time
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,9 @@ def why_not_resumable(path: str | Path) -> str | None:
 
     Reads all of it: the checksums of its parts, and its content, as data unless it is trusted.
     """
-    whole = zipfile.is_zipfile(path)
+    whole = False
     try:
+        whole = zipfile.is_zipfile(path)  # Which raises errors of its own for some headers.
         if whole:
             with zipfile.ZipFile(path) as archive:
                 damaged = archive.testzip()
@@ -85,11 +87,26 @@ def why_not_resumable(path: str | Path) -> str | None:
     if not isinstance(checkpoint, dict):
         return f"it holds a {type(checkpoint).__name__} instead of weights by name"
     for key, content in _NEEDED.items():
-        if key not in checkpoint:
+        if not isinstance(checkpoint.get(key), Mapping):
             return f"it holds no {content}"
-    if not {"epoch", "iter"} <= set(checkpoint["meta"]):
+    if not all(_is_count(checkpoint["meta"].get(key)) for key in ("epoch", "iter")):
         return "it does not say after which iteration it was saved"
+    if not _are_logs(checkpoint["message_hub"]):
+        return "its logs are damaged"
     return None
+
+
+def _are_logs(hub: Mapping[str, Any]) -> bool:
+    """Whether mmengine's message hub can go on from this."""
+    kept = hub.get("resumed_keys", {})
+    parts = (hub.get("log_scalars", {}), hub.get("runtime_info", {}), kept)
+    return all(isinstance(part, Mapping) for part in parts) and all(
+        isinstance(is_kept, bool) for is_kept in kept.values()
+    )
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
 
 
 def _time_and_iteration(path: Path) -> tuple[str, int]:

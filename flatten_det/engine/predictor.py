@@ -51,7 +51,7 @@ class Predictor:
         self._model = revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
         self.dataset_meta = _config_dataset_meta(cfg)
         if checkpoint is not None:
-            self.dataset_meta |= _load_weights(self._model, checkpoint)
+            self.dataset_meta |= load_weights(self._model, checkpoint)
         try:
             self._model.to(torch.device(device))
         except (RuntimeError, AssertionError) as error:
@@ -109,12 +109,12 @@ class Predictor:
             yield batch
 
 
-def _load_weights(model: nn.Module, path: str) -> dict[str, Any]:
+def load_weights(model: nn.Module, path: str) -> dict[str, Any]:
     """Load a checkpoint; returns its ``dataset_meta``, empty if it has none."""
     check_checkpoint(path)
     checkpoint = load_checkpoint(model, path, map_location="cpu", logger="silent")
     check_fit(model, checkpoint.get("state_dict", checkpoint), path)
-    meta = checkpoint.get("meta", {}).get("dataset_meta") or {}
+    meta = (checkpoint.get("meta") or {}).get("dataset_meta") or {}
     return {key.lower(): value for key, value in meta.items()}
 
 

@@ -8,6 +8,7 @@ from mmengine.device import get_device
 from ..data_doctor.before_training import check_before_training
 from .annotations import named_annotation_errors
 from .atomic_files import atomic_local_files
+from .building import named_building_errors
 from .checkpoint_hook import durable_checkpoints
 from .config import build_runner, use_amp_of_cpu
 from .images import CheckImagesHook
@@ -45,12 +46,14 @@ def train(cfg: Config, check_data: bool = True) -> Path:
             atomic_local_files(),
             durable_checkpoints(),
             named_annotation_errors(cfg),
+            named_building_errors(cfg) as stage,
         ):
             if get_device() == "cpu":
                 use_amp_of_cpu(cfg)
             guard = non_finite_guard(cfg)
             runner = build_runner(cfg)
             for hook in (
+                stage,
                 CheckImagesHook(),
                 interrupt,
                 ResumePositionHook(),

@@ -1,6 +1,5 @@
 """The tools as modules, and one tiny training of each kind for all tests to build on."""
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -9,11 +8,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from fixtures import write_detector_config, write_segmentor_config
-from mmdet.visualization import DetLocalVisualizer
-from mmengine.utils import ManagerMixin
-from mmseg.visualization import SegLocalVisualizer
-
-TOOLS = Path(__file__).parents[2] / "tools"
+from tool_modules import load_tool
 
 
 class Trained(NamedTuple):
@@ -22,27 +17,6 @@ class Trained(NamedTuple):
     config: Path
     checkpoint: Path
     metrics: dict[str, float]
-
-
-def load_tool(name: str) -> ModuleType:
-    """Import ``tools/<name>.py``, to be called any number of times.
-
-    mmengine keeps visualizers, logs and scopes of a process by name, and hands them to later runs.
-    """
-    spec = importlib.util.spec_from_file_location(f"tools_{name}", TOOLS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(TOOLS))
-        spec.loader.exec_module(module)
-    main = module.main
-
-    def main_as_in_a_fresh_process(argv: list[str]) -> int:
-        for cls in (DetLocalVisualizer, SegLocalVisualizer, *ManagerMixin.__subclasses__()):
-            cls._instance_dict.clear()
-        return main(argv)
-
-    module.main = main_as_in_a_fresh_process
-    return module
 
 
 @pytest.fixture(autouse=True)

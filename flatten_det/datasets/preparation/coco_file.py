@@ -1,6 +1,5 @@
 """COCO annotation files of strangers: read, checked before a training stumbles over them, completed."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from PIL import Image
 
 from ...engine.errors import UserError
 from ...image_files import FORMATS, why_not_decoded
-from ..coco_values import is_id, is_number, is_size, stays_inside
+from ..coco_values import is_id, is_number, is_size, parse_json, stays_inside
 from .text import listed
 
 KEYS = ("images", "annotations", "categories")
@@ -56,7 +55,7 @@ def read_coco_file(path: Path) -> CocoFile:
         UserError: It cannot be read, is no COCO file of objects, or contradicts itself.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
     except OSError as error:
         raise UserError(f"annotation file {path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

@@ -1,12 +1,12 @@
 """Finding the annotation files and the images in a folder that somebody else has laid out."""
 
-import json
 import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from ...engine.errors import UserError
+from ..coco_values import parse_json
 from .coco_file import CocoFile, is_coco
 from .text import listed
 
@@ -67,7 +67,7 @@ def find_annotation_files(folder: Path, known: dict[str, Path]) -> dict[str, Pat
 
 def _holds_objects(path: Path) -> bool:
     try:
-        return is_coco(json.loads(path.read_bytes()))
+        return is_coco(parse_json(path.read_bytes()))
     except (OSError, ValueError, RecursionError):
         # Named like annotations, it is rather reported as broken than passed over.
         return any(word.search(path.stem) for word in _WORDS.values())

@@ -1,0 +1,67 @@
+"""What goes wrong between a config and the iterations of a training: whose fault it is, in one line."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from .errors import UserError, explain
+
+
+class StageHook(Hook):
+    """Knows how far a training has come.
+
+    Attributes:
+        checkpoint_is_read: what follows, until it has begun, comes of the checkpoint's content.
+        has_begun: everything is built and restored, and, after a checkpoint, one iteration was done:
+            the optimizer and the schedulers take what they were given as it is until then.
+    """
+
+    priority = "HIGHEST"
+
+    def __init__(self) -> None:
+        self.checkpoint_is_read = False
+        self.has_begun = False
+        self._iterations = 0
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Note that a checkpoint was read."""
+        self.checkpoint_is_read = True
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
+        """Note that the first iteration begins, or, after a checkpoint, the second."""
+        self.has_begun = self._iterations > 0 or not self.checkpoint_is_read
+        self._iterations += 1
+
+
+@contextmanager
+def named_building_errors(cfg: Config) -> Iterator[StageHook]:
+    """Name the config or the checkpoint whose values cannot be what they are.
+
+    The parts of the frameworks fail on them in a hundred ways, deep down and without a file's name.
+
+    Yields:
+        A hook for the runner; without it all errors are taken for those of the config.
+
+    Raises:
+        UserError: Something raised an unexpected error before the training had begun to go well.
+    """
+    stage = StageHook()
+    try:
+        yield stage
+    except Exception as error:
+        if stage.has_begun or explain(error) is not None:
+            raise
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        if stage.checkpoint_is_read:
+            raise UserError(
+                f"checkpoint {cfg.load_from} does not fit config file {cfg.filename} or its data, or is "
+                f"damaged: {reason}: use what it was written with, or another checkpoint (--debug "
+                "shows where it fails)"
+            ) from error
+        raise UserError(
+            f"config file {cfg.filename}: what it says cannot be built: {reason}: correct it, or what "
+            "--cfg-options change (--debug shows where it fails)"
+        ) from error
