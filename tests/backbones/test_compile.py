@@ -5,17 +5,12 @@ import copy
 import pytest
 import torch
 from mmengine.registry import MODELS
+from nano_backbones import NANO
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from flatten_det.backbones import mlp
 from flatten_det.backbones.block import TransformerBlock
 
-NANO = {
-    "FLattenPVT": dict(embed_dims=(16, 32, 48, 64), num_heads=(1, 2, 3, 4), depths=(2, 1, 1, 1)),
-    "FLattenPVTv2": dict(embed_dims=(16, 32, 32, 32), num_heads=(1, 2, 2, 2), depths=(1, 1, 1, 1)),
-    "FLattenSwin": dict(embed_dims=16, depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 8)),
-    "FLattenCSwin": dict(embed_dims=16, depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 8)),
-}
 SIZES = [(96, 128), (75, 101), (224, 64)]
 
 

@@ -3,18 +3,12 @@
 import pytest
 import torch
 from mmengine.registry import MODELS
+from nano_backbones import NANO
 from torch import nn
 
 from flatten_det.attention.cpu import tiles
 from flatten_det.backbones import in_place, mlp
 from flatten_det.backbones.in_place import as_contiguous_image
-
-NANO = {
-    "FLattenPVT": dict(embed_dims=(16, 32, 48, 64), num_heads=(1, 2, 3, 4), depths=(2, 1, 1, 1)),
-    "FLattenPVTv2": dict(embed_dims=(16, 32, 32, 32), num_heads=(1, 2, 2, 2), depths=(2, 1, 1, 1)),
-    "FLattenSwin": dict(embed_dims=16, depths=(2, 1, 2, 1), num_heads=(1, 2, 4, 8)),
-    "FLattenCSwin": dict(embed_dims=16, depths=(2, 1, 2, 1), num_heads=(2, 2, 4, 8)),
-}
 
 
 @pytest.fixture(autouse=True)

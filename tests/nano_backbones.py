@@ -1,0 +1,8 @@
+"""Architectures of all families that are small enough for tests of whole backbones."""
+
+NANO = {
+    "FLattenPVT": dict(embed_dims=(16, 32, 48, 64), num_heads=(1, 2, 3, 4), depths=(2, 1, 1, 1)),
+    "FLattenPVTv2": dict(embed_dims=(16, 32, 32, 32), num_heads=(1, 2, 2, 2), depths=(2, 1, 1, 1)),
+    "FLattenSwin": dict(embed_dims=16, depths=(2, 1, 2, 1), num_heads=(1, 2, 4, 8)),
+    "FLattenCSwin": dict(embed_dims=16, depths=(2, 1, 2, 1), num_heads=(2, 2, 4, 8)),
+}
