@@ -1,5 +1,6 @@
 """One-line messages for the mistakes a user can make, told apart from bugs of ours."""
 
+from ..benchmark.failures import is_out_of_memory
 from ..checkpoints.errors import CheckpointError
 
 
@@ -33,5 +34,11 @@ def explain(error: BaseException) -> str | None:
         return (
             f"the config asks for something unknown: {component}: check its spelling, and that "
             "custom_imports names the module that defines it"
+        )
+    if is_out_of_memory(error):
+        lines = str(error).strip().splitlines()
+        return (
+            f"memory ran out ({lines[0] if lines else type(error).__name__}): use smaller images or "
+            "batches; a training takes less with --amp and --cfg-options model.backbone.with_cp=True"
         )
     return None

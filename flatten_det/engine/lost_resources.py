@@ -7,8 +7,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..benchmark.failures import is_out_of_memory
 from .atomic_files import DiskFullError
-from .errors import UserError
+from .errors import UserError, explain
 from .newest_checkpoint import why_not_resumable
 from .non_finite import NonFiniteError
 
@@ -25,7 +26,8 @@ def told_with_last_checkpoint(work_dir: str | Path) -> Iterator[None]:
     """Explain what stops a training without fault of data or config, and name its checkpoint.
 
     Raises:
-        TrainingStopped: For a full disk, a data worker that died, or losses that are not finite.
+        TrainingStopped: For a full disk or memory, a data worker that died, or losses that are not
+            finite.
     """
     try:
         yield
@@ -39,6 +41,8 @@ def told_with_last_checkpoint(work_dir: str | Path) -> Iterator[None]:
 def _reason(error: Exception) -> str | None:
     if isinstance(error, DiskFullError | NonFiniteError):
         return str(error)
+    if is_out_of_memory(error):
+        return explain(error)
     if isinstance(error, OSError) and error.errno in _NO_SPACE:
         where = f" for {error.filename}" if error.filename else ""
         return f"the disk is full: no room{where}: make room, or choose another --work-dir"

@@ -89,6 +89,20 @@ def test_a_last_checkpoint_that_is_broken_is_not_promised(tmp_path):
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand more"),
+        RuntimeError("alloc_cpu.cpp: DefaultCPUAllocator: can't allocate memory: 8 bytes"),
+        MemoryError(),
+    ],
+)
+def test_memory_that_ran_out(tmp_path, error):
+    told = r"^memory ran out \(.*\): use smaller .*with_cp=True\. No checkpoint was saved yet$"
+    with pytest.raises(TrainingStopped, match=told), told_with_last_checkpoint(tmp_path):
+        raise error
+
+
 @pytest.mark.parametrize("error", [RuntimeError("a bug"), OSError(errno.EIO, "I/O"), ValueError()])
 def test_other_errors_pass(tmp_path, error):
     with pytest.raises(type(error)) as caught, told_with_last_checkpoint(tmp_path):
