@@ -48,12 +48,13 @@ def load_as_data(
     Raises:
         CheckpointError: The file holds something that would run code, or is compressed.
     """
-    name = getattr(file, "name", file)
-    if isinstance(file, str | Path) and str(file).endswith(".safetensors"):
+    is_path = isinstance(file, str | Path)
+    name = file if is_path else getattr(file, "name", file)
+    if is_path and str(file).endswith(".safetensors"):
         from safetensors.torch import load_file
 
         return load_file(file)
-    if isinstance(file, str | Path):
+    if is_path:
         _check_is_plain(file)
     try:
         with torch.serialization.safe_globals(SAFE_GLOBALS):

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..benchmark.failures import is_out_of_memory
 from .atomic_files import DiskFullError
 from .errors import UserError, explain
-from .newest_checkpoint import why_not_resumable
+from .newest_checkpoint import NoCheckpointError, newest_valid_checkpoint
 from .non_finite import NonFiniteError
 
 _WORKER_DIED = re.compile(r"DataLoader worker \(pid.*?\) (?:is )?(killed by signal: \w+|exited)")
@@ -78,10 +78,12 @@ def _free_memory() -> str:
 
 
 def _last_checkpoint(work_dir: str | Path) -> str:
-    pointer = Path(work_dir, "last_checkpoint")
-    path = pointer.read_text().strip() if pointer.is_file() else ""
-    if not path:
+    """What ``--resume`` would go on from, which may be newer than what ``last_checkpoint`` names."""
+    try:
+        path = newest_valid_checkpoint(work_dir)
+    except NoCheckpointError:
         return "No checkpoint was saved yet"
-    if "://" not in path and (why_not := why_not_resumable(path)):
-        return f"The last checkpoint, {path}, is no help: {why_not}"
+    except UserError as error:
+        message = str(error)
+        return message[0].upper() + message[1:]
     return f"The last checkpoint is {path}: to go on from there, repeat the command with --resume"

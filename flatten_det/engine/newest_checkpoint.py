@@ -21,6 +21,10 @@ _NEEDED = {
 }
 
 
+class NoCheckpointError(UserError):
+    """A work dir has no checkpoint at all."""
+
+
 def newest_valid_checkpoint(work_dir: str | Path) -> str:
     """Find where an interrupted run can go on.
 
@@ -31,7 +35,8 @@ def newest_valid_checkpoint(work_dir: str | Path) -> str:
         A path; or what ``last_checkpoint`` says if that is a URL, which is not looked at.
 
     Raises:
-        UserError: There is no checkpoint, or none that is valid.
+        NoCheckpointError: There is no checkpoint.
+        UserError: There is none that is valid.
     """
     work_dir = Path(work_dir)
     pointer = work_dir / "last_checkpoint"
@@ -44,7 +49,7 @@ def newest_valid_checkpoint(work_dir: str | Path) -> str:
         folders.add(Path(recorded).parent)
     paths = {path for folder in folders for path in folder.glob("*.pth") if path.is_file()}
     if not paths:
-        raise UserError(
+        raise NoCheckpointError(
             f"no checkpoint to resume in work dir {work_dir}: give the interrupted run's "
             "--work-dir, or leave out --resume to start anew"
         )

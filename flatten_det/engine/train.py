@@ -45,8 +45,8 @@ def train(cfg: Config, check_data: bool = True) -> Path:
             told_with_last_checkpoint(cfg.work_dir),
             atomic_local_files(),
             durable_checkpoints(),
-            named_annotation_errors(cfg),
             named_building_errors(cfg) as stage,
+            named_annotation_errors(cfg),
         ):
             if get_device() == "cpu":
                 use_amp_of_cpu(cfg)

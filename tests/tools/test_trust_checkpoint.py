@@ -144,8 +144,10 @@ def test_what_only_measures_reads_no_checkpoint(
 def test_resuming_executes_no_text(train_tool, toy, tmp_path, marker):
     """The config in a checkpoint of MMDetection 2 is Python, which mmengine would run."""
     assert train_tool.main(toy) == 0
-    weights = torch.load(tmp_path / "run" / "epoch_3.pth", weights_only=False)["state_dict"]
-    path = save_text(tmp_path / "evil.pth", marker, weights)
+    own = torch.load(tmp_path / "run" / "epoch_3.pth", weights_only=False)
+    path = save_text(tmp_path / "evil.pth", marker, own["state_dict"])
+    evil = torch.load(path, weights_only=False)
+    torch.save(evil | {"optimizer": own["optimizer"]}, path)
     assert train_tool.main([*toy, "--resume", str(path)]) == 0
 
 
