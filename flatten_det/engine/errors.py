@@ -24,6 +24,12 @@ def explain(error: BaseException) -> str | None:
     """
     if isinstance(error, UserError | CheckpointError):
         return str(error)
+    message = _explain_others(error)
+    # Names from files and configs may have line ends of their own.
+    return None if message is None else message.replace("\n", "\\n")
+
+
+def _explain_others(error: BaseException) -> str | None:
     if isinstance(error, FileNotFoundError):
         what = str(error).rstrip(".") if error.filename is None else f"{error.filename} not found"
         return f"{what}: check the paths in the config and the command"

@@ -56,6 +56,15 @@ def test_unknown_component_is_named():
     assert re.search(r"unknown: NoSuchModel is not in the mm\w+::model registry", message)
 
 
+def test_names_with_line_ends_stay_in_one_line(tmp_path):
+    with pytest.raises(KeyError) as caught:
+        MODELS.build({"type": "a\nb"})
+    assert r"unknown: a\nb is not in the" in explain(caught.value)
+    with pytest.raises(FileNotFoundError) as caught:
+        (tmp_path / "a\nb").read_text()
+    assert rf"{tmp_path}/a\nb not found" in explain(caught.value)
+
+
 @pytest.mark.parametrize("error", [KeyError("x"), RuntimeError("x"), ValueError("x")])
 def test_others_are_unexpected(error):
     assert explain(error) is None
