@@ -37,13 +37,28 @@ def convolution_matrix(kernel: Tensor, hw_shape: tuple[int, int]) -> Tensor:
     ).coalesce()
 
 
-def stretching_matrix(m: int, n: int) -> Tensor:
-    """The matrix that stretches m values to n along the token axis, ``(n, m)`` in float64.
+def after_stretching(matrix: Tensor, m: int) -> Tensor:
+    """``matrix @ S`` for the S that stretches m values to n along the token axis.
 
-    Where PVT reduces keys and values, that is what comes before the convolution.
+    That is what comes before the convolution where PVT reduces keys and values: ``F.interpolate`` with
+    ``mode="linear"``, which takes each value from two neighbours.
+
+    Args:
+        matrix: sparse ``(l, n)``.
+        m: values there are.
+
+    Returns:
+        Sparse ``(l, m)``.
     """
-    unit = torch.eye(m, dtype=torch.float64)[None]
-    return F.interpolate(unit, size=n, mode="linear", align_corners=False)[0].T
+    targets, sources = matrix.indices()
+    places = ((sources + 0.5).double() * (m / matrix.shape[1]) - 0.5).clamp(0, m - 1)
+    left = places.long()
+    right = (left + 1).clamp_max(m - 1)
+    share = (places - left).to(matrix.dtype)
+    indices = torch.stack([targets.repeat(2), torch.cat([left, right])])
+    values = torch.cat([matrix.values() * (1 - share), matrix.values() * share])
+    shape = (len(matrix), m)
+    return torch.sparse_coo_tensor(indices, values, shape, check_invariants=False).coalesce()
 
 
 def value_matrix(windows: Windows, position: int, channel: int) -> Tensor:
@@ -55,12 +70,12 @@ def value_matrix(windows: Windows, position: int, channel: int) -> Tensor:
         channel: of the head, 0 to d-1: each has a kernel of its own, and so a matrix.
 
     Returns:
-        Sparse where keys are not reduced; else dense, because values are stretched first.
+        Sparse. Where keys are reduced, values are stretched first.
     """
     n, m = windows.queries.shape[1], windows.keys.shape[1]
     kernels = [c.kernels[position, channel] for c in windows.convolutions]
     matrix = sum_kernels(kernels, windows.query_shape)
-    return matrix if n == m else matrix @ stretching_matrix(m, n).to(kernels[0])
+    return matrix if n == m else after_stretching(matrix, m)
 
 
 def sum_kernels(kernels: Sequence[Tensor], hw_shape: tuple[int, int]) -> Tensor:

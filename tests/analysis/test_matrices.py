@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from flatten_det.analysis.convolution import convolution_matrix, stretching_matrix
+from flatten_det.analysis.convolution import after_stretching, convolution_matrix
 from flatten_det.analysis.matrices import Weights, own_variant, variants_of
 from flatten_det.analysis.projections import project
 from flatten_det.analysis.reconstruction import output_from_matrices
@@ -131,10 +131,13 @@ def test_convolution_matrix(size, hw_shape):
     assert matrix._nnz() <= size * size * image.numel()
 
 
-def test_stretching_matrix():
+def test_values_stretched_before_a_convolution():
     values = torch.randn(6, dtype=torch.float64)
-    stretched = torch.nn.functional.interpolate(values[None, None], size=20, mode="linear")
-    torch.testing.assert_close(stretching_matrix(6, 20) @ values, stretched[0, 0])
+    stretched = torch.nn.functional.interpolate(values[None, None], size=20, mode="linear")[0, 0]
+    matrix = convolution_matrix(torch.randn(3, 3, dtype=torch.float64), (4, 5))
+    composed = after_stretching(matrix, 6)
+    assert composed.is_sparse
+    torch.testing.assert_close(composed @ values, matrix @ stretched)
 
 
 @pytest.mark.parametrize(
