@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class Options:
         drawn: how many of the images get maps and spectra; statistics are of all.
     """
 
-    plan: Plan = Plan()
+    plan: Plan = field(default_factory=Plan)
     points: tuple[tuple[float, float], ...] = (CENTRE,)
     map_heads: tuple[int, ...] = (0,)
     drawn: int = 1

@@ -12,14 +12,16 @@ from .measure import HeadSpectrum, LayerResult
 from .spectrum import TOLERANCE
 from .style import FONT, SMALL_FONT, WIDTH, in_order, line_style, save
 
-_PANEL, _MARGINS = 1.25, 0.75  # inches
+_PANEL, _MARGINS = 1.35, 0.85  # inches
+_BOUND = dict(color="0.5", linewidth=0.8)
+_LIMIT = dict(color="0.5", linewidth=0.8, linestyle=":")
 _LEAST = 1e-9  # below it there is only rounding
 
 
 def draw_spectra(results: Sequence[LayerResult], path: Path) -> None:
     """A panel for each layer: singular values over their number, both logarithmic, and min(N, d).
 
-    Of the first head, window and channel that were measured.
+    Of the first head, window and channel that were measured; ranks are in the order of the variants.
 
     Args:
         results: layers on one image, with spectra.
@@ -33,8 +35,8 @@ def draw_spectra(results: Sequence[LayerResult], path: Path) -> None:
     figure.supylabel("singular value / largest", fontsize=FONT)
     names = in_order(m.variant.name for result in results for m in result.variants)
     figure.legend(
-        [Line2D([], [], **line_style(name)) for name in names],
-        names,
+        [Line2D([], [], **style) for style in (*map(line_style, names), _BOUND, _LIMIT)],
+        [*names, "min(N, d)", f"{TOLERANCE:g}: above, it counts to the rank"],
         loc="outside lower center",
         ncols=2,
         fontsize=SMALL_FONT,
@@ -50,22 +52,11 @@ def _draw_layer(axes: Axes, result: LayerResult) -> None:
     ranks = []
     for measured in result.variants:
         first = measured.spectra[0]
-        values = [max(value, _LEAST) for value in first.spectrum.values]
+        values = [value for value in first.spectrum.values if value > _LEAST]
         axes.plot(range(1, len(values) + 1), values, **line_style(measured.variant.name))
         ranks.append(_rank(first))
-    axes.axhline(TOLERANCE, color="0.5", linewidth=0.6, linestyle=":")
-    axes.axvline(result.bound, color="0.5", linewidth=0.6)
-    axes.annotate(
-        f"min(N, d) = {result.bound}",
-        (result.bound, 1),
-        xycoords=("data", "axes fraction"),
-        xytext=(-2, -3),
-        textcoords="offset points",
-        ha="right",
-        va="top",
-        rotation=90,
-        fontsize=SMALL_FONT,
-    )
+    axes.axhline(TOLERANCE, **_LIMIT)
+    axes.axvline(result.bound, **_BOUND)
     axes.set_ylim(_LEAST, 3)
     axes.yaxis.set_major_locator(LogLocator(numticks=6))
     axes.yaxis.set_minor_formatter(NullFormatter())
@@ -73,7 +64,9 @@ def _draw_layer(axes: Axes, result: LayerResult) -> None:
     head = result.variants[0].spectra[0].head
     size = f"{result.queries} x {result.keys}"
     axes.set_title(
-        f"layer {result.layer}, head {head}, {size}; rank {', '.join(ranks)}", fontsize=SMALL_FONT
+        f"layer {result.layer}, head {head}, {size}, min(N, d) = {result.bound}\n"
+        f"rank {', '.join(ranks)}",
+        fontsize=SMALL_FONT,
     )
 
 

@@ -9,7 +9,14 @@ from matplotlib.figure import Figure
 WIDTH = 3.3  # inches
 FONT, SMALL_FONT = 7, 6
 _DPI = 220
-_ORDER = ("softmax", "softmax + conv.", "plain linear", "plain + conv.", "focused linear", "focused + conv.")  # fmt: skip
+_ORDER = (
+    "softmax",
+    "softmax + conv.",
+    "plain linear",
+    "plain + conv.",
+    "focused linear",
+    "focused + conv.",
+)
 # From dark to light in greyscale; with a dash and a hatch of its own each.
 _COLOURS = ("#1b1b3a", "#3b528b", "#b5651d", "#c98a4b", "#2a9d6f", "#9fd8b5")
 _DASHES = ("-", (0, (4, 1)), "--", (0, (1, 1)), "-.", (0, (3, 1, 1, 1, 1, 1)))

@@ -45,7 +45,7 @@ def order_lines(summaries: Sequence[LayerSummary]) -> list[str]:
     """Whether entropy grows from softmax over focused to plain linear attention, layer by layer."""
     return [
         f"layer {summary.layer}: entropy of {step.lower} < {step.higher} {step.verdict} "
-        f"({_show(step.difference, sign='+')} of log N, {step.difference.images} images)"
+        f"({_show_difference(step.difference)} of log N, {step.difference.images} images)"
         for summary in summaries
         for step in summary.order
     ]
@@ -58,6 +58,11 @@ def _ranks(measured: Measured) -> str:
     return least + span
 
 
-def _show(value: Estimate, sign: str = "") -> str:
-    shown = f"{value.mean:{sign}.3f}"
+def _show(value: Estimate) -> str:
+    shown = f"{value.mean:.3f}"
     return shown if value.half_width == inf else f"{shown} ± {value.half_width:.3f}"
+
+
+def _show_difference(value: Estimate) -> str:
+    shown = f"{value.mean:+.2g}"
+    return shown if value.half_width == inf else f"{shown} ± {value.half_width:.2g}"
