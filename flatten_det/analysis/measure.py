@@ -131,7 +131,10 @@ class LayerResult:
 
     @property
     def bound(self) -> int:
-        """min(N, d): no linear attention matrix has a higher rank."""
+        """min(N, d): no linear attention matrix has a higher rank.
+
+        The mask of shifted windows cuts some of them into parts, to each of which it applies.
+        """
         return min(self.queries, self.keys, self.head_dim)
 
     def record(self) -> dict[str, Any]:
