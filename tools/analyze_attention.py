@@ -11,7 +11,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 from flatten_det.analysis.layers import attention_layers, choose_layers
 from flatten_det.analysis.measure import Plan
 from flatten_det.analysis.model import load_model
-from flatten_det.analysis.run import CENTRE, JSON, Options, analyse, check_heads
+from flatten_det.analysis.run import CENTRE, JSON, Options, analyse, layers_with_heads
 from flatten_det.analysis.table import order_lines, rank_table, sharpness_table
 from flatten_det.benchmark.tables import make_console
 from flatten_det.checkpoints import trusted_checkpoints
@@ -123,8 +123,11 @@ def run(args: argparse.Namespace) -> None:
     images = find_images(args.inputs)
     with trusted_checkpoints(args.trust_checkpoint):
         model = load_model(target, args.checkpoint, args.size and tuple(args.size))
-    layers = choose_layers(attention_layers(model.backbone), args.layers)
-    check_heads(layers, args.heads or ())
+    chosen = choose_layers(attention_layers(model.backbone), args.layers)
+    layers = layers_with_heads(chosen, args.heads)
+    for layer in chosen:
+        if layer not in layers:
+            print(f"layer {layer.name} is left out: it has none of these heads", file=sys.stderr)
     if args.checkpoint is None:
         print(
             "warning: no checkpoint given: weights, and so what is measured, may be random",

@@ -1,6 +1,6 @@
 """Everything that is measured of one attention layer on one image."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -144,29 +144,22 @@ class LayerResult:
         return values | dict(rank_bound_of_linear_attention=self.bound)
 
 
-def measure_layer(
-    call: LayerCall, plan: Plan, advance: Callable[[str], None] = lambda what: None
-) -> LayerResult:
+def measure_layer(call: LayerCall, plan: Plan) -> LayerResult:
     """Measure all variants of a layer on an image; one matrix is in memory at a time.
 
     Args:
-        call: of the layer.
+        call: of the layer, which has one of the plan's heads.
         plan: what to measure.
-        advance: told what comes next.
     """
     parts = project(call.layer.module, call.tokens, call.hw_shape)
     n, m = (max(getattr(p, what).shape[1] for p in parts) for what in ("queries", "keys"))
     fits = n * m <= LARGEST_MATRIX
     error = None
     if fits:
-        advance("comparing with the layer")
         out = output_from_matrices(parts, len(call.tokens))
         largest = call.output.abs().max().clamp_min(1e-12)
         error = float((out - call.output.double()).abs().max() / largest)
-    measured = []
-    for variant in variants_of(parts[0]):
-        advance(variant.name)
-        measured.append(_measure_variant(parts, variant, plan))
+    measured = [_measure_variant(parts, variant, plan) for variant in variants_of(parts[0])]
     return LayerResult(
         layer=call.layer.name,
         path=call.layer.path,

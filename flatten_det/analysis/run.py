@@ -67,17 +67,22 @@ class Analysis:
         )
 
 
-def check_heads(layers: Sequence[AttentionLayer], heads: Sequence[int]) -> None:
-    """Make sure that one layer at least has each of the heads.
+def layers_with_heads(
+    layers: Sequence[AttentionLayer], heads: Sequence[int] | None
+) -> list[AttentionLayer]:
+    """The layers that have at least one of the heads; None: all.
 
     Raises:
-        UserError: none has.
+        UserError: one of the heads is in no layer.
     """
+    if heads is None:
+        return list(layers)
     counts = {layer.name: head_count(layer) for layer in layers}
     for head in heads:
         if not 0 <= head < max(counts.values()):
             there = ", ".join(f"{count} in {name}" for name, count in counts.items())
             raise UserError(f"no chosen layer has a head {head}: heads count from 0; {there}")
+    return [layer for layer in layers if min(heads) < counts[layer.name]]
 
 
 def head_count(layer: AttentionLayer) -> int:
@@ -105,7 +110,7 @@ def analyse(
         options: what to do.
         out_dir: :data:`JSON`, :data:`STATISTICS_FIGURE` and, for each image drawn, a folder of its name.
         about: goes into the JSON: what was analysed.
-        advance: told what comes next, for each layer of each image once.
+        advance: told what is done, for each layer of each image once.
 
     Raises:
         UserError: an image cannot be read.
@@ -119,8 +124,8 @@ def analyse(
         calls = capture(model.backbone, layers, pixels)
         of_image = []
         for call in calls:
-            advance(f"{names[image]}, layer {call.layer.name}")
             of_image.append(measure_layer(call, plan))
+            advance(f"{names[image]}, layer {call.layer.name}")
         results.append(of_image)
         if is_drawn:
             _draw_image(grey, calls, of_image, options, out_dir / names[image])
@@ -140,9 +145,7 @@ def _draw_image(
     folder: Path,
 ) -> None:
     if options.plan.spectra:
-        # A layer without one of the heads asked for has none.
-        measured = [result for result in results if result.variants[0].spectra]
-        draw_spectra(measured, folder / "spectra.png")
+        draw_spectra(results, folder / "spectra.png")
     for head in options.map_heads:
         for number, point in enumerate(options.points, 1):
             rows = {

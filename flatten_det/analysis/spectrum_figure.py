@@ -61,10 +61,10 @@ def _draw_layer(axes: Axes, result: LayerResult) -> None:
     axes.yaxis.set_major_locator(LogLocator(numticks=6))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.tick_params(labelsize=SMALL_FONT)
-    head = result.variants[0].spectra[0].head
-    size = f"{result.queries} x {result.keys}"
+    shown = result.variants[0].spectra[0]
+    size = " x ".join(map(str, shown.spectrum.shape))
     axes.set_title(
-        f"layer {result.layer}, head {head}, {size}, min(N, d) = {result.bound}\n"
+        f"layer {result.layer}, head {shown.head}, {size}, min(N, d) = {result.bound}\n"
         f"rank {', '.join(ranks)}",
         fontsize=SMALL_FONT,
     )

@@ -19,7 +19,7 @@ _ORDER = (
 )
 # From dark to light in greyscale; with a dash and a hatch of its own each.
 _COLOURS = ("#1b1b3a", "#3b528b", "#b5651d", "#c98a4b", "#2a9d6f", "#9fd8b5")
-_DASHES = ("-", (0, (4, 1)), "--", (0, (1, 1)), "-.", (0, (3, 1, 1, 1, 1, 1)))
+_DASHES = ("-", (0, (1, 1)), "--", (0, (6, 2)), "-.", (0, (3, 1, 1, 1, 1, 1)))
 _HATCHES = ("", "....", "////", "xxxx", "\\\\\\\\", "----")
 
 

@@ -83,6 +83,15 @@ def test_softmax_backbone_with_a_checkpoint(tool, images, tmp_path, capsys):
     assert (layer["queries"], layer["keys"]) == (256, 4)
 
 
+def test_layers_without_the_heads_are_named(tool, images, tmp_path, capsys):
+    argv = [QUICKSTART, str(images / "a.png"), "--size", "64", "64", "--heads", "1"]
+    assert tool.main([*argv, "--out-dir", str(tmp_path)]) == 0
+    assert "layer 1.1 is left out: it has none of these heads" in capsys.readouterr().err
+    layers = json.loads((tmp_path / "analysis.json").read_text())["images"][0]["layers"]
+    assert [layer["layer"] for layer in layers] == ["2.2", "3.3", "4.1"]
+    assert list(layers[0]["variants"][0]["heads"]) == ["1"]
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
