@@ -1,0 +1,48 @@
+"""How the figures look: one paper column wide, told apart without colour."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+WIDTH = 3.3  # inches
+FONT, SMALL_FONT = 7, 6
+_DPI = 220
+_ORDER = (
+    "softmax",
+    "softmax + conv.",
+    "plain linear",
+    "plain + conv.",
+    "focused linear",
+    "focused + conv.",
+)
+# From dark to light in greyscale; with a dash and a hatch of its own each.
+_COLOURS = ("#1b1b3a", "#3b528b", "#b5651d", "#c98a4b", "#2a9d6f", "#9fd8b5")
+_DASHES = ("-", (0, (1, 1)), "--", (0, (6, 2)), "-.", (0, (3, 1, 1, 1, 1, 1)))
+_HATCHES = ("", "....", "////", "xxxx", "\\\\\\\\", "----")
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Variants as figures list them, each once."""
+    return sorted(set(names), key=_ORDER.index)
+
+
+def line_style(name: str) -> dict[str, Any]:
+    """Of a variant's curve."""
+    number = _ORDER.index(name)
+    return dict(color=_COLOURS[number], linestyle=_DASHES[number], linewidth=1.2)
+
+
+def bar_style(name: str) -> dict[str, Any]:
+    """Of a variant's bars."""
+    number = _ORDER.index(name)
+    return dict(
+        facecolor=_COLOURS[number], hatch=_HATCHES[number], edgecolor="white", linewidth=0.3
+    )
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a PNG; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=_DPI)

@@ -1,0 +1,180 @@
+"""Draw and measure attention weights: ``tools/analyze_attention.py CONFIG|BACKBONE [CKPT] IMAGE ...``."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import _quiet  # noqa: F401
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+
+from flatten_det.analysis.layers import attention_layers, choose_layers
+from flatten_det.analysis.measure import Plan
+from flatten_det.analysis.model import load_model
+from flatten_det.analysis.run import CENTRE, JSON, Options, analyse, layers_with_heads
+from flatten_det.analysis.table import order_lines, rank_table, sharpness_table
+from flatten_det.benchmark.tables import make_console
+from flatten_det.checkpoints import trusted_checkpoints
+from flatten_det.complexity.target import find_target
+from flatten_det.engine.cli import (
+    add_common_options,
+    add_trust_option,
+    run_tool,
+    use_matplotlib_without_display,
+)
+from flatten_det.engine.inputs import find_images
+
+CHECKPOINT_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
+LEAST_SIDE = 32  # pixels, the stride of the last stage
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s [options] CONFIG|BACKBONE [CHECKPOINT] IMAGE [IMAGE ...]",
+        description="Attention weights of a model on images: softmax, plain linear and focused linear "
+        "attention on the same queries and keys, and with the convolution as one matrix. Maps over the "
+        "image, how sharp the weights are, and singular values with ranks.",
+    )
+    parser.add_argument("target", help="config file, or a backbone such as flatten-pvt-t")
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="[CHECKPOINT] IMAGE",
+        help=f"checkpoint ({', '.join(CHECKPOINT_SUFFIXES)}; random weights without one), then image "
+        "files, folders, quoted glob patterns; statistics are means over all of them",
+    )
+    parser.add_argument(
+        "--layers",
+        nargs="+",
+        metavar="STAGE[.BLOCK]",
+        help="1.2: second block of stage 1; 3: all blocks of stage 3; all (default: the last block of each "
+        "stage)",
+    )
+    parser.add_argument(
+        "--heads", nargs="+", type=int, help="of each layer, from 0 (default: all; maps of head 0)"
+    )
+    parser.add_argument(
+        "--points",
+        nargs="+",
+        type=_point,
+        default=[CENTRE],
+        metavar="X,Y",
+        help="queries to draw, as parts of width and height (default: 0.5,0.5)",
+    )
+    parser.add_argument(
+        "--size",
+        nargs=2,
+        type=int,
+        metavar=("H", "W"),
+        help="resize images to it, in pixels (default: what the config trains on; 224 224 for a backbone)",
+    )
+    parser.add_argument(
+        "--drawn",
+        type=int,
+        default=1,
+        metavar="N",
+        help="maps, spectra and ranks of the first N images (default: 1)",
+    )
+    parser.add_argument(
+        "--no-spectra",
+        action="store_true",
+        help="no singular values and ranks, which take the longest: 4096 tokens half a minute a matrix",
+    )
+    parser.add_argument(
+        "--channels",
+        type=int,
+        default=1,
+        help="of a head, whose matrices with the convolution are looked at: kernels differ from channel to "
+        "channel (default: 1, the one with the median kernel; more go from the smallest to the largest)",
+    )
+    parser.add_argument(
+        "--out-dir", type=Path, default=Path("outputs/attention"), help="default: %(default)s"
+    )
+    add_trust_option(parser)
+    add_common_options(parser)
+    args = parser.parse_intermixed_args(argv)  # options between inputs too
+    if args.size and min(args.size) < LEAST_SIDE:
+        parser.error(f"argument --size: at least {LEAST_SIDE} pixels a side, got {args.size}")
+    for name, least in (("drawn", 0), ("channels", 1)):
+        if getattr(args, name) < least:
+            parser.error(f"argument --{name}: must be at least {least}, got {getattr(args, name)}")
+    first_is_checkpoint = args.inputs[0].endswith(CHECKPOINT_SUFFIXES)
+    args.checkpoint = args.inputs.pop(0) if first_is_checkpoint else None
+    if not args.inputs:
+        parser.error(f"give the images to look at, after {args.checkpoint}")
+    return args
+
+
+def _point(text: str) -> tuple[float, float]:
+    try:
+        x, y = (float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: give X,Y such as 0.5,0.25") from None
+    if not (0 <= x <= 1 and 0 <= y <= 1):
+        raise argparse.ArgumentTypeError(f"{text}: X and Y are parts of the image, from 0 to 1")
+    return x, y
+
+
+def run(args: argparse.Namespace) -> None:
+    """Analyse, show and write."""
+    use_matplotlib_without_display()
+    target = find_target(args.target, args.cfg_options)
+    images = find_images(args.inputs)
+    with trusted_checkpoints(args.trust_checkpoint):
+        model = load_model(target, args.checkpoint, args.size and tuple(args.size))
+    chosen = choose_layers(attention_layers(model.backbone), args.layers)
+    layers = layers_with_heads(chosen, args.heads)
+    for layer in chosen:
+        if layer not in layers:
+            print(f"layer {layer.name} is left out: it has none of these heads", file=sys.stderr)
+    if args.checkpoint is None:
+        print(
+            "warning: no checkpoint given: weights, and so what is measured, may be random",
+            file=sys.stderr,
+        )
+    heads = None if args.heads is None else tuple(args.heads)
+    options = Options(
+        Plan(heads, not args.no_spectra, args.channels),
+        tuple(args.points),
+        heads or (0,),
+        args.drawn,
+    )
+    about = dict(target=args.target, checkpoint=args.checkpoint, size=list(model.size))
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=len(images) * len(layers))
+        analysis = analyse(
+            model,
+            layers,
+            images,
+            options,
+            args.out_dir,
+            about,
+            lambda what: progress.update(task, advance=1, description=what),
+        )
+    console = make_console()
+    console.print(sharpness_table(analysis.summaries))
+    if options.plan.spectra and options.drawn:
+        console.print(rank_table(analysis.results[0]))
+    for line in order_lines(analysis.summaries):
+        console.print(line, highlight=False, soft_wrap=True)
+    errors = [r.error for of_image in analysis.results for r in of_image if r.error is not None]
+    if errors:
+        console.print(
+            f"the matrices give what the layers do, to {max(errors):.1g} of the largest entry",
+            highlight=False,
+        )
+    console.print(
+        f"figures and {JSON} in {args.out_dir}", highlight=False, markup=False, soft_wrap=True
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the tool; returns the exit code."""
+    args = parse_args(argv)
+    return run_tool(lambda: run(args), args.debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
