@@ -15,6 +15,7 @@ PALETTE = (
     (145, 30, 180),
 )
 SPLITS = ("train", "val")
+LEGEND_HEIGHT, MIN_LEGEND_CELL = 8, 8  # pixels
 _NUM_IMAGES = {"train": 1500, "val": 200}
 
 
@@ -41,6 +42,9 @@ class ShapesOptions:
             so that this holds, hence nothing in an image is without annotation.
         texture_contrast: How far apart the two colours of a texture lie, from 0 (plain colours)
             to 1. Shapes on strong textures take much longer to learn.
+        legend: How many of :data:`CLASSES` a legend tells apart, from 2 to 6, so that classes depend on
+            what is far away; 0: no legend. See :mod:`~flatten_det.datasets.shapes.legend`.
+        legend_distance: Pixels between the legend and the nearest object at least.
 
     Raises:
         ValueError: An option is out of range or of the wrong kind.
@@ -53,6 +57,8 @@ class ShapesOptions:
     objects_per_image: Sequence[int] = (1, 6)
     min_visible: float = 0.5
     texture_contrast: float = 1.0
+    legend: int = 0
+    legend_distance: float = 0.0
 
     def __post_init__(self):
         if not _is_number(self.seed, Integral) or self.seed < 0:
@@ -61,6 +67,16 @@ class ShapesOptions:
             raise ValueError(f"min_visible must lie in (0, 1], got {self.min_visible!r}")
         if not _is_number(self.texture_contrast, Real) or not 0 <= self.texture_contrast <= 1:
             raise ValueError(f"texture_contrast must lie in [0, 1], got {self.texture_contrast!r}")
+        if not _is_number(self.legend, Integral) or not (
+            self.legend == 0 or 2 <= self.legend <= len(CLASSES)
+        ):
+            raise ValueError(
+                f"legend must be 0 (none) or from 2 to {len(CLASSES)} classes, got {self.legend!r}"
+            )
+        if not _is_number(self.legend_distance, Real) or self.legend_distance < 0:
+            raise ValueError(
+                f"legend_distance must be a number of pixels >= 0, got {self.legend_distance!r}"
+            )
         normalised = {
             "image_size": _image_size(self.image_size),
             "num_images": _num_images(self.num_images),
@@ -71,6 +87,8 @@ class ShapesOptions:
             ),
             "min_visible": float(self.min_visible),
             "texture_contrast": float(self.texture_contrast),
+            "legend": int(self.legend),
+            "legend_distance": float(self.legend_distance),
         }
         for name, value in normalised.items():
             object.__setattr__(self, name, value)
@@ -83,6 +101,28 @@ class ShapesOptions:
                 f"(height, width) hold at most {min(smallest)} px: lower object_size or "
                 "raise image_size"
             )
+        if self.legend:
+            self._check_room_for_legend(*smallest)
+        elif self.legend_distance:
+            raise ValueError("legend_distance without a legend means nothing: set legend too")
+
+    def _check_room_for_legend(self, height: int, width: int) -> None:
+        needed = self.objects_top + self.object_size[1]
+        if height < needed:
+            raise ValueError(
+                f"legend, legend_distance and object_size need {needed:g} px one below the other, but "
+                f"images are {height} px high: lower legend_distance or raise image_size"
+            )
+        if width < self.legend * MIN_LEGEND_CELL:
+            raise ValueError(
+                f"a legend of {self.legend} classes needs {self.legend * MIN_LEGEND_CELL} px, but images "
+                f"are {width} px wide: lower legend or raise image_size"
+            )
+
+    @property
+    def objects_top(self) -> float:
+        """The highest row, in pixels, that objects may reach: what is above is the legend's."""
+        return LEGEND_HEIGHT + self.legend_distance if self.legend else 0.0
 
     @property
     def image_size_range(self) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -100,6 +140,8 @@ class ShapesOptions:
     def as_dict(self) -> dict:
         """The options as JSON would give them back, so that stored ones can be compared."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
+        if not self.legend:  # Folders from before there were legends stay as they are.
+            del values["legend"], values["legend_distance"]
         return {name: _lists(value) for name, value in values.items()}
 
 

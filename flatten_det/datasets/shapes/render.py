@@ -5,6 +5,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from .legend import draw_legend
 from .options import CLASSES, SPLITS, ShapesOptions
 from .outlines import random_outline
 from .textures import blend, random_field
@@ -16,6 +17,7 @@ _COLOUR_TRIES = 12
 # CIE76 colour difference to the surroundings. About 2 is just noticeable; the texture of an
 # object and the grain of the image take up to some 20 away again.
 _MIN_CONTRAST = 35
+_CIRCLE = CLASSES.index("circle")
 _MARGIN = 3  # Width in pixels of the surroundings that an object is told apart from.
 
 
@@ -39,20 +41,22 @@ def render(options: ShapesOptions, split: str, index: int) -> ShapesImage:
     """Draw image ``index`` of ``split``; it depends on nothing but the arguments.
 
     Class, size, place, angle, colour and texture of an object are drawn independently; only the
-    colour is chosen to stand out from what surrounds the object.
+    colour is chosen to stand out from what surrounds the object. With a legend the colour follows from
+    the class, and the outline is always a circle; see :mod:`~flatten_det.datasets.shapes.legend`.
     """
     rng = np.random.default_rng([options.seed, SPLITS.index(split), index])
     image_size = _image_size(rng, options)
     canvas = _background(rng, *image_size, options.texture_contrast)
+    colours = draw_legend(rng, canvas, options.legend) if options.legend else None
     owner = np.full(image_size, -1, np.int16)
     labels, areas, visible = [], np.zeros(0, int), np.zeros(0, int)
     low, high = options.objects_per_image
     for _ in range(rng.integers(low, high + 1)):
-        label = int(rng.integers(len(CLASSES)))
+        label = int(rng.integers(options.legend or len(CLASSES)))
         size = np.exp(rng.uniform(*np.log(options.object_size)))
-        outline = random_outline(rng, label, size)
+        outline = random_outline(rng, label if colours is None else _CIRCLE, size)
         for _ in range(_PLACEMENT_TRIES):
-            window, alpha = _place(rng, outline, image_size)
+            window, alpha = _place(rng, outline, image_size, options.objects_top)
             mask = alpha >= 0.5
             hidden = owner[window][mask]
             left = visible - np.bincount(hidden[hidden >= 0], minlength=len(labels))
@@ -60,7 +64,10 @@ def render(options: ShapesOptions, split: str, index: int) -> ShapesImage:
                 break
         else:
             continue
-        _paint(rng, canvas, window, alpha, options.texture_contrast)
+        if colours is None:
+            _paint(rng, canvas, window, alpha, options.texture_contrast)
+        else:
+            canvas[window] += alpha[..., None] * (colours[label] - canvas[window])
         owner[window][mask] = len(labels)
         labels.append(label)
         areas = np.append(areas, mask.sum())
@@ -88,9 +95,9 @@ def _background(rng: np.random.Generator, height: int, width: int, contrast: flo
 
 
 def _place(
-    rng: np.random.Generator, outline: list[np.ndarray], image_size: tuple[int, int]
+    rng: np.random.Generator, outline: list[np.ndarray], image_size: tuple[int, int], top: float
 ) -> tuple[tuple[slice, slice], np.ndarray]:
-    """Put an outline at a random place wholly inside the image.
+    """Put an outline at a random place wholly inside the image, below the row ``top``.
 
     Returns:
         The window of the image that holds the object, and the share of each of the window's
@@ -98,7 +105,8 @@ def _place(
     """
     extent = np.concatenate(outline).max(axis=0)
     limit = np.array(image_size[::-1])
-    corner = rng.uniform(0, np.maximum(limit - extent, 0))
+    low = np.array([0.0, top])
+    corner = rng.uniform(low, np.maximum(limit - extent, low))
     start = np.floor(corner).astype(int)
     stop = np.minimum(np.ceil(corner + extent).astype(int), limit)
     # fillPoly counts from the centre of the first pixel, the outline from its corner.
