@@ -14,11 +14,11 @@ shapes = dict(
     data_root="data/shapes-legend",
     image_size=(128, 64),
     num_images=dict(train=3000, val=200),
-    object_size=(14, 20),
+    object_size=(12, 15),
     objects_per_image=(3, 5),
     min_visible=0.9,
     texture_contrast=0.25,
-    legend=num_classes,
+    legend=(4, num_classes),
     legend_distance=72,
 )
 model = dict(

@@ -15,7 +15,7 @@ PALETTE = (
     (145, 30, 180),
 )
 SPLITS = ("train", "val")
-LEGEND_HEIGHT, MIN_LEGEND_CELL = 8, 8  # pixels
+LEGEND_HEIGHT = 8  # pixels
 _NUM_IMAGES = {"train": 1500, "val": 200}
 
 
@@ -42,8 +42,9 @@ class ShapesOptions:
             so that this holds, hence nothing in an image is without annotation.
         texture_contrast: How far apart the two colours of a texture lie, from 0 (plain colours)
             to 1. Shapes on strong textures take much longer to learn.
-        legend: How many of :data:`CLASSES` a legend tells apart, from 2 to 6, so that classes depend on
-            what is far away; 0: no legend. See :mod:`~flatten_det.datasets.shapes.legend`.
+        legend: ``(columns, classes)`` of a legend along the top edge that says the class of all objects
+            below each of its columns, so that classes depend on what is far away; None: no legend. See
+            :mod:`~flatten_det.datasets.shapes.legend`.
         legend_distance: Pixels between the legend and the nearest object at least.
 
     Raises:
@@ -57,7 +58,7 @@ class ShapesOptions:
     objects_per_image: Sequence[int] = (1, 6)
     min_visible: float = 0.5
     texture_contrast: float = 1.0
-    legend: int = 0
+    legend: Sequence[int] | None = None
     legend_distance: float = 0.0
 
     def __post_init__(self):
@@ -67,12 +68,6 @@ class ShapesOptions:
             raise ValueError(f"min_visible must lie in (0, 1], got {self.min_visible!r}")
         if not _is_number(self.texture_contrast, Real) or not 0 <= self.texture_contrast <= 1:
             raise ValueError(f"texture_contrast must lie in [0, 1], got {self.texture_contrast!r}")
-        if not _is_number(self.legend, Integral) or not (
-            self.legend == 0 or 2 <= self.legend <= len(CLASSES)
-        ):
-            raise ValueError(
-                f"legend must be 0 (none) or from 2 to {len(CLASSES)} classes, got {self.legend!r}"
-            )
         if not _is_number(self.legend_distance, Real) or self.legend_distance < 0:
             raise ValueError(
                 f"legend_distance must be a number of pixels >= 0, got {self.legend_distance!r}"
@@ -87,7 +82,7 @@ class ShapesOptions:
             ),
             "min_visible": float(self.min_visible),
             "texture_contrast": float(self.texture_contrast),
-            "legend": int(self.legend),
+            "legend": _legend(self.legend),
             "legend_distance": float(self.legend_distance),
         }
         for name, value in normalised.items():
@@ -113,10 +108,12 @@ class ShapesOptions:
                 f"legend, legend_distance and object_size need {needed:g} px one below the other, but "
                 f"images are {height} px high: lower legend_distance or raise image_size"
             )
-        if width < self.legend * MIN_LEGEND_CELL:
+        columns = self.legend[0]
+        if width // columns < self.object_size[1]:
             raise ValueError(
-                f"a legend of {self.legend} classes needs {self.legend * MIN_LEGEND_CELL} px, but images "
-                f"are {width} px wide: lower legend or raise image_size"
+                f"{columns} columns of the legend with objects of {self.object_size[1]:g} px need "
+                f"{columns * self.object_size[1]:g} px, but images are {width} px wide: lower legend or "
+                "object_size, or raise image_size"
             )
 
     @property
@@ -184,6 +181,15 @@ def _image_size(value) -> tuple:
     if smallest[0] > largest[0] or smallest[1] > largest[1]:
         raise ValueError(f"image_size is (smallest, largest), but {smallest} > {largest}")
     return smallest, largest
+
+
+def _legend(value) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    columns, classes = _pair("legend", value, Integral, least=2)
+    if classes > len(CLASSES):
+        raise ValueError(f"legend has columns and classes, at most {len(CLASSES)}, got {value!r}")
+    return columns, classes
 
 
 def _num_images(value) -> dict[str, int]:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from .legend import draw_legend
+from .legend import OBJECT_COLOUR, Legend
 from .options import CLASSES, SPLITS, ShapesOptions
 from .outlines import random_outline
 from .textures import blend, random_field
@@ -41,37 +41,43 @@ def render(options: ShapesOptions, split: str, index: int) -> ShapesImage:
     """Draw image ``index`` of ``split``; it depends on nothing but the arguments.
 
     Class, size, place, angle, colour and texture of an object are drawn independently; only the
-    colour is chosen to stand out from what surrounds the object. With a legend the colour follows from
-    the class, and the outline is always a circle; see :mod:`~flatten_det.datasets.shapes.legend`.
+    colour is chosen to stand out from what surrounds the object. With a legend the class follows
+    from the place, and all objects are white discs; see :mod:`~flatten_det.datasets.shapes.legend`.
     """
     rng = np.random.default_rng([options.seed, SPLITS.index(split), index])
     image_size = _image_size(rng, options)
     canvas = _background(rng, *image_size, options.texture_contrast)
-    colours = draw_legend(rng, canvas, options.legend) if options.legend else None
+    legend = Legend.draw(rng, canvas, *options.legend) if options.legend else None
     owner = np.full(image_size, -1, np.int16)
     labels, areas, visible = [], np.zeros(0, int), np.zeros(0, int)
-    low, high = options.objects_per_image
-    for _ in range(rng.integers(low, high + 1)):
-        label = int(rng.integers(options.legend or len(CLASSES)))
+    fewest, most = options.objects_per_image
+    for _ in range(rng.integers(fewest, most + 1)):
+        if legend is None:
+            shape = label = int(rng.integers(len(CLASSES)))
+            low, limit = (0, 0), image_size[::-1]
+        else:
+            shape = _CIRCLE
+            label, (left, right) = legend.choose_column(rng)
+            low, limit = (left, options.objects_top), (right, image_size[0])
         size = np.exp(rng.uniform(*np.log(options.object_size)))
-        outline = random_outline(rng, label if colours is None else _CIRCLE, size)
+        outline = random_outline(rng, shape, size)
         for _ in range(_PLACEMENT_TRIES):
-            window, alpha = _place(rng, outline, image_size, options.objects_top)
+            window, alpha = _place(rng, outline, low, limit)
             mask = alpha >= 0.5
             hidden = owner[window][mask]
-            left = visible - np.bincount(hidden[hidden >= 0], minlength=len(labels))
-            if (left >= options.min_visible * areas).all():
+            remaining = visible - np.bincount(hidden[hidden >= 0], minlength=len(labels))
+            if (remaining >= options.min_visible * areas).all():
                 break
         else:
             continue
-        if colours is None:
+        if legend is None:
             _paint(rng, canvas, window, alpha, options.texture_contrast)
         else:
-            canvas[window] += alpha[..., None] * (colours[label] - canvas[window])
+            canvas[window] += alpha[..., None] * (OBJECT_COLOUR - canvas[window])
         owner[window][mask] = len(labels)
         labels.append(label)
         areas = np.append(areas, mask.sum())
-        visible = np.append(left, mask.sum())
+        visible = np.append(remaining, mask.sum())
     grain = rng.standard_normal(canvas.shape, np.float32)
     canvas += np.float32(rng.uniform(1, 6)) * grain
     image = np.clip(canvas, 0, 255).astype(np.uint8)
@@ -95,17 +101,19 @@ def _background(rng: np.random.Generator, height: int, width: int, contrast: flo
 
 
 def _place(
-    rng: np.random.Generator, outline: list[np.ndarray], image_size: tuple[int, int], top: float
+    rng: np.random.Generator,
+    outline: list[np.ndarray],
+    low: tuple[float, float],
+    limit: tuple[float, float],
 ) -> tuple[tuple[slice, slice], np.ndarray]:
-    """Put an outline at a random place wholly inside the image, below the row ``top``.
+    """Put an outline at a random place wholly between the points ``low`` and ``limit``, in (x, y) pixels.
 
     Returns:
         The window of the image that holds the object, and the share of each of the window's
         pixels that the object covers (float32).
     """
     extent = np.concatenate(outline).max(axis=0)
-    limit = np.array(image_size[::-1])
-    low = np.array([0.0, top])
+    low, limit = np.array(low), np.array(limit)
     corner = rng.uniform(low, np.maximum(limit - extent, low))
     start = np.floor(corner).astype(int)
     stop = np.minimum(np.ceil(corner + extent).astype(int), limit)
