@@ -48,6 +48,8 @@ model = dict(
         num_classes=1 + num_classes,
         dropout_ratio=0.0,
         norm_cfg=dict(type="BN"),
+        # Nine of ten pixels are background.
+        loss_decode=dict(class_weight=[0.1] + [1.0] * num_classes),
     ),
 )
 
@@ -76,7 +78,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])
 test_evaluator = val_evaluator
 
-max_iters = 400
+max_iters = 900
 optim_wrapper = dict(
     type="OptimWrapper",
     optimizer=dict(type="AdamW", lr=3e-3, betas=(0.9, 0.97), weight_decay=0.05),

@@ -47,7 +47,8 @@ class Legend(NamedTuple):
         )
         # Darker than the objects wherever they are.
         canvas[:] = 0.7 * canvas.mean(axis=2, keepdims=True)
-        colours = np.float32(PALETTE)[legend.classes]
+        # Spread over the palette, as its neighbours look alike.
+        colours = np.float32(PALETTE)[legend.classes * len(PALETTE) // num_classes]
         canvas[:LEGEND_HEIGHT] = np.repeat(colours, np.diff(legend.edges), axis=0)
         return legend
 

@@ -15,7 +15,7 @@ PALETTE = (
     (145, 30, 180),
 )
 SPLITS = ("train", "val")
-LEGEND_HEIGHT = 8  # pixels
+LEGEND_HEIGHT = 16  # pixels
 _NUM_IMAGES = {"train": 1500, "val": 200}
 
 
