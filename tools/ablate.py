@@ -64,13 +64,14 @@ def run(args: argparse.Namespace) -> None:
     if baseline not in names:
         raise UserError(f"--baseline {baseline}: not among the variants ({', '.join(names)})")
     levels = known_levels(runs[0].cfg, args.metric)
+    numbers = {(run.variant, run.seed): number for number, run in enumerate(runs)}
     table = ""
     columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=None)
 
         def advance(run: Run, done: int, total: int) -> None:
-            number = runs.index(run)
+            number = numbers[run.variant, run.seed]
             progress.update(
                 task,
                 total=total * len(runs),

@@ -1,12 +1,12 @@
 """Train the runs of a grid; what is finished is kept, what was stopped goes on."""
 
 import contextlib
+import copy
 import io
 import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -89,7 +89,7 @@ def finish(run: Run, advance: Advance = lambda run, done, total: None) -> Finish
     spent = _read_record(run).get("seconds", 0.0)
     record = {"fingerprint": run.fingerprint, "seconds": spent, "finished": None}
     write_json(record, run.folder / RECORD)
-    cfg = run.cfg.copy()
+    cfg = copy.deepcopy(run.cfg)
     with contextlib.suppress(NoCheckpointError):
         resume_from(cfg, "auto")
     watch = _Watch(lambda done, total: advance(run, done, total))
@@ -146,7 +146,7 @@ def finish_all(
 def _read_record(run: Run) -> dict:
     path = run.folder / RECORD
     try:
-        record = json.loads(Path(path).read_text())
+        record = json.loads(path.read_text())
         found = record["fingerprint"]
     except FileNotFoundError:
         return {}

@@ -10,6 +10,7 @@ _base_ = ["mmseg::_base_/models/fpn_r50.py", "mmseg::_base_/default_runtime.py"]
 custom_imports = dict(imports=["flatten_det"], allow_failed_imports=False)
 
 num_classes = 2
+# The lowest 40 of 128 rows hold the objects, each below one of four columns of the legend.
 shapes = dict(
     data_root="data/shapes-legend",
     image_size=(128, 64),
