@@ -9,7 +9,7 @@ _base_ = ["mmseg::_base_/models/fpn_r50.py", "mmseg::_base_/default_runtime.py"]
 
 custom_imports = dict(imports=["flatten_det"], allow_failed_imports=False)
 
-num_classes = 2
+num_classes = 2  # A colour of the legend each; their names are the first ones of Shapes.
 # The lowest 40 of 128 rows hold the objects, each below one of four columns of the legend.
 shapes = dict(
     data_root="data/shapes-legend",
@@ -21,6 +21,7 @@ shapes = dict(
     texture_contrast=0.25,
     legend=(4, num_classes),
     legend_distance=72,
+    metainfo=dict(classes=("background", "circle", "ring")),
 )
 model = dict(
     data_preprocessor=dict(size=None, size_divisor=32),
