@@ -58,11 +58,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     """Train what is left to train, and write the comparison after every run."""
     use_matplotlib_without_display()
-    runs = make_grid(args.variants, args.seeds, CONFIGS, args.out, args.cfg_options)
-    names = list(dict.fromkeys(run.variant for run in runs))
+    names = [Path(name).stem if name.endswith(".py") else name for name in args.variants]
     baseline = args.baseline or names[0]
     if baseline not in names:
         raise UserError(f"--baseline {baseline}: not among the variants ({', '.join(names)})")
+    runs = make_grid(args.variants, args.seeds, CONFIGS, args.out, args.cfg_options)
     levels = known_levels(runs[0].cfg, args.metric)
     numbers = {(run.variant, run.seed): number for number, run in enumerate(runs)}
     table = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,7 +48,7 @@ def draw(
             s=26,
             label=None if row else "one seed",
         )
-    for (name, value), line in zip(levels.items(), _LINES, strict=False):
+    for (name, value), line in zip(levels.items(), cycle(_LINES), strict=False):
         axes.axvline(value, color="0.45", linestyle=line, linewidth=1.2, label=name)
     axes.set_yticks(range(len(summaries)), [summary.variant for summary in summaries])
     axes.set_ylim(len(summaries) - 0.4, -0.6)

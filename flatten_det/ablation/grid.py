@@ -1,5 +1,6 @@
 """The runs of an ablation: each variant, a config, with each seed."""
 
+import copy
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -71,24 +72,22 @@ def make_grid(
         path = Path(name) if name.endswith(".py") else configs / f"{name}.py"
         if not path.is_file():
             known = ", ".join(known_variants(configs))
-            raise UserError(f"variant {name} not found: choose among {known}, or give a config file")
+            raise UserError(
+                f"variant {name} not found: choose among {known}, or give a config file"
+            )
         if path.stem in paths:
             raise UserError(f"variant {path.stem} is given twice: name each once")
         paths[path.stem] = path
     if len(set(seeds)) < len(seeds) or any(seed < 0 for seed in seeds):
         raise UserError(f"seeds must be different numbers from 0, got {' '.join(map(str, seeds))}")
-    return [
-        _make_run(path, variant, seed, out, cfg_options)
-        for seed in seeds
-        for variant, path in paths.items()
-    ]
+    cfgs = {name: load_config(path, dict(cfg_options or {})) for name, path in paths.items()}
+    return [_make_run(cfgs[variant], variant, seed, out) for seed in seeds for variant in paths]
 
 
-def _make_run(
-    path: Path, variant: str, seed: int, out: Path, cfg_options: Mapping[str, Any] | None
-) -> Run:
+def _make_run(cfg: Config, variant: str, seed: int, out: Path) -> Run:
     folder = out / variant / f"seed{seed}"
-    cfg = load_config(path, dict(cfg_options or {}), str(folder))
+    cfg = copy.deepcopy(cfg)
+    cfg.work_dir = str(folder)
     cfg.randomness = dict(cfg.get("randomness") or {}, seed=seed)
     # mmengine keeps loggers and the like by this name for as long as the process lives.
     cfg.experiment_name = f"{variant}-seed{seed}"

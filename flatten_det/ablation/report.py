@@ -80,7 +80,7 @@ def make_table(summaries: Sequence[Summary], metric: str, baseline: str) -> str:
         (
             summary.variant,
             f"{summary.parameters:,}",
-            f"{summary.mean:.2f}" + number(summary.deviation, ".2f").join((" ± ", "")).rstrip("± "),
+            _with_error(f"{summary.mean:.2f}", summary.deviation),
             ", ".join(f"{value:.2f}" for _, value in sorted(summary.values.items())),
             _difference(summary.paired),
             number(summary.paired.p if summary.paired else None, ".3g"),
@@ -88,7 +88,9 @@ def make_table(summaries: Sequence[Summary], metric: str, baseline: str) -> str:
         )
         for summary in summaries
     ]
-    title = f"{metric}; differences to {baseline}, ± standard error, paired by seed (two-sided t-test)"
+    title = (
+        f"{metric}; differences to {baseline}, ± standard error, paired by seed (two-sided t-test)"
+    )
     return make_markdown(title, _COLUMNS, rows)
 
 
@@ -132,7 +134,8 @@ def save(
 
 
 def _difference(paired: Paired | None) -> str:
-    if paired is None:
-        return ""
-    error = "" if paired.error is None else f" ± {paired.error:.2f}"
-    return f"{paired.difference:+.2f}{error}"
+    return "" if paired is None else _with_error(f"{paired.difference:+.2f}", paired.error)
+
+
+def _with_error(value: str, error: float | None) -> str:
+    return value if error is None else f"{value} ± {error:.2f}"

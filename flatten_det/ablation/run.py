@@ -151,7 +151,9 @@ def _read_record(run: Run) -> dict:
     except FileNotFoundError:
         return {}
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged: remove the folder {run.folder} to train anew") from error
+        raise UserError(
+            f"{path} is damaged: remove the folder {run.folder} to train anew"
+        ) from error
     if found != run.fingerprint:
         raise UserError(
             f"{run.folder} holds a run with another config or other --cfg-options: give another --out, or "

@@ -50,7 +50,9 @@ def test_objects_and_their_surroundings_do_not_tell_the_class():
         assert np.ptp(below.mean(axis=(0, 1))) < 1
         for i, label in enumerate(drawn.labels):
             mask = drawn.owner == i
-            looks.append([*drawn.image[mask].mean(axis=0), mask.sum(), *np.argwhere(mask).mean(axis=0)])
+            looks.append(
+                [*drawn.image[mask].mean(axis=0), mask.sum(), *np.argwhere(mask).mean(axis=0)]
+            )
             labels.append(label)
     looks, labels = np.array(looks), np.array(labels)
     first, second = looks[labels == 0], looks[labels == 1]

@@ -64,9 +64,7 @@ train_dataloader = dict(
     batch_size=16,
     num_workers=0,
     sampler=dict(type="InfiniteSampler", shuffle=True),
-    dataset=dict(
-        type="ShapesSegDataset", **shapes, split="train", pipeline=train_pipeline
-    ),
+    dataset=dict(type="ShapesSegDataset", **shapes, split="train", pipeline=train_pipeline),
 )
 val_dataloader = dict(
     batch_size=16,
