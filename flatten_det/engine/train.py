@@ -1,9 +1,11 @@
 """Train a detector or a segmentor from a config."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.hooks import Hook
 
 from ..data_doctor.before_training import check_before_training
 from .annotations import named_annotation_errors
@@ -20,7 +22,7 @@ from .seeding import SeedIterationHook
 from .summary import training_summary
 
 
-def train(cfg: Config, check_data: bool = True) -> Path:
+def train(cfg: Config, check_data: bool = True, hooks: Sequence[Hook] = ()) -> Path:
     """Train, and print where the results are.
 
     Ctrl-C and SIGTERM stop after the current iteration with a checkpoint to resume from. After
@@ -30,6 +32,7 @@ def train(cfg: Config, check_data: bool = True) -> Path:
     Args:
         cfg: A complete config, see :mod:`flatten_det.engine.config`.
         check_data: Look for errors in the annotations first; no image is opened.
+        hooks: More of them, beside those of the config.
 
     Returns:
         The run's work dir.
@@ -59,6 +62,7 @@ def train(cfg: Config, check_data: bool = True) -> Path:
                 ResumePositionHook(),
                 SeedIterationHook(),
                 *([guard] if guard else []),
+                *hooks,
             ):
                 runner.register_hook(hook)
             if check_data:

@@ -75,12 +75,12 @@ class ZooConfig:
 
 
 def find_configs(root: Path) -> list[str]:
-    """Paths of the zoo's configs, relative to the checkout ``root``: not the quickstarts."""
+    """Paths of the zoo's configs, relative to the checkout ``root``: not quickstarts and ablations."""
     folder = root / "configs"
     return sorted(
         path.relative_to(root).as_posix()
         for path in folder.rglob("*.py")
-        if not {"_base_", "quickstart"} & set(path.relative_to(folder).parts)
+        if not {"_base_", "quickstart", "ablation"} & set(path.relative_to(folder).parts)
     )
 
 

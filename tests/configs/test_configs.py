@@ -13,7 +13,7 @@ from shrink import CONFIGS, shrunk
 ALL = sorted(
     p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.py") if "_base_" not in p.parts
 )
-REAL = [name for name in ALL if not name.startswith("quickstart/")]
+REAL = [name for name in ALL if not name.startswith(("quickstart/", "ablation/"))]
 
 
 @cache

@@ -15,6 +15,7 @@ PALETTE = (
     (145, 30, 180),
 )
 SPLITS = ("train", "val")
+LEGEND_HEIGHT = 16  # pixels
 _NUM_IMAGES = {"train": 1500, "val": 200}
 
 
@@ -41,6 +42,10 @@ class ShapesOptions:
             so that this holds, hence nothing in an image is without annotation.
         texture_contrast: How far apart the two colours of a texture lie, from 0 (plain colours)
             to 1. Shapes on strong textures take much longer to learn.
+        legend: ``(columns, classes)`` of a legend along the top edge that says the class of all objects
+            below each of its columns, so that classes depend on what is far away; None: no legend. See
+            :mod:`~flatten_det.datasets.shapes.legend`.
+        legend_distance: Pixels between the legend and the nearest object at least.
 
     Raises:
         ValueError: An option is out of range or of the wrong kind.
@@ -53,6 +58,8 @@ class ShapesOptions:
     objects_per_image: Sequence[int] = (1, 6)
     min_visible: float = 0.5
     texture_contrast: float = 1.0
+    legend: Sequence[int] | None = None
+    legend_distance: float = 0.0
 
     def __post_init__(self):
         if not _is_number(self.seed, Integral) or self.seed < 0:
@@ -61,6 +68,10 @@ class ShapesOptions:
             raise ValueError(f"min_visible must lie in (0, 1], got {self.min_visible!r}")
         if not _is_number(self.texture_contrast, Real) or not 0 <= self.texture_contrast <= 1:
             raise ValueError(f"texture_contrast must lie in [0, 1], got {self.texture_contrast!r}")
+        if not _is_number(self.legend_distance, Real) or self.legend_distance < 0:
+            raise ValueError(
+                f"legend_distance must be a number of pixels >= 0, got {self.legend_distance!r}"
+            )
         normalised = {
             "image_size": _image_size(self.image_size),
             "num_images": _num_images(self.num_images),
@@ -71,6 +82,8 @@ class ShapesOptions:
             ),
             "min_visible": float(self.min_visible),
             "texture_contrast": float(self.texture_contrast),
+            "legend": _legend(self.legend),
+            "legend_distance": float(self.legend_distance),
         }
         for name, value in normalised.items():
             object.__setattr__(self, name, value)
@@ -83,6 +96,30 @@ class ShapesOptions:
                 f"(height, width) hold at most {min(smallest)} px: lower object_size or "
                 "raise image_size"
             )
+        if self.legend:
+            self._check_room_for_legend(*smallest)
+        elif self.legend_distance:
+            raise ValueError("legend_distance without a legend means nothing: set legend too")
+
+    def _check_room_for_legend(self, height: int, width: int) -> None:
+        needed = self.objects_top + self.object_size[1]
+        if height < needed:
+            raise ValueError(
+                f"legend, legend_distance and object_size need {needed:g} px one below the other, but "
+                f"images are {height} px high: lower legend_distance or raise image_size"
+            )
+        columns = self.legend[0]
+        if width // columns < self.object_size[1]:
+            raise ValueError(
+                f"{columns} columns of the legend with objects of {self.object_size[1]:g} px need "
+                f"{columns * self.object_size[1]:g} px, but images are {width} px wide: lower legend or "
+                "object_size, or raise image_size"
+            )
+
+    @property
+    def objects_top(self) -> float:
+        """The highest row, in pixels, that objects may reach: what is above is the legend's."""
+        return LEGEND_HEIGHT + self.legend_distance if self.legend else 0.0
 
     @property
     def image_size_range(self) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -100,6 +137,8 @@ class ShapesOptions:
     def as_dict(self) -> dict:
         """The options as JSON would give them back, so that stored ones can be compared."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
+        if not self.legend:  # Folders from before there were legends stay as they are.
+            del values["legend"], values["legend_distance"]
         return {name: _lists(value) for name, value in values.items()}
 
 
@@ -142,6 +181,15 @@ def _image_size(value) -> tuple:
     if smallest[0] > largest[0] or smallest[1] > largest[1]:
         raise ValueError(f"image_size is (smallest, largest), but {smallest} > {largest}")
     return smallest, largest
+
+
+def _legend(value) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    columns, classes = _pair("legend", value, Integral, least=2)
+    if classes > len(CLASSES):
+        raise ValueError(f"legend has columns and classes, at most {len(CLASSES)}, got {value!r}")
+    return columns, classes
 
 
 def _num_images(value) -> dict[str, int]:

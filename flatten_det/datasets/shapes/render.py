@@ -5,6 +5,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from .legend import OBJECT_COLOUR, Legend
 from .options import CLASSES, SPLITS, ShapesOptions
 from .outlines import random_outline
 from .textures import blend, random_field
@@ -16,6 +17,7 @@ _COLOUR_TRIES = 12
 # CIE76 colour difference to the surroundings. About 2 is just noticeable; the texture of an
 # object and the grain of the image take up to some 20 away again.
 _MIN_CONTRAST = 35
+_CIRCLE = CLASSES.index("circle")
 _MARGIN = 3  # Width in pixels of the surroundings that an object is told apart from.
 
 
@@ -39,32 +41,43 @@ def render(options: ShapesOptions, split: str, index: int) -> ShapesImage:
     """Draw image ``index`` of ``split``; it depends on nothing but the arguments.
 
     Class, size, place, angle, colour and texture of an object are drawn independently; only the
-    colour is chosen to stand out from what surrounds the object.
+    colour is chosen to stand out from what surrounds the object. With a legend the class follows
+    from the place, and all objects are white discs; see :mod:`~flatten_det.datasets.shapes.legend`.
     """
     rng = np.random.default_rng([options.seed, SPLITS.index(split), index])
     image_size = _image_size(rng, options)
     canvas = _background(rng, *image_size, options.texture_contrast)
+    legend = Legend.draw(rng, canvas, *options.legend) if options.legend else None
     owner = np.full(image_size, -1, np.int16)
     labels, areas, visible = [], np.zeros(0, int), np.zeros(0, int)
-    low, high = options.objects_per_image
-    for _ in range(rng.integers(low, high + 1)):
-        label = int(rng.integers(len(CLASSES)))
+    fewest, most = options.objects_per_image
+    for _ in range(rng.integers(fewest, most + 1)):
+        if legend is None:
+            shape = label = int(rng.integers(len(CLASSES)))
+            low, limit = (0, 0), image_size[::-1]
+        else:
+            shape = _CIRCLE
+            label, (left, right) = legend.choose_column(rng)
+            low, limit = (left, options.objects_top), (right, image_size[0])
         size = np.exp(rng.uniform(*np.log(options.object_size)))
-        outline = random_outline(rng, label, size)
+        outline = random_outline(rng, shape, size)
         for _ in range(_PLACEMENT_TRIES):
-            window, alpha = _place(rng, outline, image_size)
+            window, alpha = _place(rng, outline, low, limit)
             mask = alpha >= 0.5
             hidden = owner[window][mask]
-            left = visible - np.bincount(hidden[hidden >= 0], minlength=len(labels))
-            if (left >= options.min_visible * areas).all():
+            remaining = visible - np.bincount(hidden[hidden >= 0], minlength=len(labels))
+            if (remaining >= options.min_visible * areas).all():
                 break
         else:
             continue
-        _paint(rng, canvas, window, alpha, options.texture_contrast)
+        if legend is None:
+            _paint(rng, canvas, window, alpha, options.texture_contrast)
+        else:
+            canvas[window] += alpha[..., None] * (OBJECT_COLOUR - canvas[window])
         owner[window][mask] = len(labels)
         labels.append(label)
         areas = np.append(areas, mask.sum())
-        visible = np.append(left, mask.sum())
+        visible = np.append(remaining, mask.sum())
     grain = rng.standard_normal(canvas.shape, np.float32)
     canvas += np.float32(rng.uniform(1, 6)) * grain
     image = np.clip(canvas, 0, 255).astype(np.uint8)
@@ -88,17 +101,20 @@ def _background(rng: np.random.Generator, height: int, width: int, contrast: flo
 
 
 def _place(
-    rng: np.random.Generator, outline: list[np.ndarray], image_size: tuple[int, int]
+    rng: np.random.Generator,
+    outline: list[np.ndarray],
+    low: tuple[float, float],
+    limit: tuple[float, float],
 ) -> tuple[tuple[slice, slice], np.ndarray]:
-    """Put an outline at a random place wholly inside the image.
+    """Put an outline at a random place wholly between the points ``low`` and ``limit``, in (x, y) pixels.
 
     Returns:
         The window of the image that holds the object, and the share of each of the window's
         pixels that the object covers (float32).
     """
     extent = np.concatenate(outline).max(axis=0)
-    limit = np.array(image_size[::-1])
-    corner = rng.uniform(0, np.maximum(limit - extent, 0))
+    low, limit = np.array(low), np.array(limit)
+    corner = rng.uniform(low, np.maximum(limit - extent, low))
     start = np.floor(corner).astype(int)
     stop = np.minimum(np.ceil(corner + extent).astype(int), limit)
     # fillPoly counts from the centre of the first pixel, the outline from its corner.

@@ -1,0 +1,109 @@
+"""The ablations' task, model and schedule: discs whose class a legend far away tells.
+
+Convolutions do not reach from the discs to the legend: their distance is 72 px or more, while 7x7
+kernels after strides of 4 and 8, the neck and the head together see 68 px. The norms of neck and head are
+batch norms, as a group norm's mean over the map would carry the legend to every pixel.
+"""
+
+_base_ = ["mmseg::_base_/models/fpn_r50.py", "mmseg::_base_/default_runtime.py"]
+
+custom_imports = dict(imports=["flatten_det"], allow_failed_imports=False)
+
+num_classes = 2  # A colour of the legend each; their names are the first ones of Shapes.
+# The lowest 40 of 128 rows hold the objects, each below one of four columns of the legend.
+shapes = dict(
+    data_root="data/shapes-legend",
+    image_size=(128, 64),
+    num_images=dict(train=3000, val=200),
+    object_size=(12, 15),
+    objects_per_image=(3, 5),
+    min_visible=0.9,
+    texture_contrast=0.25,
+    legend=(4, num_classes),
+    legend_distance=72,
+    metainfo=dict(classes=("background", "circle", "ring")),
+)
+model = dict(
+    data_preprocessor=dict(size=None, size_divisor=32),
+    pretrained=None,
+    backbone=dict(
+        _delete_=True,
+        type="FLattenPVT",
+        arch=dict(
+            embed_dims=(32, 64, 128, 256),
+            num_heads=(1, 2, 4, 8),
+            mlp_ratios=(4, 4, 4, 4),
+            depths=(1, 1, 1, 1),
+            sr_ratios=(1, 1, 1, 1),
+        ),
+        out_indices=(0, 1),
+        pretrain_img_size=(128, 64),
+        # From random weights, layers this narrow start faster from Xavier's variance than from 0.02.
+        init_cfg=dict(type="Xavier", layer="Linear", distribution="uniform"),
+    ),
+    neck=dict(in_channels=[32, 64], out_channels=32, num_outs=2, norm_cfg=dict(type="BN")),
+    decode_head=dict(
+        in_channels=[32, 32],
+        in_index=[0, 1],
+        feature_strides=[4, 8],
+        channels=32,
+        num_classes=1 + num_classes,
+        dropout_ratio=0.0,
+        norm_cfg=dict(type="BN"),
+        # Nine of ten pixels are background.
+        loss_decode=dict(class_weight=[0.1] + [1.0] * num_classes),
+    ),
+)
+
+train_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="LoadAnnotations"),
+    dict(type="PackSegInputs"),
+]
+train_dataloader = dict(
+    batch_size=16,
+    num_workers=0,
+    sampler=dict(type="InfiniteSampler", shuffle=True),
+    dataset=dict(type="ShapesSegDataset", **shapes, split="train", pipeline=train_pipeline),
+)
+val_dataloader = dict(
+    batch_size=16,
+    num_workers=0,
+    sampler=dict(type="DefaultSampler", shuffle=False),
+    dataset=dict(
+        type="ShapesSegDataset", **shapes, split="val", test_mode=True, pipeline=train_pipeline
+    ),
+)
+test_dataloader = val_dataloader
+val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])
+test_evaluator = val_evaluator
+
+max_iters = 900
+optim_wrapper = dict(
+    type="OptimWrapper",
+    optimizer=dict(type="AdamW", lr=3e-3, betas=(0.9, 0.97), weight_decay=0.05),
+    clip_grad=dict(max_norm=10.0),
+    paramwise_cfg=dict(
+        custom_keys={
+            "norm": dict(decay_mult=0.0),
+            "pos_embed": dict(decay_mult=0.0),
+            "positional_encoding": dict(decay_mult=0.0),
+        }
+    ),
+)
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.01, begin=0, end=50, by_epoch=False),
+    dict(type="CosineAnnealingLR", eta_min=1e-6, begin=50, end=max_iters, by_epoch=False),
+]
+train_cfg = dict(type="IterBasedTrainLoop", max_iters=max_iters, val_interval=max_iters)
+val_cfg = dict(type="ValLoop")
+test_cfg = dict(type="TestLoop")
+default_hooks = dict(
+    timer=dict(type="IterTimerHook"),
+    logger=dict(type="LoggerHook", interval=50, log_metric_by_epoch=False),
+    param_scheduler=dict(type="ParamSchedulerHook"),
+    checkpoint=dict(type="CheckpointHook", by_epoch=False, interval=100, max_keep_ckpts=1),
+    sampler_seed=dict(type="DistSamplerSeedHook"),
+)
+log_processor = dict(by_epoch=False)
+randomness = dict(seed=0)

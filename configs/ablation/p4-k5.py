@@ -1,0 +1,5 @@
+"""The whole method with another focusing factor."""
+
+_base_ = "./_base_/long_range.py"
+
+model = dict(backbone=dict(focusing_factor=4, kernel_size=5))

@@ -1,0 +1,162 @@
+"""Train the runs of a grid; what is finished is kept, what was stopped goes on."""
+
+import contextlib
+import copy
+import io
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from ..benchmark.report import write_json
+from ..engine.config import resume_from
+from ..engine.errors import UserError
+from ..engine.interrupt import TrainingInterrupted
+from ..engine.newest_checkpoint import NoCheckpointError
+from ..engine.train import train
+from .grid import Run
+
+RECORD = "run.json"
+Advance = Callable[[Run, int, int], object]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The outcome of a run.
+
+    Attributes:
+        variant, seed: of the run.
+        metrics: of the last validation, by name.
+        iterations: of the whole training.
+        parameters: of the model.
+        seconds: of the training, all its parts together.
+    """
+
+    variant: str
+    seed: int
+    metrics: dict[str, float]
+    iterations: int
+    parameters: int
+    seconds: float
+
+
+class _Watch(Hook):
+    """Notes what the outcome consists of, and tells how far the training is."""
+
+    def __init__(self, advance: Callable[[int, int], object]) -> None:
+        self._advance = advance
+        self.metrics: dict[str, float] = {}
+        self.iterations = self.parameters = 0
+
+    def before_train(self, runner: Runner) -> None:
+        self.parameters = sum(p.numel() for p in runner.model.parameters())
+        self.iterations = runner.max_iters
+        self._advance(runner.iter, runner.max_iters)
+
+    def after_train_iter(self, runner: Runner, batch_idx, data_batch=None, outputs=None) -> None:
+        self._advance(runner.iter + 1, runner.max_iters)
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        self.metrics = {name: float(value) for name, value in (metrics or {}).items()}
+
+
+def read_finished(run: Run) -> Finished | None:
+    """The outcome of a run that is finished already; None if it is not.
+
+    Raises:
+        UserError: The folder holds a run of another config.
+    """
+    record = _read_record(run)
+    return Finished(**record["finished"]) if record.get("finished") else None
+
+
+def finish(run: Run, advance: Advance = lambda run, done, total: None) -> Finished:
+    """The outcome of a run, which is trained, or trained on, if need be.
+
+    Args:
+        run: of the grid.
+        advance: called with the run, its iterations so far and in all.
+
+    Raises:
+        UserError: The folder holds a run of another config, or the training cannot go on.
+        TrainingInterrupted: by Ctrl-C or SIGTERM; its message says how to go on.
+    """
+    if finished := read_finished(run):
+        return finished
+    spent = _read_record(run).get("seconds", 0.0)
+    record = {"fingerprint": run.fingerprint, "seconds": spent, "finished": None}
+    write_json(record, run.folder / RECORD)
+    cfg = copy.deepcopy(run.cfg)
+    with contextlib.suppress(NoCheckpointError):
+        resume_from(cfg, "auto")
+    watch = _Watch(lambda done, total: advance(run, done, total))
+    start = time.monotonic()
+    try:
+        # The summary of each training is not for the terminal, which has the progress bar.
+        with contextlib.redirect_stdout(io.StringIO()):
+            train(cfg, hooks=[watch])
+    except TrainingInterrupted as stopped:
+        reason = str(stopped).split("; to continue")[0]
+        raise type(stopped)(
+            f"{run.variant}, seed {run.seed}: {reason}; to continue, repeat the command"
+        ) from stopped
+    finally:
+        record["seconds"] = spent + time.monotonic() - start
+        write_json(record, run.folder / RECORD)
+    if not watch.metrics:
+        raise UserError(
+            f"config of variant {run.variant} has no validation at its end: set train_cfg.val_interval "
+            "to a divisor of its iterations"
+        )
+    finished = Finished(
+        run.variant, run.seed, watch.metrics, watch.iterations, watch.parameters, record["seconds"]
+    )
+    write_json(record | {"finished": asdict(finished)}, run.folder / RECORD)
+    return finished
+
+
+def finish_all(
+    runs: Sequence[Run],
+    advance: Advance = lambda run, done, total: None,
+    each: Callable[[list[Finished]], object] = lambda outcomes: None,
+) -> list[Finished]:
+    """The outcomes of all runs, trained one after the other.
+
+    Args:
+        runs: of the grid.
+        advance: see :func:`finish`.
+        each: called with the outcomes so far after every run.
+
+    Raises:
+        UserError, TrainingInterrupted: see :func:`finish`. Folders of other configs are found before the
+            first training.
+    """
+    for run in runs:
+        read_finished(run)
+    outcomes = []
+    for run in runs:
+        outcomes.append(finish(run, advance))
+        each(outcomes)
+    return outcomes
+
+
+def _read_record(run: Run) -> dict:
+    path = run.folder / RECORD
+    try:
+        record = json.loads(path.read_text())
+        found = record["fingerprint"]
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged: remove the folder {run.folder} to train anew"
+        ) from error
+    if found != run.fingerprint:
+        raise UserError(
+            f"{run.folder} holds a run with another config or other --cfg-options: give another --out, or "
+            "remove that folder"
+        )
+    return record

@@ -1,0 +1,124 @@
+"""tools/ablate.py on a tiny grid: outcome, going on after an interruption, clear errors."""
+
+import json
+import os
+import signal
+
+import pytest
+from PIL import Image
+from tool_modules import load_tool
+
+from flatten_det.ablation import run as run_module
+
+
+@pytest.fixture(scope="module")
+def tool():
+    return load_tool("ablate")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tmp_path_factory.mktemp("legend") / "shapes"
+
+
+@pytest.fixture
+def arguments(data, tmp_path):
+    """Two variants, one seed, and options that make a training one of two iterations."""
+    options = [
+        f"{loader}.dataset.{key}={value}"
+        for loader in ("train_dataloader", "val_dataloader", "test_dataloader")
+        for key, value in {
+            "data_root": data,
+            "num_images.train": 4,
+            "num_images.val": 4,
+        }.items()
+    ]
+    return [
+        *("--variants", "p1-k0", "p3-k5", "--out", str(tmp_path / "out"), "--seeds", "0"),
+        *("--cfg-options", *options, "train_dataloader.batch_size=2"),
+        *("train_cfg.max_iters=2", "train_cfg.val_interval=2"),
+    ]
+
+
+def _records(out):
+    return {p.parent.parent.name: json.loads(p.read_text()) for p in out.glob("*/*/run.json")}
+
+
+def test_a_tiny_grid(tool, arguments, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    assert tool.main(arguments) == 0
+    content = json.loads((out / "ablation.json").read_text())
+    outcomes = {run["variant"]: run for run in content["runs"]}
+    assert set(outcomes) == {"p1-k0", "p3-k5"}
+    assert all(run["iterations"] == 2 and run["seconds"] > 0 for run in outcomes.values())
+    # The convolutions: 25 weights and a bias for each of 32 channels, in two layers.
+    assert outcomes["p3-k5"]["parameters"] - outcomes["p1-k0"]["parameters"] == 2 * 32 * 26
+    values = [outcomes[name]["metrics"]["mIoU"] for name in ("p1-k0", "p3-k5")]
+    (paired,) = [v["paired"] for v in content["variants"] if v["paired"]]
+    assert paired["difference"] == pytest.approx(values[1] - values[0])
+    assert content["levels"]["guessing"] == pytest.approx(100 * (1 + 2 / 3) / 3)
+    table = (out / "ablation.md").read_text()
+    assert f"| p3-k5 | {outcomes['p3-k5']['parameters']:,} | {values[1]:.2f} |" in table
+    assert table.strip() in capsys.readouterr().out
+    with Image.open(out / "ablation.png") as figure:
+        assert figure.width > 600
+    # Repeated, nothing is trained again.
+    monkeypatch.setattr(run_module, "train", None)
+    assert tool.main(arguments) == 0
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_interrupted_and_gone_on(tool, arguments, tmp_path, capsys, monkeypatch, number, code):
+    train, trained = run_module.train, []
+
+    def interrupted_train(cfg, hooks):
+        trained.append(cfg.work_dir)
+        if len(trained) == 2:  # The first run is finished.
+            (watch,) = hooks
+            watch.before_train_iter = lambda *args, **others: os.kill(os.getpid(), number)
+        return train(cfg, hooks=hooks)
+
+    monkeypatch.setattr(run_module, "train", interrupted_train)
+    assert tool.main(arguments) == code
+    errors = capsys.readouterr().err
+    assert "p3-k5, seed 0: " in errors
+    assert "to continue, repeat the command" in errors
+    assert "--resume" not in errors
+    records = _records(tmp_path / "out")
+    assert records["p1-k0"]["finished"]
+    assert records["p3-k5"]["finished"] is None
+    spent = records["p3-k5"]["seconds"]
+
+    seen = []
+
+    def resumed_train(cfg, hooks):
+        seen.append((cfg.work_dir, cfg.resume))
+        return train(cfg, hooks=hooks)
+
+    monkeypatch.setattr(run_module, "train", resumed_train)
+    assert tool.main(arguments) == 0
+    assert seen == [(str(tmp_path / "out" / "p3-k5" / "seed0"), True)]
+    finished = _records(tmp_path / "out")["p3-k5"]["finished"]
+    assert finished["iterations"] == 2
+    assert finished["seconds"] > spent
+
+
+def test_a_folder_of_other_options_is_left_alone(tool, arguments, capsys):
+    assert tool.main(arguments) == 0
+    assert tool.main([*arguments, "optim_wrapper.optimizer.lr=0.1"]) == 2
+    assert "holds a run with another config" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--variants", "p5-k5"], "variant p5-k5 not found: choose among p1-k0"),
+        (["--variants", "p1-k0", "p1-k0"], "variant p1-k0 is given twice"),
+        (["--seeds", "1", "1"], "seeds must be different numbers"),
+        (["--baseline", "p2-k5"], "--baseline p2-k5: not among the variants"),
+    ],
+)
+def test_mistakes_are_named(tool, options, message, tmp_path, capsys):
+    assert tool.main([*options, "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,101 @@
+"""Train variants of the attention and compare them: ``tools/ablate.py [--variants ...] [--seeds ...]``."""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+import _quiet  # noqa: F401
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+
+from flatten_det.ablation.grid import DEFAULT_SEEDS, DEFAULT_VARIANTS, known_variants, make_grid
+from flatten_det.ablation.levels import known_levels
+from flatten_det.ablation.report import save
+from flatten_det.ablation.run import Finished, Run, finish_all
+from flatten_det.benchmark.tables import make_console
+from flatten_det.engine.cli import add_common_options, run_tool, use_matplotlib_without_display
+from flatten_det.engine.errors import UserError
+
+COMMAND = "uv run tools/ablate.py"
+CONFIGS = Path(__file__).parents[1] / "configs" / "ablation"
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description="Train the same model with variants of its attention, each with several seeds, on a "
+        "task of long range, and compare them. Repeat the command to go on where it was stopped."
+    )
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        default=list(DEFAULT_VARIANTS),
+        metavar="NAME",
+        help=f"{', '.join(known_variants(CONFIGS))}, or config files of your own "
+        f"(default: {' '.join(DEFAULT_VARIANTS)})",
+    )
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=list(DEFAULT_SEEDS), help="default: 0 1 2"
+    )
+    parser.add_argument(
+        "--baseline", help="variant that the others are compared with (default: the first)"
+    )
+    parser.add_argument("--metric", default="mIoU", help="of the validation (default: mIoU)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("work_dirs/ablation"),
+        metavar="DIR",
+        help="folder of runs, ablation.json, ablation.md and ablation.png (default: %(default)s)",
+    )
+    add_common_options(parser)
+    args = parser.parse_args(argv)
+    args.command = f"{COMMAND} {shlex.join(sys.argv[1:] if argv is None else argv)}".strip()
+    return args
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train what is left to train, and write the comparison after every run."""
+    use_matplotlib_without_display()
+    names = [Path(name).stem if name.endswith(".py") else name for name in args.variants]
+    baseline = args.baseline or names[0]
+    if baseline not in names:
+        raise UserError(f"--baseline {baseline}: not among the variants ({', '.join(names)})")
+    runs = make_grid(args.variants, args.seeds, CONFIGS, args.out, args.cfg_options)
+    levels = known_levels(runs[0].cfg, args.metric)
+    numbers = {(run.variant, run.seed): number for number, run in enumerate(runs)}
+    table = ""
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=None)
+
+        def advance(run: Run, done: int, total: int) -> None:
+            number = numbers[run.variant, run.seed]
+            progress.update(
+                task,
+                total=total * len(runs),
+                completed=total * number + done,
+                description=f"{run.variant}, seed {run.seed} ({number + 1} of {len(runs)})",
+            )
+
+        def report(outcomes: list[Finished]) -> None:
+            nonlocal table
+            table = save(outcomes, args.metric, baseline, args.out, args.command, levels)
+
+        finish_all(runs, advance, report)
+    console = make_console()
+    console.print(table, highlight=False, markup=False, soft_wrap=True)
+    for name, value in levels.items():
+        console.print(f"{name}: {value:.2f}", highlight=False, markup=False)
+    console.print(f"written to {args.out}", highlight=False, markup=False, soft_wrap=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the tool; returns the exit code."""
+    args = parse_args(argv)
+    return run_tool(lambda: run(args), args.debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
