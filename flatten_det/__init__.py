@@ -1,6 +1,6 @@
 """Dense prediction with the FLatten Transformer.
 
-Importing it registers the backbones, the data sets and the visualizer, and lets mmengine read
+Importing it registers the backbones, a neck, the data sets and the visualizer, and lets mmengine read
 checkpoints, pickle and YAML files as data only, and pass on to the backbones which part of an image is
 padding.
 """
@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 # `flatten_det.attention` alone needs torch only, so it must be importable without the frameworks.
 if find_spec("mmengine") is not None:
-    from . import backbones, datasets  # noqa: F401
+    from . import backbones, datasets, necks  # noqa: F401
     from .backbones.model_calls import tell_backbones_of_padding
     from .checkpoints.mmengine_loading import read_mmengine_checkpoints_as_data
     from .data_files import read_mmengine_files_as_data
