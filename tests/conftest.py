@@ -1,14 +1,24 @@
 """Fixtures for the whole suite. Data folders are shared: copy one before changing it."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from fixtures import make_ade20k_folder, make_cityscapes_folder, make_coco_folder
 from golden_values import Golden, load_golden
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.visualization import Visualizer
 from panoptic_fixture import add_panoptic_annotations
+
+
+def pytest_configure() -> None:
+    """Give each of pytest-xdist's workers, and what it starts, its share of the cores."""
+    if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+        threads = max(1, (os.cpu_count() or 1) // int(workers))
+        torch.set_num_threads(threads)
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
 
 
 @pytest.fixture(autouse=True)

@@ -57,6 +57,8 @@ FLOPS, FLOPS_OF_PAPER = (
     "uv run tools/get_flops.py flatten-pvt-t --shape 800 1280",
     "uv run tools/get_flops.py --paper",
 )
+ANALYSE = [c for c in COMMANDS if c.startswith("uv run tools/analyze_attention.py ")]
+ABLATE = "uv run tools/ablate.py"
 UPDATE_ZOO = "uv run tools/update_zoo.py --no-count"
 INSTALL = "pip install timm && pip install --no-deps ."
 
@@ -107,6 +109,8 @@ def test_every_command_is_run():
         BENCHMARK_ATTENTION,
         FLOPS,
         FLOPS_OF_PAPER,
+        ABLATE,
+        *ANALYSE,
         *OWN_DATA,
         *IN_CI,
         *ON_QUICKSTART,
@@ -223,6 +227,13 @@ def test_the_other_quickstarts(name, metric, least, tmp_path):
     printed = run(f"uv run tools/test.py {config} {checkpoint}", cwd)
     again = float(re.search(rf"^{metric}\s+(\d+\.\d+)", printed, flags=re.MULTILINE).group(1))
     assert again == pytest.approx(value, rel=1e-3)
+    for command in ANALYSE:
+        if name in command:
+            assert "matrices give what the layers do" in run(command, cwd)
+            folder = cwd / command.split("--out-dir ")[1]
+            assert (folder / "statistics.png").is_file()
+            content = json.loads((folder / "analysis.json").read_text())
+            assert len(content["images"]) == 200
 
 
 @pytest.mark.slow
@@ -289,6 +300,23 @@ def test_flops_of_the_paper(tmp_path):
         difference = row["multiply_adds"] / published["multiply_adds"] - 1
         assert (explanation is not None) == (abs(difference) > 0.03) == ("-PVT" in row["model"])
         assert explanation is None or explanation in printed
+
+
+@pytest.mark.slow
+def test_ablation(tmp_path):
+    """Of the default grid's size, with trainings of two iterations."""
+    cwd = workspace(tmp_path)
+    few = [
+        f"{split}_dataloader.dataset.num_images.{part}=8"
+        for split in ("train", "val", "test")
+        for part in ("train", "val")
+    ]
+    short = ("train_cfg.max_iters=2", "train_cfg.val_interval=2")
+    printed = run(ABLATE, cwd, "--cfg-options", *few, *short)
+    content = json.loads((cwd / "work_dirs" / "ablation" / "ablation.json").read_text())
+    assert len(content["runs"]) == 15
+    assert all(variant["variant"] in printed for variant in content["variants"])
+    assert (cwd / "work_dirs" / "ablation" / "ablation.png").is_file()
 
 
 @pytest.mark.slow

@@ -10,16 +10,16 @@ _base_ = ["mmseg::_base_/models/fpn_r50.py", "mmseg::_base_/default_runtime.py"]
 custom_imports = dict(imports=["flatten_det"], allow_failed_imports=False)
 
 num_classes = 2  # A colour of the legend each; their names are the first ones of Shapes.
-# The lowest 40 of 128 rows hold the objects, each below one of four columns of the legend.
+# The lowest 40 of 128 rows hold the objects, each below one of eight columns of the legend.
 shapes = dict(
     data_root="data/shapes-legend",
     image_size=(128, 64),
     num_images=dict(train=3000, val=200),
-    object_size=(12, 15),
-    objects_per_image=(3, 5),
+    object_size=(5, 7.9),
+    objects_per_image=(6, 10),
     min_visible=0.9,
     texture_contrast=0.25,
-    legend=(4, num_classes),
+    legend=(8, num_classes),
     legend_distance=72,
     metainfo=dict(classes=("background", "circle", "ring")),
 )
