@@ -89,7 +89,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "channel (default: 1, the one with the median kernel; more go from the smallest to the largest)",
     )
     parser.add_argument(
-        "--out-dir", type=Path, default=Path("outputs/attention"), help="default: %(default)s"
+        "--out-dir", type=Path, default=Path("outputs/analysis"), help="default: %(default)s"
     )
     add_trust_option(parser)
     add_common_options(parser)

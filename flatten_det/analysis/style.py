@@ -11,7 +11,7 @@ from PIL import Image
 WIDTH = 3.3  # inches
 FONT, SMALL_FONT = 7, 6
 _DPI = 220
-_PALETTE = 128  # colours, which make a file a third as large and look the same
+_PALETTE = 64  # colours, which make a file a third as large and look the same
 _ORDER = (
     "softmax",
     "softmax + conv.",
