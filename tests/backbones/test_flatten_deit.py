@@ -12,6 +12,7 @@ from flatten_det.attention import resize_grid
 from flatten_det.backbones import FLattenDeiT, build_backbone
 from flatten_det.checkpoints import CheckpointError, load_backbone
 from flatten_det.checkpoints.convert import convert_checkpoint, identify_backbone
+from flatten_det.complexity.target import find_target
 
 NANO = dict(embed_dims=(32,), num_heads=(2,), mlp_ratios=(2,), depths=(3,))
 KINDS = ["L", "S"]
@@ -133,6 +134,17 @@ def test_in_place_inference_gives_the_same(attn_types):
 
 
 @pytest.mark.parametrize("attn_types", KINDS)
+def test_compiled_equals_plain(attn_types):
+    torch.compiler.reset()
+    compiled = dict(dynamic=True, backend="eager", fullgraph=True)
+    plain, model = (nano(attn_types=attn_types, compile=c).eval() for c in (False, compiled))
+    for size in ((96, 128), (75, 101), (224, 64)):
+        image = torch.randn(2, 3, *size)
+        with torch.no_grad():
+            torch.testing.assert_close(model(image), plain(image), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("attn_types", KINDS)
 def test_bf16_autocast(attn_types):
     model, image = nano(attn_types=attn_types).eval(), torch.randn(2, 3, 75, 132)
     with torch.no_grad():
@@ -155,6 +167,17 @@ def test_frozen_stages(frozen_stages, frozen):
     moving = {n.split(".")[0] for n, p in model.named_parameters() if p.requires_grad}
     assert moving == {"patch_embed", "pos_embed", "blocks", "norm"} - frozen
     assert model.blocks[2].drop_path.training == ("blocks" not in frozen)
+
+
+@pytest.mark.parametrize(
+    ("name", "mparams", "gmacs"), [("deit-t", 5.72, 1.25), ("flatten-deit-t", 6.19, 1.14)]
+)
+def test_costs_are_the_papers(name, mparams, gmacs):
+    """FLatten-DeiT-T: 6.1 M parameters with the head of 1000 classes, 1.1 G (Fig. 6); DeiT-T: 5.7 M."""
+    complexity = find_target(name).count((224, 224))
+    assert not complexity.uncounted
+    assert (complexity.parameters + 193 * 1000) / 1e6 == pytest.approx(mparams, abs=0.005)
+    assert complexity.macs / 1e9 == pytest.approx(gmacs, abs=0.005)
 
 
 def test_norm_eval():
