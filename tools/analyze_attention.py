@@ -1,4 +1,4 @@
-"""Draw and measure attention weights: ``tools/analyze_attention.py CONFIG|BACKBONE [CKPT] IMAGE ...``."""
+"""Draw and measure attention weights: ``tools/analyze_attention.py CONFIG [CKPT] IMAGE ...``."""
 
 import argparse
 import sys
@@ -13,15 +13,17 @@ from flatten_det.analysis.measure import Plan
 from flatten_det.analysis.model import load_model
 from flatten_det.analysis.run import CENTRE, JSON, Options, analyse, layers_with_heads
 from flatten_det.analysis.table import order_lines, rank_table, sharpness_table
+from flatten_det.analysis.targets import DEIT_ABLATION, NAMES, named_target
 from flatten_det.benchmark.tables import make_console
 from flatten_det.checkpoints import trusted_checkpoints
-from flatten_det.complexity.target import find_target
+from flatten_det.complexity.target import Target, find_target
 from flatten_det.engine.cli import (
     add_common_options,
     add_trust_option,
     run_tool,
     use_matplotlib_without_display,
 )
+from flatten_det.engine.errors import UserError
 from flatten_det.engine.inputs import find_images
 
 CHECKPOINT_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
@@ -31,17 +33,24 @@ LEAST_SIDE = 32  # pixels, the stride of the last stage
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
-        usage="%(prog)s [options] CONFIG|BACKBONE [CHECKPOINT] IMAGE [IMAGE ...]",
+        usage="%(prog)s [options] CONFIG [CHECKPOINT] IMAGE [IMAGE ...]\n"
+        "       %(prog)s [options] --model NAME [CHECKPOINT] IMAGE [IMAGE ...]",
         description="Attention weights of a model on images: softmax, plain linear and focused linear "
         "attention on the same queries and keys, and with the convolution as one matrix. Maps over the "
         "image, how sharp the weights are, and singular values with ranks.",
     )
-    parser.add_argument("target", help="config file, or a backbone such as flatten-pvt-t")
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="a backbone instead of a config: flatten-pvt-t and all others of the zoo, or one of the paper's "
+        f"ablation: {', '.join(DEIT_ABLATION)}",
+    )
     parser.add_argument(
         "inputs",
         nargs="+",
-        metavar="[CHECKPOINT] IMAGE",
-        help=f"checkpoint ({', '.join(CHECKPOINT_SUFFIXES)}; random weights without one), then image "
+        metavar="[CONFIG] [CHECKPOINT] IMAGE",
+        help="config file, unless there is --model; checkpoint "
+        f"({', '.join(CHECKPOINT_SUFFIXES)}; random weights without one), then image "
         "files, folders, quoted glob patterns; statistics are means over all of them",
     )
     parser.add_argument(
@@ -67,7 +76,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         nargs=2,
         type=int,
         metavar=("H", "W"),
-        help="resize images to it, in pixels (default: what the config trains on; 224 224 for a backbone)",
+        help="resize images to it, in pixels (default: what the config trains on; 224 224 with --model)",
     )
     parser.add_argument(
         "--drawn",
@@ -99,6 +108,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for name, least in (("drawn", 0), ("channels", 1)):
         if getattr(args, name) < least:
             parser.error(f"argument --{name}: must be at least {least}, got {getattr(args, name)}")
+    args.config = None if args.model else args.inputs.pop(0)
+    if not args.inputs:
+        parser.error(f"give the images to look at, after {args.config}")
     first_is_checkpoint = args.inputs[0].endswith(CHECKPOINT_SUFFIXES)
     args.checkpoint = args.inputs.pop(0) if first_is_checkpoint else None
     if not args.inputs:
@@ -116,10 +128,22 @@ def _point(text: str) -> tuple[float, float]:
     return x, y
 
 
+def _find_target(args: argparse.Namespace) -> Target:
+    if args.model is None and args.config in NAMES:
+        raise UserError(
+            f"{args.config} is no config file, but a model's name: --model {args.config}"
+        )
+    if args.model is None:
+        return find_target(args.config, args.cfg_options)
+    if args.cfg_options:
+        raise UserError("--cfg-options changes configs, and there is none with --model: drop it")
+    return named_target(args.model)
+
+
 def run(args: argparse.Namespace) -> None:
     """Analyse, show and write."""
     use_matplotlib_without_display()
-    target = find_target(args.target, args.cfg_options)
+    target = _find_target(args)
     images = find_images(args.inputs)
     with trusted_checkpoints(args.trust_checkpoint):
         model = load_model(target, args.checkpoint, args.size and tuple(args.size))
@@ -140,7 +164,7 @@ def run(args: argparse.Namespace) -> None:
         heads or (0,),
         args.drawn,
     )
-    about = dict(target=args.target, checkpoint=args.checkpoint, size=list(model.size))
+    about = dict(target=target.name, checkpoint=args.checkpoint, size=list(model.size))
     columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=len(images) * len(layers))

@@ -12,13 +12,13 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
-from ..backbones import build_backbone
 from ..checkpoints import load_backbone, read_checkpoint
 from ..complexity.target import Target
 from ..engine.errors import UserError
 from ..engine.images import image_error
 from ..engine.predictor import load_weights
 from ..image_files import pixel_limit, set_pixel_limit, why_not_decoded
+from .targets import build_named
 
 # Of ImageNet, RGB: what the backbones were pretrained with.
 _IMAGENET = dict(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375), bgr_to_rgb=True)
@@ -76,7 +76,8 @@ def load_model(
     """Build what a command line names.
 
     Args:
-        target: a config's model, of which the backbone is taken, or a backbone.
+        target: a config's model, of which the backbone is taken, or a backbone of
+            :data:`~flatten_det.analysis.targets.NAMES`.
         checkpoint: for a config what was trained with it, for a backbone official classification weights or
             its own; None: weights are random.
         size: ``(H, W)`` of the images; None: what the config trains on, 224 x 224 for a backbone.
@@ -88,7 +89,7 @@ def load_model(
     """
     torch.manual_seed(seed)
     if target.cfg is None:
-        backbone = build_backbone(target.name)
+        backbone = build_named(target.name)
         if checkpoint is not None:
             load_backbone(backbone, read_checkpoint(checkpoint), checkpoint)
         normalisation, max_pixels = _IMAGENET, pixel_limit(Config())

@@ -1,6 +1,7 @@
 """Backbones of the FLatten Transformer; importing this registers them in mmengine's ``MODELS``."""
 
 from .flatten_cswin import FLattenCSwin
+from .flatten_deit import FLattenDeiT
 from .flatten_pvt import FLattenPVT
 from .flatten_pvt_v2 import FLattenPVTv2
 from .flatten_swin import FLattenSwin
@@ -9,6 +10,7 @@ from .names import BACKBONES, backbone_config, build_backbone
 __all__ = [
     "BACKBONES",
     "FLattenCSwin",
+    "FLattenDeiT",
     "FLattenPVT",
     "FLattenPVTv2",
     "FLattenSwin",

@@ -32,16 +32,17 @@ def resolve_arch(arch: str | Mapping[str, Any], zoo: Mapping[str, Mapping[str, A
         )
     for key, value in changes.items():
         if isinstance(fields[key], tuple) and (
-            not isinstance(value, Sequence) or len(value) != NUM_STAGES
+            not isinstance(value, Sequence) or len(value) != len(fields[key])
         ):
             raise ValueError(
-                f"arch field {key!r} needs {NUM_STAGES} values, one a stage; got {value!r}"
+                f"arch field {key!r} needs {_values(len(fields[key]))}, one a stage; got {value!r}"
             )
         fields[key] = tuple(value) if isinstance(fields[key], tuple) else value
     check_arch_fields(fields)
     dims = fields["embed_dims"]
-    dims = dims if isinstance(dims, tuple) else [dims * 2**i for i in range(NUM_STAGES)]
-    for stage, (dim, heads) in enumerate(zip(dims, fields["num_heads"], strict=True)):
+    heads_of_stages = fields["num_heads"]
+    dims = dims if isinstance(dims, tuple) else [dims * 2**i for i in range(len(heads_of_stages))]
+    for stage, (dim, heads) in enumerate(zip(dims, heads_of_stages, strict=True)):
         if dim % heads:
             raise ValueError(
                 f"stage {stage + 1}: {dim} channels cannot be split into {heads} heads"
@@ -49,7 +50,11 @@ def resolve_arch(arch: str | Mapping[str, Any], zoo: Mapping[str, Mapping[str, A
     return fields
 
 
-def check_attn_types(attn_types: Sequence[str]) -> tuple[str, ...]:
+def _values(count: int) -> str:
+    return "1 value" if count == 1 else f"{count} values"
+
+
+def check_attn_types(attn_types: Sequence[str], num_stages: int = NUM_STAGES) -> tuple[str, ...]:
     """``('L', 'L', 'S', 'S')`` and the like: linear or softmax, one a stage.
 
     Raises:
@@ -57,9 +62,9 @@ def check_attn_types(attn_types: Sequence[str]) -> tuple[str, ...]:
     """
     if isinstance(attn_types, str):
         attn_types = tuple(attn_types)
-    if not is_list(attn_types, NUM_STAGES, lambda kind: kind in ("L", "S")):
+    if not is_list(attn_types, num_stages, lambda kind: kind in ("L", "S")):
         raise ValueError(
-            f"attn_types needs {NUM_STAGES} values, each 'L' (focused linear) or 'S' (softmax); "
+            f"attn_types needs {_values(num_stages)}, each 'L' (focused linear) or 'S' (softmax); "
             f"got {attn_types!r}"
         )
     return tuple(attn_types)
@@ -80,14 +85,14 @@ def check_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
     return indices
 
 
-def check_frozen_stages(frozen_stages: int) -> int:
+def check_frozen_stages(frozen_stages: int, num_stages: int = NUM_STAGES) -> int:
     """-1: nothing; 0: the patch embedding; n: it and the first n stages.
 
     Raises:
         ValueError: for anything else.
     """
-    if not is_count(frozen_stages, NUM_STAGES, -1):
-        raise ValueError(f"frozen_stages must be from -1 to {NUM_STAGES}; got {frozen_stages!r}")
+    if not is_count(frozen_stages, num_stages, -1):
+        raise ValueError(f"frozen_stages must be from -1 to {num_stages}; got {frozen_stages!r}")
     return frozen_stages
 
 

@@ -1,6 +1,7 @@
 """What the dense backbones share: initialisation, official checkpoints, freezing."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar
 
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModule
@@ -15,7 +16,11 @@ NORM_LAYERS = (nn.LayerNorm, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
 
 
 class DenseBackbone(BaseModule):
-    """Base of the four families: a pyramid of feature maps with strides 4, 8, 16 and 32.
+    """Base of all families: one feature map for each stage that is returned.
+
+    Attributes:
+        strides: of the stages' maps, in pixels.
+        out_indices: the stages that are returned, ascending.
 
     Args:
         frozen_stages: -1: nothing is frozen; 0: the patch embedding; n: it and the first n stages.
@@ -24,6 +29,9 @@ class DenseBackbone(BaseModule):
         init_cfg: ``dict(type='Pretrained', checkpoint=...)`` loads a classification checkpoint of the
             original release as it was downloaded, or one saved from this class.
     """
+
+    strides: ClassVar[tuple[int, ...]] = (4, 8, 16, 32)
+    out_indices: tuple[int, ...]
 
     def __init__(
         self, frozen_stages: int, norm_eval: bool, mask_padding: bool, init_cfg: Mapping | None
@@ -49,7 +57,8 @@ class DenseBackbone(BaseModule):
         """
         if sizes is None:
             return self.forward_images(x)
-        return apply_to_valid(self.forward_images, x, sizes, self.out_indices)
+        strides = [self.strides[index] for index in self.out_indices]
+        return apply_to_valid(self.forward_images, x, sizes, strides)
 
     def forward_images(self, x: Tensor) -> tuple[Tensor, ...]:
         """The same for images without padding, or with padding that is taken for image."""

@@ -26,28 +26,31 @@ from .options import NUM_STAGES, is_count
 BLOCK, MLP, ELEMENTWISE = POLICIES = ("block", "mlp", "elementwise")
 
 
-def checkpoint_policies(with_cp: bool | Mapping[str, Any]) -> tuple[str | None, ...]:
+def checkpoint_policies(
+    with_cp: bool | Mapping[str, Any], num_stages: int = NUM_STAGES
+) -> tuple[str | None, ...]:
     """The policy of each stage, None for no checkpointing.
 
     Args:
         with_cp: False, True (policy ``'block'`` everywhere), or a dict of ``policy`` and ``stages``
-            (0 to 3), both optional.
+            (from 0 on), both optional.
+        num_stages: of the backbone.
 
     Raises:
         ValueError: for anything else.
     """
     if isinstance(with_cp, bool):
-        return (BLOCK if with_cp else None,) * NUM_STAGES
+        return (BLOCK if with_cp else None,) * num_stages
     if not isinstance(with_cp, Mapping) or set(with_cp) - {"policy", "stages"}:
         raise ValueError(
             f"with_cp must be True, False or a dict of 'policy' and 'stages'; got {with_cp!r}"
         )
-    policy, stages = with_cp.get("policy", BLOCK), with_cp.get("stages", range(NUM_STAGES))
+    policy, stages = with_cp.get("policy", BLOCK), with_cp.get("stages", range(num_stages))
     if policy not in POLICIES:
         raise ValueError(f"with_cp: policy must be one of {', '.join(POLICIES)}; got {policy!r}")
-    if not isinstance(stages, Sequence) or not all(is_count(s, NUM_STAGES - 1, 0) for s in stages):
-        raise ValueError(f"with_cp: stages must be a list of 0 to {NUM_STAGES - 1}; got {stages!r}")
-    return tuple(policy if stage in stages else None for stage in range(NUM_STAGES))
+    if not isinstance(stages, Sequence) or not all(is_count(s, num_stages - 1, 0) for s in stages):
+        raise ValueError(f"with_cp: stages must be a list of 0 to {num_stages - 1}; got {stages!r}")
+    return tuple(policy if stage in stages else None for stage in range(num_stages))
 
 
 def recompute(function: Callable[..., Tensor], *args: Any) -> Tensor:

@@ -6,7 +6,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 _PVT = {"t": "tiny", "s": "small", "m": "medium", "l": "large"}
-_SWIN = {"t": "tiny", "s": "small", "b": "base"}
+_SWIN = _DEIT = {"t": "tiny", "s": "small", "b": "base"}
 # CSwin's own depths, where the linear models have others.
 _CSWIN_DEPTHS = {"t": (1, 2, 21, 1), "b": (2, 4, 32, 2)}
 
@@ -25,6 +25,10 @@ def _all_names() -> dict[str, dict[str, Any]]:
         names[name] = config | dict(attn_types="SSSS")
     for size, depths in _CSWIN_DEPTHS.items():
         names[f"cswin-{size}"]["arch"] = dict(base=_SWIN[size], depths=depths)
+    for size, arch in _DEIT.items():
+        deit = dict(type="FLattenDeiT", arch=arch)
+        # In this order: DeiT's own files fit both, and are DeiT's.
+        names |= {f"deit-{size}": deit | dict(attn_types="S"), f"flatten-deit-{size}": deit}
     return names
 
 

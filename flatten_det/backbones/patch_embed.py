@@ -10,7 +10,7 @@ from .in_place import apply_in_place
 
 
 class PatchEmbed(nn.Module):
-    """Project patches linearly and normalise them: one token for every ``stride`` x ``stride`` pixels.
+    """Project patches linearly, and normalise them: one token for every ``stride`` x ``stride`` pixels.
 
     Maps that the stride does not divide are padded with zeros at the bottom and right, so that the
     token map's size is rounded up.
@@ -21,6 +21,7 @@ class PatchEmbed(nn.Module):
         stride: of the patches, in pixels of the map.
         patch_size: side of a patch; larger than the stride, patches overlap. None: the stride.
         padding: zeros around the map.
+        norm: normalise the tokens; a plain ViT does not.
     """
 
     def __init__(
@@ -30,10 +31,11 @@ class PatchEmbed(nn.Module):
         stride: int,
         patch_size: int | None = None,
         padding: int = 0,
+        norm: bool = True,
     ) -> None:
         super().__init__()
         self.proj = nn.Conv2d(in_channels, embed_dims, patch_size or stride, stride, padding)
-        self.norm = nn.LayerNorm(embed_dims)
+        self.norm = nn.LayerNorm(embed_dims) if norm else nn.Identity()
 
     def forward(self, x: Tensor, inplace: bool = False) -> tuple[Tensor, tuple[int, int]]:
         """``(B, C_in, H, W)`` -> tokens ``(B, H'*W', C)`` and ``(H', W')``, sizes rounded up.
@@ -54,6 +56,8 @@ class PatchEmbed(nn.Module):
         # The layout of tokens: maps of tokens have it already, and the result is tokens without a copy.
         x = strided_convolution(self.proj, x.contiguous(memory_format=torch.channels_last))
         tokens, hw_shape = as_tokens(x), tuple(x.shape[2:])
+        if isinstance(self.norm, nn.Identity):
+            return tokens, hw_shape
         # Under autocast the norm's result is of another dtype than what it is given.
         keeps_dtype = tokens.dtype == self.norm.weight.dtype
         if inplace and keeps_dtype and tokens.is_contiguous():

@@ -15,7 +15,7 @@ class SpatialReductionAttention(nn.Module):
     Args:
         dim: channels C.
         num_heads: heads.
-        sr_ratio: stride of the reduction of keys and values; 1: none.
+        sr_ratio: stride of the reduction of keys and values; 1: none, as in a plain ViT.
         qkv_bias: bias of the query, key and value projections.
     """
 

@@ -15,8 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_STRIDES = (4, 8, 16, 32)
-
 
 @dataclass(frozen=True)
 class _Batch:
@@ -111,18 +109,18 @@ def apply_to_valid(
     backbone: Callable[[Tensor], tuple[Tensor, ...]],
     images: Tensor,
     sizes: Sequence[tuple[int, int]],
-    out_indices: Sequence[int],
+    strides: Sequence[int],
 ) -> tuple[Tensor, ...]:
     """Feature maps of padded images, computed without the padding and zero there.
 
     Args:
-        backbone: from images to one map for each of ``out_indices``.
+        backbone: from images to one map for each of ``strides``.
         images: ``(B, C, H, W)``.
         sizes: ``(h, w)`` of the image in each.
-        out_indices: of the stages, whose strides are 4, 8, 16 and 32.
+        strides: s of the maps, in pixels.
 
     Returns:
-        ``(B, C_i, ceil(H/s), ceil(W/s))`` for each out index; what lies beyond ``ceil(h/s)`` and
+        ``(B, C_i, ceil(H/s), ceil(W/s))`` for each stride; what lies beyond ``ceil(h/s)`` and
         ``ceil(w/s)`` is zero.
     """
     groups = of_equal_size(sizes)
@@ -134,8 +132,7 @@ def apply_to_valid(
     is_in_order = torch.equal(places, torch.arange(len(images)))
     order = None if is_in_order else places.argsort().to(images.device)
     outs = []
-    for level, parts in enumerate(zip(*of_groups, strict=True)):
-        stride = _STRIDES[out_indices[level]]
+    for stride, *parts in zip(strides, *of_groups, strict=True):
         height, width = (-(-size // stride) for size in images.shape[2:])
         padded = [
             F.pad(part, (0, width - part.shape[3], 0, height - part.shape[2])) for part in parts

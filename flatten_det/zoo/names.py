@@ -6,6 +6,7 @@ FAMILIES = {
     "pvtv2": ("flatten_pvt_v2", "PVTv2"),
     "swin": ("flatten_swin", "Swin"),
     "cswin": ("flatten_cswin", "CSwin"),
+    "deit": ("flatten_deit", "DeiT"),
 }
 METHODS = {
     "retinanet": "RetinaNet",

@@ -16,13 +16,15 @@ ARCHS = {
     "FLattenPVTv2": PYRAMID,
     "FLattenSwin": dict(embed_dims=16, num_heads=(1, 2, 4, 8), depths=(1, 2, 1, 1)),
     "FLattenCSwin": dict(embed_dims=32, num_heads=(2, 4, 8, 16), depths=(1, 1, 1, 1)),
+    "FLattenDeiT": dict(embed_dims=(32,), num_heads=(2,), depths=(2,)),
 }
 SIZE = (43, 68)
 
 
 def make(family: str, attn_types: str) -> nn.Module:
     torch.manual_seed(0)
-    config = dict(type=family, arch=ARCHS[family], attn_types=tuple(attn_types))
+    stages = len(ARCHS[family]["depths"])
+    config = dict(type=family, arch=ARCHS[family], attn_types=tuple(attn_types[:stages]))
     return with_weights(MODELS.build(config)).train()
 
 

@@ -21,7 +21,8 @@ def test_baselines_have_the_depths_of_their_papers():
 
 
 # Millions of parameters as published for classification, with a head of 1000 classes: PVT (2102.12122),
-# PVTv2 (2106.13797), Swin (2103.14030), CSwin (2107.00652), to the digits given there (CSwin: rounded up).
+# PVTv2 (2106.13797), Swin (2103.14030), CSwin (2107.00652), to the digits given there (CSwin: rounded up);
+# DeiT as timm's models have them.
 PUBLISHED = {
     "pvt-t": 13.2,
     "pvt-s": 24.5,
@@ -35,6 +36,9 @@ PUBLISHED = {
     "cswin-t": 23,
     "cswin-s": 35,
     "cswin-b": 78,
+    "deit-t": 5.72,
+    "deit-s": 22.05,
+    "deit-b": 86.57,
 }
 
 
@@ -42,7 +46,7 @@ PUBLISHED = {
 def test_parameters_of_the_baselines(name):
     with torch.device("meta"):
         model = build_backbone(name)
-    head = 1000 * (model.feature_dims[3] + 1)
+    head = 1000 * (model.feature_dims[-1] + 1)
     count = (sum(p.numel() for p in model.parameters()) + head) / 1e6
     assert count == pytest.approx(PUBLISHED[name], rel=0.005, abs=1 if "cswin" in name else 0.06)
 

@@ -3,6 +3,9 @@
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.registry import MODELS
+
+import flatten_det  # noqa: F401  registers the backbones
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SCALE, CROP = (128, 96), (64, 64)
@@ -14,7 +17,8 @@ def shrunk(cfg: Config, data_root: Path, work_dir: Path) -> Config:
     backbone = cfg.model.backbone
     backbone.init_cfg = None
     named = backbone.arch if isinstance(backbone.arch, str) else "tiny"
-    backbone.arch = dict(base=named, depths=(1, 1, 1, 1))
+    stages = len(MODELS.get(backbone.type).arch_zoo[named]["depths"])
+    backbone.arch = dict(base=named, depths=(1,) * stages)
     for name in ("train_dataloader", "val_dataloader", "test_dataloader"):
         loader = cfg[name]
         loader.update(num_workers=0, persistent_workers=False)

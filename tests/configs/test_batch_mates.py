@@ -11,6 +11,7 @@ from shrink import CONFIGS, shrunk
 METHODS = {
     "retinanet": "quickstart/retinanet_flatten-pvt-nano_fpn_shapes.py",
     "mask_rcnn": "mask_rcnn/mask-rcnn_flatten-pvtv2-b0_fpn_1x_coco.py",
+    "simple feature pyramid": "mask_rcnn/mask-rcnn_flatten-deit-t_sfp_1x_coco.py",
     "dino": "dino/dino-4scale_flatten-swin-t_8xb2-12e_coco.py",
     "mask2former": "mask2former/mask2former_flatten-swin-t_8xb2-lsj-50e_coco-panoptic.py",
 }

@@ -68,6 +68,7 @@ def test_the_zoo_is_complete():
         "mask_rcnn/mask-rcnn_flatten-cswin-{t,s}_fpn_{1x,3x}_coco.py",
         "mask_rcnn/mask-rcnn_flatten-swin-t_fpn_lsj-{,1536-}100e_coco.py",
         "mask_rcnn/mask-rcnn_flatten-swin-t_fpn_1x_cityscapes.py",
+        "mask_rcnn/mask-rcnn_flatten-deit-t_sfp_1x_coco.py",
         "cascade_mask_rcnn/cascade-mask-rcnn_flatten-swin-t_fpn_1x_coco.py",
         "cascade_mask_rcnn/cascade-mask-rcnn_flatten-swin-{t,s,b}_fpn_3x_coco.py",
         "cascade_mask_rcnn/cascade-mask-rcnn_flatten-cswin-{t,s}_fpn_3x_coco.py",

@@ -10,10 +10,9 @@ import flatten_det.backbones  # noqa: F401
 _PVT = dict(embed_dims=(8, 8, 16, 16), num_heads=(1, 1, 2, 2), mlp_ratios=(1, 1, 1, 1))
 _SWIN = dict(embed_dims=8, num_heads=(1, 2, 2, 2))
 _DEPTHS = dict(depths=(1, 1, 1, 1))
+_STAGES = dict(out_indices=(0, 2, 3), attn_types=("L", "S", "L", "S"))
 _COMMON = dict(
     in_channels=3,
-    out_indices=(0, 2, 3),
-    attn_types=("L", "S", "L", "S"),
     focusing_factor=3,
     kernel_size=3,
     qkv_bias=True,
@@ -25,12 +24,15 @@ _COMMON = dict(
     with_cp=False,
 )
 _FAMILIES = {
-    "FLattenPVT": dict(
-        arch=_PVT | _DEPTHS | dict(sr_ratios=(4, 2, 2, 1)), la_sr_ratios=(2, 1, 1, 1)
+    "FLattenPVT": _STAGES
+    | dict(arch=_PVT | _DEPTHS | dict(sr_ratios=(4, 2, 2, 1)), la_sr_ratios=(2, 1, 1, 1)),
+    "FLattenPVTv2": _STAGES | dict(arch=_PVT | _DEPTHS | dict(sr_ratios=(4, 2, 2, 1))),
+    "FLattenSwin": _STAGES
+    | dict(arch=_SWIN | _DEPTHS, window_size=3, la_window_size=None, mlp_ratio=2.0),
+    "FLattenCSwin": _STAGES | dict(arch=_SWIN | _DEPTHS, split_size=(1, 2, 2, 2), mlp_ratio=2.0),
+    "FLattenDeiT": dict(
+        arch=dict(embed_dims=(8,), num_heads=(2,), mlp_ratios=(1,), depths=(1,)), attn_types=("L",)
     ),
-    "FLattenPVTv2": dict(arch=_PVT | _DEPTHS | dict(sr_ratios=(4, 2, 2, 1))),
-    "FLattenSwin": dict(arch=_SWIN | _DEPTHS, window_size=3, la_window_size=None, mlp_ratio=2.0),
-    "FLattenCSwin": dict(arch=_SWIN | _DEPTHS, split_size=(1, 2, 2, 2), mlp_ratio=2.0),
 }
 
 

@@ -67,7 +67,15 @@ def test_config(tool, images, tmp_path, capsys):
 def test_softmax_backbone_with_a_checkpoint(tool, images, tmp_path, capsys):
     backbone = build_backbone("pvt-t")
     torch.save({"state_dict": backbone.state_dict()}, tmp_path / "pvt.pth")
-    argv = ["pvt-t", str(tmp_path / "pvt.pth"), str(images / "a.png"), "--size", "64", "64"]
+    argv = [
+        "--model",
+        "pvt-t",
+        str(tmp_path / "pvt.pth"),
+        str(images / "a.png"),
+        "--size",
+        "64",
+        "64",
+    ]
     out = tmp_path / "out"
     assert tool.main([*argv, "--layers", "1.1", "--no-spectra", "--out-dir", str(out)]) == 0
     captured = capsys.readouterr()
@@ -83,6 +91,23 @@ def test_softmax_backbone_with_a_checkpoint(tool, images, tmp_path, capsys):
     assert (layer["queries"], layer["keys"]) == (256, 4)
 
 
+def test_ranks_of_the_papers_ablation(tool, images, tmp_path):
+    """Linear attention has at most the rank d = 64 of a head; the convolution gives back all N = 196."""
+    ranks = {}
+    for name in ("softmax", "linear", "focused", "focused-dwc"):
+        out = tmp_path / name
+        argv = ["--model", f"deit-t-{name}", str(images / "a.png"), "--layers", "1.3"]
+        assert tool.main([*argv, "--out-dir", str(out)]) == 0
+        (layer,) = json.loads((out / "analysis.json").read_text())["images"][0]["layers"]
+        assert (layer["queries"], layer["head_dim"], layer["error"] < 1e-5) == (196, 64, True)
+        (own,) = (v for v in layer["variants"] if v["is_the_layers_own"])
+        ranks[name] = [spectrum["rank"] for spectrum in own["spectra"]]
+        assert len(ranks[name]) == 3  # heads
+    assert max(ranks["linear"] + ranks["focused"]) <= 64
+    assert ranks["focused-dwc"] == [196] * 3
+    assert min(ranks["softmax"]) > 64
+
+
 def test_layers_without_the_heads_are_named(tool, images, tmp_path, capsys):
     argv = [QUICKSTART, str(images / "a.png"), "--size", "64", "64", "--heads", "1"]
     assert tool.main([*argv, "--out-dir", str(tmp_path)]) == 0
@@ -96,8 +121,14 @@ def test_layers_without_the_heads_are_named(tool, images, tmp_path, capsys):
     ("argv", "message"),
     [
         (["flatten-pvt-tt", "IMAGES"], "did you mean flatten-pvt-t?"),
-        (["flatten-pvt-t", "nowhere"], "nowhere: no image found"),
-        (["flatten-pvt-t", "nowhere.pth", "IMAGES"], "nowhere.pth"),
+        (
+            ["flatten-pvt-t", "IMAGES"],
+            "flatten-pvt-t is no config file, but a model's name: --model",
+        ),
+        (["--model", "deit-t-focussed", "IMAGES"], "did you mean deit-t-focused?"),
+        (["--model", "deit-t", "IMAGES", "--cfg-options", "a=1"], "there is none with --model"),
+        (["--model", "flatten-pvt-t", "nowhere"], "nowhere: no image found"),
+        (["--model", "flatten-pvt-t", "nowhere.pth", "IMAGES"], "nowhere.pth"),
         ([QUICKSTART, "nowhere.pth", "IMAGES"], "checkpoint nowhere.pth not found"),
         ([QUICKSTART, "IMAGES", "--layers", "7"], "--layers 7: no such stage or block"),
         ([QUICKSTART, "IMAGES", "--heads", "9"], "no chosen layer has a head 9"),
@@ -120,10 +151,12 @@ def test_mistakes(tool, images, tmp_path, capsys, argv, message):
         (["--points", "1"], "give X,Y such as 0.5,0.25"),
         (["--size", "8", "64"], "at least 32 pixels a side"),
         (["--channels", "0"], "must be at least 1"),
+        (["weights.pth"], "give the images to look at, after weights.pth"),
     ],
 )
 def test_usage_errors(tool, images, capsys, options, message):
+    given = [] if options[0].endswith(".pth") else [str(images)]
     with pytest.raises(SystemExit) as exit_:
-        tool.main(["flatten-pvt-t", str(images), *options])
+        tool.main(["--model", "flatten-pvt-t", *given, *options])
     assert exit_.value.code == 2
     assert message in capsys.readouterr().err

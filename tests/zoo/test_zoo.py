@@ -41,7 +41,7 @@ def test_model_index_loads():
     index.build_models_with_collections()
     assert not index.check(silent=True)
     assert len(index.models) == len(find_configs(ROOT))
-    assert len(index.collections) == 8
+    assert len(index.collections) == 10
     by_name = {model.name: model for model in index.models}
     model = by_name["mask-rcnn_flatten-swin-t_fpn_1x_coco"]
     assert model.config == "configs/mask_rcnn/mask-rcnn_flatten-swin-t_fpn_1x_coco.py"

@@ -14,6 +14,7 @@ from flatten_det.zoo.names import collection_of, metafile_of, title_of
         ("pvtv2-b2", "PVTv2-B2", "PVTv2", "flatten_pvt_v2"),
         ("flatten-swin-b-384", "FLatten-Swin-B-384", "FLatten-Swin", "flatten_swin"),
         ("cswin-s", "CSwin-S", "CSwin", "flatten_cswin"),
+        ("flatten-deit-t", "FLatten-DeiT-T", "FLatten-DeiT", "flatten_deit"),
     ],
 )
 def test_names(backbone, title, collection, folder):
