@@ -80,6 +80,8 @@ class FLattenPVT(PVTFamily):
         unused = ("norm.", "head.", "cls_token")
         dropped = [n for n in state if n.startswith(unused) or self.is_beyond(n)]
         converted = {name: value for name, value in state.items() if name not in dropped}
-        if "cls_token" in state and "pos_embed4" in converted:
-            converted["pos_embed4"] = converted["pos_embed4"][:, 1:]
+        grid = converted.get("pos_embed4")
+        # Of another shape it is damaged, and named when the shapes are compared.
+        if "cls_token" in state and grid is not None and grid.dim() == 3:
+            converted["pos_embed4"] = grid[:, 1:]
         return converted, dropped

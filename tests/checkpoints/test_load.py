@@ -108,6 +108,9 @@ def test_pvts_class_token_and_its_position_are_dropped():
     state["pos_embed4"] = torch.cat([torch.full((1, 1, 64), 9.0), state["pos_embed4"]], dim=1)
     load_backbone(model, state, "pvt_tiny.pth")
     assert torch.equal(model.pos_embed4, state["pos_embed4"][:, 1:])
+    state["pos_embed4"] = torch.zeros(50)
+    with pytest.raises(CheckpointError, match="pos_embed4"):
+        load_backbone(model, state, "pvt_tiny.pth")
 
 
 def test_wrong_architecture_lists_the_keys(tmp_path):
