@@ -133,8 +133,16 @@ def test_every_file_it_names_exists():
 
 
 def test_attention_example(capsys):
-    exec(PYTHON[-1], {})
+    (example,) = (text for text in PYTHON if "flatten_det.attention" in text)
+    exec(example, {})
     assert "[1, 64000, 64]" in capsys.readouterr().out
+
+
+def test_figure_of_the_focused_map(tmp_path, monkeypatch):
+    (example,) = (text for text in PYTHON if "draw_focus" in text)
+    monkeypatch.chdir(tmp_path)
+    exec(example, {})
+    assert cv2.imread("focused_map.png").shape[1] > 500
 
 
 @pytest.mark.parametrize("command", ON_WEIGHTS)
@@ -300,6 +308,17 @@ def test_flops_of_the_paper(tmp_path):
         difference = row["multiply_adds"] / published["multiply_adds"] - 1
         assert (explanation is not None) == (abs(difference) > 0.03) == ("-PVT" in row["model"])
         assert explanation is None or explanation in printed
+
+
+def test_analysis_of_a_backbone(tmp_path):
+    (command,) = (c for c in ANALYSE if "--model" in c)
+    cwd = workspace(tmp_path)
+    (cwd / "data" / "shapes" / "val" / "images").mkdir(parents=True)
+    cv2.imwrite(
+        str(cwd / "data" / "shapes" / "val" / "images" / "0.png"), np.eye(64, dtype=np.uint8) * 255
+    )
+    assert "196 x 196" in run(command, cwd)
+    assert (cwd / "outputs" / "deit" / "0" / "spectra.png").is_file()
 
 
 @pytest.mark.slow

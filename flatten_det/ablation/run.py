@@ -90,6 +90,10 @@ def finish(run: Run, advance: Advance = lambda run, done, total: None) -> Finish
     record = {"fingerprint": run.fingerprint, "seconds": spent, "finished": None}
     write_json(record, run.folder / RECORD)
     cfg = copy.deepcopy(run.cfg)
+    if "visualizer" in cfg:
+        # mmengine keeps visualizers by name as long as the process lives: with the name that all configs
+        # share, every run's losses would go into the first one's files.
+        cfg.visualizer.name = cfg.experiment_name
     with contextlib.suppress(NoCheckpointError):
         resume_from(cfg, "auto")
     watch = _Watch(lambda done, total: advance(run, done, total))

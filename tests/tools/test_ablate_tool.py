@@ -62,6 +62,10 @@ def test_a_tiny_grid(tool, arguments, tmp_path, capsys, monkeypatch):
     assert table.strip() in capsys.readouterr().out
     with Image.open(out / "ablation.png") as figure:
         assert figure.width > 600
+    for variant, outcome in outcomes.items():
+        (scalars,) = (out / variant).rglob("vis_data/scalars.json")
+        records = [json.loads(line) for line in scalars.read_text().splitlines()]
+        assert records[-1]["mIoU"] == pytest.approx(outcome["metrics"]["mIoU"])
     # Repeated, nothing is trained again.
     monkeypatch.setattr(run_module, "train", None)
     assert tool.main(arguments) == 0
