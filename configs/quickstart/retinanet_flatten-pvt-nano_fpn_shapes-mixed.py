@@ -14,3 +14,6 @@ val_dataloader = dict(batch_size=8, dataset=dict(**mixed, pipeline=test_pipeline
 test_dataloader = val_dataloader
 val_evaluator = dict(ann_file="data/shapes-mixed/annotations/instances_val.json")
 test_evaluator = val_evaluator
+max_iters = 600
+train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
+param_scheduler = [_base_.param_scheduler[0], dict(_base_.param_scheduler[1], end=max_iters)]

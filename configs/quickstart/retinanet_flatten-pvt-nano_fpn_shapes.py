@@ -30,6 +30,10 @@ model = dict(
     ),
     test_cfg=dict(nms_pre=200, max_per_img=30),
 )
+# With 600 iterations, rounding (the number of threads) decides between box AP50 0.4 and 0.86.
+max_iters = 900
+train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
+param_scheduler = [_base_.param_scheduler[0], dict(_base_.param_scheduler[1], end=max_iters)]
 val_evaluator = dict(metric="bbox")
 test_evaluator = val_evaluator
 default_hooks = dict(
