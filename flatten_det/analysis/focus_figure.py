@@ -7,6 +7,7 @@ import torch
 from matplotlib.figure import Figure
 
 from ..attention.reference import focused_map
+from .style import save
 
 POWERS = (1, 2, 3, 8)
 
@@ -21,7 +22,7 @@ def draw_focus(path: str | Path, powers: Sequence[float] = POWERS, count: int = 
     """Draw ``count`` unit vectors of the first quadrant after f_p, one panel for each power.
 
     Args:
-        path: of the figure; its ending chooses the format (``.png``, ``.pdf``, …).
+        path: PNG.
         powers: the p of the panels; 1 leaves the vectors as they are.
         count: vectors; even, so that none lies on the diagonal, which f_p does not turn.
 
@@ -32,7 +33,7 @@ def draw_focus(path: str | Path, powers: Sequence[float] = POWERS, count: int = 
         raise ValueError("powers needs at least one value of p")
     if count < 2 or count % 2:
         raise ValueError(f"count must be even and at least 2; got {count}")
-    figure = Figure(figsize=(1.6 * len(powers) + 0.4, 2.2), layout="constrained")
+    figure = Figure(figsize=(1.2 * len(powers) + 0.3, 2.0), layout="constrained")
     vectors = fan(count)
     for panel, power in zip(
         figure.subplots(1, len(powers), sharey=True, squeeze=False)[0], powers, strict=True
@@ -45,4 +46,4 @@ def draw_focus(path: str | Path, powers: Sequence[float] = POWERS, count: int = 
         panel.set(title=f"p = {power:g}", xlim=(0, 1.08), ylim=(0, 1.08), aspect="equal")
         panel.set(xticks=(0, 1), yticks=(0, 1), xlabel="$x_1$")
     figure.axes[0].set_ylabel("$x_2$")
-    figure.savefig(path, dpi=150)
+    save(figure, Path(path))

@@ -28,8 +28,8 @@ INTRO = f"""\
 <!-- Written by tools/update_zoo.py from the metafiles: change those, or the tool. -->
 
 All configs but the [quickstarts](quickstart) and the [ablation](ablation), each beside its softmax baseline
-where there is one. For tools, [`model-index.yml`](../model-index.yml) lists the metafiles, one for each family of backbones:
-{{metafiles}}.
+where there is one. For tools, [`model-index.yml`](../model-index.yml) lists the metafiles, one for each
+family of backbones: {{metafiles}}.
 
 **There are no trained weights of ours yet, and no results of ours.** What the columns say:
 
