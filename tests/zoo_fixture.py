@@ -17,7 +17,8 @@ METAFILE = "configs/flatten_swin/metafile.yml"
 def make_small_zoo(root: Path) -> Path:
     """Copy what belongs to :data:`FLATTEN` and :data:`BASELINE` out of this checkout."""
     shutil.copytree(ROOT / "configs" / "_base_", root / "configs" / "_base_")
-    (root / "configs" / "quickstart").mkdir()
+    for name in ("quickstart", "ablation"):  # The page links to them.
+        (root / "configs" / name).mkdir()
     for path in (FLATTEN, BASELINE, *METAFILES):
         (root / path).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / path, root / path)

@@ -6,6 +6,7 @@ import pytest
 import timm.layers
 import torch
 from mmcv.cnn.bricks import DropPath
+from mmengine.registry import DefaultScope
 from torchvision.ops import StochasticDepth
 
 from flatten_det.benchmark.models import cost as cost_module
@@ -53,6 +54,12 @@ def test_backbones_take_the_size_they_are_built_for(name, maps):
     assert cost.note is None
     assert cost.parameters == sum(p.numel() for p in model.parameters())
     assert cost.macs == count_macs(model, lambda: model(images)).macs
+
+
+def test_mmdet_is_found_whatever_was_built_before():
+    with DefaultScope.overwrite_default_scope("mmengine"):
+        backbone = find_source("mmdet:pvt-t").build(SIZE)
+    assert type(backbone).__module__.startswith("mmdet.")
 
 
 def test_mmdet_names_are_its_own_backbones():

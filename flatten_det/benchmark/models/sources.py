@@ -11,6 +11,7 @@ import torchvision
 from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
 from mmengine.hub import get_config
+from mmengine.registry import DefaultScope
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -88,7 +89,9 @@ def _build_mmdet(config: ConfigDict) -> nn.Module:
     config = ConfigDict(config, out_indices=(0, 1, 2, 3), init_cfg=None)
     if "frozen_stages" in config:
         config.frozen_stages = -1
-    return _without_drop_path(MODELS.build(config))
+    # Whatever was built before may have left another scope.
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        return _without_drop_path(MODELS.build(config))
 
 
 def _find_timm(name: str, model: str) -> Callable[[Size], nn.Module]:
