@@ -9,6 +9,7 @@ import torch
 from fixtures import make_ade20k_folder, make_cityscapes_folder, make_coco_folder
 from golden_values import Golden, load_golden
 from mmengine.logging import MessageHub, MMLogger
+from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
 from panoptic_fixture import add_panoptic_annotations
 
@@ -26,10 +27,11 @@ def forget_named_instances() -> Iterator[None]:
     """A later run of the same name must not write into this test's folder, which is gone by then.
 
     mmengine keeps its visualizers, loggers and message hubs by name for as long as the process
-    lives, and pytest gives the names of removed folders to later tests.
+    lives, and pytest gives the names of removed folders to later tests. It keeps the scope of registries
+    too, by which a test could depend on the one that ran before.
     """
     yield
-    kinds = [Visualizer, MessageHub, MMLogger]
+    kinds = [Visualizer, MessageHub, MMLogger, DefaultScope]
     for kind in kinds:
         kind._instance_dict.clear()
         kinds.extend(kind.__subclasses__())
