@@ -9,7 +9,7 @@ import pytest
 from mmcv import _ext
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.registry import DATASETS
+from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner import Runner
 from panopticapi.utils import rgb2id
 from shrink import CONFIGS, shrunk
@@ -110,6 +110,7 @@ def test_losses_are_finite_and_fall(name, iterations, data_root, tmp_path):
 def test_panoptic_prediction_as_files(least_score, data_root, tmp_path):
     cfg = on_shapes(PANOPTIC, data_root, tmp_path, 1)
     cfg.model.test_cfg.update(object_mask_thr=least_score, iou_thr=0.0)
+    init_default_scope("mmdet")
     DATASETS.build(cfg.val_dataloader.dataset)
     infer(cfg, None, [str(data_root / "val" / "images")], str(tmp_path), "cpu", 0.3, batch_size=2)
     found = sorted((tmp_path / "preds").glob("*.json"))
