@@ -84,6 +84,23 @@ def workspace(folder: Path) -> Path:
     return folder
 
 
+def few_images(number: int) -> list[str]:
+    """Options for so many rendered images, in training and validation."""
+    return [
+        f"{split}_dataloader.dataset.num_images.{part}={number}"
+        for split in ("train", "val", "test")
+        for part in ("train", "val")
+    ]
+
+
+def save_random_weights(config: str, checkpoint: Path) -> None:
+    """What a training of a README config leaves would take minutes."""
+    cfg = Config.fromfile(ROOT / config)
+    init_default_scope(cfg.default_scope)
+    checkpoint.parent.mkdir(parents=True)
+    torch.save({"state_dict": MODELS.build(cfg.model).state_dict()}, checkpoint)
+
+
 def run(command: str, cwd: Path, *more: str) -> str:
     """Run a README command in this Python and return what it printed."""
     words = shlex.split(command.removeprefix("pip install uv && "))
@@ -157,13 +174,9 @@ def test_weights_command(command, tmp_path):
 
 @pytest.mark.parametrize("command", ON_LARGE_IMAGES)
 def test_large_images(command, tmp_path):
-    """With random weights: what the quickstarts leave takes minutes."""
     cwd = workspace(tmp_path)
     config, checkpoint, image = command.split()[3:6]
-    cfg = Config.fromfile(ROOT / config)
-    init_default_scope(cfg.default_scope)
-    (cwd / checkpoint).parent.mkdir(parents=True)
-    torch.save({"state_dict": MODELS.build(cfg.model).state_dict()}, cwd / checkpoint)
+    save_random_weights(config, cwd / checkpoint)
     cv2.imwrite(str(cwd / image), np.zeros((300, 500, 3), np.uint8))
     run(command, cwd)
     prediction = json.loads((cwd / "outputs" / "preds" / "my_large_image.json").read_text())
@@ -174,11 +187,7 @@ def test_large_images(command, tmp_path):
 def test_mixed_sizes(tmp_path):
     """A short training, whose checkpoint goes by the name of the full one."""
     cwd = workspace(tmp_path)
-    few = [
-        f"{split}_dataloader.dataset.num_images.{part}=16"
-        for split in ("train", "val", "test")
-        for part in ("train", "val")
-    ]
+    few = few_images(16)
     few.append("model.test_cfg.score_thr=0.0")  # It has learned nothing that it could be sure of.
     train, test = ON_MIXED_SIZES
     short = ("train_cfg.max_iters=4", "train_cfg.val_interval=4")
@@ -313,10 +322,7 @@ def test_analysis(command, tmp_path):
     cv2.imwrite(str(folder / "0.png"), np.eye(64, dtype=np.uint8) * 255)
     words = command.split()
     if words[3].startswith("configs/"):
-        cfg = Config.fromfile(ROOT / words[3])
-        init_default_scope(cfg.default_scope)
-        (cwd / words[4]).parent.mkdir(parents=True)
-        torch.save({"state_dict": MODELS.build(cfg.model).state_dict()}, cwd / words[4])
+        save_random_weights(words[3], cwd / words[4])
     assert "the matrices give what the layers do" in run(command, cwd)
     out = cwd / words[words.index("--out-dir") + 1]
     assert {path.name for path in out.iterdir()} == {"0", "analysis.json", "statistics.png"}
@@ -327,11 +333,7 @@ def test_analysis(command, tmp_path):
 def test_ablation(tmp_path):
     """Of the default grid's size, with trainings of two iterations."""
     cwd = workspace(tmp_path)
-    few = [
-        f"{split}_dataloader.dataset.num_images.{part}=8"
-        for split in ("train", "val", "test")
-        for part in ("train", "val")
-    ]
+    few = few_images(8)
     short = ("train_cfg.max_iters=2", "train_cfg.val_interval=2")
     printed = run(ABLATE, cwd, "--cfg-options", *few, *short)
     content = json.loads((cwd / "work_dirs" / "ablation" / "ablation.json").read_text())

@@ -5,9 +5,11 @@ kernels after strides of 4 and 8, the neck and the head together see 68 px. The 
 batch norms, as a group norm's mean over the map would carry the legend to every pixel.
 """
 
-_base_ = ["mmseg::_base_/models/fpn_r50.py", "mmseg::_base_/default_runtime.py"]
-
-custom_imports = dict(imports=["flatten_det"], allow_failed_imports=False)
+_base_ = [
+    "mmseg::_base_/models/fpn_r50.py",
+    "mmseg::_base_/default_runtime.py",
+    "../../quickstart/_base_/nano.py",
+]
 
 num_classes = 2  # A colour of the legend each; their names are the first ones of Shapes.
 # The lowest 40 of 128 rows hold the objects, each below one of eight columns of the legend.
@@ -27,19 +29,10 @@ model = dict(
     data_preprocessor=dict(size=None, size_divisor=32),
     pretrained=None,
     backbone=dict(
-        _delete_=True,
-        type="FLattenPVT",
-        arch=dict(
-            embed_dims=(32, 64, 128, 256),
-            num_heads=(1, 2, 4, 8),
-            mlp_ratios=(4, 4, 4, 4),
-            depths=(1, 1, 1, 1),
-            sr_ratios=(1, 1, 1, 1),
-        ),
+        _base_.nano_backbone,
+        arch=dict(_base_.nano_backbone.arch, depths=(1, 1, 1, 1), sr_ratios=(1, 1, 1, 1)),
         out_indices=(0, 1),
         pretrain_img_size=(128, 64),
-        # From random weights, layers this narrow start faster from Xavier's variance than from 0.02.
-        init_cfg=dict(type="Xavier", layer="Linear", distribution="uniform"),
     ),
     neck=dict(in_channels=[32, 64], out_channels=32, num_outs=2, norm_cfg=dict(type="BN")),
     decode_head=dict(
@@ -79,25 +72,9 @@ val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])
 test_evaluator = val_evaluator
 
 max_iters = 2000
-optim_wrapper = dict(
-    type="OptimWrapper",
-    optimizer=dict(type="AdamW", lr=3e-3, betas=(0.9, 0.97), weight_decay=0.05),
-    clip_grad=dict(max_norm=10.0),
-    paramwise_cfg=dict(
-        custom_keys={
-            "norm": dict(decay_mult=0.0),
-            "pos_embed": dict(decay_mult=0.0),
-            "positional_encoding": dict(decay_mult=0.0),
-        }
-    ),
-)
-param_scheduler = [
-    dict(type="LinearLR", start_factor=0.01, begin=0, end=50, by_epoch=False),
-    dict(type="CosineAnnealingLR", eta_min=1e-6, begin=50, end=max_iters, by_epoch=False),
-]
-train_cfg = dict(type="IterBasedTrainLoop", max_iters=max_iters, val_interval=max_iters)
-val_cfg = dict(type="ValLoop")
-test_cfg = dict(type="TestLoop")
+optim_wrapper = dict(optimizer=dict(lr=3e-3))
+param_scheduler = [_base_.param_scheduler[0], dict(_base_.param_scheduler[1], end=max_iters)]
+train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 default_hooks = dict(
     timer=dict(type="IterTimerHook"),
     logger=dict(type="LoggerHook", interval=50, log_metric_by_epoch=False),
@@ -106,4 +83,3 @@ default_hooks = dict(
     sampler_seed=dict(type="DistSamplerSeedHook"),
 )
 log_processor = dict(by_epoch=False)
-randomness = dict(seed=0)
