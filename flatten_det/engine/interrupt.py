@@ -17,7 +17,7 @@ from .resume import is_complete
 from .worker_signals import SurviveSigterm
 
 CHECKPOINT_NAME = "interrupted.pth"
-_NAMES = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated (SIGTERM)"}
+SIGNAL_NAMES = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated (SIGTERM)"}
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -50,6 +50,8 @@ class InterruptHook(Hook):
     ranks_agree_every = 5
     # torchrun passes on the Ctrl-C that the terminal has already sent to the ranks.
     same_keypress_s = 1.0
+    # Where one process watches over several trainings, the terminal and a second Ctrl-C are its own.
+    supervised = False
 
     def __init__(self) -> None:
         self._signal: int = 0
@@ -105,11 +107,17 @@ class InterruptHook(Hook):
         if not self._signal:
             self._signal = number
             self._requested_at = now
+            if self.supervised:
+                return
             hint = "; Ctrl-C again quits at once, without one" if number == signal.SIGINT else ""
             # Not by print, which a signal may have interrupted.
-            message = f"\n{_NAMES[number]}: saving a checkpoint after this iteration{hint}\n"
+            message = f"\n{SIGNAL_NAMES[number]}: saving a checkpoint after this iteration{hint}\n"
             os.write(2, message.encode())
-        elif number == signal.SIGINT and now - self._requested_at > self.same_keypress_s:
+        elif (
+            number == signal.SIGINT
+            and now - self._requested_at > self.same_keypress_s
+            and not self.supervised
+        ):
             raise TrainingInterrupted("interrupted at once, without a new checkpoint")
 
     def _agreed_signal(self, step: int = 0) -> int:
@@ -137,6 +145,6 @@ class InterruptHook(Hook):
             write_atomically(path.with_name("last_checkpoint"), str(path).encode())
         stopped = TrainingPreempted if number == signal.SIGTERM else TrainingInterrupted
         raise stopped(
-            f"{_NAMES[number]} after iteration {runner.iter}, saved {path}; "
+            f"{SIGNAL_NAMES[number]} after iteration {runner.iter}, saved {path}; "
             "to continue, repeat the command with --resume"
         )
