@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
 from flatten_det.ablation.grid import DEFAULT_SEEDS, DEFAULT_VARIANTS, known_variants, make_grid
+from flatten_det.ablation.jobs import finish_all
 from flatten_det.ablation.levels import known_levels
 from flatten_det.ablation.report import save
-from flatten_det.ablation.run import Finished, Run, finish_all
+from flatten_det.ablation.run import Finished, Run
 from flatten_det.benchmark.tables import make_console
 from flatten_det.engine.cli import add_common_options, run_tool, use_matplotlib_without_display
 from flatten_det.engine.errors import UserError
@@ -41,6 +42,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--baseline", help="variant that the others are compared with (default: the first)"
     )
+    parser.add_argument(
+        "--jobs",
+        type=_jobs,
+        default=1,
+        metavar="N",
+        help="runs trained at a time, with an equal share of the CPU cores each; they share the GPU, if "
+        "there is one (default: 1)",
+    )
     parser.add_argument("--metric", default="mIoU", help="of the validation (default: mIoU)")
     parser.add_argument(
         "--out",
@@ -55,6 +64,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def _jobs(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: give a number of runs, at least 1")
+    return int(text)
+
+
 def run(args: argparse.Namespace) -> None:
     """Train what is left to train, and write the comparison after every run."""
     use_matplotlib_without_display()
@@ -64,26 +79,34 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"--baseline {baseline}: not among the variants ({', '.join(names)})")
     runs = make_grid(args.variants, args.seeds, CONFIGS, args.out, args.cfg_options)
     levels = known_levels(runs[0].cfg, args.metric)
-    numbers = {(run.variant, run.seed): number for number, run in enumerate(runs)}
+    numbers = {run.name: number for number, run in enumerate(runs, start=1)}
+    iterations: dict[str, int] = {}
+    totals: dict[str, int] = {}
     table = ""
     columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=None)
 
         def advance(run: Run, done: int, total: int) -> None:
-            number = numbers[run.variant, run.seed]
+            iterations[run.name], totals[run.name] = done, total
+            description = f"{run.name} ({numbers[run.name]} of {len(runs)})"
+            if args.jobs > 1:
+                trained = sum(iterations[name] == totals[name] for name in totals)
+                description = f"{trained} of {len(runs)} trained"
+            # Runs that have not begun yet are taken to be as long as this one.
+            rest = total * (len(runs) - len(totals))
             progress.update(
                 task,
-                total=total * len(runs),
-                completed=total * number + done,
-                description=f"{run.variant}, seed {run.seed} ({number + 1} of {len(runs)})",
+                total=sum(totals.values()) + rest,
+                completed=sum(iterations.values()),
+                description=description,
             )
 
         def report(outcomes: list[Finished]) -> None:
             nonlocal table
             table = save(outcomes, args.metric, baseline, args.out, args.command, levels)
 
-        finish_all(runs, advance, report)
+        finish_all(runs, advance, report, args.jobs)
     console = make_console()
     console.print(table, highlight=False, markup=False, soft_wrap=True)
     for name, value in levels.items():

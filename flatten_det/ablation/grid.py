@@ -34,6 +34,11 @@ class Run:
     cfg: Config
 
     @property
+    def name(self) -> str:
+        """For messages."""
+        return f"{self.variant}, seed {self.seed}"
+
+    @property
     def fingerprint(self) -> str:
         """Tells configs apart that give other results; the place of the files is no part of it."""
         content = self.cfg.to_dict()

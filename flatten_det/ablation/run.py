@@ -1,11 +1,11 @@
-"""Train the runs of a grid; what is finished is kept, what was stopped goes on."""
+"""Train a run of a grid; what is finished is kept, what was stopped goes on."""
 
 import contextlib
 import copy
 import io
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from mmengine.hooks import Hook
@@ -20,6 +20,7 @@ from ..engine.train import train
 from .grid import Run
 
 RECORD = "run.json"
+TO_CONTINUE = "; to continue, repeat the command"
 Advance = Callable[[Run, int, int], object]
 
 
@@ -78,13 +79,14 @@ def finish(run: Run, advance: Advance = lambda run, done, total: None) -> Finish
 
     Args:
         run: of the grid.
-        advance: called with the run, its iterations so far and in all.
+        advance: called with the run, its iterations so far and in all, for a finished one as well.
 
     Raises:
         UserError: The folder holds a run of another config, or the training cannot go on.
         TrainingInterrupted: by Ctrl-C or SIGTERM; its message says how to go on.
     """
     if finished := read_finished(run):
+        advance(run, finished.iterations, finished.iterations)
         return finished
     spent = _read_record(run).get("seconds", 0.0)
     record = {"fingerprint": run.fingerprint, "seconds": spent, "finished": None}
@@ -104,9 +106,7 @@ def finish(run: Run, advance: Advance = lambda run, done, total: None) -> Finish
             train(cfg, hooks=[watch])
     except TrainingInterrupted as stopped:
         reason = str(stopped).split("; to continue")[0]
-        raise type(stopped)(
-            f"{run.variant}, seed {run.seed}: {reason}; to continue, repeat the command"
-        ) from stopped
+        raise type(stopped)(f"{run.name}: {reason}{TO_CONTINUE}") from stopped
     finally:
         record["seconds"] = spent + time.monotonic() - start
         write_json(record, run.folder / RECORD)
@@ -120,31 +120,6 @@ def finish(run: Run, advance: Advance = lambda run, done, total: None) -> Finish
     )
     write_json(record | {"finished": asdict(finished)}, run.folder / RECORD)
     return finished
-
-
-def finish_all(
-    runs: Sequence[Run],
-    advance: Advance = lambda run, done, total: None,
-    each: Callable[[list[Finished]], object] = lambda outcomes: None,
-) -> list[Finished]:
-    """The outcomes of all runs, trained one after the other.
-
-    Args:
-        runs: of the grid.
-        advance: see :func:`finish`.
-        each: called with the outcomes so far after every run.
-
-    Raises:
-        UserError, TrainingInterrupted: see :func:`finish`. Folders of other configs are found before the
-            first training.
-    """
-    for run in runs:
-        read_finished(run)
-    outcomes = []
-    for run in runs:
-        outcomes.append(finish(run, advance))
-        each(outcomes)
-    return outcomes
 
 
 def _read_record(run: Run) -> dict:
