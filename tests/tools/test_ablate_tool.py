@@ -5,10 +5,25 @@ import os
 import signal
 
 import pytest
+import torch
 from PIL import Image
 from tool_modules import load_tool
 
 from flatten_det.ablation import run as run_module
+
+NOTE_PROCESS = """
+import os
+import torch
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+@HOOKS.register_module()
+class NoteProcess(Hook):
+    def before_train(self, runner):
+        with open(os.path.join(runner.work_dir, "process.txt"), "w") as file:
+            file.write(f"{os.getpid()} {torch.get_num_threads()}")
+"""
+VARIANTS = ("p1-k0", "p3-k5")
 
 
 @pytest.fixture(scope="module")
@@ -21,8 +36,7 @@ def data(tmp_path_factory):
     return tmp_path_factory.mktemp("legend") / "shapes"
 
 
-@pytest.fixture
-def arguments(data, tmp_path):
+def _arguments(data, out, *variants):
     """Two variants, one seed, and options that make a training one of two iterations."""
     options = [
         f"{loader}.dataset.{key}={value}"
@@ -34,10 +48,23 @@ def arguments(data, tmp_path):
         }.items()
     ]
     return [
-        *("--variants", "p1-k0", "p3-k5", "--out", str(tmp_path / "out"), "--seeds", "0"),
+        *("--variants", *(variants or VARIANTS), "--out", str(out), "--seeds", "0"),
         *("--cfg-options", *options, "train_dataloader.batch_size=2"),
         *("train_cfg.max_iters=2", "train_cfg.val_interval=2"),
     ]
+
+
+@pytest.fixture
+def arguments(data, tmp_path):
+    return _arguments(data, tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def finished_grid(tool, data, tmp_path_factory):
+    """Folder of a grid that was trained in this process, to be read only."""
+    out = tmp_path_factory.mktemp("finished") / "out"
+    assert tool.main(_arguments(data, out)) == 0
+    return out
 
 
 def _records(out):
@@ -107,10 +134,54 @@ def test_interrupted_and_gone_on(tool, arguments, tmp_path, capsys, monkeypatch,
     assert finished["seconds"] > spent
 
 
-def test_a_folder_of_other_options_is_left_alone(tool, arguments, capsys):
-    assert tool.main(arguments) == 0
+def test_a_folder_of_other_options_is_left_alone(tool, data, finished_grid, capsys):
+    arguments = _arguments(data, finished_grid)
     assert tool.main([*arguments, "optim_wrapper.optimizer.lr=0.1"]) == 2
     assert "holds a run with another config" in capsys.readouterr().err
+
+
+def test_two_runs_side_by_side(tool, data, finished_grid, tmp_path, monkeypatch, capsys):
+    """The second variant is a config file of one's own, whose module the other process must import."""
+    config = tmp_path / "own.py"
+    config.write_text(
+        f"_base_ = {str(tool.CONFIGS / 'p3-k5.py')!r}\n"
+        "custom_imports = dict(imports=['own_hooks'], allow_failed_imports=False)\n"
+        "custom_hooks = [dict(type='NoteProcess')]\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "own_hooks.py").write_text(NOTE_PROCESS)
+    bars = []
+    update = tool.Progress.update
+    monkeypatch.setattr(
+        tool.Progress,
+        "update",
+        lambda self, task, **fields: bars.append(fields) or update(self, task, **fields),
+    )
+    out = tmp_path / "out"
+    assert tool.main(["--jobs", "2", *_arguments(data, out, "p1-k0", str(config))]) == 0
+    content = json.loads((out / "ablation.json").read_text())
+    expected = json.loads((finished_grid / "ablation.json").read_text())
+    assert [run["variant"] for run in content["runs"]] == ["p1-k0", "own"]
+    assert [v["variant"] for v in content["variants"]] == ["p1-k0", "own"]
+    for run, alone in zip(content["runs"], expected["runs"], strict=True):
+        assert run["metrics"] == pytest.approx(alone["metrics"], abs=0.5, nan_ok=True)
+        assert run["iterations"] == 2
+        assert run["parameters"] == alone["parameters"]
+        assert (
+            json.loads((out / run["variant"] / "seed0" / "run.json").read_text())["finished"] == run
+        )
+    pid, threads = map(int, (out / "own" / "seed0" / "process.txt").read_text().split())
+    assert pid != os.getpid()
+    assert threads == max(1, torch.get_num_threads() // 2)
+    assert bars[-1] == {"total": 4, "completed": 4, "description": "2 of 2 trained"}
+    assert "| own |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "two"])
+def test_jobs_is_a_number_of_runs(tool, number, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        tool.main([f"--jobs={number}"])
+    assert f"argument --jobs: {number}: give a number of runs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

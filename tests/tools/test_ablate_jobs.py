@@ -1,0 +1,157 @@
+"""``tools/ablate.py --jobs 2`` in a process of its own that is interrupted, or killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+TOOL = Path(__file__).parents[2] / "tools" / "ablate.py"
+ITERATIONS = 300
+VARIANTS = ("p1-k0", "p3-k0")
+
+
+@pytest.fixture
+def command(tmp_path):
+    """Two runs of some seconds each."""
+    options = [
+        f"{loader}.dataset.{key}={value}"
+        for loader in ("train_dataloader", "val_dataloader", "test_dataloader")
+        for key, value in {
+            "data_root": tmp_path / "data",
+            "num_images.train": 4,
+            "num_images.val": 4,
+        }.items()
+    ]
+    return [
+        *(sys.executable, str(TOOL), "--jobs", "2", "--variants", *VARIANTS, "--seeds", "0"),
+        *("--out", str(tmp_path / "out"), "--cfg-options", *options),
+        *("train_dataloader.batch_size=2", "default_hooks.logger.interval=1"),
+        *(f"train_cfg.max_iters={ITERATIONS}", f"train_cfg.val_interval={ITERATIONS}"),
+    ]
+
+
+@pytest.fixture
+def start(command):
+    """Starts the tool, in a process group of its own; what is left of it in the end is killed."""
+    started = []
+
+    def start() -> subprocess.Popen:
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        for pid in _group(process):
+            os.kill(pid, signal.SIGKILL)
+        process.wait()
+
+
+def _group(process: subprocess.Popen) -> list[int]:
+    """The living processes of its group."""
+    living = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, group, *_ = stat.read_text().rsplit(")", 1)[1].split()
+        except OSError:  # It has just ended.
+            continue
+        if int(group) == process.pid and state not in "ZX":
+            living.append(int(stat.parent.name))
+    return living
+
+
+def _steps(out: Path, variant: str) -> list[int]:
+    """Iterations that were logged, in all parts of the training."""
+    files = sorted((out / variant).rglob("vis_data/scalars.json"))
+    lines = [line for file in files for line in file.read_text().splitlines()]
+    return [json.loads(line)["iter"] for line in lines if '"loss"' in line]
+
+
+def _wait(process: subprocess.Popen, condition) -> None:
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+
+
+def _wait_for_end_of_group(process: subprocess.Popen, patience: float = 5) -> None:
+    # The one of multiprocessing that cleans up ends a moment after the others.
+    end = time.monotonic() + patience
+    while living := _group(process):
+        assert time.monotonic() < end, [Path(f"/proc/{pid}/cmdline").read_text() for pid in living]
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("send", "number", "code", "name"),
+    [
+        (os.kill, signal.SIGINT, 130, "interrupted"),
+        (os.kill, signal.SIGTERM, 0, "terminated (SIGTERM)"),
+        (os.killpg, signal.SIGINT, 130, "interrupted"),
+        (os.killpg, signal.SIGTERM, 0, "terminated (SIGTERM)"),
+    ],
+    ids=["SIGINT to the parent", "SIGTERM to the parent", "Ctrl-C", "SIGTERM to all"],
+)
+def test_stop_and_go_on(start, tmp_path, send, number, code, name):
+    out = tmp_path / "out"
+    process = start()
+    _wait(process, lambda: all(len(_steps(out, variant)) > 2 for variant in VARIANTS))
+    send(process.pid, number)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == code, errors
+    assert "Traceback" not in errors
+    _wait_for_end_of_group(process)
+    lines = errors.strip().splitlines()[-2:]
+    assert lines[-1].endswith("; to continue, repeat the command")
+    stopped_at = {}
+    for variant, line in zip(VARIANTS, sorted(lines), strict=True):
+        saved = out / variant / "seed0" / "interrupted.pth"
+        start_of_line, rest = line.split(", saved ")
+        assert rest.removesuffix("; to continue, repeat the command") == str(saved)
+        assert saved.exists()
+        assert start_of_line.startswith(f"{variant}, seed 0: {name} after iteration ")
+        stopped_at[variant] = int(start_of_line.rsplit(" ", 1)[1])
+
+    process = start()
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    for variant in VARIANTS:
+        assert 2 < stopped_at[variant] < ITERATIONS
+        assert _steps(out, variant) == list(range(1, ITERATIONS + 1))
+    assert len(json.loads((out / "ablation.json").read_text())["runs"]) == 2
+
+
+@pytest.mark.slow
+def test_stop_of_processes_that_import(start):
+    process = start()
+    # The tool's own, that of multiprocessing which cleans up, and two that have just begun.
+    _wait(process, lambda: len(_group(process)) == 4)
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGINT)
+    sent = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - sent < 5
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert errors.splitlines()[-1] == "interrupted; to continue, repeat the command"
+    _wait_for_end_of_group(process)
+
+
+@pytest.mark.slow
+def test_kill_9_leaves_checkpoints_and_no_process(start, tmp_path):
+    out = tmp_path / "out"
+    process = start()
+    _wait(process, lambda: all(len(_steps(out, variant)) > 2 for variant in VARIANTS))
+    process.kill()
+    _wait_for_end_of_group(process, patience=60)
+    for variant in VARIANTS:
+        assert (out / variant / "seed0" / "interrupted.pth").exists()
+        assert len(_steps(out, variant)) < ITERATIONS
