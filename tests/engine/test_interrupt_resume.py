@@ -243,6 +243,16 @@ def test_signal_passed_on_by_torchrun_counts_as_the_same_keypress():
     hook._on_signal(signal.SIGINT, None)
 
 
+def test_a_supervised_training_says_nothing_and_saves_even_if_ctrl_c_comes_again(capfd):
+    hook = InterruptHook()
+    hook.supervised, hook.same_keypress_s = True, 0.0
+    hook._on_signal(signal.SIGINT, None)
+    hook._requested_at -= 1
+    hook._on_signal(signal.SIGINT, None)
+    assert capfd.readouterr().err == ""
+    assert hook._agreed_signal() == signal.SIGINT
+
+
 def test_forked_workers_ignore_the_signal(capfd):
     hook = InterruptHook()
     hook._pid = os.getpid() + 1
