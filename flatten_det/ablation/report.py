@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 
 from ..benchmark.report import write_json, write_text
 from ..benchmark.tables import make_markdown, number
@@ -28,7 +29,8 @@ class Summary:
 
     Attributes:
         variant: name.
-        values: seed -> metric.
+        values: seed -> metric at the end.
+        curve: ``(iteration, metric)``, the mean over the seeds of validations that all of them have.
         mean, deviation: of the values; see :func:`~.statistics.mean_and_deviation`.
         paired: compared with the baseline; None for the baseline itself.
         parameters: of the model.
@@ -37,6 +39,7 @@ class Summary:
 
     variant: str
     values: dict[int, float]
+    curve: tuple[tuple[int, float], ...]
     mean: float
     deviation: float | None
     paired: Paired | None
@@ -65,6 +68,7 @@ def summarize(outcomes: Sequence[Finished], metric: str, baseline: str) -> list[
             Summary(
                 variant,
                 of_seeds,
+                _curve(own, metric),
                 *mean_and_deviation(list(of_seeds.values())),
                 paired,
                 own[0].parameters,
@@ -72,6 +76,18 @@ def summarize(outcomes: Sequence[Finished], metric: str, baseline: str) -> list[
             )
         )
     return summaries
+
+
+def _curve(runs: Sequence[Finished], metric: str) -> tuple[tuple[int, float], ...]:
+    values: dict[int, list[float]] = {}
+    for run in runs:
+        for validation in run.validations:
+            values.setdefault(validation.iteration, []).append(validation.metrics[metric])
+    return tuple(
+        (iteration, fmean(of_runs))
+        for iteration, of_runs in sorted(values.items())
+        if len(of_runs) == len(runs)
+    )
 
 
 def make_table(summaries: Sequence[Summary], metric: str, baseline: str) -> str:

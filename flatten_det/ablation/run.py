@@ -5,7 +5,7 @@ import copy
 import io
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from mmengine.hooks import Hook
@@ -25,12 +25,25 @@ Advance = Callable[[Run, int, int], object]
 
 
 @dataclass(frozen=True)
+class Validation:
+    """What a validation gave.
+
+    Attributes:
+        iteration: after which it took place.
+        metrics: by name.
+    """
+
+    iteration: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Finished:
     """The outcome of a run.
 
     Attributes:
         variant, seed: of the run.
-        metrics: of the last validation, by name.
+        validations: in their order; the last one is at the end of the training.
         iterations: of the whole training.
         parameters: of the model.
         seconds: of the training, all its parts together.
@@ -38,18 +51,34 @@ class Finished:
 
     variant: str
     seed: int
-    metrics: dict[str, float]
+    validations: tuple[Validation, ...]
     iterations: int
     parameters: int
     seconds: float
 
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Of the last validation, by name."""
+        return self.validations[-1].metrics
+
 
 class _Watch(Hook):
-    """Notes what the outcome consists of, and tells how far the training is."""
+    """Notes what the outcome consists of, and tells how far the training is.
 
-    def __init__(self, advance: Callable[[int, int], object]) -> None:
-        self._advance = advance
-        self.metrics: dict[str, float] = {}
+    Args:
+        advance: called with the iterations so far and in all.
+        validations: of the training so far; new ones are added.
+        keep: called after each of them.
+    """
+
+    def __init__(
+        self,
+        advance: Callable[[int, int], object],
+        validations: Sequence[Validation],
+        keep: Callable[[], object],
+    ) -> None:
+        self._advance, self._keep = advance, keep
+        self.validations = tuple(validations)
         self.iterations = self.parameters = 0
 
     def before_train(self, runner: Runner) -> None:
@@ -61,7 +90,11 @@ class _Watch(Hook):
         self._advance(runner.iter + 1, runner.max_iters)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        self.metrics = {name: float(value) for name, value in (metrics or {}).items()}
+        values = {name: float(value) for name, value in (metrics or {}).items()}
+        # A training goes on from its last checkpoint: what came after that comes again.
+        earlier = (v for v in self.validations if v.iteration < runner.iter)
+        self.validations = (*earlier, Validation(runner.iter, values))
+        self._keep()
 
 
 def read_finished(run: Run) -> Finished | None:
@@ -71,7 +104,7 @@ def read_finished(run: Run) -> Finished | None:
         UserError: The folder holds a run of another config.
     """
     record = _read_record(run)
-    return Finished(**record["finished"]) if record.get("finished") else None
+    return _finished(run, record) if record["finished"] else None
 
 
 def finish(run: Run, advance: Advance = lambda run, done, total: None) -> Finished:
@@ -88,8 +121,8 @@ def finish(run: Run, advance: Advance = lambda run, done, total: None) -> Finish
     if finished := read_finished(run):
         advance(run, finished.iterations, finished.iterations)
         return finished
-    spent = _read_record(run).get("seconds", 0.0)
-    record = {"fingerprint": run.fingerprint, "seconds": spent, "finished": None}
+    record = _read_record(run)
+    spent = record["seconds"]
     write_json(record, run.folder / RECORD)
     cfg = copy.deepcopy(run.cfg)
     if "visualizer" in cfg:
@@ -98,8 +131,14 @@ def finish(run: Run, advance: Advance = lambda run, done, total: None) -> Finish
         cfg.visualizer.name = cfg.experiment_name
     with contextlib.suppress(NoCheckpointError):
         resume_from(cfg, "auto")
-    watch = _Watch(lambda done, total: advance(run, done, total))
     start = time.monotonic()
+
+    def keep() -> None:
+        record["seconds"] = spent + time.monotonic() - start
+        record["validations"] = [asdict(validation) for validation in watch.validations]
+        write_json(record, run.folder / RECORD)
+
+    watch = _Watch(lambda done, total: advance(run, done, total), _validations(record), keep)
     try:
         # The summary of each training is not for the terminal, which has the progress bar.
         with contextlib.redirect_stdout(io.StringIO()):
@@ -108,27 +147,41 @@ def finish(run: Run, advance: Advance = lambda run, done, total: None) -> Finish
         reason = str(stopped).split("; to continue")[0]
         raise type(stopped)(f"{run.name}: {reason}{TO_CONTINUE}") from stopped
     finally:
-        record["seconds"] = spent + time.monotonic() - start
-        write_json(record, run.folder / RECORD)
-    if not watch.metrics:
+        keep()
+    if not watch.validations or watch.validations[-1].iteration < watch.iterations:
         raise UserError(
             f"config of variant {run.variant} has no validation at its end: set train_cfg.val_interval "
             "to a divisor of its iterations"
         )
-    finished = Finished(
-        run.variant, run.seed, watch.metrics, watch.iterations, watch.parameters, record["seconds"]
+    record["finished"] = {"iterations": watch.iterations, "parameters": watch.parameters}
+    write_json(record, run.folder / RECORD)
+    return _finished(run, record)
+
+
+def _finished(run: Run, record: dict) -> Finished:
+    return Finished(
+        run.variant,
+        run.seed,
+        _validations(record),
+        seconds=record["seconds"],
+        **record["finished"],
     )
-    write_json(record | {"finished": asdict(finished)}, run.folder / RECORD)
-    return finished
+
+
+def _validations(record: dict) -> tuple[Validation, ...]:
+    return tuple(Validation(**validation) for validation in record["validations"])
 
 
 def _read_record(run: Run) -> dict:
     path = run.folder / RECORD
+    new = {"fingerprint": run.fingerprint, "seconds": 0.0, "validations": [], "finished": None}
     try:
         record = json.loads(path.read_text())
         found = record["fingerprint"]
+        if record.keys() != new.keys():
+            raise KeyError
     except FileNotFoundError:
-        return {}
+        return new
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is damaged: remove the folder {run.folder} to train anew"

@@ -1,15 +1,24 @@
 """Table and figure of outcomes that are made up."""
 
+from dataclasses import replace
+
 import pytest
 from matplotlib.figure import Figure
 
 from flatten_det.ablation.figure import draw
 from flatten_det.ablation.report import make_table, summarize
-from flatten_det.ablation.run import Finished
+from flatten_det.ablation.run import Finished, Validation
 from flatten_det.engine.errors import UserError
 
 OUTCOMES = [
-    Finished(variant, seed, {"mIoU": value}, 900, 1000, 120.0)
+    Finished(
+        variant,
+        seed,
+        (Validation(450, {"mIoU": value / 2}), Validation(900, {"mIoU": value})),
+        900,
+        1000,
+        120.0,
+    )
     for variant, values in {"p1-k0": (10, 20, 30), "p3-k5": (11, 22, 33)}.items()
     for seed, value in enumerate(values)
 ]
@@ -30,16 +39,36 @@ def test_an_unknown_metric_is_named():
         summarize(OUTCOMES, "AP", "p1-k0")
 
 
-def test_the_figure_shows_every_run_and_level(tmp_path, monkeypatch):
+def _drawn(outcomes, tmp_path, monkeypatch) -> Figure:
     figures = []
     monkeypatch.setattr(Figure, "savefig", lambda self, *args, **others: figures.append(self))
-    draw(summarize(OUTCOMES, "mIoU", "p1-k0"), "mIoU", {"guessing": 5.0}, tmp_path / "figure.png")
+    draw(summarize(outcomes, "mIoU", "p1-k0"), "mIoU", {"guessing": 5.0}, tmp_path / "figure.png")
+    return figures[0]
 
-    (axes,) = figures[0].axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["p1-k0", "p3-k5"]
-    points = [tuple(point) for drawn in axes.collections for point in drawn.get_offsets()]
-    for row, values in enumerate([(10, 20, 30), (11, 22, 33)]):
-        assert {(value, row) for value in values} <= set(points)
-    assert any(set(line.get_xdata()) == {5.0} for line in axes.lines)
-    labels = [text.get_text() for text in figures[0].legends[0].get_texts()]
-    assert set(labels) == {"guessing", "one seed", "mean ± std"}
+
+def test_the_figure_shows_curves_runs_and_levels(tmp_path, monkeypatch):
+    figure = _drawn(OUTCOMES, tmp_path, monkeypatch)
+
+    curves, ends = figure.axes
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in curves.lines}
+    assert drawn["p1-k0"] == [[450, 10], [900, 20]]
+    assert drawn["p3-k5"] == [[450, 11], [900, 22]]
+    assert [label.get_text() for label in ends.get_xticklabels()] == ["p1-k0", "p3-k5"]
+    seeds = [c.get_offsets()[:, 1].tolist() for c in ends.collections if len(c.get_offsets()) == 3]
+    assert seeds == [[10, 20, 30], [11, 22, 33]]
+    for axes in (curves, ends):
+        assert any(set(line.get_ydata()) == {5.0} for line in axes.lines)
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["p1-k0", "p3-k5", "guessing"]
+
+
+def test_a_single_validation_makes_no_curve(tmp_path, monkeypatch):
+    outcomes = [replace(outcome, validations=outcome.validations[-1:]) for outcome in OUTCOMES]
+    (ends,) = _drawn(outcomes, tmp_path, monkeypatch).axes
+    assert ends.get_ylabel() == "mIoU"
+
+
+def test_curves_are_means_of_what_all_seeds_have():
+    interrupted = replace(OUTCOMES[0], validations=OUTCOMES[0].validations[1:])
+    (summary,) = summarize([interrupted, *OUTCOMES[1:3]], "mIoU", "p1-k0")
+    assert summary.curve == ((900, 20),)

@@ -14,7 +14,7 @@ from mmengine.config import Config
 from flatten_det.ablation import team, worker
 from flatten_det.ablation.grid import Run
 from flatten_det.ablation.jobs import finish_all
-from flatten_det.ablation.run import TO_CONTINUE, Finished
+from flatten_det.ablation.run import TO_CONTINUE, Finished, Validation
 from flatten_det.benchmark.report import write_text
 from flatten_det.engine.errors import UserError
 from flatten_det.engine.interrupt import InterruptHook, TrainingInterrupted, TrainingPreempted
@@ -46,7 +46,7 @@ def _play(run: Run, advance) -> Finished:
             kind = TrainingPreempted if hook._signal == signal.SIGTERM else TrainingInterrupted
             raise kind(f"{run.name}: saved{TO_CONTINUE}")
     advance(run, 2, 2)
-    return Finished(run.variant, run.seed, {"mIoU": 1.0}, 2, torch.get_num_threads(), 0.1)
+    return Finished(run.variant, run.seed, (Validation(2, {}),), 2, torch.get_num_threads(), 0.1)
 
 
 @pytest.fixture

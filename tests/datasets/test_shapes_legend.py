@@ -1,4 +1,4 @@
-"""Shapes with a legend: classes follow from the column above, and from nothing else."""
+"""Shapes with a legend: classes follow from the cell of the same hue, and from nothing else."""
 
 import itertools
 import json
@@ -8,46 +8,54 @@ import pytest
 
 from flatten_det.datasets.shapes.files import prepare_shapes
 from flatten_det.datasets.shapes.legend import guessing_iou
-from flatten_det.datasets.shapes.options import LEGEND_HEIGHT, PALETTE, ShapesOptions
+from flatten_det.datasets.shapes.options import LEGEND_HEIGHT, ShapesOptions
 from flatten_det.datasets.shapes.render import render
 
 LEGEND = {
     "image_size": (128, 64),
     "object_size": (10, 15),
     "objects_per_image": (2, 5),
-    "legend": (4, 2),
+    "legend": (2, 6),
+    "legend_classes": 3,
     "legend_distance": 72,
 }
 
 
-def _class_above(image: np.ndarray, column: int) -> int:
-    """What the legend above a column of pixels says, by its colour alone."""
-    seen = image[:LEGEND_HEIGHT, column].mean(axis=0)
-    return int(np.linalg.norm(np.float32([PALETTE[0], PALETTE[3]]) - seen, axis=1).argmin())
+def _chroma(colour: np.ndarray) -> np.ndarray:
+    """What of RGB ``(..., 3)`` is not grey."""
+    return colour - colour.mean(axis=-1, keepdims=True)
 
 
-def test_the_column_above_an_object_tells_its_class():
+def test_the_cell_of_an_objects_hue_tells_its_class():
     options = ShapesOptions(**LEGEND)
     seen = set()
-    for index in range(60):
+    for index in range(80):
         drawn = render(options, "train", index)
+        legend = drawn.image[:LEGEND_HEIGHT].mean(axis=0)  # [W, 3]
+        # Without the pixels that lie in two cells.
+        jumps = np.linalg.norm(np.diff(_chroma(legend), axis=0), axis=1) > 25
+        assert 1 <= jumps.sum() <= 5
         for i, label in enumerate(drawn.labels):
-            rows, columns = np.nonzero(drawn.owner == i)
-            assert {_class_above(drawn.image, c) for c in np.unique(columns)} == {label}
-            assert rows.min() >= LEGEND_HEIGHT + 72
-            seen.add((columns.mean() // 16, int(label)))
-    # Every class occurs in every column.
-    assert seen == set(itertools.product(range(4), range(2)))
+            mask = drawn.owner == i
+            assert np.nonzero(mask)[0].min() >= LEGEND_HEIGHT + 72
+            colour = np.median(drawn.image[mask], axis=0)
+            distance = np.linalg.norm(_chroma(legend) - _chroma(colour), axis=1)
+            assert distance.min() < 15
+            # Three classes: 90, 130, 170.
+            assert round((legend[distance.argmin()].mean() - 90) / 40) == label
+            seen.add((int(distance.argmin() * 3 // 64), int(label)))
+    # Every class occurs everywhere in the legend.
+    assert seen == set(itertools.product(range(3), range(3)))
 
 
 def test_objects_and_their_surroundings_do_not_tell_the_class():
-    options = ShapesOptions(**LEGEND)
+    options = ShapesOptions(**{**LEGEND, "legend_classes": 2})
     looks, labels = [], []
     for index in range(250):
         drawn = render(options, "train", index)
-        below = drawn.image[LEGEND_HEIGHT:].astype(float)
-        # Grey and white only, but for the grain: its colours cancel over an image.
-        assert np.ptp(below.mean(axis=(0, 1))) < 1
+        around = drawn.image[LEGEND_HEIGHT : LEGEND_HEIGHT + 72].astype(float)
+        # Grey only, but for the grain: its colours cancel over an image.
+        assert np.ptp(around.mean(axis=(0, 1))) < 1
         for i, label in enumerate(drawn.labels):
             mask = drawn.owner == i
             looks.append(
@@ -105,7 +113,7 @@ def test_data_sets_without_a_legend_are_what_they_were(tmp_path):
 
 def test_options_of_a_legend_survive_json():
     options = ShapesOptions(**LEGEND)
-    assert options.as_dict()["legend"] == [4, 2]
+    assert options.as_dict()["legend"] == [2, 6]
     assert json.loads(json.dumps(options.as_dict())) == options.as_dict()
 
 
@@ -114,8 +122,10 @@ def test_options_of_a_legend_survive_json():
     [
         ({"legend": 4}, "legend must be two integers"),
         ({"legend": (1, 2)}, "legend must be at least 2"),
-        ({"legend": (4, 7)}, "at most 6"),
-        ({"legend": (5, 2)}, "5 columns of the legend with objects of 15 px"),
+        ({"legend": (4, 2)}, "legend is \\(smallest, largest\\), but 4 > 2"),
+        ({"legend": (2, 17)}, "17 cells of the legend need 68 px, but images are 64 px wide"),
+        ({"legend_classes": 7}, "legend_classes must be from 2 to 6, got 7"),
+        ({"legend_classes": 2.0}, "legend_classes must be from 2 to 6, got 2.0"),
         ({"legend_distance": -1}, "legend_distance must be a number of pixels"),
         ({"legend_distance": 100}, "need 131 px one below the other, but images are 128 px"),
         ({"legend": None}, "legend_distance without a legend"),

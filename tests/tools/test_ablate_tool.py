@@ -71,6 +71,10 @@ def _records(out):
     return {p.parent.parent.name: json.loads(p.read_text()) for p in out.glob("*/*/run.json")}
 
 
+def _final(run):
+    return run["validations"][-1]["metrics"]
+
+
 def test_a_tiny_grid(tool, arguments, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     assert tool.main(arguments) == 0
@@ -80,7 +84,7 @@ def test_a_tiny_grid(tool, arguments, tmp_path, capsys, monkeypatch):
     assert all(run["iterations"] == 2 and run["seconds"] > 0 for run in outcomes.values())
     # The convolutions: 25 weights and a bias for each of 32 channels, in two layers.
     assert outcomes["p3-k5"]["parameters"] - outcomes["p1-k0"]["parameters"] == 2 * 32 * 26
-    values = [outcomes[name]["metrics"]["mIoU"] for name in ("p1-k0", "p3-k5")]
+    values = [_final(outcomes[name])["mIoU"] for name in ("p1-k0", "p3-k5")]
     (paired,) = [v["paired"] for v in content["variants"] if v["paired"]]
     assert paired["difference"] == pytest.approx(values[1] - values[0])
     assert content["levels"]["guessing"] == pytest.approx(100 * (1 + 2 / 3) / 3)
@@ -92,7 +96,8 @@ def test_a_tiny_grid(tool, arguments, tmp_path, capsys, monkeypatch):
     for variant, outcome in outcomes.items():
         (scalars,) = (out / variant).rglob("vis_data/scalars.json")
         records = [json.loads(line) for line in scalars.read_text().splitlines()]
-        assert records[-1]["mIoU"] == pytest.approx(outcome["metrics"]["mIoU"])
+        assert records[-1]["mIoU"] == pytest.approx(_final(outcome)["mIoU"])
+        assert [v["iteration"] for v in outcome["validations"]] == [1, 2]
     # Repeated, nothing is trained again.
     monkeypatch.setattr(run_module, "train", None)
     assert tool.main(arguments) == 0
@@ -129,7 +134,7 @@ def test_interrupted_and_gone_on(tool, arguments, tmp_path, capsys, monkeypatch,
     monkeypatch.setattr(run_module, "train", resumed_train)
     assert tool.main(arguments) == 0
     assert seen == [(str(tmp_path / "out" / "p3-k5" / "seed0"), True)]
-    finished = _records(tmp_path / "out")["p3-k5"]["finished"]
+    record = _records(tmp_path / "out")["p3-k5"]
     assert finished["iterations"] == 2
     assert finished["seconds"] > spent
 

@@ -1,4 +1,4 @@
-"""The ablations' task, model and schedule: discs whose class a legend far away tells.
+"""The ablations' task, model and schedule: discs whose class a legend far away tells by their hue.
 
 Convolutions do not reach from the discs to the legend: their distance is 72 px or more, while 7x7
 kernels after strides of 4 and 8, the neck and the head together see 68 px. The norms of neck and head are
@@ -11,17 +11,19 @@ _base_ = [
     "../../quickstart/_base_/nano.py",
 ]
 
-num_classes = 2  # A colour of the legend each; their names are the first ones of Shapes.
-# The lowest 40 of 128 rows hold the objects, each below one of eight columns of the legend.
+num_classes = 2  # A brightness of the legend each; their names are the first ones of Shapes.
+# The lowest 40 of 128 rows hold the objects.
 shapes = dict(
     data_root="data/shapes-legend",
     image_size=(128, 64),
-    num_images=dict(train=3000, val=200),
-    object_size=(5, 7.9),
+    num_images=dict(train=3000, val=400),
+    object_size=(8, 12),
     objects_per_image=(6, 10),
     min_visible=0.9,
     texture_contrast=0.25,
-    legend=(8, num_classes),
+    # Two hues are soon told apart, and lead the way to sixteen.
+    legend=(2, 16),
+    legend_classes=num_classes,
     legend_distance=72,
     metainfo=dict(classes=("background", "circle", "ring")),
 )
@@ -74,7 +76,7 @@ test_evaluator = val_evaluator
 max_iters = 2000
 optim_wrapper = dict(optimizer=dict(lr=3e-3))
 param_scheduler = [_base_.param_scheduler[0], dict(_base_.param_scheduler[1], end=max_iters)]
-train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
+train_cfg = dict(max_iters=max_iters, val_interval=200)
 default_hooks = dict(
     timer=dict(type="IterTimerHook"),
     logger=dict(type="LoggerHook", interval=50, log_metric_by_epoch=False),

@@ -16,6 +16,7 @@ PALETTE = (
 )
 SPLITS = ("train", "val")
 LEGEND_HEIGHT = 16  # pixels
+_LEAST_CELL = 4  # pixels, the patch of a token of a backbone's first stage
 _NUM_IMAGES = {"train": 1500, "val": 200}
 
 
@@ -42,9 +43,10 @@ class ShapesOptions:
             so that this holds, hence nothing in an image is without annotation.
         texture_contrast: How far apart the two colours of a texture lie, from 0 (plain colours)
             to 1. Shapes on strong textures take much longer to learn.
-        legend: ``(columns, classes)`` of a legend along the top edge that says the class of all objects
-            below each of its columns, so that classes depend on what is far away; None: no legend. See
-            :mod:`~flatten_det.datasets.shapes.legend`.
+        legend: Smallest and largest number of cells of a legend along the top edge, which says the class
+            of all objects of the hue of each cell, so that classes depend on what is far away; None: no
+            legend. See :mod:`~flatten_det.datasets.shapes.legend`.
+        legend_classes: How many classes there are with a legend: the first ones of Shapes.
         legend_distance: Pixels between the legend and the nearest object at least.
 
     Raises:
@@ -59,6 +61,7 @@ class ShapesOptions:
     min_visible: float = 0.5
     texture_contrast: float = 1.0
     legend: Sequence[int] | None = None
+    legend_classes: int = 2
     legend_distance: float = 0.0
 
     def __post_init__(self):
@@ -72,6 +75,12 @@ class ShapesOptions:
             raise ValueError(
                 f"legend_distance must be a number of pixels >= 0, got {self.legend_distance!r}"
             )
+        if not _is_number(self.legend_classes, Integral) or not (
+            2 <= self.legend_classes <= len(CLASSES)
+        ):
+            raise ValueError(
+                f"legend_classes must be from 2 to {len(CLASSES)}, got {self.legend_classes!r}"
+            )
         normalised = {
             "image_size": _image_size(self.image_size),
             "num_images": _num_images(self.num_images),
@@ -82,7 +91,10 @@ class ShapesOptions:
             ),
             "min_visible": float(self.min_visible),
             "texture_contrast": float(self.texture_contrast),
-            "legend": _legend(self.legend),
+            "legend": None
+            if self.legend is None
+            else _pair("legend", self.legend, Integral, least=2, ascending=True),
+            "legend_classes": int(self.legend_classes),
             "legend_distance": float(self.legend_distance),
         }
         for name, value in normalised.items():
@@ -108,12 +120,10 @@ class ShapesOptions:
                 f"legend, legend_distance and object_size need {needed:g} px one below the other, but "
                 f"images are {height} px high: lower legend_distance or raise image_size"
             )
-        columns = self.legend[0]
-        if width // columns < self.object_size[1]:
+        if width // self.legend[1] < _LEAST_CELL:
             raise ValueError(
-                f"{columns} columns of the legend with objects of {self.object_size[1]:g} px need "
-                f"{columns * self.object_size[1]:g} px, but images are {width} px wide: lower legend or "
-                "object_size, or raise image_size"
+                f"{self.legend[1]} cells of the legend need {self.legend[1] * _LEAST_CELL} px, but images "
+                f"are {width} px wide: lower legend or raise image_size"
             )
 
     @property
@@ -138,7 +148,8 @@ class ShapesOptions:
         """The options as JSON would give them back, so that stored ones can be compared."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         if not self.legend:  # Folders from before there were legends stay as they are.
-            del values["legend"], values["legend_distance"]
+            for name in ("legend", "legend_classes", "legend_distance"):
+                del values[name]
         return {name: _lists(value) for name, value in values.items()}
 
 
@@ -181,15 +192,6 @@ def _image_size(value) -> tuple:
     if smallest[0] > largest[0] or smallest[1] > largest[1]:
         raise ValueError(f"image_size is (smallest, largest), but {smallest} > {largest}")
     return smallest, largest
-
-
-def _legend(value) -> tuple[int, int] | None:
-    if value is None:
-        return None
-    columns, classes = _pair("legend", value, Integral, least=2)
-    if classes > len(CLASSES):
-        raise ValueError(f"legend has columns and classes, at most {len(CLASSES)}, got {value!r}")
-    return columns, classes
 
 
 def _num_images(value) -> dict[str, int]:

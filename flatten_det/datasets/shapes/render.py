@@ -5,7 +5,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from .legend import OBJECT_COLOUR, Legend
+from .legend import Legend
 from .options import CLASSES, SPLITS, ShapesOptions
 from .outlines import random_outline
 from .textures import blend, random_field
@@ -42,27 +42,27 @@ def render(options: ShapesOptions, split: str, index: int) -> ShapesImage:
 
     Class, size, place, angle, colour and texture of an object are drawn independently; only the
     colour is chosen to stand out from what surrounds the object. With a legend the class follows
-    from the place, and all objects are white discs; see :mod:`~flatten_det.datasets.shapes.legend`.
+    from the colour, and all objects are discs; see :mod:`~flatten_det.datasets.shapes.legend`.
     """
     rng = np.random.default_rng([options.seed, SPLITS.index(split), index])
     image_size = _image_size(rng, options)
     canvas = _background(rng, *image_size, options.texture_contrast)
-    legend = Legend.draw(rng, canvas, *options.legend) if options.legend else None
+    legend = None
+    if options.legend:
+        legend = Legend.draw(rng, canvas, options.legend, options.legend_classes)
     owner = np.full(image_size, -1, np.int16)
     labels, areas, visible = [], np.zeros(0, int), np.zeros(0, int)
     fewest, most = options.objects_per_image
     for _ in range(rng.integers(fewest, most + 1)):
         if legend is None:
             shape = label = int(rng.integers(len(CLASSES)))
-            low, limit = (0, 0), image_size[::-1]
         else:
             shape = _CIRCLE
-            label, (left, right) = legend.choose_column(rng)
-            low, limit = (left, options.objects_top), (right, image_size[0])
+            label, colour = legend.choose_cell(rng)
         size = np.exp(rng.uniform(*np.log(options.object_size)))
         outline = random_outline(rng, shape, size)
         for _ in range(_PLACEMENT_TRIES):
-            window, alpha = _place(rng, outline, low, limit)
+            window, alpha = _place(rng, outline, (0, options.objects_top), image_size[::-1])
             mask = alpha >= 0.5
             hidden = owner[window][mask]
             remaining = visible - np.bincount(hidden[hidden >= 0], minlength=len(labels))
@@ -73,7 +73,7 @@ def render(options: ShapesOptions, split: str, index: int) -> ShapesImage:
         if legend is None:
             _paint(rng, canvas, window, alpha, options.texture_contrast)
         else:
-            canvas[window] += alpha[..., None] * (OBJECT_COLOUR - canvas[window])
+            canvas[window] += alpha[..., None] * (colour - canvas[window])
         owner[window][mask] = len(labels)
         labels.append(label)
         areas = np.append(areas, mask.sum())
