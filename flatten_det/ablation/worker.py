@@ -1,6 +1,7 @@
 """A process that trains runs of a grid for another one, which gives them and is told how they go."""
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import threading
@@ -72,6 +73,8 @@ def work(connection: Connection, threads: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    # A config's own choice for its data workers; mmengine warns where it replaces another one.
+    multiprocessing.set_start_method(None, force=True)
     InterruptHook.supervised = True
     torch.set_num_threads(threads)
     use_matplotlib_without_display()

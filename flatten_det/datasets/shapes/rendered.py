@@ -11,7 +11,8 @@ class RenderedDataset:
         split: ``'train'`` or ``'val'``.
         data_root: Folder of the data set, shared by all data sets with the same options.
         image_size, num_images, seed, object_size, objects_per_image, min_visible, texture_contrast,
-            legend, legend_classes, legend_distance: See :class:`~flatten_det.datasets.shapes.options.ShapesOptions`.
+            legend, legend_classes, legend_distance: See
+            :class:`~flatten_det.datasets.shapes.options.ShapesOptions`.
         **kwargs: As for the framework's data set (``pipeline``, ``test_mode``, ``indices``,
             ``filter_cfg``, ...), except what names files, which follows from ``split``.
 
