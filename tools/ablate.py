@@ -26,14 +26,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
         description="Train the same model with variants of its attention, each with several seeds, on a "
-        "task of long range, and compare them. Repeat the command to go on where it was stopped."
+        "task of long range or as a config says, and compare them. Repeat the command to go on where it was "
+        "stopped."
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        help="train this config, with the attention of its backbone exchanged for each variant's, instead of "
+        "the task of long range",
     )
     parser.add_argument(
         "--variants",
         nargs="+",
         default=list(DEFAULT_VARIANTS),
         metavar="NAME",
-        help=f"{', '.join(known_variants(CONFIGS))}, or config files of your own "
+        help=f"{', '.join(known_variants(CONFIGS))}, or config files of your own; with --config softmax or "
+        "any p<focusing factor>-k<kernel size of the convolution, 0: none> "
         f"(default: {' '.join(DEFAULT_VARIANTS)})",
     )
     parser.add_argument(
@@ -54,12 +62,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--out",
         type=Path,
-        default=Path("work_dirs/ablation"),
         metavar="DIR",
-        help="folder of runs, ablation.json, ablation.md and ablation.png (default: %(default)s)",
+        help="folder of runs, ablation.json, ablation.md and ablation.png (default: work_dirs/ablation, with "
+        "--config work_dirs/ablation-<name of the config>)",
     )
     add_common_options(parser)
     args = parser.parse_args(argv)
+    if args.out is None:
+        args.out = Path("work_dirs", f"ablation-{args.config.stem}" if args.config else "ablation")
     args.command = f"{COMMAND} {shlex.join(sys.argv[1:] if argv is None else argv)}".strip()
     return args
 
@@ -73,11 +83,11 @@ def _jobs(text: str) -> int:
 def run(args: argparse.Namespace) -> None:
     """Train what is left to train, and write the comparison after every run."""
     use_matplotlib_without_display()
-    names = [Path(name).stem if name.endswith(".py") else name for name in args.variants]
+    runs = make_grid(args.variants, args.seeds, CONFIGS, args.out, args.cfg_options, args.config)
+    names = list(dict.fromkeys(run.variant for run in runs))
     baseline = args.baseline or names[0]
     if baseline not in names:
         raise UserError(f"--baseline {baseline}: not among the variants ({', '.join(names)})")
-    runs = make_grid(args.variants, args.seeds, CONFIGS, args.out, args.cfg_options)
     levels = known_levels(runs[0].cfg, args.metric)
     numbers = {run.name: number for number, run in enumerate(runs, start=1)}
     iterations: dict[str, int] = {}

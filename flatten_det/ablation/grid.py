@@ -11,6 +11,7 @@ from mmengine.config import Config
 
 from ..engine.config import load_config
 from ..engine.errors import UserError
+from .variants import vary
 
 # Enough for the claims of the paper, and for an hour on two CPU cores with three seeds.
 DEFAULT_VARIANTS = ("p1-k0", "p3-k0", "p1-k5", "p3-k5", "softmax")
@@ -58,6 +59,7 @@ def make_grid(
     configs: Path,
     out: Path,
     cfg_options: Mapping[str, Any] | None = None,
+    config: Path | None = None,
 ) -> list[Run]:
     """All runs, seed by seed, so that an ablation that was stopped early has whole comparisons.
 
@@ -67,11 +69,31 @@ def make_grid(
         configs: folder of the variants' configs.
         out: folder of the runs; each has ``<variant>/seed<seed>`` in it.
         cfg_options: changes of all configs, dotted keys and values.
+        config: another training, whose attention is exchanged by :func:`~.variants.vary`; ``configs`` is
+            of no concern then.
 
     Raises:
         UserError: A variant is unknown or given twice, a seed is negative or given twice, or a config
             cannot be read.
     """
+    if len(set(seeds)) < len(seeds) or any(seed < 0 for seed in seeds):
+        raise UserError(f"seeds must be different numbers from 0, got {' '.join(map(str, seeds))}")
+    options = dict(cfg_options or {})
+    if config is None:
+        cfgs = {
+            name: load_config(path, options) for name, path in _files(variants, configs).items()
+        }
+    else:
+        _check_different(variants)
+        base = load_config(config, options)
+        cfgs = {name: copy.deepcopy(base) for name in variants}
+        for name, cfg in cfgs.items():
+            vary(cfg, name, str(config))
+    return [_make_run(cfgs[variant], variant, seed, out) for seed in seeds for variant in cfgs]
+
+
+def _files(variants: Sequence[str], configs: Path) -> dict[str, Path]:
+    """The config of each variant."""
     paths = {}
     for name in variants:
         path = Path(name) if name.endswith(".py") else configs / f"{name}.py"
@@ -80,13 +102,15 @@ def make_grid(
             raise UserError(
                 f"variant {name} not found: choose among {known}, or give a config file"
             )
-        if path.stem in paths:
-            raise UserError(f"variant {path.stem} is given twice: name each once")
-        paths[path.stem] = path
-    if len(set(seeds)) < len(seeds) or any(seed < 0 for seed in seeds):
-        raise UserError(f"seeds must be different numbers from 0, got {' '.join(map(str, seeds))}")
-    cfgs = {name: load_config(path, dict(cfg_options or {})) for name, path in paths.items()}
-    return [_make_run(cfgs[variant], variant, seed, out) for seed in seeds for variant in paths]
+        paths[name] = path
+    _check_different([path.stem for path in paths.values()])
+    return {path.stem: path for path in paths.values()}
+
+
+def _check_different(variants: Sequence[str]) -> None:
+    for name in variants:
+        if variants.count(name) > 1:
+            raise UserError(f"variant {name} is given twice: name each once")
 
 
 def _make_run(cfg: Config, variant: str, seed: int, out: Path) -> Run:
