@@ -58,7 +58,7 @@ FLOPS, FLOPS_OF_PAPER = (
     "uv run tools/get_flops.py --paper",
 )
 ANALYSE = [c for c in COMMANDS if c.startswith("uv run tools/analyze_attention.py ")]
-ABLATE = "uv run tools/ablate.py"
+ABLATE = [c for c in COMMANDS if c.startswith("uv run tools/ablate.py")]
 UPDATE_ZOO = "uv run tools/update_zoo.py --no-count"
 INSTALL = "pip install timm && pip install --no-deps ."
 
@@ -126,7 +126,7 @@ def test_every_command_is_run():
         BENCHMARK_ATTENTION,
         FLOPS,
         FLOPS_OF_PAPER,
-        ABLATE,
+        *ABLATE,
         *ANALYSE,
         *OWN_DATA,
         *IN_CI,
@@ -330,16 +330,18 @@ def test_analysis(command, tmp_path):
 
 
 @pytest.mark.slow
-def test_ablation(tmp_path):
-    """Of the default grid's size, with trainings of two iterations."""
+@pytest.mark.parametrize("command", ABLATE)
+def test_ablation(command, tmp_path):
+    """Of the README's size, with trainings of two iterations."""
     cwd = workspace(tmp_path)
     few = few_images(8)
-    short = ("train_cfg.max_iters=2", "train_cfg.val_interval=2")
-    printed = run(ABLATE, cwd, "--cfg-options", *few, *short)
-    content = json.loads((cwd / "work_dirs" / "ablation" / "ablation.json").read_text())
+    short = ("train_cfg.max_iters=2", "train_cfg.val_interval=1")
+    printed = run(command, cwd, "--cfg-options", *few, *short)
+    (path,) = (cwd / "work_dirs").glob("ablation*/ablation.json")
+    content = json.loads(path.read_text())
     assert len(content["runs"]) == 15
-    assert all(variant["variant"] in printed for variant in content["variants"])
-    assert (cwd / "work_dirs" / "ablation" / "ablation.png").is_file()
+    assert all(f"| {variant['variant']} |" in printed for variant in content["variants"])
+    assert path.with_suffix(".png").is_file()
 
 
 @pytest.mark.slow

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..analysis.style import save
+
 if TYPE_CHECKING:
     from .report import Summary
 
@@ -46,11 +48,11 @@ def draw(
         axes.set_axisbelow(True)
         axes.tick_params(labelsize=_FONT)
     panels[0].set_ylabel(metric, fontsize=_FONT)
-    figure.legend(
-        loc="outside lower center", ncols=4, fontsize=_FONT, frameon=False, handlelength=3
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    if panels[0].get_legend_handles_labels()[0]:
+        figure.legend(
+            loc="outside lower center", ncols=4, fontsize=_FONT, frameon=False, handlelength=3
+        )
+    save(figure, path)
 
 
 def _draw_curves(axes: Axes, summaries: Sequence[Summary]) -> None:

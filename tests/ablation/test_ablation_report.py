@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from matplotlib.figure import Figure
 
+from flatten_det.ablation import figure as figure_module
 from flatten_det.ablation.figure import draw
 from flatten_det.ablation.report import make_table, summarize
 from flatten_det.ablation.run import Finished, Validation
@@ -39,15 +40,18 @@ def test_an_unknown_metric_is_named():
         summarize(OUTCOMES, "AP", "p1-k0")
 
 
-def _drawn(outcomes, tmp_path, monkeypatch) -> Figure:
+LEVELS = {"guessing": 5.0}
+
+
+def _drawn(outcomes, levels, tmp_path, monkeypatch) -> Figure:
     figures = []
-    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **others: figures.append(self))
-    draw(summarize(outcomes, "mIoU", "p1-k0"), "mIoU", {"guessing": 5.0}, tmp_path / "figure.png")
+    monkeypatch.setattr(figure_module, "save", lambda figure, path: figures.append(figure))
+    draw(summarize(outcomes, "mIoU", "p1-k0"), "mIoU", levels, tmp_path / "figure.png")
     return figures[0]
 
 
 def test_the_figure_shows_curves_runs_and_levels(tmp_path, monkeypatch):
-    figure = _drawn(OUTCOMES, tmp_path, monkeypatch)
+    figure = _drawn(OUTCOMES, LEVELS, tmp_path, monkeypatch)
 
     curves, ends = figure.axes
     drawn = {line.get_label(): line.get_xydata().tolist() for line in curves.lines}
@@ -64,8 +68,10 @@ def test_the_figure_shows_curves_runs_and_levels(tmp_path, monkeypatch):
 
 def test_a_single_validation_makes_no_curve(tmp_path, monkeypatch):
     outcomes = [replace(outcome, validations=outcome.validations[-1:]) for outcome in OUTCOMES]
-    (ends,) = _drawn(outcomes, tmp_path, monkeypatch).axes
+    figure = _drawn(outcomes, {}, tmp_path, monkeypatch)
+    (ends,) = figure.axes
     assert ends.get_ylabel() == "mIoU"
+    assert not figure.legends
 
 
 def test_curves_are_means_of_what_all_seeds_have():
