@@ -94,7 +94,7 @@ def make_grid(
 
 def _files(variants: Sequence[str], configs: Path) -> dict[str, Path]:
     """The config of each variant."""
-    paths = {}
+    paths = []
     for name in variants:
         path = Path(name) if name.endswith(".py") else configs / f"{name}.py"
         if not path.is_file():
@@ -102,9 +102,9 @@ def _files(variants: Sequence[str], configs: Path) -> dict[str, Path]:
             raise UserError(
                 f"variant {name} not found: choose among {known}, or give a config file"
             )
-        paths[name] = path
-    _check_different([path.stem for path in paths.values()])
-    return {path.stem: path for path in paths.values()}
+        paths.append(path)
+    _check_different([path.stem for path in paths])
+    return {path.stem: path for path in paths}
 
 
 def _check_different(variants: Sequence[str]) -> None:

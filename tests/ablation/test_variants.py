@@ -64,6 +64,11 @@ def test_a_grid_of_a_config(tmp_path):
     assert len({run.fingerprint for run in runs}) == 4
 
 
+def test_a_variant_of_a_config_is_named_once(tmp_path):
+    with pytest.raises(UserError, match="variant p3-k5 is given twice"):
+        make_grid(("p3-k5", "p3-k5"), (0,), CONFIGS / "ablation", tmp_path, None, QUICKSTART)
+
+
 @pytest.mark.parametrize("name", ["p3", "p3-k5.py", "linear", "p-3-k5"])
 def test_a_name_that_says_no_variant(name, tmp_path):
     with pytest.raises(UserError, match=f"variant {name} of --config: give p<focusing factor>"):
