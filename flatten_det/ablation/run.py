@@ -15,12 +15,14 @@ from ..benchmark.report import write_json
 from ..engine.config import resume_from
 from ..engine.errors import UserError
 from ..engine.interrupt import TrainingInterrupted
+from ..engine.lost_resources import TrainingStopped
 from ..engine.newest_checkpoint import NoCheckpointError
 from ..engine.train import train
 from .grid import Run
 
 RECORD = "run.json"
-TO_CONTINUE = "; to continue, repeat the command"
+REPEAT = "repeat the command"
+TO_CONTINUE = f"; to continue, {REPEAT}"
 Advance = Callable[[Run, int, int], object]
 
 
@@ -142,10 +144,9 @@ def finish(run: Run, advance: Advance = lambda run, done, total: None) -> Finish
     try:
         # The summary of each training is not for the terminal, which has the progress bar.
         with contextlib.redirect_stdout(io.StringIO()):
-            train(cfg, hooks=[watch])
-    except TrainingInterrupted as stopped:
-        reason = str(stopped).split("; to continue")[0]
-        raise type(stopped)(f"{run.name}: {reason}{TO_CONTINUE}") from stopped
+            train(cfg, hooks=[watch], to_continue=REPEAT)
+    except (TrainingInterrupted, TrainingStopped) as stopped:
+        raise type(stopped)(f"{run.name}: {stopped}") from stopped
     finally:
         keep()
     if not watch.validations or watch.validations[-1].iteration < watch.iterations:

@@ -52,7 +52,7 @@ def _disk_full(path: Path, size: int, code: int) -> DiskFullError:
     free = shutil.disk_usage(path.parent).free
     return DiskFullError(
         f"cannot write {path}: {what}: it takes {size / 1e6:.1f} MB, and {free / 1e6:.1f} MB are "
-        "free there: make room, or choose another --work-dir"
+        "free there: make room, or choose another folder"
     )
 
 

@@ -17,6 +17,7 @@ from .resume import is_complete
 from .worker_signals import SurviveSigterm
 
 CHECKPOINT_NAME = "interrupted.pth"
+REPEAT_WITH_RESUME = "repeat the command with --resume"
 SIGNAL_NAMES = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated (SIGTERM)"}
 
 
@@ -42,6 +43,9 @@ class InterruptHook(Hook):
     loops. Its ``meta['position']['validation_due']`` says whether it stopped before or in a
     validation; the rest of the position comes from
     :class:`~flatten_det.engine.resume.ResumePositionHook`, which goes on from it too.
+
+    Args:
+        to_continue: what the user is told to do to continue.
     """
 
     # Before any other hook has counted or logged the iteration that will not take place.
@@ -53,7 +57,8 @@ class InterruptHook(Hook):
     # Where one process watches over several trainings, the terminal and a second Ctrl-C are its own.
     supervised = False
 
-    def __init__(self) -> None:
+    def __init__(self, to_continue: str = REPEAT_WITH_RESUME) -> None:
+        self._to_continue = to_continue
         self._signal: int = 0
         self._requested_at = 0.0
         self._previous_handlers: dict[int, Any] = {}
@@ -146,5 +151,5 @@ class InterruptHook(Hook):
         stopped = TrainingPreempted if number == signal.SIGTERM else TrainingInterrupted
         raise stopped(
             f"{SIGNAL_NAMES[number]} after iteration {runner.iter}, saved {path}; "
-            "to continue, repeat the command with --resume"
+            f"to continue, {self._to_continue}"
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 from ..benchmark.failures import is_out_of_memory
 from .atomic_files import DiskFullError
 from .errors import UserError, explain
+from .interrupt import REPEAT_WITH_RESUME
 from .newest_checkpoint import NoCheckpointError, newest_valid_checkpoint
 from .non_finite import NonFiniteError
 
@@ -22,8 +23,14 @@ class TrainingStopped(UserError):
 
 
 @contextlib.contextmanager
-def told_with_last_checkpoint(work_dir: str | Path) -> Iterator[None]:
+def told_with_last_checkpoint(
+    work_dir: str | Path, to_continue: str = REPEAT_WITH_RESUME
+) -> Iterator[None]:
     """Explain what stops a training without fault of data or config, and name its checkpoint.
+
+    Args:
+        work_dir: of the training.
+        to_continue: what the user is told to do to go on from that checkpoint.
 
     Raises:
         TrainingStopped: For a full disk or memory, a data worker that died, or losses that are not
@@ -35,7 +42,7 @@ def told_with_last_checkpoint(work_dir: str | Path) -> Iterator[None]:
         reason = _reason(error)
         if reason is None:
             raise
-        raise TrainingStopped(f"{reason}. {_last_checkpoint(work_dir)}") from error
+        raise TrainingStopped(f"{reason}. {_last_checkpoint(work_dir, to_continue)}") from error
 
 
 def _reason(error: Exception) -> str | None:
@@ -45,7 +52,7 @@ def _reason(error: Exception) -> str | None:
         return explain(error)
     if isinstance(error, OSError) and error.errno in _NO_SPACE:
         where = f" for {error.filename}" if error.filename else ""
-        return f"the disk is full: no room{where}: make room, or choose another --work-dir"
+        return f"the disk is full: no room{where}: make room, or choose another folder"
     # PyTorch raises it wherever the training is at that moment, which may make another error of it.
     cause: BaseException | None = error
     seen = set()  # An error may be its own cause.
@@ -77,8 +84,8 @@ def _free_memory() -> str:
     return f"free now: {' and '.join(free) or 'unknown'}"
 
 
-def _last_checkpoint(work_dir: str | Path) -> str:
-    """What ``--resume`` would go on from, which may be newer than what ``last_checkpoint`` names."""
+def _last_checkpoint(work_dir: str | Path, to_continue: str) -> str:
+    """What resuming would go on from, which may be newer than what ``last_checkpoint`` names."""
     try:
         path = newest_valid_checkpoint(work_dir)
     except NoCheckpointError:
@@ -86,4 +93,4 @@ def _last_checkpoint(work_dir: str | Path) -> str:
     except UserError as error:
         message = str(error)
         return message[0].upper() + message[1:]
-    return f"The last checkpoint is {path}: to go on from there, repeat the command with --resume"
+    return f"The last checkpoint is {path}: to go on from there, {to_continue}"

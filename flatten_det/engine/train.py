@@ -14,7 +14,7 @@ from .building import named_building_errors
 from .checkpoint_hook import durable_checkpoints
 from .config import build_runner, use_amp_of_cpu
 from .images import CheckImagesHook
-from .interrupt import InterruptHook
+from .interrupt import REPEAT_WITH_RESUME, InterruptHook
 from .lost_resources import told_with_last_checkpoint
 from .non_finite import non_finite_guard
 from .resume import ResumePositionHook
@@ -22,7 +22,12 @@ from .seeding import SeedIterationHook
 from .summary import training_summary
 
 
-def train(cfg: Config, check_data: bool = True, hooks: Sequence[Hook] = ()) -> Path:
+def train(
+    cfg: Config,
+    check_data: bool = True,
+    hooks: Sequence[Hook] = (),
+    to_continue: str = REPEAT_WITH_RESUME,
+) -> Path:
     """Train, and print where the results are.
 
     Ctrl-C and SIGTERM stop after the current iteration with a checkpoint to resume from. After
@@ -33,6 +38,7 @@ def train(cfg: Config, check_data: bool = True, hooks: Sequence[Hook] = ()) -> P
         cfg: A complete config, see :mod:`flatten_det.engine.config`.
         check_data: Look for errors in the annotations first; no image is opened.
         hooks: More of them, beside those of the config.
+        to_continue: What the user is told to do after the training was stopped.
 
     Returns:
         The run's work dir.
@@ -42,10 +48,10 @@ def train(cfg: Config, check_data: bool = True, hooks: Sequence[Hook] = ()) -> P
             training cannot go on for lack of memory, disk space or finite losses.
         TrainingInterrupted: A KeyboardInterrupt; its message says how to go on.
     """
-    interrupt = InterruptHook()
+    interrupt = InterruptHook(to_continue)
     try:
         with (
-            told_with_last_checkpoint(cfg.work_dir),
+            told_with_last_checkpoint(cfg.work_dir, to_continue),
             atomic_local_files(),
             durable_checkpoints(),
             named_building_errors(cfg) as stage,

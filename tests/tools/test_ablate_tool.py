@@ -1,8 +1,10 @@
 """tools/ablate.py on a tiny grid: outcome, going on after an interruption, clear errors."""
 
+import errno
 import json
 import os
 import signal
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -107,12 +109,12 @@ def test_a_tiny_grid(tool, arguments, tmp_path, capsys, monkeypatch):
 def test_interrupted_and_gone_on(tool, arguments, tmp_path, capsys, monkeypatch, number, code):
     train, trained = run_module.train, []
 
-    def interrupted_train(cfg, hooks):
+    def interrupted_train(cfg, hooks, **options):
         trained.append(cfg.work_dir)
         if len(trained) == 2:  # The first run is finished.
             (watch,) = hooks
             watch.before_train_iter = lambda *args, **others: os.kill(os.getpid(), number)
-        return train(cfg, hooks=hooks)
+        return train(cfg, hooks=hooks, **options)
 
     monkeypatch.setattr(run_module, "train", interrupted_train)
     assert tool.main(arguments) == code
@@ -127,9 +129,9 @@ def test_interrupted_and_gone_on(tool, arguments, tmp_path, capsys, monkeypatch,
 
     seen = []
 
-    def resumed_train(cfg, hooks):
+    def resumed_train(cfg, **options):
         seen.append((cfg.work_dir, cfg.resume))
-        return train(cfg, hooks=hooks)
+        return train(cfg, **options)
 
     monkeypatch.setattr(run_module, "train", resumed_train)
     assert tool.main(arguments) == 0
@@ -137,6 +139,23 @@ def test_interrupted_and_gone_on(tool, arguments, tmp_path, capsys, monkeypatch,
     record = _records(tmp_path / "out")["p3-k5"]
     assert record["finished"]["iterations"] == 2
     assert record["seconds"] > spent
+
+
+def test_a_full_disk_ends_it_with_what_to_do(tool, arguments, tmp_path, capsys, monkeypatch):
+    train = run_module.train
+
+    def train_on_a_full_disk(cfg, hooks, **options):
+        (watch,) = hooks
+        full = OSError(errno.ENOSPC, "No space left on device")
+        watch.before_train_iter = Mock(side_effect=[None, full])
+        return train(cfg, hooks=hooks, **options)
+
+    monkeypatch.setattr(run_module, "train", train_on_a_full_disk)
+    assert tool.main([*arguments, "default_hooks.checkpoint.interval=1"]) == 2
+    (error,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+    assert error.startswith("error: p1-k0, seed 0: the disk is full")
+    last = tmp_path / "out" / "p1-k0" / "seed0" / "iter_1.pth"
+    assert error.endswith(f"The last checkpoint is {last}: to go on from there, repeat the command")
 
 
 def test_a_folder_of_other_options_is_left_alone(tool, data, finished_grid, capsys):
