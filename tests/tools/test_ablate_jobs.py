@@ -93,12 +93,10 @@ def _wait_for_end_of_group(process: subprocess.Popen, patience: float = 5) -> No
 @pytest.mark.parametrize(
     ("send", "number", "code", "name"),
     [
-        (os.kill, signal.SIGINT, 130, "interrupted"),
-        (os.kill, signal.SIGTERM, 0, "terminated (SIGTERM)"),
         (os.killpg, signal.SIGINT, 130, "interrupted"),
-        (os.killpg, signal.SIGTERM, 0, "terminated (SIGTERM)"),
+        (os.kill, signal.SIGTERM, 0, "terminated (SIGTERM)"),
     ],
-    ids=["SIGINT to the parent", "SIGTERM to the parent", "Ctrl-C", "SIGTERM to all"],
+    ids=["Ctrl-C", "SIGTERM to the parent"],
 )
 def test_stop_and_go_on(start, tmp_path, send, number, code, name):
     out = tmp_path / "out"
