@@ -123,7 +123,9 @@ class InterruptHook(Hook):
             and now - self._requested_at > self.same_keypress_s
             and not self.supervised
         ):
-            raise TrainingInterrupted("interrupted at once, without a new checkpoint")
+            raise TrainingInterrupted(
+                f"interrupted at once, without a new checkpoint; to continue, {self._to_continue}"
+            )
 
     def _agreed_signal(self, step: int = 0) -> int:
         """The signal to stop for, the same on all ranks; 0 to go on."""

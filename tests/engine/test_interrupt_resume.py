@@ -138,7 +138,7 @@ def assert_same(entries: list, weights: dict, reference: tuple[list, dict]) -> N
 
 
 def test_second_ctrl_c_quits_at_once(tmp_path, capfd):
-    hook = InterruptHook()
+    hook = InterruptHook("do this")
     hook.same_keypress_s = 0.0
 
     class Impatient(Journal):
@@ -151,7 +151,7 @@ def test_second_ctrl_c_quits_at_once(tmp_path, capfd):
     for each in (hook, Impatient([])):
         runner.register_hook(each)
     try:
-        with pytest.raises(TrainingInterrupted, match="at once"):
+        with pytest.raises(TrainingInterrupted, match=r"at once.*; to continue, do this$"):
             runner.train()
     finally:
         hook.restore_handlers()

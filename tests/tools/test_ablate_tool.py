@@ -12,6 +12,7 @@ from PIL import Image
 from tool_modules import load_tool
 
 from flatten_det.ablation import run as run_module
+from flatten_det.ablation.grid import make_grid
 
 NOTE_PROCESS = """
 import os
@@ -199,6 +200,11 @@ def test_two_runs_side_by_side(tool, data, finished_grid, tmp_path, monkeypatch,
     assert threads == max(1, torch.get_num_threads() // 2)
     assert bars[-1] == {"total": 4, "completed": 4, "description": "2 of 2 trained"}
     assert "| own |" in capsys.readouterr().out
+
+
+def test_without_options_it_is_five_variants_with_three_seeds(tool, tmp_path):
+    args = tool.parse_args([])
+    assert len(make_grid(args.variants, args.seeds, tool.CONFIGS, tmp_path)) == 15
 
 
 @pytest.mark.parametrize("number", ["0", "-1", "two"])
