@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,32 @@ from .plan import Plan, head_block, plan_for
 PROGRAMS_PER_MULTIPROCESSOR = 4
 
 
+# Rows of a band of the convolution, if that leaves programs enough: K - 1 more are read.
+SHORTEST_BAND = 8
+
+
+class Regions(NamedTuple):
+    """How a map is cut for a kernel with the convolution, see :func:`.tiles.region_groups`.
+
+    Attributes:
+        groups, columns: groups per region, and columns of each.
+        rows: of a band.
+        count: regions of the map.
+        block: tokens per tile.
+    """
+
+    groups: int
+    columns: int
+    rows: int
+    count: int
+    block: int
+
+    @property
+    def constants(self) -> dict[str, int]:
+        """Compile-time arguments."""
+        return dict(GROUPS=self.groups, COLUMNS=self.columns)
+
+
 @dataclass(frozen=True)
 class Call:
     """Sizes of a call and what follows from them.
@@ -22,6 +48,7 @@ class Call:
         B, N, C: of q.
         heads, head_dim: h and d.
         H, W: of the map, H * W = N.
+        operand: dtype of the products.
         plan: block sizes.
         programs: that fill the device.
     """
@@ -33,24 +60,13 @@ class Call:
     head_dim: int
     H: int
     W: int
+    operand: torch.dtype
     plan: Plan
     programs: int
 
     @property
-    def constants(self) -> dict[str, Any]:
-        """Compile-time arguments of all kernels that attend."""
-        return dict(
-            C=self.C,
-            HEADS=self.heads,
-            HEAD_DIM=self.head_dim,
-            D=head_block(self.head_dim),
-            CHUNK=self.plan.chunk,
-            PRECISION=self.plan.precision,
-        )
-
-    @property
     def groups(self) -> int:
-        """Programs that share the heads where each keeps sums for ``plan.group`` of them."""
+        """Programs that share the heads where each takes ``plan.group`` of them."""
         return self.heads // self.plan.group
 
     def tiles(self, block: int) -> int:
@@ -64,14 +80,23 @@ class Call:
         per_split = ceil_div(tiles, min(tiles, wanted))
         return ceil_div(tiles, per_split), per_split
 
-    def band_tiles(self, rows: int) -> int:
-        """Band tiles of one batch entry."""
-        return ceil_div(ceil_div(self.H, rows) * self.W, self.plan.columns)
+    def regions(self, warps: int, columns: int, block: int, sharing: int) -> Regions:
+        """Regions for programs of so many warps.
 
-    def heads_per_program(self, rows: int) -> int:
-        """Heads of a program of the band kernels: all, unless small maps leave the device idle."""
-        groups = min(self.heads, ceil_div(self.programs, self.B * self.band_tiles(rows)))
-        return ceil_div(self.heads, groups)
+        Args:
+            columns: of a group.
+            block: tokens per tile at least; a tile is some rows of a region.
+            sharing: programs that a region has for each batch entry.
+        """
+        groups = max(32 * warps * self.plan.lanes // head_block(self.head_dim), 1)
+        per_band = ceil_div(self.W, columns)
+        wanted = ceil_div(self.programs * groups, self.B * sharing * per_band)
+        rows = max(ceil_div(self.H, wanted), min(self.H, SHORTEST_BAND))
+        block = max(block, groups * columns)
+        step = block // (groups * columns)
+        rows = ceil_div(rows, step) * step
+        count = ceil_div(ceil_div(self.H, rows) * per_band, groups)
+        return Regions(groups, columns, rows, count, block)
 
 
 def make_call(
@@ -89,9 +114,9 @@ def make_call(
             f"hw_shape={tuple(hw_shape)} has {H * W} positions, but there are {N} tokens"
         )
     widest = torch.float32 if torch.float32 in (q.dtype, k.dtype, v.dtype) else v.dtype
-    plan = plan or plan_for(C, num_heads, widest, N)
+    plan = plan or plan_for(C, num_heads, widest, N, W)
     programs = PROGRAMS_PER_MULTIPROCESSOR * _multiprocessors(q.device)
-    return Call(B, N, C, num_heads, C // num_heads, H, W, plan, programs)
+    return Call(B, N, C, num_heads, C // num_heads, H, W, widest, plan, programs)
 
 
 def check_parameters(

@@ -1,79 +1,85 @@
-"""Backward kernels: queries, keys and values, depthwise weights.
+"""Backward kernels: queries, keys and values, depthwise weights, sums.
 
-Notation as in :mod:`.tiles`: u is a rectified row, t = u / max(u), G the gradient of the output. A row's
-largest entry may be treated as a constant, because the result does not depend on it.
+Notation as in :mod:`.tiles`; G is the gradient of the output. The length of a row may be treated as a
+constant where it is divided out, because the result does not depend on it.
 """
 
 import triton
 import triton.language as tl
 
 from .tiles import (
-    band_tile,
-    depthwise_rows,
-    load_inverse_scale,
-    load_keys,
+    add_convolution,
+    as_columns,
+    as_operand,
+    centred_values,
+    cube,
+    focus,
+    grow,
+    headroom,
+    inverse_scales,
+    inverse_softplus,
     load_matrix,
-    load_norms,
     load_tile,
     multiply,
-    rectify,
-    row_norms,
+    multiply_add,
+    region_groups,
+    region_tokens,
     row_offsets,
     store_tile,
 )
 
 
 @triton.jit
-def query_head(
-    q,
-    rows,
-    grad,
-    grad_rows,
-    inverse_scale,
-    centre,
-    kv,
-    k_mean,
-    head,
-    shrink,
-    floor,
-    live,
-    eps,
-    inside,
-    lanes,
-    HEAD_DIM: tl.constexpr,
-    HAS_SCALE: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+def query_head(u, inverse_norm, floor, grad, matrix, factor, mean, centre):
     """One head of a tile of queries.
 
-    With c = t^3, s = c . k_mean and den = s + floor, the head's output is centre s / den + (c kv) / den.
+    With s = c . k_mean and den = s + floor, the head's output is centre s / den + (c kv) / den.
 
     Args:
-        centre, kv, k_mean: of this batch entry.
+        grad: G as an operand.
+        matrix, factor: kv^T as an operand, and what its products are to be multiplied with.
+        mean: k_mean of the head.
+        centre: :func:`~.tiles.as_columns` of the centre.
 
     Returns:
-        x, t, inverse scale, k_mean of the head, G / den, its product with kv^T, and d loss / ds and
-        d loss / d floor.
+        c, G kv^T, 1 / den, and d loss / ds and d loss / d floor.
     """
-    channels = head * HEAD_DIM + lanes
-    inverse = load_inverse_scale(inverse_scale, channels, inside, HAS_SCALE)
-    x = load_tile(q, rows, channels, live, inside)
-    t = rectify(x, inverse, eps) * shrink[:, None]
-    cubes = t * t * t
-    matrix = load_matrix(kv + head * HEAD_DIM * HEAD_DIM, lanes, inside, HEAD_DIM)
-    mean = tl.load(k_mean + head * HEAD_DIM + lanes, mask=inside, other=0.0)
-    total = tl.sum(cubes * mean[None, :], axis=1)
+    c = cube(u, inverse_norm)
+    back = multiply(grad, matrix) * factor
+    total = tl.sum(c * mean[None, :], axis=1)
     reciprocal = 1.0 / (total + floor)
-    weighted = load_tile(grad, grad_rows, channels, live, inside) * reciprocal[:, None]
-    back = multiply(weighted, tl.trans(matrix), PRECISION)
-    middle = tl.load(centre + channels, mask=inside, other=0.0)
-    centred = tl.sum(weighted * middle[None, :], axis=1)
-    product = tl.sum(cubes * back, axis=1)
-    # Each on its own: the difference of the two is `centred`, which is far larger than one of them where
-    # the eps is negligible, and than the other where it rules.
-    d_sum = (centred * floor - product) * reciprocal
-    d_floor = -(centred * total + product) * reciprocal
-    return x, t, inverse, mean, weighted, back, d_sum, d_floor
+    product = tl.sum(c * back, axis=1)
+    columns, centre_factor = centre
+    centred = tl.sum(multiply(grad, columns), axis=1) * centre_factor
+    # Each on its own: the difference of the two is `centred` / den, which is far larger than one of them
+    # where the eps is negligible, and than the other where it rules.
+    square = reciprocal * reciprocal
+    d_sum = (centred * floor - product) * square
+    d_floor = -(centred * total + product) * square
+    return c, back, reciprocal, d_sum, d_floor
+
+
+@triton.jit
+def query_parameters(
+    means,
+    kv,
+    head,
+    lanes,
+    inside,
+    C: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    OPERAND: tl.constexpr,
+):
+    """What :func:`query_head` takes of a head: matrix, factor, mean, centre.
+
+    Args:
+        means, kv: of this batch entry.
+    """
+    matrix = load_matrix(kv + head * HEAD_DIM * HEAD_DIM, lanes, inside, HEAD_DIM)
+    operand, factor = as_operand(tl.trans(matrix), OPERAND)
+    mean = tl.load(means + head * HEAD_DIM + lanes, mask=inside, other=0.0)
+    middle = tl.load(means + C + head * HEAD_DIM + lanes, mask=inside, other=0.0)
+    return operand, factor, mean, as_columns(middle, OPERAND)
 
 
 @triton.jit(do_not_specialize=["q_batch", "q_token", "grad_batch", "grad_token", "N"])
@@ -84,10 +90,9 @@ def query_norms(
     grad,
     grad_batch,
     grad_token,
-    inverse_scale,
-    centre,
+    scale,
+    means,
     kv,
-    k_mean,
     norms,
     N,
     eps,
@@ -95,38 +100,44 @@ def query_norms(
     HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     D: tl.constexpr,
-    CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
     HAS_SCALE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    OPERAND: tl.constexpr,
 ):
-    """What a row's heads share, for programs that see one head only: ``norms (B, 4, N)`` float32.
+    """What the heads of a row of queries share, for programs that see one head only.
 
-    Three are those of :func:`row_norms`, the fourth is d loss / d floor. Grid (B, tiles).
+    ``norms (B, N, 3)`` float32: 1 / n, sum of c^2, d loss / d floor. Grid (tiles, B).
     """
-    batch = tl.program_id(0).to(tl.int64)
-    tokens = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    batch = tl.program_id(1).to(tl.int64)
+    tokens = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     live = tokens < N
     lanes = tl.arange(0, D)
-    q += batch * q_batch * 8
+    inside = lanes < HEAD_DIM
     rows = row_offsets(tokens, q_token)
-    largest, squares, sixths = row_norms(
-        q, rows, q, rows, inverse_scale, live, eps, C, CHUNK, False, HAS_SCALE
-    )
-    d_floor = tl.zeros([BLOCK], tl.float32)
-    for head in range(HEADS):
-        results = query_head(
-            q, rows, grad + batch * grad_batch * 8, row_offsets(tokens, grad_token), inverse_scale,
-            centre + batch * C, kv + batch * C * HEAD_DIM, k_mean + batch * C, head, 1.0 / largest,
-            eps * tl.sqrt(sixths / squares) / largest, live, eps, lanes < HEAD_DIM, lanes,
-            HEAD_DIM, HAS_SCALE, PRECISION,
+    grad_rows = row_offsets(tokens, grad_token)
+    inverses = inverse_scales(scale, 0, lanes, inside, HEAD_DIM, HEADS, HAS_SCALE)
+    us, inverse_norm, sixths = focus(
+        q + batch * q_batch * 8, rows, q, rows, inverses, norms, rows, 0, lanes, live, inside, eps,
+        HEADS, HEAD_DIM, HEADS, False,
+    )  # fmt: skip
+    floor = eps * tl.sqrt(sixths) * inverse_norm
+    total = tl.zeros([BLOCK], tl.float32)
+    for head in tl.static_range(HEADS):
+        matrix, factor, mean, middle = query_parameters(
+            means + batch * 2 * C, kv + batch * C * HEAD_DIM, head, lanes, inside,
+            C, HEAD_DIM, OPERAND,
         )  # fmt: skip
-        d_floor += results[7]
-    norms += batch * 4 * N
-    tl.store(norms + tokens, largest, mask=live)
-    tl.store(norms + N + tokens, squares, mask=live)
-    tl.store(norms + 2 * N + tokens, sixths, mask=live)
-    tl.store(norms + 3 * N + tokens, d_floor, mask=live)
+        gradient = load_tile(
+            grad + batch * grad_batch * 8, grad_rows, head * HEAD_DIM + lanes, live, inside
+        ).to(OPERAND)
+        _, _, _, _, d_floor = query_head(
+            us[head], inverse_norm, floor, gradient, matrix, factor, mean, middle
+        )
+        total += d_floor
+    places = (batch * N + tokens) * 3
+    tl.store(norms + places, inverse_norm, mask=live)
+    tl.store(norms + places + 1, sixths, mask=live)
+    tl.store(norms + places + 2, total, mask=live)
 
 
 @triton.jit(
@@ -135,6 +146,8 @@ def query_norms(
         "q_token",
         "grad_batch",
         "grad_token",
+        "v_batch",
+        "v_token",
         "N",
         "tiles_per_split",
     ]
@@ -146,11 +159,10 @@ def backward_queries(
     grad,
     grad_batch,
     grad_token,
-    inverse_scale,
+    scale,
     norms,
-    centre,
+    means,
     kv,
-    k_mean,
     d_q,
     d_kv,
     d_k_mean,
@@ -163,14 +175,13 @@ def backward_queries(
     HEAD_DIM: tl.constexpr,
     D: tl.constexpr,
     GROUP: tl.constexpr,
-    CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
     HAS_SCALE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    OPERAND: tl.constexpr,
 ):
     """Gradient of q, and one split's part of the gradients of kv, k_mean (both / N) and of the scale.
 
-    With v = centre + (v - centre), the gradient of phi(k) is (v - centre) d_kv^T + d_k_mean, neither of
+    With v = centre + (v - centre), the gradient of f(k) is (v - centre) d_kv^T + d_k_mean, neither of
     which is a small difference of large numbers.
 
     GROUP is all heads, or 1 with ``norms`` of :func:`query_norms`. Grid (B * h / GROUP, splits).
@@ -182,126 +193,221 @@ def backward_queries(
     first_head = (tl.program_id(0) % groups) * GROUP
     split = tl.program_id(1)
     lanes = tl.arange(0, D)
+    inside = lanes < HEAD_DIM
     q += batch * q_batch * 8
     grad += batch * grad_batch * 8
     d_q += batch * N * C
-    centre += batch * C
-    kv += batch * C * HEAD_DIM
-    k_mean += batch * C
+    if GROUP < HEADS:
+        norms += batch * N * 3
 
-    inside = lanes < HEAD_DIM
+    inverses = inverse_scales(scale, first_head, lanes, inside, HEAD_DIM, GROUP, HAS_SCALE)
+    parameters = ()
     matrices = ()
     sums = ()
     scales = ()
-    for _g in tl.static_range(GROUP):
+    units = ()
+    for g in tl.static_range(GROUP):
+        parameters = parameters + (
+            query_parameters(
+                means + batch * 2 * C, kv + batch * C * HEAD_DIM, first_head + g, lanes, inside,
+                C, HEAD_DIM, OPERAND,
+            ),
+        )  # fmt: skip
         matrices = matrices + (tl.zeros([D, D], tl.float32),)
-        sums = sums + (tl.zeros([D], tl.float32),)
-        scales = scales + (tl.zeros([D], tl.float32),)
+        # Summed over the tokens of a tile at the end only.
+        sums = sums + (tl.zeros([BLOCK, D], tl.float32),)
+        scales = scales + (tl.zeros([BLOCK, D], tl.float32),)
+        units = units + (tl.full([], 1e-30, tl.float32),)
     last = tl.minimum((split + 1) * tiles_per_split, tl.cdiv(N, BLOCK))
     for tile in range(split * tiles_per_split, last):
         tokens = tile * BLOCK + tl.arange(0, BLOCK)
         live = tokens < N
         rows = row_offsets(tokens, q_token)
         grad_rows = row_offsets(tokens, grad_token)
-        if GROUP == HEADS:
-            largest, squares, sixths = row_norms(
-                q, rows, q, rows, inverse_scale, live, eps, C, CHUNK, False, HAS_SCALE
-            )
-        else:
-            largest, squares, sixths = load_norms(norms + batch * 4 * N, tokens, N, live)
-        shrink = 1.0 / largest
-        floor = eps * tl.sqrt(sixths / squares) * shrink
-
+        us, inverse_norm, sixths = focus(
+            q, rows, q, rows, inverses, norms, tokens.to(tl.int64) * 3, first_head, lanes, live,
+            inside, eps, HEADS, HEAD_DIM, GROUP, False,
+        )  # fmt: skip
+        floor = eps * tl.sqrt(sixths) * inverse_norm
         # The norms of a row are in the normalisers of all heads.
         d_floor = tl.zeros([BLOCK], tl.float32)
+        heads = ()
+        for g in tl.static_range(GROUP):
+            matrix, factor, mean, middle = parameters[g]
+            channels = (first_head + g) * HEAD_DIM + lanes
+            gradient = load_tile(grad, grad_rows, channels, live, inside).to(OPERAND)
+            c, back, reciprocal, d_sum, part = query_head(
+                us[g], inverse_norm, floor, gradient, matrix, factor, mean, middle
+            )
+            d_floor += part
+            heads = heads + ((gradient, c, back, reciprocal, d_sum),)
         if GROUP < HEADS:
-            d_floor = tl.load(norms + (batch * 4 + 3) * N + tokens, mask=live, other=0.0)
-        elif HEADS > 1:
-            for head in range(HEADS):
-                results = query_head(
-                    q, rows, grad, grad_rows, inverse_scale, centre, kv, k_mean, head, shrink,
-                    floor, live, eps, inside, lanes, HEAD_DIM, HAS_SCALE, PRECISION,
-                )  # fmt: skip
-                d_floor += results[7]
+            d_floor = tl.load(norms + tokens.to(tl.int64) * 3 + 2, mask=live, other=0.0)
 
+        # d loss / du is 1 / n of d loss / dt. Of floor = eps ||c|| / n, d / dt is 3 t^2 c / ||c||^2 - t.
+        d_length = d_floor * floor * inverse_norm
+        outer = d_length * (3.0 / sixths)
         new_matrices = ()
         new_sums = ()
         new_scales = ()
+        new_units = ()
         for g in tl.static_range(GROUP):
-            head = first_head + g
-            x, t, inverse, mean, weighted, back, d_sum, part = query_head(
-                q, rows, grad, grad_rows, inverse_scale, centre, kv, k_mean, head, shrink, floor,
-                live, eps, inside, lanes, HEAD_DIM, HAS_SCALE, PRECISION,
-            )  # fmt: skip
-            if HEADS == 1:
-                d_floor = part
-            d_cubes = back + d_sum[:, None] * mean[None, :]
-            t2 = t * t
-            d_t = 3.0 * t2 * d_cubes
-            d_t += (d_floor * floor)[:, None] * (
-                t2 * t2 * t * (3.0 / sixths)[:, None] - t * (1.0 / squares)[:, None]
-            )
-            d_x = tl.where(x > 0.0, d_t * inverse[None, :], 0.0) * shrink[:, None]
-            store_tile(d_q, tokens.to(tl.int64) * C, head * HEAD_DIM + lanes, live, inside, d_x)
-            cubes = t2 * t
+            gradient, c, back, reciprocal, d_sum = heads[g]
+            _, _, mean, _ = parameters[g]
+            channels = (first_head + g) * HEAD_DIM + lanes
+            t = us[g] * inverse_norm[:, None]
+            d_c = back * (3.0 * inverse_norm * reciprocal)[:, None]
+            d_c += (3.0 * inverse_norm * d_sum)[:, None] * mean[None, :]
+            d_u = (d_c + outer[:, None] * c) * (t * t) - d_length[:, None] * t
+            # An entry of zero has its eps and no more.
+            is_positive = us[g] > (eps * inverses[g])[None, :]
+            d_x = tl.where(is_positive, d_u * inverses[g][None, :], 0.0)
+            store_tile(d_q, tokens.to(tl.int64) * C, channels, live, inside, d_x)
+            matrix = matrices[g]
+            unit = units[g]
+            if OPERAND == tl.float16:
+                unit, shrink = grow(unit, tl.where(live, reciprocal, 0.0), OPERAND)
+                matrix *= shrink
+                reciprocal /= unit
             new_matrices = new_matrices + (
-                matrices[g] + multiply(tl.trans(cubes), weighted, PRECISION),
+                multiply_add(tl.trans((c * reciprocal[:, None]).to(OPERAND)), gradient, matrix),
             )
-            new_sums = new_sums + (sums[g] + tl.sum(cubes * d_sum[:, None], axis=0),)
-            new_scales = new_scales + (scales[g] + tl.sum(d_t * t, axis=0),)
+            new_sums = new_sums + (sums[g] + c * d_sum[:, None],)
+            new_scales = new_scales + (scales[g] + d_u * us[g],)
+            new_units = new_units + (unit,)
         matrices = new_matrices
         sums = new_sums
         scales = new_scales
+        units = new_units
 
     splits = tl.num_programs(1)
     for g in tl.static_range(GROUP):
         head = (batch * splits + split) * HEADS + first_head + g
-        # k' enters kv and k_mean divided by N.
+        # f(k) enters kv and k_mean divided by N.
+        factor = 1.0 / N
+        if OPERAND == tl.float16:
+            factor *= units[g]
         tl.store(
             d_kv + head * HEAD_DIM * HEAD_DIM + lanes[:, None] * HEAD_DIM + lanes[None, :],
-            matrices[g] / N,
+            matrices[g] * factor,
             mask=inside[:, None] & inside[None, :],
         )
-        tl.store(d_k_mean + head * HEAD_DIM + lanes, sums[g] / N, mask=inside)
-        tl.store(d_scale + head * HEAD_DIM + lanes, scales[g], mask=inside)
+        tl.store(d_k_mean + head * HEAD_DIM + lanes, tl.sum(sums[g], axis=0) / N, mask=inside)
+        tl.store(d_scale + head * HEAD_DIM + lanes, tl.sum(scales[g], axis=0), mask=inside)
 
 
 @triton.jit
-def key_head(
-    k,
-    rows,
-    positions,
-    position_rows,
-    v,
-    v_rows,
-    inverse_scale,
-    centre,
-    matrix,
-    vector,
-    channels,
-    shrink,
-    live,
-    eps,
-    inside,
-    HAS_POSITIONS: tl.constexpr,
-    HAS_SCALE: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+def key_head(u, inverse_norm, values, matrix, factor, vector):
     """One head of a tile of keys.
 
     Args:
-        matrix, vector: of :func:`backward_queries`, summed: ``[D, D]`` and ``[D]`` of this head.
+        values: of :func:`~.tiles.centred_values`.
+        matrix, factor: d_kv^T as an operand, and what its products are to be multiplied with.
+        vector: d_k_mean of the head.
 
     Returns:
-        x, t, inverse scale, the gradient of the focused keys, and its dot product with t^3 per row.
+        c, the gradient of f(k), and its dot product with c per row.
     """
-    inverse = load_inverse_scale(inverse_scale, channels, inside, HAS_SCALE)
-    x = load_keys(k, rows, positions, position_rows, channels, live, inside, HAS_POSITIONS)
-    t = rectify(x, inverse, eps) * shrink[:, None]
-    middle = tl.load(centre + channels, mask=inside, other=0.0)
-    values = load_tile(v, v_rows, channels, live, inside) - middle[None, :]
-    d_focused = multiply(values, tl.trans(matrix), PRECISION) + vector[None, :]
-    return x, t, inverse, d_focused, tl.sum(d_focused * (t * t * t), axis=1)
+    c = cube(u, inverse_norm)
+    d_focused = multiply(values, matrix) * factor + vector[None, :]
+    return c, d_focused, tl.sum(d_focused * c, axis=1)
+
+
+@triton.jit
+def key_parameters(
+    means,
+    d_kv,
+    d_k_mean,
+    head,
+    lanes,
+    inside,
+    C: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    OPERAND: tl.constexpr,
+):
+    """d_kv of a head as an operand, its factor, d_k_mean, centre.
+
+    Args:
+        means, d_kv, d_k_mean: of this batch entry.
+    """
+    matrix = load_matrix(d_kv + head * HEAD_DIM * HEAD_DIM, lanes, inside, HEAD_DIM)
+    operand, factor = as_operand(matrix, OPERAND)
+    vector = tl.load(d_k_mean + head * HEAD_DIM + lanes, mask=inside, other=0.0)
+    middle = tl.load(means + C + head * HEAD_DIM + lanes, mask=inside, other=0.0)
+    return operand, factor, vector, middle
+
+
+@triton.jit(
+    do_not_specialize=[
+        "k_batch",
+        "k_token",
+        "v_batch",
+        "v_token",
+        "positions_batch",
+        "positions_token",
+        "N",
+    ]
+)
+def key_norms(
+    k,
+    k_batch,
+    k_token,
+    v,
+    v_batch,
+    v_token,
+    positions,
+    positions_batch,
+    positions_token,
+    scale,
+    means,
+    d_kv,
+    d_k_mean,
+    norms,
+    N,
+    eps,
+    C: tl.constexpr,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK: tl.constexpr,
+    HAS_POSITIONS: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
+    OPERAND: tl.constexpr,
+):
+    """What the heads of a row of keys share, for programs that see one head only.
+
+    ``norms (B, N, 3)`` float32: 1 / n, sum of c^2, dot product of c and the gradient of f(k). Grid (tiles, B).
+    """
+    batch = tl.program_id(1).to(tl.int64)
+    tokens = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    live = tokens < N
+    lanes = tl.arange(0, D)
+    inside = lanes < HEAD_DIM
+    rows = row_offsets(tokens, k_token)
+    v_rows = row_offsets(tokens, v_token)
+    inverses = inverse_scales(scale, 0, lanes, inside, HEAD_DIM, HEADS, HAS_SCALE)
+    us, inverse_norm, sixths = focus(
+        k + batch * k_batch * 8, rows, positions + batch * positions_batch * 8,
+        row_offsets(tokens, positions_token), inverses, norms, rows, 0, lanes, live, inside, eps,
+        HEADS, HEAD_DIM, HEADS, HAS_POSITIONS,
+    )  # fmt: skip
+    total = tl.zeros([BLOCK], tl.float32)
+    for head in tl.static_range(HEADS):
+        operand, factor, vector, middle = key_parameters(
+            means + batch * 2 * C, d_kv + batch * C * HEAD_DIM, d_k_mean + batch * C, head, lanes,
+            inside, C, HEAD_DIM, OPERAND,
+        )  # fmt: skip
+        values, double = centred_values(
+            v + batch * v_batch * 8, v_rows, head * HEAD_DIM + lanes, live, inside, middle, OPERAND
+        )
+        _, _, product = key_head(
+            us[head], inverse_norm, values, tl.trans(operand), factor * double, vector
+        )
+        total += product
+    places = (batch * N + tokens) * 3
+    tl.store(norms + places, inverse_norm, mask=live)
+    tl.store(norms + places + 1, sixths, mask=live)
+    tl.store(norms + places + 2, total, mask=live)
 
 
 @triton.jit(
@@ -316,7 +422,7 @@ def key_head(
         "grad_token",
         "H",
         "W",
-        "heads_per_program",
+        "rows",
     ]
 )
 def backward_keys(
@@ -332,116 +438,119 @@ def backward_keys(
     grad,
     grad_batch,
     grad_token,
-    inverse_scale,
-    centre,
+    scale,
+    norms,
+    means,
     d_kv,
     d_k_mean,
-    taps,
+    weight,
     d_k,
     d_v,
     d_scale,
     H,
     W,
-    heads_per_program,
+    rows,
     eps,
     C: tl.constexpr,
     HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     D: tl.constexpr,
-    CHUNK: tl.constexpr,
+    GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
-    ROWS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    COLUMNS: tl.constexpr,
     K: tl.constexpr,
     HAS_POSITIONS: tl.constexpr,
     HAS_SCALE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    OPERAND: tl.constexpr,
 ):
-    """Gradients of k and v, and one tile's part of that of the scale.
+    """Gradients of k and v of a region, and its part of that of the scale.
 
-    Grid (B * ceil(h / heads_per_program), band tiles). ``d_k``, ``d_v (B, N, C)`` contiguous,
-    ``d_scale (B, band tiles, C)`` float32, without its factor.
+    GROUP is all heads, or 1 with ``norms`` of :func:`key_norms`. Grid (B * h / GROUP, regions). ``d_k``,
+    ``d_v (B, N, C)`` contiguous, ``d_scale (B, regions, C)`` float32, without its factor.
     """
-    groups = tl.cdiv(HEADS, heads_per_program)
+    groups: tl.constexpr = HEADS // GROUP
     batch = (tl.program_id(0) // groups).to(tl.int64)
-    first_head = (tl.program_id(0) % groups) * heads_per_program
-    top, column, live = band_tile(tl.program_id(1), H, W, BLOCK, ROWS)
+    first_head = (tl.program_id(0) % groups) * GROUP
     lanes = tl.arange(0, D)
     inside = lanes < HEAD_DIM
     k += batch * k_batch * 8
     v += batch * v_batch * 8
     positions += batch * positions_batch * 8
-    grad += batch * grad_batch * 8
     d_k += batch * H * W * C
     d_v += batch * H * W * C
-    centre += batch * C
-    d_kv += batch * C * HEAD_DIM
-    d_k_mean += batch * C
     d_scale += (batch * tl.num_programs(1) + tl.program_id(1)) * C
+    if GROUP < HEADS:
+        norms += batch * H * W * 3
 
-    norms = ()
-    products = ()
-    for r in tl.static_range(ROWS):
-        tokens = (top + r) * W + column
-        exists = live & (top + r < H)
-        rows = row_offsets(tokens, k_token)
+    inverses = inverse_scales(scale, first_head, lanes, inside, HEAD_DIM, GROUP, HAS_SCALE)
+    parameters = ()
+    scales = ()
+    for g in tl.static_range(GROUP):
+        parameters = parameters + (
+            key_parameters(
+                means + batch * 2 * C, d_kv + batch * C * HEAD_DIM, d_k_mean + batch * C,
+                first_head + g, lanes, inside, C, HEAD_DIM, OPERAND,
+            ),
+        )  # fmt: skip
+        # Summed over the tokens of a tile at the end only.
+        scales = scales + (tl.zeros([BLOCK, D], tl.float32),)
+    y, x, bottom = region_tokens(tl.program_id(1), H, W, rows, BLOCK, GROUPS, COLUMNS)
+    for step in range(0, rows, BLOCK // (GROUPS * COLUMNS)):
+        live = y + step < bottom
+        tokens = ((y + step) * W + x).to(tl.int64)
         v_rows = row_offsets(tokens, v_token)
-        position_rows = row_offsets(tokens, positions_token)
-        largest, squares, sixths = row_norms(
-            k, rows, positions, position_rows, inverse_scale, exists, eps, C, CHUNK,
-            HAS_POSITIONS, HAS_SCALE,
+        us, inverse_norm, sixths = focus(
+            k, row_offsets(tokens, k_token), positions, row_offsets(tokens, positions_token),
+            inverses, norms, tokens * 3, first_head, lanes, live, inside, eps,
+            HEADS, HEAD_DIM, GROUP, HAS_POSITIONS,
         )  # fmt: skip
         product = tl.zeros([BLOCK], tl.float32)
-        if HEADS > 1:
-            for head in range(HEADS):
-                matrix = load_matrix(d_kv + head * HEAD_DIM * HEAD_DIM, lanes, inside, HEAD_DIM)
-                vector = tl.load(d_k_mean + head * HEAD_DIM + lanes, mask=inside, other=0.0)
-                results = key_head(
-                    k, rows, positions, position_rows, v, v_rows, inverse_scale, centre, matrix, vector,
-                    head * HEAD_DIM + lanes, 1.0 / largest, exists, eps, inside,
-                    HAS_POSITIONS, HAS_SCALE, PRECISION,
-                )  # fmt: skip
-                product += results[4]
-        norms = norms + ((largest, squares, sixths),)
-        products = products + (product,)
-
-    for head in range(first_head, tl.minimum(first_head + heads_per_program, HEADS)):
-        channels = head * HEAD_DIM + lanes
-        convolved = ()
-        if K > 0:
-            convolved = depthwise_rows(
-                grad, grad_token, taps, head * HEAD_DIM, lanes, inside, top, column, live, H, W,
-                HEAD_DIM, K, ROWS, True,
-            )  # fmt: skip
-        matrix = load_matrix(d_kv + head * HEAD_DIM * HEAD_DIM, lanes, inside, HEAD_DIM)
-        vector = tl.load(d_k_mean + head * HEAD_DIM + lanes, mask=inside, other=0.0)
-        scale = tl.zeros([D], tl.float32)
-        for r in tl.static_range(ROWS):
-            tokens = (top + r) * W + column
-            exists = live & (top + r < H)
-            largest, squares, sixths = norms[r]
-            x, t, inverse, d_focused, product = key_head(
-                k, row_offsets(tokens, k_token), positions, row_offsets(tokens, positions_token),
-                v, row_offsets(tokens, v_token), inverse_scale, centre, matrix, vector, channels,
-                1.0 / largest, exists, eps, inside, HAS_POSITIONS, HAS_SCALE, PRECISION,
-            )  # fmt: skip
-            if HEADS > 1:
-                product = products[r]
-            ratio = tl.where(exists, tl.sqrt(squares / sixths), 0.0)
-            t2 = t * t
-            d_u = 3.0 * t2 * d_focused + product[:, None] * (
-                t * (1.0 / squares)[:, None] - t2 * t2 * t * (3.0 / sixths)[:, None]
+        heads = ()
+        for g in tl.static_range(GROUP):
+            operand, factor, vector, middle = parameters[g]
+            channels = (first_head + g) * HEAD_DIM + lanes
+            values, double = centred_values(v, v_rows, channels, live, inside, middle, OPERAND)
+            c, d_focused, part = key_head(
+                us[g], inverse_norm, values, tl.trans(operand), factor * double, vector
             )
-            d_u *= ratio[:, None]
-            scale += tl.sum(d_u * (t * largest[:, None]), axis=0)
-            rows = tokens.to(tl.int64) * C
-            d_x = tl.where(x > 0.0, d_u * inverse[None, :], 0.0)
-            store_tile(d_k, rows, channels, exists, inside, d_x)
-            focused = t2 * t * (ratio * largest)[:, None]
-            d_values = multiply(focused, matrix, PRECISION)
-            if K > 0:
-                d_values += convolved[r]
-            store_tile(d_v, rows, channels, exists, inside, d_values)
-        tl.store(d_scale + channels, scale, mask=inside)
+            product += part
+            heads = heads + ((c, d_focused),)
+        if GROUP < HEADS:
+            product = tl.load(norms + tokens * 3 + 2, mask=live, other=0.0)
+
+        # f = n c / ||c||: d loss / du is (3 t^2 d_f + product (t - 3 t^2 c / ||c||^2)) / ||c||.
+        ratio = tl.where(live, tl.rsqrt(sixths), 0.0)
+        along = product * ratio
+        outer = along * (3.0 / sixths)
+        new_scales = ()
+        for g in tl.static_range(GROUP):
+            operand, factor, _, _ = parameters[g]
+            c, d_focused = heads[g]
+            channels = (first_head + g) * HEAD_DIM + lanes
+            t = us[g] * inverse_norm[:, None]
+            d_u = d_focused * (3.0 * ratio)[:, None] - outer[:, None] * c
+            d_u = d_u * (t * t) + along[:, None] * t
+            is_positive = us[g] > (eps * inverses[g])[None, :]
+            d_x = tl.where(is_positive, d_u * inverses[g][None, :], 0.0)
+            store_tile(d_k, tokens * C, channels, live, inside, d_x)
+            new_scales = new_scales + (scales[g] + d_u * us[g],)
+            lengths = ratio / inverse_norm * (factor / headroom(OPERAND))
+            d_values = multiply((c * headroom(OPERAND)).to(OPERAND), operand) * lengths[:, None]
+            store_tile(d_v, tokens * C, channels, live, inside, d_values)
+        scales = new_scales
+    for g in tl.static_range(GROUP):
+        channels = (first_head + g) * HEAD_DIM + lanes
+        tl.store(d_scale + channels, tl.sum(scales[g], axis=0), mask=inside)
+    if K > 0:
+        # Other threads of the program read what was stored.
+        tl.debug_barrier()
+        for g in range(GROUP):
+            add_convolution(
+                grad + batch * grad_batch * 8, grad_token, weight, weight, d_v, C,
+                (first_head + g) * HEAD_DIM, tl.program_id(1), H, W, rows,
+                HEAD_DIM, D, K, GROUPS, COLUMNS, True, False,
+            )  # fmt: skip
 
 
 @triton.jit(
@@ -450,11 +559,12 @@ def backward_keys(
         "v_token",
         "grad_batch",
         "grad_token",
-        "tiles",
+        "regions",
         "items",
         "items_per_split",
         "H",
         "W",
+        "rows",
     ]
 )
 def backward_depthwise(
@@ -465,65 +575,190 @@ def backward_depthwise(
     grad_batch,
     grad_token,
     d_taps,
-    tiles,
+    regions,
     items,
     items_per_split,
     H,
     W,
+    rows,
     HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
-    BLOCK: tl.constexpr,
-    ROWS: tl.constexpr,
-    CHANNELS: tl.constexpr,
+    D: tl.constexpr,
+    GROUPS: tl.constexpr,
+    COLUMNS: tl.constexpr,
     K: tl.constexpr,
 ):
-    """One split's part of the gradients of the depthwise weight and bias, CHANNELS of each head.
+    """One split's part of the gradients of the depthwise weight and bias.
 
-    Grid (splits, channel blocks); an item is a band tile of one head of one batch entry.
-    ``d_taps (splits, K*K + 1, d)`` float32: by column, then row of the kernel; the bias last.
+    Grid (splits,); an item is a region of one head of one batch entry. ``d_taps (splits, K*K + 1, d)``
+    float32: by row, then column of the kernel; the bias last.
 
-    All taps are accumulated at once, per token of the tile, so that v and the gradient are read from
-    memory once; few channels per program keep K*K + 1 accumulators in registers.
+    Walks down the rows: a value meets the gradients of the K rows that it reaches, which stay in registers
+    with all sums.
     """
     split = tl.program_id(0)
-    lanes = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    lanes = tl.arange(0, D)
     inside = lanes < HEAD_DIM
     sums = ()
-    for _tap in tl.static_range(K * K + 1):
-        sums = sums + (tl.zeros([BLOCK, CHANNELS], tl.float32),)
+    for _ in tl.static_range(K * K + 1):
+        sums = sums + (tl.zeros([GROUPS, D], tl.float32),)
     for item in range(split * items_per_split, tl.minimum((split + 1) * items_per_split, items)):
-        batch = (item // (tiles * HEADS)).to(tl.int64)
-        channels = (item // tiles % HEADS) * HEAD_DIM + lanes
-        top, column, live = band_tile(item % tiles, H, W, BLOCK, ROWS)
+        batch = (item // (regions * HEADS)).to(tl.int64)
+        channels = (item // regions % HEADS) * HEAD_DIM + lanes
+        top, left = region_groups(item % regions, tl.arange(0, GROUPS), W, rows, GROUPS, COLUMNS)
+        bottom = tl.minimum(top + rows, H)
         image = v + batch * v_batch * 8
         gradient = grad + batch * grad_batch * 8
-        grads = ()
-        bias = sums[K * K]
-        for r in tl.static_range(ROWS):
-            rows = row_offsets((top + r) * W + column, grad_token)
-            g = load_tile(gradient, rows, channels, live & (top + r < H), inside)
-            grads = grads + (g,)
-            bias += g
-        grown = ()
-        for tap_x in tl.static_range(K):
-            x = column + tap_x - K // 2
-            across = live & (x >= 0) & (x < W)
-            values = ()
-            for row in tl.static_range(ROWS + K - 1):
-                y = top + row - K // 2
-                rows = row_offsets(y * W + x, v_token)
-                values = values + (
-                    load_tile(image, rows, channels, across & (y >= 0) & (y < H), inside),
-                )
-            for tap_y in tl.static_range(K):
-                total = sums[tap_x * K + tap_y]
-                for r in tl.static_range(ROWS):
-                    total += grads[r] * values[r + tap_y]
-                grown = grown + (total,)
-        sums = grown + (bias,)
+        window = ()
+        for _ in tl.static_range(K * COLUMNS):
+            window = window + (tl.zeros([GROUPS, D], tl.float32),)
+        for step in range(rows + K - 1):
+            y = top + step - K // 2
+            newest = y + K // 2
+            moved = ()
+            bias = sums[K * K]
+            for j in tl.static_range(COLUMNS):
+                for i in tl.static_range(K - 1):
+                    moved = moved + (window[j * K + i + 1],)
+                live = (newest < bottom) & (left + j < W)
+                places = row_offsets(newest * W + left + j, grad_token)
+                g = load_tile(gradient, places, channels, live, inside).to(tl.float32)
+                moved = moved + (g,)
+                bias += g
+            window = moved
+            totals = sums
+            row_exists = (y >= 0) & (y < H)
+            for s in tl.static_range(COLUMNS + K - 1):
+                x = left + s - K // 2
+                live = row_exists & (x >= 0) & (x < W)
+                value = load_tile(image, row_offsets(y * W + x, v_token), channels, live, inside)
+                value = value.to(tl.float32)
+                grown = ()
+                for tap in tl.static_range(K * K):
+                    total = totals[tap]
+                    if s - tap % K >= 0 and s - tap % K < COLUMNS:
+                        total += value * window[(s - tap % K) * K + K - 1 - tap // K]
+                    grown = grown + (total,)
+                totals = grown
+            sums = totals + (bias,)
     for tap in tl.static_range(K * K + 1):
         tl.store(
             d_taps + (split * (K * K + 1) + tap) * HEAD_DIM + lanes,
             tl.sum(sums[tap], axis=0),
             mask=inside,
         )
+
+
+@triton.jit
+def sum_rows(rows, count, size, index, BLOCK_ROWS: tl.constexpr):
+    """``(count, size)`` summed over its rows, at ``index``, always in the same order."""
+    sums = tl.zeros(index.shape, tl.float32)
+    for start in range(0, count, BLOCK_ROWS):
+        row = start + tl.arange(0, BLOCK_ROWS)
+        mask = (row < count)[:, None] & (index < size)[None, :]
+        places = row.to(tl.int64)[:, None] * size + index[None, :]
+        sums += tl.sum(tl.load(rows + places, mask=mask, other=0.0).to(tl.float32), axis=0)
+    return sums
+
+
+@triton.jit
+def sum_taps(
+    parts,
+    count,
+    d_weight,
+    d_bias,
+    block,
+    HEAD_DIM: tl.constexpr,
+    K: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One block of the gradients of weight ``(d, 1, K, K)`` and bias, where HAS_WEIGHT and HAS_BIAS.
+
+    ``parts (count, K*K + 1, d)`` are those of :func:`backward_depthwise`.
+    """
+    index = block * BLOCK + tl.arange(0, BLOCK)
+    sums = sum_rows(parts, count, (K * K + 1) * HEAD_DIM, index, BLOCK_ROWS)
+    tap = index // HEAD_DIM
+    channel = index % HEAD_DIM
+    if HAS_WEIGHT:
+        place = channel * (K * K) + tap
+        tl.store(d_weight + place, sums.to(d_weight.dtype.element_ty), mask=tap < K * K)
+    if HAS_BIAS:
+        tl.store(d_bias + channel, sums.to(d_bias.dtype.element_ty), mask=tap == K * K)
+
+
+@triton.jit
+def sum_scales(
+    parts, count, scale, d_scale, block, C: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """One block of the gradient of the scale, from ``parts (count, C)``."""
+    index = block * BLOCK + tl.arange(0, BLOCK)
+    inside = index < C
+    sums = sum_rows(parts, count, C, index, BLOCK_ROWS)
+    # u = (ReLU + eps) / softplus(s), and softplus' is the sigmoid.
+    s = tl.load(scale + index, mask=inside, other=0.0).to(tl.float32)
+    slope = tl.sigmoid(s) * inverse_softplus(scale, index, inside, True)
+    tl.store(d_scale + index, (-sums * slope).to(d_scale.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def sum_batch(x, total, B, size, block, BLOCK: tl.constexpr):
+    """One block of ``x (B, size)`` summed over the batch."""
+    index = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = index < size
+    sums = tl.zeros([BLOCK], tl.float32)
+    for b in range(B):
+        sums += tl.load(x + b * size + index, mask=inside, other=0.0).to(tl.float32)
+    tl.store(total + index, sums.to(total.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["tap_rows", "scale_rows", "B", "size"])
+def sum_parameters(
+    tap_parts,
+    tap_rows,
+    d_weight,
+    d_bias,
+    scale_parts,
+    scale_rows,
+    scale,
+    d_scale,
+    d_k,
+    d_positions,
+    B,
+    size,
+    C: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    K: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_POSITIONS: tl.constexpr,
+    TAP_BLOCKS: tl.constexpr,
+    SCALE_BLOCKS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    POSITIONS_BLOCK: tl.constexpr,
+):
+    """The parameters' gradients from their parts: :func:`sum_taps`, :func:`sum_scales`, :func:`sum_batch`.
+
+    Grid (TAP_BLOCKS + SCALE_BLOCKS + blocks of the positions,). ``d_k (B, size)``, size = N*C.
+    """
+    block = tl.program_id(0)
+    if block < TAP_BLOCKS:
+        if TAP_BLOCKS > 0:
+            sum_taps(
+                tap_parts, tap_rows, d_weight, d_bias, block,
+                HEAD_DIM, K, HAS_WEIGHT, HAS_BIAS, BLOCK_ROWS, BLOCK,
+            )  # fmt: skip
+    elif block < TAP_BLOCKS + SCALE_BLOCKS:
+        if SCALE_BLOCKS > 0:
+            sum_scales(
+                scale_parts, scale_rows, scale, d_scale, block - TAP_BLOCKS, C, BLOCK_ROWS, BLOCK
+            )
+    else:
+        if HAS_POSITIONS:
+            sum_batch(
+                d_k, d_positions, B, size, block - TAP_BLOCKS - SCALE_BLOCKS, POSITIONS_BLOCK
+            )

@@ -1,134 +1,103 @@
-"""Forward kernels: preparation, keys and values reduced per head, sum of the splits, queries.
+"""Forward kernels: norms of rows, keys and values reduced per head, sum of the splits, queries.
 
-Notation as in :mod:`.tiles`: u is a rectified row, t = u / max(u).
+Notation as in :mod:`.tiles`.
 """
 
 import triton
 import triton.language as tl
 
 from .tiles import (
-    band_tile,
-    depthwise_rows,
-    load_inverse_scale,
-    load_keys,
+    add_convolution,
+    as_columns,
+    as_operand,
+    centred_values,
+    cube,
+    focus,
+    grow,
+    headroom,
+    inverse_scales,
     load_matrix,
-    load_norms,
     load_tile,
     multiply,
-    rectify,
-    row_norms,
+    multiply_add,
+    region_tokens,
     row_offsets,
     store_tile,
 )
 
 
-@triton.jit(do_not_specialize=["B", "v_batch", "v_token", "N"])
-def prepare(
-    v,
-    v_batch,
-    v_token,
-    centre,
-    scale,
-    inverse_scale,
-    weight,
-    taps,
-    B,
-    N,
-    C: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    K: tl.constexpr,
-    HAS_SCALE: tl.constexpr,
-    SAMPLES: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """What every tile of the other kernels needs: a centre of the values, and the parameters' forms.
-
-    ``centre (B, C)`` is the mean of v over SAMPLES tokens spread over the map, exactly v where all agree;
-    ``inverse_scale (C,)`` = 1 / softplus(scale); ``taps (K*K, d)`` from ``weight (d, 1, K, K)``.
-    Grid (B + 1, blocks); the last row of programs is for the parameters.
-    """
-    lanes = tl.arange(0, BLOCK)
-    block = tl.program_id(1)
-    batch = tl.program_id(0)
-    if batch < B:
-        channels = block * BLOCK + lanes
-        inside = channels < C
-        tokens = (tl.arange(0, SAMPLES) * N) // SAMPLES
-        v += batch.to(tl.int64) * v_batch * 8
-        live = tokens < N
-        first = tl.load(v + channels, mask=inside, other=0.0).to(tl.float32)
-        values = load_tile(v, row_offsets(tokens, v_token), channels, live, inside)
-        mean = first + tl.sum(values - first[None, :], axis=0) / SAMPLES
-        if PRECISION == "tf32":
-            # In steps of the largest value's last tf32 digit, so that rounding v - centre to tf32 does not
-            # move values of a kind all the same way.
-            bits = tl.max(tl.abs(values), axis=0).to(tl.int32, bitcast=True)
-            binade = (bits & 0x7F800000).to(tl.float32, bitcast=True)
-            shift = binade * (1.5 * 2**13)
-            mean = (mean + shift) - shift
-        tl.store(centre + batch.to(tl.int64) * C + channels, mean, mask=inside)
-    else:
-        for start in range(block * BLOCK, max(C, K * K * HEAD_DIM), tl.num_programs(1) * BLOCK):
-            index = start + lanes
-            if HAS_SCALE:
-                # float64, because the float32 logarithm of a GPU has few digits left near 1.
-                s = tl.load(scale + index, mask=index < C, other=0.0).to(tl.float64)
-                y = tl.exp(-tl.abs(s))
-                w = 1.0 + y
-                # log1p: the rounding of w cancels between log(w) and w - 1.
-                log1p = tl.where(w == 1.0, y, tl.log(w) * (y / tl.where(w == 1.0, 1.0, w - 1.0)))
-                softplus = tl.where(s < 0.0, 0.0, s) + log1p
-                tl.store(inverse_scale + index, (1.0 / softplus).to(tl.float32), mask=index < C)
-            if K > 0:
-                inside = index < K * K * HEAD_DIM
-                source = (index % HEAD_DIM) * (K * K) + index // HEAD_DIM
-                tap = tl.load(weight + source, mask=inside, other=0.0).to(tl.float32)
-                tl.store(taps + index, tap, mask=inside)
-
-
-@triton.jit(do_not_specialize=["k_batch", "k_token", "positions_batch", "positions_token", "N"])
-def key_norms(
+@triton.jit(
+    do_not_specialize=[
+        "q_batch",
+        "q_token",
+        "k_batch",
+        "k_token",
+        "positions_batch",
+        "positions_token",
+        "N",
+    ]
+)
+def row_norms(
+    q,
+    q_batch,
+    q_token,
     k,
     k_batch,
     k_token,
     positions,
     positions_batch,
     positions_token,
-    inverse_scale,
+    scale,
     norms,
     N,
     eps,
-    C: tl.constexpr,
-    CHUNK: tl.constexpr,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    D: tl.constexpr,
     BLOCK: tl.constexpr,
     HAS_POSITIONS: tl.constexpr,
     HAS_SCALE: tl.constexpr,
 ):
-    """What :func:`row_norms` gives, ``norms (B, 3, N)`` float32, for programs that see one head only.
+    """1 / n and the sum of c^2 of queries and keys, for programs that see one head only.
 
-    Grid (B, tiles).
+    ``norms (2, B, N, 2)`` float32, those of the queries first. Grid (tiles, B, 2).
     """
-    batch = tl.program_id(0).to(tl.int64)
-    tokens = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    batch = tl.program_id(1).to(tl.int64)
+    tokens = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     live = tokens < N
-    largest, squares, sixths = row_norms(
-        k + batch * k_batch * 8,
-        row_offsets(tokens, k_token),
-        positions + batch * positions_batch * 8,
-        row_offsets(tokens, positions_token),
-        inverse_scale,
-        live,
-        eps,
-        C,
-        CHUNK,
-        HAS_POSITIONS,
-        HAS_SCALE,
-    )
-    norms += batch * 3 * N
-    tl.store(norms + tokens, largest, mask=live)
-    tl.store(norms + N + tokens, squares, mask=live)
-    tl.store(norms + 2 * N + tokens, sixths, mask=live)
+    lanes = tl.arange(0, D)
+    inside = lanes < HEAD_DIM
+    inverses = inverse_scales(scale, 0, lanes, inside, HEAD_DIM, HEADS, HAS_SCALE)
+    if tl.program_id(2) == 0:
+        rows = row_offsets(tokens, q_token)
+        _, inverse_norm, sixths = focus(
+            q + batch * q_batch * 8, rows, q, rows, inverses, norms, rows, 0, lanes, live, inside,
+            eps, HEADS, HEAD_DIM, HEADS, False,
+        )  # fmt: skip
+    else:
+        rows = row_offsets(tokens, k_token)
+        _, inverse_norm, sixths = focus(
+            k + batch * k_batch * 8, rows, positions + batch * positions_batch * 8,
+            row_offsets(tokens, positions_token), inverses, norms, rows, 0, lanes, live, inside,
+            eps, HEADS, HEAD_DIM, HEADS, HAS_POSITIONS,
+        )  # fmt: skip
+    places = ((tl.program_id(2) * tl.num_programs(1) + batch) * N + tokens) * 2
+    tl.store(norms + places, inverse_norm, mask=live)
+    tl.store(norms + places + 1, sixths, mask=live)
+
+
+@triton.jit
+def centre_of_values(
+    v, v_token, centre, N, channels, inside, is_first, SAMPLES: tl.constexpr
+):
+    """Mean of v over SAMPLES tokens spread over the map, exactly v where all agree; the first stores it."""
+    samples = (tl.arange(0, SAMPLES) * N) // SAMPLES
+    first = tl.load(v + channels, mask=inside, other=0.0).to(tl.float32)
+    values = load_tile(v, row_offsets(samples, v_token), channels, samples < N, inside)
+    mean = first + tl.sum(values.to(tl.float32) - first[None, :], axis=0) / SAMPLES
+    if is_first:
+        tl.store(centre + channels, mean, mask=inside)
+    return mean
 
 
 @triton.jit(
@@ -139,6 +108,7 @@ def key_norms(
         "v_token",
         "positions_batch",
         "positions_token",
+        "k_mean_stride",
         "N",
         "tiles_per_split",
     ]
@@ -153,11 +123,12 @@ def reduce_keys(
     positions,
     positions_batch,
     positions_token,
-    inverse_scale,
+    scale,
     norms,
-    centre,
+    means,
     kv,
     k_mean,
+    k_mean_stride,
     N,
     tiles_per_split,
     eps,
@@ -166,79 +137,95 @@ def reduce_keys(
     HEAD_DIM: tl.constexpr,
     D: tl.constexpr,
     GROUP: tl.constexpr,
-    CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
+    SAMPLES: tl.constexpr,
     HAS_POSITIONS: tl.constexpr,
     HAS_SCALE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    OPERAND: tl.constexpr,
 ):
-    """Parts of ``phi(k)^T (v - centre) / N`` and ``sum phi(k) / N`` of one split, for GROUP heads.
+    """Parts of ``f(k)^T (v - centre) / N`` and ``sum f(k) / N`` of one split, for GROUP heads.
 
-    GROUP is all heads, or 1 with ``norms`` of :func:`key_norms`. Grid (B * h / GROUP, splits).
-    ``kv (B, splits, h, d, d)``, ``k_mean (B, splits, h, d)``, float32.
+    Both are sums over the same rounded f(k), so that the weights of the attention sum to one. GROUP is all
+    heads, or 1 with ``norms`` of :func:`row_norms`. Grid (B * h / GROUP, splits). ``kv (B, splits, h, d, d)`` and
+    ``k_mean (B, splits, h, d)``, a split's ``k_mean_stride`` elements apart, float32. The centre goes into
+    ``means (B, 2, C)``, float32, beside where the mean of f(k) is to be.
     """
     groups: tl.constexpr = HEADS // GROUP
     batch = (tl.program_id(0) // groups).to(tl.int64)
     first_head = (tl.program_id(0) % groups) * GROUP
     split = tl.program_id(1)
     lanes = tl.arange(0, D)
+    inside = lanes < HEAD_DIM
     k += batch * k_batch * 8
     v += batch * v_batch * 8
     positions += batch * positions_batch * 8
+    if GROUP < HEADS:
+        norms += batch * N * 2
 
-    inside = lanes < HEAD_DIM
+    inverses = inverse_scales(scale, first_head, lanes, inside, HEAD_DIM, GROUP, HAS_SCALE)
     centres = ()
     matrices = ()
     sums = ()
     for g in tl.static_range(GROUP):
         channels = (first_head + g) * HEAD_DIM + lanes
-        centres = centres + (tl.load(centre + batch * C + channels, mask=inside, other=0.0),)
+        middle = centre_of_values(
+            v, v_token, means + (batch * 2 + 1) * C, N, channels, inside, split == 0, SAMPLES
+        )
+        centres = centres + (middle,)
         matrices = matrices + (tl.zeros([D, D], tl.float32),)
-        sums = sums + (tl.zeros([D], tl.float32),)
+        sums = sums + (tl.zeros([D, 16], tl.float32),)
+    ones = tl.full([BLOCK, 16], 1.0, OPERAND)
+    # float16: of the lengths of the rows so far.
+    unit = tl.full([], 1e-30, tl.float32)
     last = tl.minimum((split + 1) * tiles_per_split, tl.cdiv(N, BLOCK))
     for tile in range(split * tiles_per_split, last):
         tokens = tile * BLOCK + tl.arange(0, BLOCK)
         live = tokens < N
-        k_rows = row_offsets(tokens, k_token)
+        us, inverse_norm, sixths = focus(
+            k, row_offsets(tokens, k_token), positions, row_offsets(tokens, positions_token),
+            inverses, norms, tokens.to(tl.int64) * 2, first_head, lanes, live, inside, eps,
+            HEADS, HEAD_DIM, GROUP, HAS_POSITIONS,
+        )  # fmt: skip
+        lengths = tl.where(live, tl.rsqrt(sixths) / inverse_norm, 0.0)
+        shrink = 1.0
+        if OPERAND == tl.float16:
+            unit, shrink = grow(unit, lengths, OPERAND)
+            lengths /= unit
         v_rows = row_offsets(tokens, v_token)
-        position_rows = row_offsets(tokens, positions_token)
-        if GROUP == HEADS:
-            largest, squares, sixths = row_norms(
-                k, k_rows, positions, position_rows, inverse_scale, live, eps, C, CHUNK,
-                HAS_POSITIONS, HAS_SCALE,
-            )  # fmt: skip
-        else:
-            largest, squares, sixths = load_norms(norms + batch * 3 * N, tokens, N, live)
-        shrink = 1.0 / largest
-        # Dividing by N here rather than at the end keeps the sums in range.
-        grow = tl.where(live, largest * tl.sqrt(squares / sixths) / N, 0.0)
         new_matrices = ()
         new_sums = ()
         for g in tl.static_range(GROUP):
             channels = (first_head + g) * HEAD_DIM + lanes
-            inverse = load_inverse_scale(inverse_scale, channels, inside, HAS_SCALE)
-            x = load_keys(
-                k, k_rows, positions, position_rows, channels, live, inside, HAS_POSITIONS
+            focused = tl.trans((cube(us[g], inverse_norm) * lengths[:, None]).to(OPERAND))
+            values, _ = centred_values(
+                v, v_rows, channels, live, inside, centres[g], OPERAND
             )
-            t = rectify(x, inverse, eps) * shrink[:, None]
-            focused = t * t * t * grow[:, None]
-            values = load_tile(v, v_rows, channels, live, inside) - centres[g][None, :]
-            new_matrices = new_matrices + (
-                matrices[g] + multiply(tl.trans(focused), values, PRECISION),
-            )
-            new_sums = new_sums + (sums[g] + tl.sum(focused, axis=0),)
+            matrix = matrices[g]
+            total = sums[g]
+            if OPERAND == tl.float16:
+                matrix *= shrink
+                total *= shrink
+            new_matrices = new_matrices + (multiply_add(focused, values, matrix),)
+            new_sums = new_sums + (multiply_add(focused, ones, total),)
         matrices = new_matrices
         sums = new_sums
 
     splits = tl.num_programs(1)
+    factor = 1.0 / N
+    double: tl.constexpr = 2.0 if OPERAND == tl.float16 else 1.0
+    if OPERAND == tl.float16:
+        factor *= unit
     for g in tl.static_range(GROUP):
         head = (batch * splits + split) * HEADS + first_head + g
         tl.store(
             kv + head * HEAD_DIM * HEAD_DIM + lanes[:, None] * HEAD_DIM + lanes[None, :],
-            matrices[g],
+            matrices[g] * (factor * double),
             mask=inside[:, None] & inside[None, :],
         )
-        tl.store(k_mean + head * HEAD_DIM + lanes, sums[g], mask=inside)
+        # All 16 columns are the same.
+        mean = tl.sum(sums[g], axis=1) * (factor / 16)
+        places = (batch * splits + split) * k_mean_stride + (first_head + g) * HEAD_DIM + lanes
+        tl.store(k_mean + places, mean, mask=inside)
 
 
 @triton.jit(do_not_specialize=["splits"])
@@ -250,23 +237,24 @@ def sum_splits(
     splits,
     MATRIX_SIZE: tl.constexpr,
     VECTOR_SIZE: tl.constexpr,
+    VECTOR_STRIDE: tl.constexpr,
     BLOCK_SPLITS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """``(B, splits, size)`` -> ``(B, size)`` for two tensors at once, always in the same order.
 
-    Grid (B, blocks of the matrices + blocks of the vectors).
+    Vectors of the result are VECTOR_STRIDE elements apart. Grid (B, blocks of both).
     """
     batch = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1)
     matrix_blocks = tl.cdiv(MATRIX_SIZE, BLOCK)
     if block < matrix_blocks:
         parts = matrix_parts
-        total = matrices
+        total = matrices + batch * MATRIX_SIZE
         size = MATRIX_SIZE
     else:
         parts = vector_parts
-        total = vectors
+        total = vectors + batch * VECTOR_STRIDE
         size = VECTOR_SIZE
         block -= matrix_blocks
     index = block * BLOCK + tl.arange(0, BLOCK)
@@ -276,12 +264,10 @@ def sum_splits(
         rows = parts + (batch * splits + split)[:, None] * size
         mask = (split < splits)[:, None] & (index < size)[None, :]
         sums += tl.sum(tl.load(rows + index[None, :], mask=mask, other=0.0), axis=0)
-    tl.store(total + batch * size + index, sums, mask=index < size)
+    tl.store(total + index, sums, mask=index < size)
 
 
-@triton.jit(
-    do_not_specialize=["q_batch", "q_token", "v_batch", "v_token", "H", "W", "heads_per_program"]
-)
+@triton.jit(do_not_specialize=["q_batch", "q_token", "v_batch", "v_token", "H", "W", "rows"])
 def attend(
     q,
     q_batch,
@@ -289,82 +275,122 @@ def attend(
     v,
     v_batch,
     v_token,
-    inverse_scale,
-    centre,
+    scale,
+    norms,
+    means,
     kv,
-    k_mean,
-    taps,
+    weight,
     bias,
     out,
     H,
     W,
-    heads_per_program,
+    rows,
     eps,
     C: tl.constexpr,
     HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     D: tl.constexpr,
-    CHUNK: tl.constexpr,
+    GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
-    ROWS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    COLUMNS: tl.constexpr,
     K: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_SCALE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    OPERAND: tl.constexpr,
 ):
-    """``out (B, N, C)``, contiguous: the queries' attention plus, if K > 0, the convolution of v.
+    """``out (B, N, C)``, contiguous: the queries' attention of a region, and, if K > 0, the convolution of v.
 
-    Grid (B * ceil(h / heads_per_program), band tiles).
+    GROUP is all heads, or 1 with ``norms`` of :func:`row_norms`. Grid (B * h / GROUP, regions).
     """
-    groups = tl.cdiv(HEADS, heads_per_program)
+    groups: tl.constexpr = HEADS // GROUP
     batch = (tl.program_id(0) // groups).to(tl.int64)
-    first_head = (tl.program_id(0) % groups) * heads_per_program
-    top, column, live = band_tile(tl.program_id(1), H, W, BLOCK, ROWS)
+    first_head = (tl.program_id(0) % groups) * GROUP
     lanes = tl.arange(0, D)
     inside = lanes < HEAD_DIM
     q += batch * q_batch * 8
-    v += batch * v_batch * 8
     out += batch * H * W * C
+    if GROUP < HEADS:
+        norms += batch * H * W * 2
 
-    shrinks = ()
-    floors = ()
-    for r in tl.static_range(ROWS):
-        rows = row_offsets((top + r) * W + column, q_token)
-        exists = live & (top + r < H)
-        largest, squares, sixths = row_norms(
-            q, rows, q, rows, inverse_scale, exists, eps, C, CHUNK, False, HAS_SCALE
-        )
-        shrinks = shrinks + (1.0 / largest,)
-        # A row's scale cancels between numerator and denominator but for this: eps, divided alike.
-        floors = floors + (eps * tl.sqrt(sixths / squares) / largest,)
-
-    for head in range(first_head, tl.minimum(first_head + heads_per_program, HEADS)):
-        channel = head * HEAD_DIM
-        convolved = ()
-        if K > 0:
-            convolved = depthwise_rows(
-                v, v_token, taps, channel, lanes, inside, top, column, live, H, W,
-                HEAD_DIM, K, ROWS, False,
-            )  # fmt: skip
-        inverse = load_inverse_scale(inverse_scale, channel + lanes, inside, HAS_SCALE)
+    inverses = inverse_scales(scale, first_head, lanes, inside, HEAD_DIM, GROUP, HAS_SCALE)
+    centres = ()
+    matrices = ()
+    mean_columns = ()
+    factors = ()
+    for g in tl.static_range(GROUP):
+        head = first_head + g
+        channels = head * HEAD_DIM + lanes
+        mean = tl.load(means + batch * 2 * C + channels, mask=inside, other=0.0)
+        middle = tl.load(means + (batch * 2 + 1) * C + channels, mask=inside, other=0.0)
         matrix = load_matrix(
             kv + (batch * HEADS + head) * HEAD_DIM * HEAD_DIM, lanes, inside, HEAD_DIM
         )
-        mean = tl.load(k_mean + (batch * HEADS + head) * HEAD_DIM + lanes, mask=inside, other=0.0)
-        middle = tl.load(centre + batch * C + channel + lanes, mask=inside, other=0.0)
-        for r in tl.static_range(ROWS):
-            tokens = (top + r) * W + column
-            exists = live & (top + r < H)
-            x = load_tile(q, row_offsets(tokens, q_token), channel + lanes, exists, inside)
-            t = rectify(x, inverse, eps) * shrinks[r][:, None]
-            cubes = t * t * t
-            total = tl.sum(cubes * mean[None, :], axis=1)
-            reciprocal = 1.0 / (total + floors[r])
-            result = multiply(cubes, matrix, PRECISION) * reciprocal[:, None]
-            result += (total * reciprocal)[:, None] * middle[None, :]
-            if K > 0:
-                result += convolved[r]
-            if HAS_BIAS:
-                result += tl.load(bias + lanes, mask=inside, other=0.0).to(tl.float32)[None, :]
-            rows = tokens.to(tl.int64) * C
-            store_tile(out, rows, channel + lanes, exists, inside, result)
+        operand, factor = as_operand(matrix, OPERAND)
+        columns, mean_factor = as_columns(mean, OPERAND)
+        centres = centres + (middle,)
+        matrices = matrices + (operand,)
+        mean_columns = mean_columns + (columns,)
+        factors = factors + ((factor, mean_factor),)
+
+    y, x, bottom = region_tokens(tl.program_id(1), H, W, rows, BLOCK, GROUPS, COLUMNS)
+    for step in range(0, rows, BLOCK // (GROUPS * COLUMNS)):
+        live = y + step < bottom
+        tokens = ((y + step) * W + x).to(tl.int64)
+        q_rows = row_offsets(tokens, q_token)
+        us, inverse_norm, sixths = focus(
+            q, q_rows, q, q_rows, inverses, norms, tokens * 2, first_head, lanes, live, inside, eps,
+            HEADS, HEAD_DIM, GROUP, False,
+        )  # fmt: skip
+        # A row's scale cancels between numerator and denominator but for this: eps, divided alike.
+        floor = eps * tl.sqrt(sixths) * inverse_norm * headroom(OPERAND)
+        for g in tl.static_range(GROUP):
+            cubes = (cube(us[g], inverse_norm) * headroom(OPERAND)).to(OPERAND)
+            factor, mean_factor = factors[g]
+            total = tl.sum(multiply(cubes, mean_columns[g]), axis=1) * mean_factor
+            reciprocal = 1.0 / (total + floor)
+            result = multiply(cubes, matrices[g]) * (reciprocal * factor)[:, None]
+            result += (total * reciprocal)[:, None] * centres[g][None, :]
+            channels = (first_head + g) * HEAD_DIM + lanes
+            store_tile(out, tokens * C, channels, live, inside, result)
+    if K > 0:
+        # Other threads of the program read what was stored.
+        tl.debug_barrier()
+        for g in range(GROUP):
+            add_convolution(
+                v + batch * v_batch * 8, v_token, weight, bias, out, C, (first_head + g) * HEAD_DIM,
+                tl.program_id(1), H, W, rows, HEAD_DIM, D, K, GROUPS, COLUMNS, False, HAS_BIAS,
+            )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["image_batch", "image_token", "H", "W", "rows"])
+def convolve(
+    image,
+    image_batch,
+    image_token,
+    weight,
+    bias,
+    out,
+    H,
+    W,
+    rows,
+    C: tl.constexpr,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    D: tl.constexpr,
+    GROUPS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    K: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    FLIP: tl.constexpr,
+):
+    """Add the convolution of ``image`` to ``out (B, N, C)``, for kernels that leave it out.
+
+    Grid (B * h, regions).
+    """
+    batch = (tl.program_id(0) // HEADS).to(tl.int64)
+    add_convolution(
+        image + batch * image_batch * 8, image_token, weight, bias, out + batch * H * W * C, C,
+        (tl.program_id(0) % HEADS) * HEAD_DIM, tl.program_id(1), H, W, rows,
+        HEAD_DIM, D, K, GROUPS, COLUMNS, FLIP, HAS_BIAS,
+    )  # fmt: skip

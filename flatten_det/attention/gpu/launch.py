@@ -4,16 +4,15 @@ from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
-from ..reference import depthwise_values
 from . import kernels_backward, kernels_forward
-from .call import Call, ceil_div, check_parameters, make_call, strided
+from .call import Call, Regions, ceil_div, check_parameters, head_block, make_call, strided
 from .plan import Plan
 from .scratch import empty
 
-# Output channels of a program of the depthwise weight's gradient: what the registers have room for.
-DEPTHWISE_CHANNELS = 16
+OPERANDS = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
 
 def run(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
@@ -56,51 +55,50 @@ def forward(
 
     Returns:
         The result ``(B, N, C)`` in the dtype of v, and for :func:`backward`, in float32,
-        ``phi(k)^T (v - centre) / N (B, h, d, d)``, with a centre of v that it finds again, and the
-        mean of ``phi(k)``, ``(B, h, d)``.
+        ``f(k)^T (v - centre) / N (B, h, d, d)``, and ``(B, 2, C)``, the mean of f(k) and the centre of v.
+        They share no memory.
 
     Raises:
         ValueError: if H * W is not N, or a parameter has another shape.
     """
     call = make_call(q, k, v, num_heads, hw_shape, plan)
     check_parameters(call, positions, scale, dwc_weight, dwc_bias)
+    scale, dwc_weight = _contiguous(scale), _contiguous(dwc_weight)
     with torch.cuda.device_of(q):
-        centre, inverse_scale, taps = _prepare(call, v, scale, dwc_weight)
-        kv, k_mean = _reduce_keys(call, k, v, positions, inverse_scale, centre, eps)
-        fused = call.plan.fused_convolution
+        norms = _row_norms(call, q, k, positions, scale, eps)
+        kv, means = _reduce_keys(call, k, v, positions, scale, norms, eps)
         out = empty(call.B, call.N, call.C, like=v, dtype=v.dtype)
+        plan = call.plan
+        regions = call.regions(plan.attend_warps, plan.columns, plan.attend_block, call.groups)
         run(
             kernels_forward.attend,
-            (
-                call.B * ceil_div(call.heads, call.heads_per_program(call.plan.rows)),
-                call.band_tiles(call.plan.rows),
-            ),
+            (call.B * call.groups, regions.count),
             *strided(q),
             *strided(v),
-            inverse_scale,
-            centre,
+            scale,
+            norms,
+            means,
             kv,
-            k_mean,
-            taps,
+            dwc_weight,
             dwc_bias,
             out,
             call.H,
             call.W,
-            call.heads_per_program(call.plan.rows),
+            regions.rows,
             eps,
-            **call.constants,
-            BLOCK=call.plan.columns,
-            ROWS=call.plan.rows,
-            K=_kernel_size(dwc_weight) if fused else 0,
-            HAS_BIAS=fused and dwc_weight is not None and dwc_bias is not None,
+            **_constants(call),
+            **_products(call),
+            **regions.constants,
+            BLOCK=regions.block,
+            K=_kernel_size(dwc_weight) if plan.fused_convolution else 0,
+            HAS_BIAS=dwc_bias is not None,
             HAS_SCALE=scale is not None,
-            num_warps=call.plan.band_warps,
+            num_warps=plan.attend_warps,
+            num_stages=plan.stages,
         )
-        if dwc_weight is not None and not fused:
-            weight = dwc_weight.to(v.dtype)
-            bias = None if dwc_bias is None else dwc_bias.to(v.dtype)
-            out += depthwise_values(v, weight, bias, num_heads, hw_shape)
-    return out, kv, k_mean
+        if dwc_weight is not None and not plan.fused_convolution:
+            _convolve(call, v, dwc_weight, dwc_bias, out, flip=False)
+    return out, kv, means
 
 
 @torch.no_grad()
@@ -114,7 +112,7 @@ def backward(
     dwc_weight: Tensor | None,
     dwc_bias: Tensor | None,
     kv: Tensor,
-    k_mean: Tensor,
+    means: Tensor,
     num_heads: int,
     hw_shape: tuple[int, int],
     eps: float,
@@ -125,76 +123,91 @@ def backward(
 
     Args:
         grad_out: gradient of the result, ``(B, N, C)``.
-        kv, k_mean: from :func:`forward`; the other arguments are its own.
+        kv, means: from :func:`forward`; the other arguments are its own.
         needs: which of q, k, v, positions, scale, dwc_weight and dwc_bias need a gradient.
 
     Returns:
-        Their gradients, each in the shape and dtype of its tensor, None where not needed.
+        Their gradients, each in the shape and dtype of its tensor, None where not needed. They share no
+        memory.
 
     Raises:
         ValueError: if H * W is not N.
     """
     call = make_call(q, k, v, num_heads, hw_shape, plan)
     needs_q, needs_k, needs_v, needs_positions, needs_scale, needs_weight, needs_bias = needs
-    gradients: list[Tensor | None] = [None] * 7
+    scale, dwc_weight = _contiguous(scale), _contiguous(dwc_weight)
+    d_q = d_k = d_v = d_scale = d_taps = None
     with torch.cuda.device_of(q):
         if any(needs[:5]):
-            centre, inverse_scale, taps = _prepare(call, v, scale, dwc_weight)
             # Positions are often wider than keys under AMP, and summed over the batch: float16 might not
             # hold the single gradients.
             k_dtype = torch.float32 if needs_positions and k.dtype == torch.float16 else k.dtype
             d_q, d_k, d_v, d_scale = _attention_gradients(
-                call, grad_out, q, k, v, positions, inverse_scale, centre, taps, dwc_weight, kv, k_mean,
-                eps, k_dtype,
+                call, grad_out, q, k, v, positions, scale, dwc_weight, kv.contiguous(),
+                means.contiguous(), eps, k_dtype,
             )  # fmt: skip
-            gradients[0] = d_q if needs_q else None
-            gradients[1] = d_k.to(k.dtype) if needs_k else None
-            gradients[2] = d_v if needs_v else None
-            if needs_positions:
-                gradients[3] = _sum_to(d_k, positions)
-            if needs_scale:
-                slope = torch.sigmoid(scale.flatten().float()) * inverse_scale
-                gradients[4] = (d_scale.sum(dim=0) * -slope).to(scale.dtype).view_as(scale)
-        if dwc_weight is not None and (needs_weight or needs_bias):
-            d_weight, d_bias = _depthwise_gradients(call, grad_out, v, dwc_weight)
-            gradients[5] = d_weight.to(dwc_weight.dtype) if needs_weight else None
-            gradients[6] = d_bias.to(dwc_bias.dtype) if needs_bias else None
-    return tuple(gradients)
+        if needs_weight or needs_bias:
+            d_taps = _depthwise_gradients(call, grad_out, v, dwc_weight)
+        sums = _sum_parameters(
+            call,
+            (d_taps, dwc_weight if needs_weight else None, dwc_bias if needs_bias else None),
+            (d_scale, scale if needs_scale else None),
+            (d_k, positions if needs_positions else None),
+        )
+    return (
+        d_q if needs_q else None,
+        d_k.to(k.dtype) if needs_k else None,
+        d_v if needs_v else None,
+        *sums,
+    )
+
+
+def _contiguous(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
 
 
 def _kernel_size(dwc_weight: Tensor | None) -> int:
     return 0 if dwc_weight is None else dwc_weight.shape[-1]
 
 
-def _prepare(
-    call: Call, v: Tensor, scale: Tensor | None, dwc_weight: Tensor | None
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Centre of the values ``(B, C)``, 1 / softplus(scale) ``(C,)``, taps of the convolution ``(K*K, d)``."""
-    K = _kernel_size(dwc_weight)
-    centre = empty(call.B, call.C, like=v)
-    inverse_scale = None if scale is None else empty(call.C, like=v)
-    taps = None if dwc_weight is None else empty(K * K, call.head_dim, like=v)
-    block = 32
-    run(
-        kernels_forward.prepare,
-        (call.B + 1, ceil_div(call.C, block)),
-        *strided(v),
-        centre,
-        None if scale is None else scale.contiguous(),
-        inverse_scale,
-        None if dwc_weight is None else dwc_weight.contiguous(),
-        taps,
-        call.B,
-        call.N,
-        C=call.C,
-        HEAD_DIM=call.head_dim,
-        K=K,
-        HAS_SCALE=scale is not None,
-        SAMPLES=call.plan.samples,
-        PRECISION=call.plan.precision,
-        BLOCK=block,
+def _constants(call: Call) -> dict[str, Any]:
+    """Compile-time arguments that most kernels have."""
+    return dict(
+        C=call.C, HEADS=call.heads, HEAD_DIM=call.head_dim, D=head_block(call.head_dim)
     )
-    return centre, inverse_scale, taps
+
+
+def _products(call: Call) -> dict[str, Any]:
+    """Compile-time arguments of the kernels with products, for some of the heads each."""
+    return dict(GROUP=call.plan.group, OPERAND=OPERANDS[call.operand])
+
+
+def _row_norms(
+    call: Call, q: Tensor, k: Tensor, positions: Tensor | None, scale: Tensor | None, eps: float
+) -> Tensor | None:
+    """Norms of queries and keys, ``(2, B, N, 2)``, for programs that see one head only."""
+    if call.groups == 1:
+        return None
+    norms = empty(2, call.B, call.N, 2, like=q)
+    constants = _constants(call)
+    del constants["C"]
+    run(
+        kernels_forward.row_norms,
+        (call.tiles(call.plan.block), call.B, 2),
+        *strided(q),
+        *strided(k),
+        *strided(k if positions is None else positions),
+        scale,
+        norms,
+        call.N,
+        eps,
+        **constants,
+        BLOCK=call.plan.block,
+        HAS_POSITIONS=positions is not None,
+        HAS_SCALE=scale is not None,
+        num_warps=call.plan.warps,
+    )
+    return norms
 
 
 def _reduce_keys(
@@ -202,53 +215,40 @@ def _reduce_keys(
     k: Tensor,
     v: Tensor,
     positions: Tensor | None,
-    inverse_scale: Tensor | None,
-    centre: Tensor,
+    scale: Tensor | None,
+    norms: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
+    """``f(k)^T (v - centre) / N (B, h, d, d)``; mean of f(k) and centre of v ``(B, 2, C)``."""
     splits, tiles_per_split = call.splits(call.plan.block)
-    keys = (*strided(k), *strided(v), *strided(k if positions is None else positions))
-    flags = dict(HAS_POSITIONS=positions is not None, HAS_SCALE=inverse_scale is not None)
-    norms = None
-    if call.groups > 1:
-        norms = empty(call.B, 3, call.N, like=k)
-        run(
-            kernels_forward.key_norms,
-            (call.B, call.tiles(call.plan.block)),
-            *keys[:3],
-            *keys[6:],
-            inverse_scale,
-            norms,
-            call.N,
-            eps,
-            C=call.C,
-            CHUNK=call.plan.chunk,
-            BLOCK=call.plan.block,
-            **flags,
-            num_warps=call.plan.warps,
-        )
+    means = empty(call.B, 2, call.C, like=k)
     kv = empty(call.B, splits, call.heads, call.head_dim, call.head_dim, like=k)
-    k_mean = empty(call.B, splits, call.heads, call.head_dim, like=k)
+    k_mean = means if splits == 1 else empty(call.B, splits, call.C, like=k)
     run(
         kernels_forward.reduce_keys,
         (call.B * call.groups, splits),
-        *keys,
-        inverse_scale,
-        norms,
-        centre,
+        *strided(k),
+        *strided(v),
+        *strided(k if positions is None else positions),
+        scale,
+        None if norms is None else norms[1],
+        means,
         kv,
         k_mean,
+        2 * call.C if splits == 1 else call.C,
         call.N,
         tiles_per_split,
         eps,
-        **call.constants,
-        **flags,
-        GROUP=call.plan.group,
+        **_constants(call),
+        **_products(call),
         BLOCK=call.plan.block,
+        SAMPLES=call.plan.samples,
+        HAS_POSITIONS=positions is not None,
+        HAS_SCALE=scale is not None,
         num_warps=call.plan.warps,
         num_stages=call.plan.stages,
     )
-    return _sum_splits(kv, k_mean)
+    return _sum_splits(kv, k_mean, means), means
 
 
 def _attention_gradients(
@@ -258,106 +258,160 @@ def _attention_gradients(
     k: Tensor,
     v: Tensor,
     positions: Tensor | None,
-    inverse_scale: Tensor | None,
-    centre: Tensor,
-    taps: Tensor | None,
+    scale: Tensor | None,
     dwc_weight: Tensor | None,
     kv: Tensor,
-    k_mean: Tensor,
+    means: Tensor,
     eps: float,
     k_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k and v, and the rows ``(..., C)`` whose sum times a factor is that of the scale."""
-    splits, tiles_per_split = call.splits(call.plan.backward_block)
-    queries = (*strided(q), *strided(grad_out))
-    saved = (centre, kv.contiguous(), k_mean.contiguous())
-    has_scale = inverse_scale is not None
+    plan = call.plan
+    splits, tiles_per_split = call.splits(plan.query_block)
+    queries = (*strided(q), *strided(grad_out), scale)
+    saved = (means, kv)
+    has_scale = scale is not None
     norms = None
     if call.groups > 1:
-        norms = empty(call.B, 4, call.N, like=q)
+        norms = empty(call.B, call.N, 3, like=q)
         run(
             kernels_backward.query_norms,
-            (call.B, call.tiles(call.plan.backward_block)),
+            (call.tiles(plan.query_block), call.B),
             *queries,
-            inverse_scale,
             *saved,
             norms,
             call.N,
             eps,
-            **call.constants,
-            BLOCK=call.plan.backward_block,
+            **_constants(call),
+            BLOCK=plan.query_block,
             HAS_SCALE=has_scale,
-            num_warps=call.plan.warps,
+            OPERAND=OPERANDS[call.operand],
+            num_warps=plan.query_warps,
         )
     shape = (call.B, call.N, call.C)
     d_q = empty(*shape, like=q, dtype=q.dtype)
-    d_k = empty(*shape, like=k, dtype=k_dtype)
-    d_v = empty(*shape, like=v, dtype=v.dtype)
     d_kv = empty(call.B, splits, call.heads, call.head_dim, call.head_dim, like=q)
-    d_k_mean = empty(call.B, splits, call.heads, call.head_dim, like=q)
-    d_scale = empty(call.B * (splits + call.band_tiles(call.plan.backward_rows)), call.C, like=q)
+    d_k_mean = empty(call.B, splits, call.C, like=q)
+    regions = call.regions(plan.key_warps, plan.columns, plan.key_block, call.groups)
+    d_scale = empty(call.B * (splits + regions.count), call.C, like=q)
     run(
         kernels_backward.backward_queries,
         (call.B * call.groups, splits),
         *queries,
-        inverse_scale,
         norms,
         *saved,
         d_q,
         d_kv,
         d_k_mean,
-        d_scale[: call.B * splits],
+        d_scale,
         call.N,
         tiles_per_split,
         eps,
-        **call.constants,
-        GROUP=call.plan.group,
-        BLOCK=call.plan.backward_block,
+        **_constants(call),
+        **_products(call),
+        BLOCK=plan.query_block,
         HAS_SCALE=has_scale,
-        num_warps=call.plan.warps,
-        num_stages=call.plan.stages,
+        num_warps=plan.query_warps,
+        num_stages=plan.stages,
     )
-    d_kv, d_k_mean = _sum_splits(d_kv, d_k_mean)
-    run(
-        kernels_backward.backward_keys,
-        (
-            call.B * ceil_div(call.heads, call.heads_per_program(call.plan.backward_rows)),
-            call.band_tiles(call.plan.backward_rows),
-        ),
+    total = d_k_mean[:, 0] if splits == 1 else empty(call.B, call.C, like=q)
+    d_kv, d_k_mean = _sum_splits(d_kv, d_k_mean, total), total
+    keys = (
         *strided(k),
         *strided(v),
         *strided(k if positions is None else positions),
+    )
+    if call.groups > 1:
+        run(
+            kernels_backward.key_norms,
+            (call.tiles(plan.query_block), call.B),
+            *keys,
+            scale,
+            means,
+            d_kv,
+            d_k_mean,
+            norms,
+            call.N,
+            eps,
+            **_constants(call),
+            BLOCK=plan.query_block,
+            HAS_POSITIONS=positions is not None,
+            HAS_SCALE=has_scale,
+            OPERAND=OPERANDS[call.operand],
+            num_warps=plan.query_warps,
+        )
+    d_k = empty(*shape, like=k, dtype=k_dtype)
+    d_v = empty(*shape, like=v, dtype=v.dtype)
+    run(
+        kernels_backward.backward_keys,
+        (call.B * call.groups, regions.count),
+        *keys,
         *strided(grad_out),
-        inverse_scale,
-        centre,
+        scale,
+        norms,
+        means,
         d_kv,
         d_k_mean,
-        taps,
+        dwc_weight,
         d_k,
         d_v,
         d_scale[call.B * splits :],
         call.H,
         call.W,
-        call.heads_per_program(call.plan.backward_rows),
+        regions.rows,
         eps,
-        **call.constants,
-        BLOCK=call.plan.columns,
-        ROWS=call.plan.backward_rows,
-        K=_kernel_size(dwc_weight),
+        **_constants(call),
+        **_products(call),
+        **regions.constants,
+        BLOCK=regions.block,
+        K=_kernel_size(dwc_weight) if plan.fused_convolution else 0,
         HAS_POSITIONS=positions is not None,
         HAS_SCALE=has_scale,
-        num_warps=call.plan.band_warps,
+        num_warps=plan.key_warps,
+        num_stages=plan.stages,
     )
+    if dwc_weight is not None and not plan.fused_convolution:
+        _convolve(call, grad_out, dwc_weight, None, d_v, flip=True)
     return d_q, d_k, d_v, d_scale
 
 
-def _sum_splits(matrices: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """``(B, splits, h, d, d)`` and ``(B, splits, h, d)`` without their splits."""
-    B, splits, heads, d = vectors.shape
+def _convolution_regions(call: Call, columns: int) -> Regions:
+    return call.regions(call.plan.depthwise_warps, columns, 0, call.heads)
+
+
+def _convolve(
+    call: Call, image: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, flip: bool
+) -> None:
+    """Add the depthwise convolution of ``image`` to ``out``."""
+    regions = _convolution_regions(call, call.plan.columns)
+    run(
+        kernels_forward.convolve,
+        (call.B * call.heads, regions.count),
+        *strided(image),
+        weight,
+        bias,
+        out,
+        call.H,
+        call.W,
+        regions.rows,
+        **_constants(call),
+        **regions.constants,
+        K=_kernel_size(weight),
+        HAS_BIAS=bias is not None,
+        FLIP=flip,
+        num_warps=call.plan.depthwise_warps,
+    )
+
+
+def _sum_splits(matrices: Tensor, vectors: Tensor, vector_sums: Tensor) -> Tensor:
+    """``(B, splits, h, d, d)`` without the splits; ``vectors (B, splits, C)`` go into ``vector_sums``.
+
+    Those are ``(B, C)``, or ``(B, 2, C)``, of which the first C are theirs. With one split they are there.
+    """
+    B, splits, heads, d, _ = matrices.shape
     if splits == 1:
-        return matrices[:, 0], vectors[:, 0]
+        return matrices[:, 0]
     matrix_sums = empty(B, heads, d, d, like=matrices)
-    vector_sums = empty(B, heads, d, like=vectors)
     block = 64
     run(
         kernels_forward.sum_splits,
@@ -369,47 +423,96 @@ def _sum_splits(matrices: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
         splits,
         MATRIX_SIZE=heads * d * d,
         VECTOR_SIZE=heads * d,
+        VECTOR_STRIDE=vector_sums.stride(0),
         BLOCK_SPLITS=32,
         BLOCK=block,
     )
-    return matrix_sums, vector_sums
+    return matrix_sums
 
 
-def _depthwise_gradients(
-    call: Call, grad_out: Tensor, v: Tensor, dwc_weight: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Gradients of the weight ``(d, 1, K, K)`` and the bias ``(d,)``, float32."""
+def _depthwise_gradients(call: Call, grad_out: Tensor, v: Tensor, dwc_weight: Tensor) -> Tensor:
+    """Parts of the gradients of weight and bias, ``(splits, K*K + 1, d)``, float32."""
     K = _kernel_size(dwc_weight)
-    blocks = ceil_div(call.head_dim, DEPTHWISE_CHANNELS)
-    items = call.B * call.heads * call.band_tiles(call.plan.backward_rows)
-    per_split = ceil_div(items, min(items, ceil_div(call.programs, blocks)))
+    regions = _convolution_regions(call, call.plan.depthwise_columns)
+    items = call.B * call.heads * regions.count
+    per_split = ceil_div(items, min(items, call.programs))
     splits = ceil_div(items, per_split)
     d_taps = empty(splits, K * K + 1, call.head_dim, like=v)
+    constants = _constants(call)
+    del constants["C"]
     run(
         kernels_backward.backward_depthwise,
-        (splits, blocks),
+        (splits,),
         *strided(v),
         *strided(grad_out),
         d_taps,
-        call.band_tiles(call.plan.backward_rows),
+        regions.count,
         items,
         per_split,
         call.H,
         call.W,
-        HEADS=call.heads,
-        HEAD_DIM=call.head_dim,
-        BLOCK=call.plan.columns,
-        ROWS=call.plan.backward_rows,
-        CHANNELS=DEPTHWISE_CHANNELS,
+        regions.rows,
+        **constants,
+        **regions.constants,
         K=K,
-        num_warps=call.plan.band_warps,
+        num_warps=call.plan.depthwise_warps,
     )
-    total = d_taps.sum(dim=0)
-    weight = total[:-1].view(K, K, call.head_dim).permute(2, 1, 0).unsqueeze(1)
-    return weight.contiguous(), total[-1]
+    return d_taps
 
 
-def _sum_to(gradient: Tensor, positions: Tensor) -> Tensor:
-    if positions.shape[0] == 1:
-        gradient = gradient.sum(dim=0, keepdim=True, dtype=torch.float32)
-    return gradient.to(positions.dtype)
+def _sum_parameters(
+    call: Call,
+    taps: tuple[Tensor | None, Tensor | None, Tensor | None],
+    scales: tuple[Tensor | None, Tensor | None],
+    keys: tuple[Tensor | None, Tensor | None],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of positions, scale, weight and bias, each from its parts.
+
+    Args:
+        taps: parts of weight and bias, and both; a parameter that needs no gradient is None.
+        scales: parts of the scale, and the scale.
+        keys: gradient of the keys, and the positions.
+    """
+    d_taps, weight, bias = taps
+    scale_parts, scale = scales
+    d_k, positions = keys
+    d_positions, d_scale, d_weight, d_bias = (
+        None if x is None else empty(*x.shape, like=x, dtype=x.dtype)
+        for x in (positions, scale, weight, bias)
+    )
+    summands = 1 if positions is None else d_k.shape[0] // positions.shape[0]
+    size = 0 if positions is None else positions.numel()
+    K = 0 if d_taps is None else int((d_taps.shape[1] - 1) ** 0.5)
+    block, positions_block = 32, 1024
+    tap_blocks = 0 if d_taps is None else ceil_div(d_taps[0].numel(), block)
+    scale_blocks = 0 if scale is None else ceil_div(call.C, block)
+    blocks = tap_blocks + scale_blocks + ceil_div(size, positions_block)
+    if blocks:
+        run(
+            kernels_backward.sum_parameters,
+            (blocks,),
+            d_taps,
+            0 if d_taps is None else d_taps.shape[0],
+            d_weight,
+            d_bias,
+            scale_parts,
+            0 if scale is None else scale_parts.shape[0],
+            scale,
+            d_scale,
+            d_k,
+            d_positions,
+            summands,
+            size,
+            C=call.C,
+            HEAD_DIM=call.head_dim,
+            K=K,
+            HAS_WEIGHT=weight is not None,
+            HAS_BIAS=bias is not None,
+            HAS_POSITIONS=positions is not None,
+            TAP_BLOCKS=tap_blocks,
+            SCALE_BLOCKS=scale_blocks,
+            BLOCK_ROWS=32,
+            BLOCK=block,
+            POSITIONS_BLOCK=positions_block,
+        )
+    return d_positions, d_scale, d_weight, d_bias

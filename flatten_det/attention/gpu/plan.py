@@ -6,6 +6,8 @@ from functools import cache
 import torch
 
 LONGEST_BUCKET = 256
+# Maps at least this wide fill groups of several columns.
+WIDE = 16
 
 
 @dataclass(frozen=True)
@@ -14,32 +16,33 @@ class Plan:
 
     Attributes:
         samples: tokens whose mean is the centre of the values (power of two).
-        group: heads per program of the kernels that walk over the tokens, all or 1; each keeps a d x d sum
-            in registers. With 1, what the heads of a row share is computed by a kernel of its own.
-        block, backward_block: tokens per tile there (powers of two >= 16).
-        columns: columns per band tile of the kernels with the convolution (power of two >= 16).
-        rows, backward_rows: rows per band tile: each value read serves them all.
-        chunk: channels at a time when a row's norms are taken (power of two).
-        warps, band_warps: per program of the two sorts of kernels.
-        stages: of the software pipeline of the kernels that walk.
-        precision: of ``tl.dot``. ``tf32`` has the digits of float16 and the range of float32; float32
-            inputs need ``ieee`` (or ``tf32x3``, which nobody has timed).
-        fused_convolution: add the depthwise convolution in the kernel that attends; False: apart, by
-            torch, for comparison.
+        group: heads per program, all or 1; each keeps a d x d sum in registers. With 1, what the heads of a
+            row share is computed by kernels of their own.
+        block, attend_block, query_block, key_block: tokens per tile of ``reduce_keys``, ``attend``,
+            ``backward_queries`` and ``backward_keys`` (powers of two >= 16).
+        warps, attend_warps, query_warps, key_warps, depthwise_warps: per program.
+        stages: of the software pipeline of the kernels with products.
+        lanes: channels per thread where the convolution walks (power of two).
+        columns, depthwise_columns: of the map per thread, in the convolution and in its weight's gradient.
+        fused_convolution: the convolution is the second half of the kernels that attend; False: a
+            kernel of its own.
     """
 
     samples: int
     group: int
     block: int
-    backward_block: int
-    columns: int
-    rows: int
-    backward_rows: int
-    chunk: int
+    attend_block: int
+    query_block: int
+    key_block: int
     warps: int
-    band_warps: int
+    attend_warps: int
+    query_warps: int
+    key_warps: int
+    depthwise_warps: int
     stages: int
-    precision: str
+    lanes: int
+    columns: int
+    depthwise_columns: int
     fused_convolution: bool = True
 
 
@@ -59,36 +62,41 @@ def head_block(head_dim: int) -> int:
 
 
 @cache
-def default_plan(dim: int, num_heads: int, dtype: torch.dtype, tokens_bucket: int) -> Plan:
+def default_plan(
+    dim: int, num_heads: int, dtype: torch.dtype, tokens_bucket: int, is_wide: bool
+) -> Plan:
     """The plan of a layer, from register counts: see :mod:`flatten_det.attention.gpu`.
 
     Args:
         dim: channels C.
         num_heads: h.
-        dtype: the widest of q, k and v.
+        dtype: of the products.
         tokens_bucket: of :func:`bucket`.
+        is_wide: whether the map has :data:`WIDE` columns.
     """
     width = head_block(dim // num_heads)
     exact = dtype == torch.float32
     group = num_heads if num_heads <= 3 and num_heads * width * width <= 8192 else 1
-    block = min(32 if exact else 64, tokens_bucket)
-    chunks = (width,) if num_heads == 1 else (128, 64, 32, 16)
+    block = min(32 if exact or group > 1 else 64, tokens_bucket)
     return Plan(
-        samples=tokens_bucket,
+        samples=min(32, tokens_bucket),
         group=group,
         block=block,
-        backward_block=min(block, 32) if group > 1 and width > 32 else block,
-        columns=min(32, max(16, tokens_bucket // 4)),
-        rows=2 if exact else 4,
-        backward_rows=1 if exact else 2,
-        chunk=next((size for size in chunks if dim % size == 0), chunks[-1]),
-        warps=8 if group * width * width > 2048 else 4,
-        band_warps=8 if width > 32 else 4,
+        attend_block=min(32 if exact else 64, tokens_bucket),
+        query_block=block,
+        key_block=block,
+        warps=4,
+        attend_warps=4,
+        query_warps=8 if width > 32 else 4,
+        key_warps=8 if width > 32 else 4,
+        depthwise_warps=4,
         stages=2,
-        precision="ieee" if exact else "tf32",
+        lanes=4,
+        columns=4 if is_wide else 1,
+        depthwise_columns=2 if is_wide else 1,
     )
 
 
-def plan_for(dim: int, num_heads: int, dtype: torch.dtype, tokens: int) -> Plan:
-    """The plan of a call with this many tokens; :func:`dataclasses.replace` gives a variant of it."""
-    return default_plan(dim, num_heads, dtype, bucket(tokens))
+def plan_for(dim: int, num_heads: int, dtype: torch.dtype, tokens: int, width: int) -> Plan:
+    """The plan of a map of this many tokens and columns; :func:`dataclasses.replace` gives a variant of it."""
+    return default_plan(dim, num_heads, dtype, bucket(tokens), width >= WIDE)

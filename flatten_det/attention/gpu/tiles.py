@@ -1,9 +1,12 @@
-"""What the kernels share: reading rows, their norms, the depthwise convolution of a few rows.
+"""What the kernels share: rows and their focused map, products, the depthwise convolution of a region.
 
-Tiles are ``[tokens, channels]``. Channels that a block has beyond the head's or the row's are masked by an
-inverse scale of 0, which makes their focused entries 0. Tokens beyond the last are read as zeros and are
-ordinary zero rows from there on, hence finite; their values and gradients are 0. Strides are in units of
-eight elements: the compiler then knows that 16-byte accesses are aligned, whatever the image size.
+Tiles are ``[tokens, channels]``, one for each head of a row. Channels that a tile has beyond the head's are
+masked by an inverse scale of 0, which makes their focused entries 0. Tokens beyond the last are read as zeros
+and are ordinary zero rows from there on, hence finite; their values and gradients are 0. Strides are in units
+of eight elements: the compiler then knows that 16-byte accesses are aligned, whatever the image size.
+
+Notation: u is a rectified row, n its norm, t = u / n, c = t^3, so that f(u) = n c / ||c||. No power of t over-
+or underflows, because its entries are at most 1 and their squares sum to 1.
 """
 
 import triton
@@ -18,185 +21,134 @@ def row_offsets(tokens, stride):
 
 @triton.jit
 def load_tile(pointer, rows, channels, live, inside):
-    """``[len(rows), len(channels)]`` in float32, zero where a row is not live or a channel not inside."""
+    """``[len(rows), len(channels)]`` as stored, zero where a row is not live or a channel not inside."""
     return tl.load(
         pointer + rows[:, None] + channels[None, :], mask=live[:, None] & inside[None, :], other=0.0
-    ).to(tl.float32)
+    )
 
 
 @triton.jit
-def load_keys(
-    pointer, rows, positions, position_rows, channels, live, inside, HAS_POSITIONS: tl.constexpr
-):
-    """Rows of queries, or of keys with their positions added."""
-    x = load_tile(pointer, rows, channels, live, inside)
-    if HAS_POSITIONS:
-        x += load_tile(positions, position_rows, channels, live, inside)
-    return x
+def store_tile(pointer, rows, channels, live, inside, values):
+    """Store a tile in the dtype of the pointer."""
+    tl.store(
+        pointer + rows[:, None] + channels[None, :],
+        values.to(pointer.dtype.element_ty),
+        mask=live[:, None] & inside[None, :],
+    )
 
 
 @triton.jit
-def load_inverse_scale(inverse_scale, channels, inside, HAS_SCALE: tl.constexpr):
-    """1 / softplus(scale) per channel, 0 for channels that are not inside."""
+def inverse_softplus(scale, channels, inside, HAS_SCALE: tl.constexpr):
+    """1 / softplus(scale) per channel, 1 without a scale; 0 for channels that are not inside."""
+    inverse = inside.to(tl.float32)
     if HAS_SCALE:
-        inverse = tl.load(inverse_scale + channels, mask=inside, other=0.0)
-    else:
-        inverse = inside.to(tl.float32)
+        s = tl.load(scale + channels, mask=inside, other=0.0).to(tl.float32)
+        # softplus(s) = max(s, 0) + log(1 + y) with y = exp(-|s|) and log(1 + y) = 2 artanh(z): z is at most
+        # 1/3, and the series keeps its digits for small y, where the logarithm of a GPU has none left.
+        y = tl.exp(-tl.abs(s))
+        z = y / (2.0 + y)
+        z2 = z * z
+        series = 1.0 / 13 + z2 * (1.0 / 15)
+        series = 1.0 / 11 + z2 * series
+        series = 1.0 / 9 + z2 * series
+        series = 1.0 / 7 + z2 * series
+        series = 1.0 / 5 + z2 * series
+        series = 1.0 / 3 + z2 * series
+        softplus = tl.maximum(s, 0.0) + 2.0 * z * (1.0 + z2 * series)
+        inverse *= 1.0 / softplus
     return inverse
 
 
 @triton.jit
-def rectify(x, inverse, eps):
-    """(ReLU(x) + eps) / softplus(scale); NaN stays NaN, as in the reference."""
-    positive = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    return positive * inverse[None, :] + (eps * inverse)[None, :]
+def inverse_scales(
+    scale,
+    first_head,
+    lanes,
+    inside,
+    HEAD_DIM: tl.constexpr,
+    GROUP: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
+):
+    """:func:`inverse_softplus` of GROUP heads, a tuple."""
+    inverses = ()
+    for g in tl.static_range(GROUP):
+        channels = (first_head + g) * HEAD_DIM + lanes
+        inverses = inverses + (inverse_softplus(scale, channels, inside, HAS_SCALE),)
+    return inverses
 
 
 @triton.jit
-def row_norms(
+def focus(
     pointer,
     rows,
     positions,
     position_rows,
-    inverse_scale,
-    live,
-    eps,
-    C: tl.constexpr,
-    CHUNK: tl.constexpr,
-    HAS_POSITIONS: tl.constexpr,
-    HAS_SCALE: tl.constexpr,
-):
-    """Per row, with u the rectified row and t = u / max(u): max(u), sum of t^2, sum of t^6.
-
-    With entries of at most 1, no sum over- or underflows. The largest entry so far rescales the sums,
-    as in an online softmax, so that the row is read once.
-    """
-    TINY: tl.constexpr = 1.1754943508222875e-38
-    largest = tl.full(rows.shape, TINY, tl.float32)
-    squares = tl.zeros(rows.shape, tl.float32)
-    sixths = tl.zeros(rows.shape, tl.float32)
-    for start in range(0, C, CHUNK):
-        channels = start + tl.arange(0, CHUNK)
-        inside = channels < C
-        x = load_keys(
-            pointer, rows, positions, position_rows, channels, live, inside, HAS_POSITIONS
-        )
-        u = rectify(x, load_inverse_scale(inverse_scale, channels, inside, HAS_SCALE), eps)
-        larger = tl.maximum(largest, tl.max(u, axis=1))
-        shrink = largest / larger
-        shrink *= shrink
-        t = u * (1.0 / larger)[:, None]
-        t2 = t * t
-        squares = squares * shrink + tl.sum(t2, axis=1)
-        sixths = sixths * (shrink * shrink * shrink) + tl.sum(t2 * t2 * t2, axis=1)
-        largest = larger
-    return largest, tl.maximum(squares, TINY), tl.maximum(sixths, TINY)
-
-
-@triton.jit
-def load_norms(norms, tokens, N, live):
-    """Norms of rows as :func:`row_norms` returns them, from ``(3, N)``."""
-    largest = tl.load(norms + tokens, mask=live, other=1.0)
-    squares = tl.load(norms + N + tokens, mask=live, other=1.0)
-    sixths = tl.load(norms + 2 * N + tokens, mask=live, other=1.0)
-    return largest, squares, sixths
-
-
-@triton.jit
-def band_tile(tile, H, W, BLOCK: tl.constexpr, ROWS: tl.constexpr):
-    """Columns of ROWS tokens one below the other: top row, column, and which columns exist.
-
-    The map is cut into bands of ROWS rows. A tile takes BLOCK consecutive columns, going on in the next
-    band at the right edge, so that narrow maps and windows fill it too.
-    """
-    index = tile * BLOCK + tl.arange(0, BLOCK)
-    top = (index // W) * ROWS
-    return top, index % W, top < H
-
-
-@triton.jit
-def depthwise_rows(
-    pointer,
-    stride,
-    taps,
-    channel,
+    inverses,
+    norms,
+    norm_rows,
+    first_head,
     lanes,
-    inside,
-    top,
-    column,
     live,
-    H,
-    W,
+    inside,
+    eps,
+    HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
-    K: tl.constexpr,
-    ROWS: tl.constexpr,
-    FLIP: tl.constexpr,
+    GROUP: tl.constexpr,
+    HAS_POSITIONS: tl.constexpr,
 ):
-    """K x K convolution with zero padding for one head of a band tile, in float32.
-
-    Each value is read once per column of the kernel and serves all ROWS outputs that it reaches.
+    """Rows of queries, or of keys with their positions added, rectified; with what focuses them.
 
     Args:
-        pointer: image of this batch entry, tokens ``stride * 8`` elements apart.
-        taps: ``(K*K, HEAD_DIM)`` float32.
-        channel: first channel of the head.
-        lanes: ``arange``, of which those ``inside`` belong to the head.
-        FLIP: turn the kernel by 180 degrees, which gives the gradient of the convolution.
+        inverses: of :func:`inverse_scales`.
+        norms: 1 / n and sum of c^2 of the rows, ``norm_rows`` and ``norm_rows + 1`` pointing at them; read
+            if GROUP is not all heads.
 
     Returns:
-        ROWS tiles.
+        u for each head of the group, and 1 / n and the sum of c^2 per row.
     """
-    sums = ()
-    for _r in tl.static_range(ROWS):
-        sums = sums + (tl.zeros([column.shape[0], lanes.shape[0]], tl.float32),)
-    for tap_x in range(K):
-        x = column + tap_x - K // 2
-        across = live & (x >= 0) & (x < W)
-        kernel = ()
-        for tap_y in tl.static_range(K):
-            tap = tap_y * K + tap_x
-            if FLIP:
-                tap = K * K - 1 - tap
-            kernel = kernel + (tl.load(taps + tap * HEAD_DIM + lanes, mask=inside, other=0.0),)
-        for row in tl.static_range(ROWS + K - 1):
-            y = top + row - K // 2
-            value = load_tile(
-                pointer,
-                row_offsets(y * W + x, stride),
-                channel + lanes,
-                across & (y >= 0) & (y < H),
-                inside,
-            )
-            grown = ()
-            for r in tl.static_range(ROWS):
-                if row - r >= 0 and row - r < K:
-                    grown = grown + (sums[r] + value * kernel[row - r][None, :],)
-                else:
-                    grown = grown + (sums[r],)
-            sums = grown
-    return sums
+    TINY: tl.constexpr = 1.1754943508222875e-38
+    us = ()
+    squares = tl.zeros(live.shape, tl.float32)
+    for g in tl.static_range(GROUP):
+        channels = (first_head + g) * HEAD_DIM + lanes
+        x = load_tile(pointer, rows, channels, live, inside).to(tl.float32)
+        if HAS_POSITIONS:
+            x += load_tile(positions, position_rows, channels, live, inside).to(tl.float32)
+        # NaN stays NaN, as in the reference.
+        positive = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
+        u = positive * inverses[g][None, :] + (eps * inverses[g])[None, :]
+        squares += tl.sum(u * u, axis=1)
+        us = us + (u,)
+    if GROUP == HEADS:
+        inverse_norm = tl.rsqrt(tl.maximum(squares, TINY, propagate_nan=tl.PropagateNan.ALL))
+        sixths = tl.zeros(live.shape, tl.float32)
+        for g in tl.static_range(GROUP):
+            c = cube(us[g], inverse_norm)
+            sixths += tl.sum(c * c, axis=1)
+        sixths = tl.maximum(sixths, TINY, propagate_nan=tl.PropagateNan.ALL)
+    else:
+        inverse_norm = tl.load(norms + norm_rows, mask=live, other=1.0)
+        sixths = tl.load(norms + norm_rows + 1, mask=live, other=1.0)
+    return us, inverse_norm, sixths
 
 
 @triton.jit
-def nearest_tf32(x):
-    """x with the ten bits of mantissa that the matrix units look at, rounded.
-
-    Left alone they cut, which makes all factors a little smaller: an error that sums over many tokens keep,
-    while what distinguishes the tokens averages out.
-    """
-    bits = x.to(tl.int32, bitcast=True)
-    rounded = ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
-    # The carry can turn NaN into a number; 0 * NaN is NaN.
-    return rounded + 0.0 * x
+def cube(u, inverse_norm):
+    """c of rows u."""
+    t = u * inverse_norm[:, None]
+    return t * t * t
 
 
 @triton.jit
-def multiply(a, b, PRECISION: tl.constexpr):
-    """Matrix product, accumulated in float32."""
-    if PRECISION == "tf32":
-        a = nearest_tf32(a)
-        b = nearest_tf32(b)
-    return tl.dot(a, b, input_precision=PRECISION)
+def multiply(a, b):
+    """Matrix product, accumulated in float32; products of float32 are exact ones."""
+    return tl.dot(a, b, input_precision="ieee")
+
+
+@triton.jit
+def multiply_add(a, b, total):
+    """``total`` plus the matrix product."""
+    return tl.dot(a, b, total, input_precision="ieee")
 
 
 @triton.jit
@@ -210,10 +162,182 @@ def load_matrix(pointer, lanes, inside, HEAD_DIM: tl.constexpr):
 
 
 @triton.jit
-def store_tile(pointer, rows, channels, live, inside, values):
-    """Store a tile in the dtype of the pointer."""
-    tl.store(
-        pointer + rows[:, None] + channels[None, :],
-        values.to(pointer.dtype.element_ty),
-        mask=live[:, None] & inside[None, :],
-    )
+def headroom(OPERAND: tl.constexpr):
+    """What the largest operand is to be: float16 has nine decades, which are used from the top."""
+    return 16384.0 if OPERAND == tl.float16 else 1.0
+
+
+@triton.jit
+def as_operand(x, OPERAND: tl.constexpr):
+    """x in the dtype of products, and what the products are to be multiplied with.
+
+    float16 has not the range: the largest entry of x becomes :func:`headroom`.
+    """
+    factor = 1.0
+    if OPERAND == tl.float16:
+        factor = tl.maximum(tl.max(tl.abs(x)), 1e-30) / headroom(OPERAND)
+        x = x * (1.0 / factor)
+    return x.to(OPERAND), factor
+
+
+@triton.jit
+def centred_values(v, rows, channels, live, inside, centre, OPERAND: tl.constexpr):
+    """v - centre as an operand, and what its products are to be multiplied with.
+
+    In float16 half of the difference of two values is always in range.
+    """
+    double: tl.constexpr = 2.0 if OPERAND == tl.float16 else 1.0
+    values = load_tile(v, rows, channels, live, inside).to(tl.float32) - centre[None, :]
+    return (values * (1.0 / double)).to(OPERAND), double
+
+
+@triton.jit
+def as_columns(x, OPERAND: tl.constexpr):
+    """``[len(x), 16]`` whose sum over the columns is x, to twice the digits of the operands.
+
+    With what the sum is to be multiplied with, as for :func:`as_operand`.
+    """
+    factor = 1.0
+    if OPERAND == tl.float16:
+        factor = tl.maximum(tl.max(tl.abs(x)), 1e-30) / headroom(OPERAND)
+        x = x * (1.0 / factor)
+    column = tl.arange(0, 16)[None, :]
+    high = x.to(OPERAND)
+    low = (x - high.to(tl.float32)).to(OPERAND)
+    rest = tl.zeros([x.shape[0], 16], OPERAND)
+    columns = tl.where(column == 0, high[:, None], tl.where(column == 1, low[:, None], rest))
+    return columns, factor
+
+
+@triton.jit
+def grow(unit, values, OPERAND: tl.constexpr):
+    """The unit in which the largest of ``values`` so far is :func:`headroom`, and the last one in it.
+
+    For sums of products whose rows have factors beyond the range of float16.
+    """
+    larger = tl.maximum(unit, tl.max(values) / headroom(OPERAND))
+    return larger, unit / larger
+
+
+@triton.jit
+def region_groups(tile, first, W, rows, GROUPS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Top row and left column of groups of a region.
+
+    The map is cut into bands of ``rows`` rows. A group is COLUMNS columns of a band; a region is GROUPS
+    groups that follow each other, going on in the next band at the right edge, so that narrow maps and
+    windows fill it too.
+
+    Args:
+        tile: of the region.
+        first: indices of groups in the region.
+    """
+    per_band = tl.cdiv(W, COLUMNS)
+    group = tile * GROUPS + first
+    return (group // per_band) * rows, (group % per_band) * COLUMNS
+
+
+@triton.jit
+def region_tokens(
+    tile,
+    H,
+    W,
+    rows,
+    BLOCK: tl.constexpr,
+    GROUPS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Where the tokens of a region's first tile are: row, column, and the row where their band ends.
+
+    The next tile is ``BLOCK // (GROUPS * COLUMNS)`` rows below. Columns that do not exist end at once.
+    """
+    index = tl.arange(0, BLOCK)
+    top, left = region_groups(tile, index // COLUMNS % GROUPS, W, rows, GROUPS, COLUMNS)
+    x = left + index % COLUMNS
+    bottom = tl.where(x < W, tl.minimum(top + rows, H), 0)
+    return top + index // (GROUPS * COLUMNS), x, bottom
+
+
+@triton.jit
+def add_convolution(
+    image,
+    stride,
+    weight,
+    bias,
+    out,
+    out_stride,
+    channel,
+    tile,
+    H,
+    W,
+    rows,
+    HEAD_DIM: tl.constexpr,
+    D: tl.constexpr,
+    K: tl.constexpr,
+    GROUPS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    FLIP: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+):
+    """Add the K x K convolution of one head, with zero padding, to a region of ``out``, in float32.
+
+    Walks down the rows: a value is read once for every COLUMNS + K - 1 columns and goes into the K * COLUMNS
+    outputs that it reaches, which stay in registers, as the K * K taps do.
+
+    Args:
+        image, out: of this batch entry, tokens ``stride * 8`` and ``out_stride`` elements apart.
+        weight: ``(d, 1, K, K)``.
+        bias: ``(d,)``; read if HAS_BIAS.
+        channel: first channel of the head.
+        FLIP: turn the kernel by 180 degrees, which gives the gradient of the convolution.
+    """
+    lanes = tl.arange(0, D)
+    inside = lanes < HEAD_DIM
+    taps = ()
+    for tap in tl.static_range(K * K):
+        source = K * K - 1 - tap if FLIP else tap
+        taps = taps + (
+            tl.load(weight + lanes * (K * K) + source, mask=inside, other=0.0).to(tl.float32),
+        )
+    start = tl.zeros([D], tl.float32)
+    if HAS_BIAS:
+        start = tl.load(bias + lanes, mask=inside, other=0.0).to(tl.float32)
+    top, left = region_groups(tile, tl.arange(0, GROUPS), W, rows, GROUPS, COLUMNS)
+    # Bands that do not exist begin below the map.
+    bottom = tl.minimum(top + rows, H)
+    channels = channel + lanes
+    sums = ()
+    for _ in tl.static_range(K * COLUMNS):
+        sums = sums + (tl.zeros([GROUPS, D], tl.float32),)
+    for step in range(rows + K - 1):
+        # The oldest row of outputs was stored in the last step; a new one begins.
+        y = top + step - K // 2
+        newest = y + K // 2
+        moved = ()
+        for j in tl.static_range(COLUMNS):
+            for i in tl.static_range(K - 1):
+                moved = moved + (sums[j * K + i + 1],)
+            live = (newest < bottom) & (left + j < W)
+            tokens = (newest * W + left + j).to(tl.int64) * out_stride
+            first = load_tile(out, tokens, channels, live, inside).to(tl.float32)
+            moved = moved + (first + start[None, :],)
+        sums = moved
+        row_exists = (y >= 0) & (y < H)
+        for s in tl.static_range(COLUMNS + K - 1):
+            x = left + s - K // 2
+            live = row_exists & (x >= 0) & (x < W)
+            value = load_tile(image, row_offsets(y * W + x, stride), channels, live, inside)
+            value = value.to(tl.float32)
+            grown = ()
+            for j in tl.static_range(COLUMNS):
+                for i in tl.static_range(K):
+                    if s - j >= 0 and s - j < K:
+                        factor = taps[(K - 1 - i) * K + s - j]
+                        grown = grown + (sums[j * K + i] + value * factor[None, :],)
+                    else:
+                        grown = grown + (sums[j * K + i],)
+            sums = grown
+        oldest = y - K // 2
+        for j in tl.static_range(COLUMNS):
+            live = (oldest >= top) & (oldest < H) & (left + j < W)
+            tokens = (oldest * W + left + j).to(tl.int64) * out_stride
+            store_tile(out, tokens, channels, live, inside, sums[j * K])

@@ -33,7 +33,8 @@ def interpreted() -> Iterator[None]:
     """Run the kernels of ``flatten_det.attention.gpu`` in the interpreter."""
     with pytest.MonkeyPatch.context() as patch, _restored(*MODULES, *CLASSES):
         patch.setenv("TRITON_INTERPRET", "1")
-        patch.setattr(interpreter.InterpreterBuilder, "create_dot", _dot_as_on_tensor_cores)
+        patch.setattr(interpreter.InterpreterBuilder, "create_dot", _dot_of_bfloat16)
+        patch.setattr(interpreter.InterpreterBuilder, "cast_impl", _cast_as_gpus_do)
         _check_accesses(patch)
         # Rewritten kernels need names that the interpreter adds to modules, and that are taken away again.
         patch.setattr(interpreter.InterpretedFunction, "rewritten_fn", {})
@@ -103,17 +104,21 @@ def _check_accesses(patch: pytest.MonkeyPatch) -> None:
 
 
 _dot = interpreter.InterpreterBuilder.create_dot
+_cast = interpreter.InterpreterBuilder.cast_impl
 
 
-def _dot_as_on_tensor_cores(
-    builder: Any, a: Any, b: Any, d: Any, precision: Any, *rest: Any
-) -> Any:
-    """tf32 operands cut to ten bits of mantissa, the coarsest way; the interpreter takes them whole."""
-    if precision == interpreter._ir.INPUT_PRECISION.TF32:
-        a, b = (interpreter.TensorHandle(_cut(x.data), x.dtype) for x in (a, b))
-    return _dot(builder, a, b, d, precision, *rest)
+def _dot_of_bfloat16(builder: Any, a: Any, b: Any, *rest: Any) -> Any:
+    """The interpreter keeps bfloat16 as integers, and would multiply those."""
+    a, b = (builder.cast_impl(x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b))
+    return _dot(builder, a, b, *rest)
 
 
-def _cut(data: np.ndarray) -> np.ndarray:
-    bits = np.ascontiguousarray(data, dtype=np.float32).view(np.uint32)
-    return (bits & np.uint32(0xFFFFE000)).view(np.float32)
+def _cast_as_gpus_do(builder: Any, x: Any, dtype: Any) -> Any:
+    """float32 to bfloat16 is rounded to nearest even; the interpreter cuts."""
+    if x.dtype.scalar != tl.float32 or dtype.scalar != tl.bfloat16:
+        return _cast(builder, x, dtype)
+    bits = np.ascontiguousarray(x.data).view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + (bits >> 16 & 1)) >> 16
+    # The carry would turn some NaN into numbers.
+    rounded = np.where(np.isnan(x.data), np.uint32(0x7FC0), rounded)
+    return interpreter.TensorHandle(rounded.astype(np.uint16), dtype.scalar)
