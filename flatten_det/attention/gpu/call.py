@@ -47,6 +47,7 @@ class Call:
     Attributes:
         B, N, C: of q.
         heads, head_dim: h and d.
+        group: heads per program, all or 1.
         H, W: of the map, H * W = N.
         operand: dtype of the products.
         plan: block sizes.
@@ -58,6 +59,7 @@ class Call:
     C: int
     heads: int
     head_dim: int
+    group: int
     H: int
     W: int
     operand: torch.dtype
@@ -66,8 +68,8 @@ class Call:
 
     @property
     def groups(self) -> int:
-        """Programs that share the heads where each takes ``plan.group`` of them."""
-        return self.heads // self.plan.group
+        """Programs that share the heads."""
+        return self.heads // self.group
 
     def tiles(self, block: int) -> int:
         """Tiles of the tokens of one batch entry."""
@@ -100,7 +102,13 @@ class Call:
 
 
 def make_call(
-    q: Tensor, k: Tensor, v: Tensor, num_heads: int, hw_shape: tuple[int, int], plan: Plan | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    num_heads: int,
+    hw_shape: tuple[int, int],
+    plan: Plan | None,
+    is_backward: bool,
 ) -> Call:
     """Sizes and plan of a call.
 
@@ -116,7 +124,8 @@ def make_call(
     widest = torch.float32 if torch.float32 in (q.dtype, k.dtype, v.dtype) else v.dtype
     plan = plan or plan_for(C, num_heads, widest, N, W)
     programs = PROGRAMS_PER_MULTIPROCESSOR * _multiprocessors(q.device)
-    return Call(B, N, C, num_heads, C // num_heads, H, W, widest, plan, programs)
+    group = plan.backward_group if is_backward else plan.group
+    return Call(B, N, C, num_heads, C // num_heads, group, H, W, widest, plan, programs)
 
 
 def check_parameters(

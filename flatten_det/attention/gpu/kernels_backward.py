@@ -118,7 +118,7 @@ def query_norms(
     inverses = inverse_scales(scale, 0, lanes, inside, HEAD_DIM, HEADS, HAS_SCALE)
     us, inverse_norm, sixths = focus(
         q + batch * q_batch * 8, rows, q, rows, inverses, norms, rows, 0, lanes, live, inside, eps,
-        HEADS, HEAD_DIM, HEADS, False,
+        HEADS, HEAD_DIM, HEADS, False, True,
     )  # fmt: skip
     floor = eps * tl.sqrt(sixths) * inverse_norm
     total = tl.zeros([BLOCK], tl.float32)
@@ -226,7 +226,7 @@ def backward_queries(
         grad_rows = row_offsets(tokens, grad_token)
         us, inverse_norm, sixths = focus(
             q, rows, q, rows, inverses, norms, tokens.to(tl.int64) * 3, first_head, lanes, live,
-            inside, eps, HEADS, HEAD_DIM, GROUP, False,
+            inside, eps, HEADS, HEAD_DIM, GROUP, False, True,
         )  # fmt: skip
         floor = eps * tl.sqrt(sixths) * inverse_norm
         # The norms of a row are in the normalisers of all heads.
@@ -389,7 +389,7 @@ def key_norms(
     us, inverse_norm, sixths = focus(
         k + batch * k_batch * 8, rows, positions + batch * positions_batch * 8,
         row_offsets(tokens, positions_token), inverses, norms, rows, 0, lanes, live, inside, eps,
-        HEADS, HEAD_DIM, HEADS, HAS_POSITIONS,
+        HEADS, HEAD_DIM, HEADS, HAS_POSITIONS, True,
     )  # fmt: skip
     total = tl.zeros([BLOCK], tl.float32)
     for head in tl.static_range(HEADS):
@@ -503,7 +503,7 @@ def backward_keys(
         us, inverse_norm, sixths = focus(
             k, row_offsets(tokens, k_token), positions, row_offsets(tokens, positions_token),
             inverses, norms, tokens * 3, first_head, lanes, live, inside, eps,
-            HEADS, HEAD_DIM, GROUP, HAS_POSITIONS,
+            HEADS, HEAD_DIM, GROUP, HAS_POSITIONS, True,
         )  # fmt: skip
         product = tl.zeros([BLOCK], tl.float32)
         heads = ()

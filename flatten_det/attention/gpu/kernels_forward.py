@@ -72,14 +72,14 @@ def row_norms(
         rows = row_offsets(tokens, q_token)
         _, inverse_norm, sixths = focus(
             q + batch * q_batch * 8, rows, q, rows, inverses, norms, rows, 0, lanes, live, inside,
-            eps, HEADS, HEAD_DIM, HEADS, False,
+            eps, HEADS, HEAD_DIM, HEADS, False, False,
         )  # fmt: skip
     else:
         rows = row_offsets(tokens, k_token)
         _, inverse_norm, sixths = focus(
             k + batch * k_batch * 8, rows, positions + batch * positions_batch * 8,
             row_offsets(tokens, positions_token), inverses, norms, rows, 0, lanes, live, inside,
-            eps, HEADS, HEAD_DIM, HEADS, HAS_POSITIONS,
+            eps, HEADS, HEAD_DIM, HEADS, HAS_POSITIONS, False,
         )  # fmt: skip
     places = ((tl.program_id(2) * tl.num_programs(1) + batch) * N + tokens) * 2
     tl.store(norms + places, inverse_norm, mask=live)
@@ -184,7 +184,7 @@ def reduce_keys(
         us, inverse_norm, sixths = focus(
             k, row_offsets(tokens, k_token), positions, row_offsets(tokens, positions_token),
             inverses, norms, tokens.to(tl.int64) * 2, first_head, lanes, live, inside, eps,
-            HEADS, HEAD_DIM, GROUP, HAS_POSITIONS,
+            HEADS, HEAD_DIM, GROUP, HAS_POSITIONS, False,
         )  # fmt: skip
         lengths = tl.where(live, tl.rsqrt(sixths) / inverse_norm, 0.0)
         shrink = 1.0
@@ -340,7 +340,7 @@ def attend(
         q_rows = row_offsets(tokens, q_token)
         us, inverse_norm, sixths = focus(
             q, q_rows, q, q_rows, inverses, norms, tokens * 2, first_head, lanes, live, inside, eps,
-            HEADS, HEAD_DIM, GROUP, False,
+            HEADS, HEAD_DIM, GROUP, False, True,
         )  # fmt: skip
         # A row's scale cancels between numerator and denominator but for this: eps, divided alike.
         floor = eps * tl.sqrt(sixths) * inverse_norm * headroom(OPERAND)

@@ -61,7 +61,7 @@ def forward(
     Raises:
         ValueError: if H * W is not N, or a parameter has another shape.
     """
-    call = make_call(q, k, v, num_heads, hw_shape, plan)
+    call = make_call(q, k, v, num_heads, hw_shape, plan, is_backward=False)
     check_parameters(call, positions, scale, dwc_weight, dwc_bias)
     scale, dwc_weight = _contiguous(scale), _contiguous(dwc_weight)
     with torch.cuda.device_of(q):
@@ -133,7 +133,7 @@ def backward(
     Raises:
         ValueError: if H * W is not N.
     """
-    call = make_call(q, k, v, num_heads, hw_shape, plan)
+    call = make_call(q, k, v, num_heads, hw_shape, plan, is_backward=True)
     needs_q, needs_k, needs_v, needs_positions, needs_scale, needs_weight, needs_bias = needs
     scale, dwc_weight = _contiguous(scale), _contiguous(dwc_weight)
     d_q = d_k = d_v = d_scale = d_taps = None
@@ -179,7 +179,7 @@ def _constants(call: Call) -> dict[str, Any]:
 
 def _products(call: Call) -> dict[str, Any]:
     """Compile-time arguments of the kernels with products, for some of the heads each."""
-    return dict(GROUP=call.plan.group, OPERAND=OPERANDS[call.operand])
+    return dict(GROUP=call.group, OPERAND=OPERANDS[call.operand])
 
 
 def _row_norms(

@@ -16,8 +16,8 @@ class Plan:
 
     Attributes:
         samples: tokens whose mean is the centre of the values (power of two).
-        group: heads per program, all or 1; each keeps a d x d sum in registers. With 1, what the heads of a
-            row share is computed by kernels of their own.
+        group, backward_group: heads per program of the forward and the backward kernels, all or 1. With 1,
+            what the heads of a row share is computed by kernels of their own.
         block, attend_block, query_block, key_block: tokens per tile of ``reduce_keys``, ``attend``,
             ``backward_queries`` and ``backward_keys`` (powers of two >= 16).
         warps, attend_warps, query_warps, key_warps, depthwise_warps: per program.
@@ -30,6 +30,7 @@ class Plan:
 
     samples: int
     group: int
+    backward_group: int
     block: int
     attend_block: int
     query_block: int
@@ -81,10 +82,11 @@ def default_plan(
     return Plan(
         samples=min(32, tokens_bucket),
         group=group,
+        backward_group=1,
         block=block,
         attend_block=min(32 if exact else 64, tokens_bucket),
-        query_block=block,
-        key_block=block,
+        query_block=min(32 if exact else 64, tokens_bucket),
+        key_block=min(32 if exact else 64, tokens_bucket),
         warps=4,
         attend_warps=4,
         query_warps=8 if width > 32 else 4,

@@ -95,6 +95,7 @@ def focus(
     HEAD_DIM: tl.constexpr,
     GROUP: tl.constexpr,
     HAS_POSITIONS: tl.constexpr,
+    IN_PRODUCTS: tl.constexpr,
 ):
     """Rows of queries, or of keys with their positions added, rectified; with what focuses them.
 
@@ -102,16 +103,24 @@ def focus(
         inverses: of :func:`inverse_scales`.
         norms: 1 / n and sum of c^2 of the rows, ``norm_rows`` and ``norm_rows + 1`` pointing at them; read
             if GROUP is not all heads.
+        IN_PRODUCTS: the rows are to be combined with products of 16 bits.
 
     Returns:
         u for each head of the group, and 1 / n and the sum of c^2 per row.
     """
     TINY: tl.constexpr = 1.1754943508222875e-38
+    dtype: tl.constexpr = pointer.dtype.element_ty
     us = ()
     squares = tl.zeros(live.shape, tl.float32)
     for g in tl.static_range(GROUP):
         channels = (first_head + g) * HEAD_DIM + lanes
-        x = load_tile(pointer, rows, channels, live, inside).to(tl.float32)
+        x = load_tile(pointer, rows, channels, live, inside)
+        if IN_PRODUCTS and dtype != tl.float32:
+            # Exact. Rows and products lie alike in the registers then, and nothing passes through shared
+            # memory to get from the one arrangement into the other.
+            identity = (lanes[:, None] == lanes[None, :]).to(tl.float32).to(dtype)
+            x = multiply(x, identity)
+        x = x.to(tl.float32)
         if HAS_POSITIONS:
             x += load_tile(positions, position_rows, channels, live, inside).to(tl.float32)
         # NaN stays NaN, as in the reference.
