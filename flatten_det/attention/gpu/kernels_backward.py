@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from .tiles import (
+    add_column_sums,
     add_convolution,
     as_columns,
     as_operand,
@@ -214,9 +215,8 @@ def backward_queries(
             ),
         )  # fmt: skip
         matrices = matrices + (tl.zeros([D, D], tl.float32),)
-        # Summed over the tokens of a tile at the end only.
-        sums = sums + (tl.zeros([BLOCK, D], tl.float32),)
-        scales = scales + (tl.zeros([BLOCK, D], tl.float32),)
+        sums = sums + (tl.zeros([D, 16], tl.float32),)
+        scales = scales + (tl.zeros([D, 16], tl.float32),)
         units = units + (tl.full([], 1e-30, tl.float32),)
     last = tl.minimum((split + 1) * tiles_per_split, tl.cdiv(N, BLOCK))
     for tile in range(split * tiles_per_split, last):
@@ -272,8 +272,8 @@ def backward_queries(
             new_matrices = new_matrices + (
                 multiply_add(tl.trans((c * reciprocal[:, None]).to(OPERAND)), gradient, matrix),
             )
-            new_sums = new_sums + (sums[g] + c * d_sum[:, None],)
-            new_scales = new_scales + (scales[g] + d_u * us[g],)
+            new_sums = new_sums + (add_column_sums(sums[g], c * d_sum[:, None], OPERAND),)
+            new_scales = new_scales + (add_column_sums(scales[g], d_u * us[g], OPERAND),)
             new_units = new_units + (unit,)
         matrices = new_matrices
         sums = new_sums
@@ -292,8 +292,8 @@ def backward_queries(
             matrices[g] * factor,
             mask=inside[:, None] & inside[None, :],
         )
-        tl.store(d_k_mean + head * HEAD_DIM + lanes, tl.sum(sums[g], axis=0) / N, mask=inside)
-        tl.store(d_scale + head * HEAD_DIM + lanes, tl.sum(scales[g], axis=0), mask=inside)
+        tl.store(d_k_mean + head * HEAD_DIM + lanes, tl.sum(sums[g], axis=1) / N, mask=inside)
+        tl.store(d_scale + head * HEAD_DIM + lanes, tl.sum(scales[g], axis=1), mask=inside)
 
 
 @triton.jit
@@ -493,8 +493,7 @@ def backward_keys(
                 first_head + g, lanes, inside, C, HEAD_DIM, OPERAND,
             ),
         )  # fmt: skip
-        # Summed over the tokens of a tile at the end only.
-        scales = scales + (tl.zeros([BLOCK, D], tl.float32),)
+        scales = scales + (tl.zeros([D, 16], tl.float32),)
     y, x, bottom = region_tokens(tl.program_id(1), H, W, rows, BLOCK, GROUPS, COLUMNS)
     for step in range(0, rows, BLOCK // (GROUPS * COLUMNS)):
         live = y + step < bottom
@@ -534,14 +533,14 @@ def backward_keys(
             is_positive = us[g] > (eps * inverses[g])[None, :]
             d_x = tl.where(is_positive, d_u * inverses[g][None, :], 0.0)
             store_tile(d_k, tokens * C, channels, live, inside, d_x)
-            new_scales = new_scales + (scales[g] + d_u * us[g],)
+            new_scales = new_scales + (add_column_sums(scales[g], d_u * us[g], OPERAND),)
             lengths = ratio / inverse_norm * (factor / headroom(OPERAND))
             d_values = multiply((c * headroom(OPERAND)).to(OPERAND), operand) * lengths[:, None]
             store_tile(d_v, tokens * C, channels, live, inside, d_values)
         scales = new_scales
     for g in tl.static_range(GROUP):
         channels = (first_head + g) * HEAD_DIM + lanes
-        tl.store(d_scale + channels, tl.sum(scales[g], axis=0), mask=inside)
+        tl.store(d_scale + channels, tl.sum(scales[g], axis=1), mask=inside)
     if K > 0:
         # Other threads of the program read what was stored.
         tl.debug_barrier()

@@ -219,6 +219,24 @@ def as_columns(x, OPERAND: tl.constexpr):
 
 
 @triton.jit
+def add_column_sums(total, x, OPERAND: tl.constexpr):
+    """``total [D, 16]``, whose own columns are one sum in 16 parts, plus the sums of the columns of x.
+
+    A product with ones: warps need not wait for each other at every tile, and no tile of sums stays in registers.
+    """
+    if OPERAND == tl.float32:
+        total += (tl.sum(x, axis=0) * (1.0 / 16))[:, None]
+    else:
+        ones = tl.full([x.shape[0], 16], 1.0 / 16, OPERAND)
+        operand, factor = as_operand(x, OPERAND)
+        if OPERAND == tl.float16:
+            total += multiply(tl.trans(operand), ones) * factor
+        else:
+            total = multiply_add(tl.trans(operand), ones, total)
+    return total
+
+
+@triton.jit
 def grow(unit, values, OPERAND: tl.constexpr):
     """The unit in which the largest of ``values`` so far is :func:`headroom`, and the last one in it.
 
