@@ -19,6 +19,7 @@ from .tiles import (
     headroom,
     inverse_scales,
     inverse_softplus,
+    is_positive,
     load_matrix,
     load_tile,
     multiply,
@@ -259,9 +260,9 @@ def backward_queries(
             d_c = back * (3.0 * inverse_norm * reciprocal)[:, None]
             d_c += (3.0 * inverse_norm * d_sum)[:, None] * mean[None, :]
             d_u = (d_c + outer[:, None] * c) * (t * t) - d_length[:, None] * t
-            # An entry of zero has its eps and no more.
-            is_positive = us[g] > (eps * inverses[g])[None, :]
-            d_x = tl.where(is_positive, d_u * inverses[g][None, :], 0.0)
+            d_x = tl.where(
+                is_positive(us[g], inverses[g], eps), d_u * inverses[g][None, :], 0.0
+            )
             store_tile(d_q, tokens.to(tl.int64) * C, channels, live, inside, d_x)
             matrix = matrices[g]
             unit = units[g]
@@ -530,8 +531,9 @@ def backward_keys(
             t = us[g] * inverse_norm[:, None]
             d_u = d_focused * (3.0 * ratio)[:, None] - outer[:, None] * c
             d_u = d_u * (t * t) + along[:, None] * t
-            is_positive = us[g] > (eps * inverses[g])[None, :]
-            d_x = tl.where(is_positive, d_u * inverses[g][None, :], 0.0)
+            d_x = tl.where(
+                is_positive(us[g], inverses[g], eps), d_u * inverses[g][None, :], 0.0
+            )
             store_tile(d_k, tokens * C, channels, live, inside, d_x)
             new_scales = new_scales + (add_column_sums(scales[g], d_u * us[g], OPERAND),)
             lengths = ratio / inverse_norm * (factor / headroom(OPERAND))

@@ -312,7 +312,7 @@ def _attention_gradients(
         BLOCK=plan.query_block,
         HAS_SCALE=has_scale,
         num_warps=plan.query_warps,
-        num_stages=plan.stages,
+        num_stages=plan.backward_stages,
     )
     total = d_k_mean[:, 0] if splits == 1 else empty(call.B, call.C, like=q)
     d_kv, d_k_mean = _sum_splits(d_kv, d_k_mean, total), total
@@ -368,7 +368,7 @@ def _attention_gradients(
         HAS_POSITIONS=positions is not None,
         HAS_SCALE=has_scale,
         num_warps=plan.key_warps,
-        num_stages=plan.stages,
+        num_stages=plan.backward_stages,
     )
     if dwc_weight is not None and not plan.fused_convolution:
         _convolve(call, grad_out, dwc_weight, None, d_v, flip=True)

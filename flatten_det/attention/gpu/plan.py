@@ -21,7 +21,7 @@ class Plan:
         block, attend_block, query_block, key_block: tokens per tile of ``reduce_keys``, ``attend``,
             ``backward_queries`` and ``backward_keys`` (powers of two >= 16).
         warps, attend_warps, query_warps, key_warps, depthwise_warps: per program.
-        stages: of the software pipeline of the kernels with products.
+        stages, backward_stages: of the software pipeline of the kernels with products.
         lanes: channels per thread where the convolution walks (power of two).
         columns, depthwise_columns: of the map per thread, in the convolution and in its weight's gradient.
         fused_convolution: the convolution is the second half of the kernels that attend; False: a
@@ -41,6 +41,7 @@ class Plan:
     key_warps: int
     depthwise_warps: int
     stages: int
+    backward_stages: int
     lanes: int
     columns: int
     depthwise_columns: int
@@ -89,10 +90,11 @@ def default_plan(
         key_block=min(32 if exact else 64, tokens_bucket),
         warps=4,
         attend_warps=4,
-        query_warps=8 if width > 32 else 4,
-        key_warps=8 if width > 32 else 4,
+        query_warps=4,
+        key_warps=4,
         depthwise_warps=4,
         stages=2,
+        backward_stages=1,
         lanes=4,
         columns=4 if is_wide else 1,
         depthwise_columns=2 if is_wide else 1,

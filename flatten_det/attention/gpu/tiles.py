@@ -125,7 +125,7 @@ def focus(
             x += load_tile(positions, position_rows, channels, live, inside).to(tl.float32)
         # NaN stays NaN, as in the reference.
         positive = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
-        u = positive * inverses[g][None, :] + (eps * inverses[g])[None, :]
+        u = (positive + eps) * inverses[g][None, :]
         squares += tl.sum(u * u, axis=1)
         us = us + (u,)
     if GROUP == HEADS:
@@ -139,6 +139,14 @@ def focus(
         inverse_norm = tl.load(norms + norm_rows, mask=live, other=1.0)
         sixths = tl.load(norms + norm_rows + 1, mask=live, other=1.0)
     return us, inverse_norm, sixths
+
+
+@triton.jit
+def is_positive(u, inverse, eps):
+    """Where an entry was above zero before it was rectified; one that was not has its eps and no more."""
+    # No product of inverse and eps, which would be a row of registers more.
+    least = tl.full(u.shape, -1.000001, tl.float32) * eps
+    return tl.fma(least, tl.broadcast_to(inverse[None, :], u.shape), u) > 0.0
 
 
 @triton.jit
