@@ -17,6 +17,7 @@ from .images import CheckImagesHook
 from .interrupt import REPEAT_WITH_RESUME, InterruptHook
 from .lost_resources import told_with_last_checkpoint
 from .non_finite import non_finite_guard
+from .optimizer import few_parameter_groups
 from .resume import ResumePositionHook
 from .seeding import SeedIterationHook
 from .summary import training_summary
@@ -54,6 +55,7 @@ def train(
             told_with_last_checkpoint(cfg.work_dir, to_continue),
             atomic_local_files(),
             durable_checkpoints(),
+            few_parameter_groups(),
             named_building_errors(cfg) as stage,
             named_annotation_errors(cfg),
         ):
