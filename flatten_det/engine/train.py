@@ -9,6 +9,7 @@ from mmengine.hooks import Hook
 
 from ..data_doctor.before_training import check_before_training
 from .annotations import named_annotation_errors
+from .assigner import batched_assignment
 from .atomic_files import atomic_local_files
 from .building import named_building_errors
 from .checkpoint_hook import durable_checkpoints
@@ -56,6 +57,7 @@ def train(
             atomic_local_files(),
             durable_checkpoints(),
             few_parameter_groups(),
+            batched_assignment(),
             named_building_errors(cfg) as stage,
             named_annotation_errors(cfg),
         ):
