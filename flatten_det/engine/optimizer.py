@@ -53,7 +53,10 @@ class GroupingOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             return
         with _warnings_only():
             super().add_params(params, module, prefix, is_dcn_module)
-        params[:] = _merge(params)
+        parameters = [parameter for group in params for parameter in group["params"]]
+        # PyTorch refuses a parameter that is there twice; within one group it would only warn.
+        if len(set(parameters)) == len(parameters):
+            params[:] = _merge(params)
         names = {parameter: name for name, parameter in module.named_parameters()}
         for number, group in enumerate(params):
             settings = [f"{key}={value}" for key, value in _settings(group).items()]

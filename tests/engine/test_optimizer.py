@@ -130,6 +130,14 @@ def test_the_log_has_a_line_for_every_group(caplog):
     assert "optimizer group 1: 0.bias, 1.bias, 3.bias" in caplog.text
 
 
+def test_a_parameter_of_two_modules_is_refused_as_by_mmengine():
+    model = make_model()
+    model[3].conv = model[0]
+    for constructor in (DefaultOptimWrapperConstructor, GroupingOptimWrapperConstructor):
+        with pytest.raises(ValueError, match="more than one parameter group"):
+            make_wrapper(model, ADAMW, constructor)
+
+
 def test_outside_of_a_training_mmengine_is_as_it_was():
     cfg = {"optimizer": ADAMW, "paramwise_cfg": BIASES}
     with few_parameter_groups():
