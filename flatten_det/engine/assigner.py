@@ -12,8 +12,8 @@ from torch import Tensor
 class BatchedMaxIoUAssigner(MaxIoUAssigner):
     """MMDetection's ``MaxIoUAssigner`` with the low-quality matches of all objects at once.
 
-    There each object takes six operators and waits for the device to compare a number: an eighth of all
-    operators of a training step of the nano Mask R-CNN. Arguments and results are the same.
+    There each object takes three to seven operators, one of which waits for the device: about a tenth of
+    all operators of a training step of the nano Mask R-CNN. Arguments and results are the same.
     """
 
     def assign_wrt_overlaps(self, overlaps: Tensor, gt_labels: Tensor) -> AssignResult:
