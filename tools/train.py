@@ -43,7 +43,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         nargs="?",
         const="auto",
         choices=["auto", *AMP_DTYPES],
-        help="mixed precision; auto, or no value: the config's dtype, else fp16 on CUDA and bf16 on CPU",
+        help="mixed precision; auto, or no value: the config's dtype, else bf16, or fp16 on a GPU that "
+        "has no bf16",
     )
     parser.add_argument(
         "--auto-scale-lr",

@@ -54,7 +54,8 @@ def enable_amp(cfg: Config, dtype: str | None = None) -> None:
 
     Args:
         cfg: The config; its ``optim_wrapper`` is changed.
-        dtype: ``'fp16'`` or ``'bf16'``. None: what the config says, else fp16 on CUDA and bf16 on CPU.
+        dtype: ``'fp16'`` or ``'bf16'``. None: what the config says, an ``AmpOptimWrapper`` without a dtype
+            fp16 on CUDA, else bf16, or fp16 on a GPU that has no bf16.
 
     Raises:
         UserError: The config's optimizer wrapper has no mixed-precision counterpart.
@@ -63,10 +64,15 @@ def enable_amp(cfg: Config, dtype: str | None = None) -> None:
     kind = wrapper.get("type", "OptimWrapper")
     if kind not in ("OptimWrapper", "AmpOptimWrapper", "CPUAmpOptimWrapper"):
         raise UserError(f"--amp works with OptimWrapper, not with this config's {kind}: drop --amp")
+    on_cuda = torch.cuda.is_available()
+    says_nothing = kind != "AmpOptimWrapper" and not {"dtype", "loss_scale"} & wrapper.keys()
+    if dtype is None and says_nothing and on_cuda:
+        # Emulated bf16, which torch counts in by default, would save no time.
+        dtype = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if dtype is not None:
         wrapper.dtype = AMP_DTYPES[dtype]
     wrapper.type = "AmpOptimWrapper"
-    if not torch.cuda.is_available():
+    if not on_cuda:
         use_amp_of_cpu(cfg)
     elif dtype == "bf16":
         wrapper.loss_scale = dict(enabled=False)

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from .amp import loss_scale
 from .errors import UserError
+from .optimizer import fit_saved_optimizer
 from .sample_order import PositionedBatches, with_positions
 
 
@@ -47,16 +48,18 @@ class ResumePositionHook(Hook):
         self._done_before = 0
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Remember where the loaded run was."""
+        """Remember where the loaded run was, and have its optimizer fit this one's."""
         self._loaded = {
             "position": checkpoint.get("meta", {}).get("position", {}),
             "gradients": checkpoint.get("gradients", {}),
         }
         optimizer = checkpoint.get("optimizer", {})
         if optimizer.get("loss_scaler") == {}:
-            del optimizer[
-                "loss_scaler"
-            ]  # Of bf16, which has no scale; one of fp16 would not take it.
+            # Of bf16, which has no scale; one of fp16 would not take it.
+            del optimizer["loss_scaler"]
+        if runner._resume and optimizer and isinstance(runner.optim_wrapper, OptimWrapper):
+            parameters = [parameter for _, parameter in _parameters(runner.model)]
+            fit_saved_optimizer(checkpoint, runner.optim_wrapper, parameters)
 
     def before_train(self, runner: Runner) -> None:
         """Restore order, position and gradients, and make up for the validation.

@@ -9,6 +9,7 @@ from mmengine.hooks import Hook
 
 from ..data_doctor.before_training import check_before_training
 from .annotations import named_annotation_errors
+from .assigner import batched_assignment
 from .atomic_files import atomic_local_files
 from .building import named_building_errors
 from .checkpoint_hook import durable_checkpoints
@@ -17,6 +18,7 @@ from .images import CheckImagesHook
 from .interrupt import REPEAT_WITH_RESUME, InterruptHook
 from .lost_resources import told_with_last_checkpoint
 from .non_finite import non_finite_guard
+from .optimizer import few_parameter_groups
 from .resume import ResumePositionHook
 from .seeding import SeedIterationHook
 from .summary import training_summary
@@ -54,6 +56,8 @@ def train(
             told_with_last_checkpoint(cfg.work_dir, to_continue),
             atomic_local_files(),
             durable_checkpoints(),
+            few_parameter_groups(),
+            batched_assignment(),
             named_building_errors(cfg) as stage,
             named_annotation_errors(cfg),
         ):

@@ -79,14 +79,42 @@ def test_amp_dtype_on_cpu(monkeypatch, wrapper, dtype, expected):
         ({}, "fp16", {"dtype": "float16", "loss_scale": "dynamic"}),
         ({}, "bf16", {"dtype": "bfloat16", "loss_scale": {"enabled": False}}),
         ({"loss_scale": 8.0}, "fp16", {"dtype": "float16", "loss_scale": 8.0}),
+        ({"loss_scale": 8.0}, None, {"loss_scale": 8.0}),
         ({"dtype": "bfloat16"}, None, {"dtype": "bfloat16", "loss_scale": "dynamic"}),
+        ({"type": "AmpOptimWrapper"}, None, {"loss_scale": "dynamic"}),
     ],
 )
-def test_amp_dtype_on_cuda(monkeypatch, wrapper, dtype, expected):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_amp_dtype_on_cuda(monkeypatch, wrapper, dtype, expected, has_bf16):
+    pretend_cuda(monkeypatch, has_bf16)
     cfg = Config({"optim_wrapper": wrapper})
     enable_amp(cfg, dtype)
     assert cfg.optim_wrapper == {"type": "AmpOptimWrapper", **expected}
+
+
+@pytest.mark.parametrize(
+    ("has_bf16", "expected"),
+    [
+        (True, {"dtype": "bfloat16", "loss_scale": {"enabled": False}}),
+        (False, {"dtype": "float16", "loss_scale": "dynamic"}),
+    ],
+)
+@pytest.mark.parametrize("kind", ["OptimWrapper", "CPUAmpOptimWrapper"])
+def test_amp_on_cuda_is_bf16_where_the_gpu_has_it(monkeypatch, kind, has_bf16, expected):
+    pretend_cuda(monkeypatch, has_bf16)
+    cfg = Config({"optim_wrapper": {"type": kind}})
+    enable_amp(cfg)
+    assert cfg.optim_wrapper == {"type": "AmpOptimWrapper", **expected}
+
+
+def pretend_cuda(monkeypatch, has_bf16: bool) -> None:
+    """A GPU that computes in bf16, or only emulates it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(
+        torch.cuda,
+        "is_bf16_supported",
+        lambda including_emulation=True: has_bf16 or including_emulation,
+    )
 
 
 def test_only_mmengines_wrapper_is_replaced_on_a_cpu():
@@ -94,14 +122,6 @@ def test_only_mmengines_wrapper_is_replaced_on_a_cpu():
         cfg = Config(config)
         use_amp_of_cpu(cfg)
         assert cfg.to_dict() == config
-
-
-def test_amp_on_cuda_scales_dynamically(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    cfg = Config({"optim_wrapper": {"optimizer": {"type": "SGD"}}})
-    enable_amp(cfg)
-    assert cfg.optim_wrapper.type == "AmpOptimWrapper"
-    assert cfg.optim_wrapper.loss_scale == "dynamic"
 
 
 def test_amp_refuses_other_wrappers():
