@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..attention.layer_norm import layer_norm
 from ..attention.maps import as_tokens
 from ..attention.strided_convolution import strided_convolution
 from .in_place import apply_in_place
@@ -63,4 +64,4 @@ class PatchEmbed(nn.Module):
         if inplace and keeps_dtype and tokens.is_contiguous():
             # No view of the map any more: the compiler tells views from what other blocks are given.
             return apply_in_place(self.norm, tokens).data, hw_shape
-        return self.norm(tokens), hw_shape
+        return layer_norm(tokens, self.norm), hw_shape
