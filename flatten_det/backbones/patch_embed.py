@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attention.layer_norm import layer_norm
+from ..attention.layer_norm import layer_norm, product_dtype
 from ..attention.maps import as_tokens
 from ..attention.strided_convolution import strided_convolution
 from .in_place import apply_in_place
@@ -55,6 +55,10 @@ class PatchEmbed(nn.Module):
         if any(missing):
             x = F.pad(x, (0, missing[1], 0, missing[0]))
         # The layout of tokens: maps of tokens have it already, and the result is tokens without a copy.
+        if x.is_cuda and x.dtype == torch.float32 != product_dtype(x):
+            x = x.to(
+                product_dtype(x), memory_format=torch.channels_last
+            )  # Autocast's cast and ours.
         x = strided_convolution(self.proj, x.contiguous(memory_format=torch.channels_last))
         tokens, hw_shape = as_tokens(x), tuple(x.shape[2:])
         if isinstance(self.norm, nn.Identity):

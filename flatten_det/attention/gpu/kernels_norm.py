@@ -1,9 +1,8 @@
 """Sum of residual and branch, LayerNorm and cast in one kernel, and its gradients in another.
 
-A row stays in registers as a whole, cut into parts of CHUNK channels: the largest power of two that divides
-C, where that makes few parts, so that 96, 320 or 768 channels leave no lane idle. What is summed over a row is
-summed over the parts first, within each thread, and then over the few threads that share a part. All arithmetic
-is float32.
+A row stays in registers as a whole, cut into PARTS parts of CHUNK channels. CHUNK divides C where that makes
+few parts, so that 96, 320 or 768 channels leave no lane idle. Sums over a row are taken over the parts first,
+within each thread, and then over the few threads that share a part. All arithmetic is float32.
 """
 
 import triton
@@ -18,10 +17,7 @@ def part_of(part: tl.constexpr, C: tl.constexpr, CHUNK: tl.constexpr, WIDTH: tl.
     # Tensors of several dtypes are to lie in the threads alike, in steps that suit the widest: otherwise
     # they would go through shared memory on their way from one to the other.
     channels = part * CHUNK + tl.max_contiguous(tl.arange(0, CHUNK), WIDTH)
-    if C % CHUNK == 0:
-        inside = tl.full([CHUNK], True, tl.int1)
-    else:
-        inside = channels < C
+    inside = tl.full([CHUNK], True, tl.int1) if C % CHUNK == 0 else channels < C
     return channels, inside
 
 

@@ -94,8 +94,8 @@ def backward(
         x_dtype, branch_dtype: of the gradients; branch_dtype None: there was no branch.
 
     Returns:
-        Parts ``(2, parts, C)`` whose sums are the gradients of weight and bias, the gradient of x, and that of
-        the branch unless it equals the former.
+        Parts ``(2, parts, C)`` whose sums are the gradients of weight and bias, the gradient of x, and that
+        of the branch unless it equals the former.
     """
     C = y.shape[-1]
     rows = y.numel() // C
