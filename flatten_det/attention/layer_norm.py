@@ -83,25 +83,25 @@ def _obstacle(x: Tensor, branch: Tensor | None, norm: nn.Module) -> str | None:
         return "the norm is no plain LayerNorm with weight and bias"
     if is_observed(norm) or norm._backward_hooks or norm._backward_pre_hooks:
         return "the norm has hooks"
-    weight, bias = norm.weight, norm.bias
     C = x.shape[-1]
-    if weight.shape != (C,) or C % 8 or C > 1024:
-        return f"{tuple(weight.shape)} channels, the kernel takes multiples of 8 up to 1024"
-    y = x
+    if norm.weight.shape != (C,) or C % 8 or C > 1024:
+        return f"{tuple(norm.weight.shape)} channels, the kernel takes multiples of 8 up to 1024"
+    if x.numel() == 0:
+        return "there are no rows"
+    dtype, tensors = x.dtype, (x, norm.weight, norm.bias)
     if branch is not None:
-        if branch.shape != x.shape or branch.device != x.device:
-            return "residual and branch have other shapes or devices"
-        y = branch if branch.dtype == torch.float32 else x
-    if x.numel() == 0 or weight.device != x.device:
-        return "there are no rows, or weights on another device"
-    is_cast = torch.is_autocast_enabled(x.device.type)
-    for tensor in (x, y, weight, bias):
+        if branch.shape != x.shape:
+            return "residual and branch have other shapes"
+        dtype, tensors = torch.promote_types(dtype, branch.dtype), (*tensors, branch)
+    for tensor in tensors:
         if tensor.dtype not in _DTYPES:
             return f"{tensor.dtype}, the kernel takes float32, float16 and bfloat16"
-        if type(tensor) not in _TENSORS:
-            return f"{type(tensor).__name__} instead of a plain tensor"
-    if not is_cast and not weight.dtype == bias.dtype == y.dtype:
-        return "weights of another dtype without autocast"
+        if type(tensor) not in _TENSORS or tensor.device != x.device:
+            return f"{type(tensor).__name__} on {tensor.device} instead of a tensor on {x.device}"
+    if not (
+        norm.weight.dtype == norm.bias.dtype == dtype or torch.is_autocast_enabled(x.device.type)
+    ):
+        return f"weights of another dtype than {dtype}, without autocast"
     return None
 
 

@@ -3,11 +3,14 @@
 import pytest
 import torch
 from attention_cases import relative_error
-from recorded_launches import compiled_for_h200, machine_code
+from recorded_launches import compiled_for_h200, machine_code, record_launches
 from torch import Tensor, nn
 
+from flatten_det.attention import layer_norm
 from flatten_det.attention.gpu import launch, launch_norm
 from flatten_det.attention.layer_norm import _AddLayerNorm
+from flatten_det.backbones.block import TransformerBlock
+from flatten_det.backbones.softmax_attention import SpatialReductionAttention
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 TOLERANCES = {F32: 1e-5, F16: 1e-3, BF16: 6e-3}
@@ -147,6 +150,52 @@ def test_operators_are_what_they_say(branch_dtype):
         (backward, (torch.randn_like(n), d_y, y, statistics, keep, weight, F32, branch_dtype)),
     ):
         torch.library.opcheck(operator, given, test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize("cp_policy", [None, "block", "mlp", "elementwise"])
+def test_a_block_is_the_same_with_the_kernel(monkeypatch, cp_policy):
+    torch.manual_seed(0)
+    attention = SpatialReductionAttention(16, 2, sr_ratio=2)
+    block = TransformerBlock(16, attention, 2, drop_path=0.5, norm_eps=EPS, cp_policy=cp_policy)
+    tokens = torch.randn(3, 12, 16)
+
+    def found() -> list[Tensor]:
+        torch.manual_seed(
+            2
+        )  # drops the first and the last sample's attention, the second one's MLP
+        x = tokens.clone().requires_grad_()
+        out = block(x, (3, 4))
+        out.square().sum().backward()
+        gradients = [p.grad.clone() for p in block.parameters()]
+        block.zero_grad()
+        return [out.detach(), x.grad, *gradients]
+
+    plain = found()
+    launches = record_launches(monkeypatch)
+    monkeypatch.setattr(layer_norm, "_device_obstacle", lambda device: None)
+    torch.testing.assert_close(found(), plain, rtol=1e-4, atol=1e-5)
+    names = [launch.name for launch in launches]
+    assert names.count("add_layer_norm_backward") == 3
+    assert names.count("add_layer_norm") == {None: 3, "mlp": 4}.get(cp_policy, 6)
+
+
+@pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_block_under_autocast(monkeypatch, grad):
+    torch.manual_seed(0)
+    block = TransformerBlock(
+        16, SpatialReductionAttention(16, 2, sr_ratio=1), 2, 0.0, norm_eps=EPS, cp_policy=None
+    )
+    x = torch.randn(2, 12, 16)
+    with torch.set_grad_enabled(grad), torch.autocast("cpu", torch.bfloat16):
+        plain = block(x, (3, 4))
+        monkeypatch.setattr(layer_norm, "_device_obstacle", lambda device: None)
+        seen = []
+        block.mlp.register_forward_pre_hook(lambda mlp, inputs: seen.append(inputs[0].dtype))
+        out = block(x, (3, 4))
+    assert (out.dtype, seen) == (plain.dtype, [BF16])
+    torch.testing.assert_close(out, plain, rtol=1e-2, atol=1e-2)
 
 
 def compiled(shape, x_dtype, branch_dtype, dtype):
