@@ -7,6 +7,7 @@ computed by torch's operations. Under ``torch.compile`` as well: Inductor fuses 
 
 from functools import cache
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
+from . import gpu
 from .observers import is_observed
+from .size_cache import tensors_have_values
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _TENSORS = (Tensor, nn.Parameter, FakeTensor)
@@ -79,16 +82,19 @@ def _obstacle(x: Tensor, branch: Tensor | None, norm: nn.Module) -> str | None:
     reason = _device_obstacle(x.device)
     if reason is not None:
         return reason
-    if type(norm) is not nn.LayerNorm or norm.weight is None or norm.bias is None:
+    if type(norm) is not nn.LayerNorm:
+        return "the norm is no plain LayerNorm with weight and bias"
+    weight, bias = norm.weight, norm.bias  # Looked up once: a module takes its time to answer.
+    if weight is None or bias is None:
         return "the norm is no plain LayerNorm with weight and bias"
     if is_observed(norm) or norm._backward_hooks or norm._backward_pre_hooks:
         return "the norm has hooks"
     C = x.shape[-1]
-    if norm.weight.shape != (C,) or C % 8 or C > 1024:
-        return f"{tuple(norm.weight.shape)} channels, the kernel takes multiples of 8 up to 1024"
+    if weight.shape != (C,) or C % 8 or C > 1024:
+        return f"{tuple(weight.shape)} channels, the kernel takes multiples of 8 up to 1024"
     if x.numel() == 0:
         return "there are no rows"
-    dtype, tensors = x.dtype, (x, norm.weight, norm.bias)
+    dtype, device, tensors = x.dtype, x.device, (x, weight, bias)
     if branch is not None:
         if branch.shape != x.shape:
             return "residual and branch have other shapes"
@@ -96,11 +102,9 @@ def _obstacle(x: Tensor, branch: Tensor | None, norm: nn.Module) -> str | None:
     for tensor in tensors:
         if tensor.dtype not in _DTYPES:
             return f"{tensor.dtype}, the kernel takes float32, float16 and bfloat16"
-        if type(tensor) not in _TENSORS or tensor.device != x.device:
-            return f"{type(tensor).__name__} on {tensor.device} instead of a tensor on {x.device}"
-    if not (
-        norm.weight.dtype == norm.bias.dtype == dtype or torch.is_autocast_enabled(x.device.type)
-    ):
+        if type(tensor) not in _TENSORS or tensor.device != device:
+            return f"{type(tensor).__name__} on {tensor.device} instead of a tensor on {device}"
+    if not (weight.dtype == bias.dtype == dtype or torch.is_autocast_enabled(device.type)):
         return f"weights of another dtype than {dtype}, without autocast"
     return None
 
@@ -108,8 +112,6 @@ def _obstacle(x: Tensor, branch: Tensor | None, norm: nn.Module) -> str | None:
 def _device_obstacle(device: torch.device) -> str | None:
     if device.type != "cuda":
         return f"tensors on {device.type}"
-    from . import gpu
-
     return gpu.unavailable_reason() or _capability_obstacle(device)
 
 
@@ -145,7 +147,7 @@ def _add_layer_norm(
     arguments = (x, branch, keep, norm.weight, norm.bias, norm.eps, dtype)
     if torch.is_grad_enabled():
         return _AddLayerNorm.apply(*arguments)
-    n, _, *sums = torch.ops.flatten_det.add_layer_norm.default(*arguments)
+    n, _, *sums = _forward(*arguments)
     return sums[0] if sums else x, n
 
 
@@ -163,9 +165,7 @@ class _AddLayerNorm(torch.autograd.Function):
         eps: float,
         dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
-        n, statistics, *sums = torch.ops.flatten_det.add_layer_norm.default(
-            x, branch, keep, weight, bias, eps, dtype
-        )
+        n, statistics, *sums = _forward(x, branch, keep, weight, bias, eps, dtype)
         y = sums[0] if sums else x
         ctx.save_for_backward(y, statistics, keep, weight)
         ctx.dtypes = (x.dtype, None if branch is None else branch.dtype, bias.dtype, dtype)
@@ -190,18 +190,22 @@ class _AddLayerNorm(torch.autograd.Function):
         return d_x, None if branch_dtype is None else d_branch, None, d_weight, d_bias, None, None
 
 
-def _forward(*arguments: Any) -> list[Tensor]:
-    return import_module(".gpu.launch_norm", __package__).forward(*arguments)
+@cache
+def _launcher() -> ModuleType:
+    return import_module(".gpu.launch_norm", __package__)  # It imports Triton.
 
 
-def _backward(*arguments: Any) -> list[Tensor]:
-    return import_module(".gpu.launch_norm", __package__).backward(*arguments)
+def _forward(x: Tensor, *arguments: Any) -> list[Tensor]:
+    # The operator, which costs 5 us more, is for fake tensors and for modes that want to see calls.
+    if type(x) is Tensor and tensors_have_values():
+        return _launcher().forward(x, *arguments)
+    return torch.ops.flatten_det.add_layer_norm.default(x, *arguments)
 
 
 # On the CPU for Triton's interpreter.
 for _device in ("CPU", "CUDA"):
-    _library.impl("add_layer_norm", _forward, _device)
-    _library.impl("add_layer_norm_backward", _backward, _device)
+    _library.impl("add_layer_norm", lambda *a: _launcher().forward(*a), _device)
+    _library.impl("add_layer_norm_backward", lambda *a: _launcher().backward(*a), _device)
 
 
 @torch.library.register_fake("flatten_det::add_layer_norm", lib=_library)

@@ -9,12 +9,15 @@ import torch
 from mmengine.registry import MODELS
 from nano_backbones import NANO
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flatten_det.attention import FocusedLinearAttention, gpu
 from flatten_det.backbones import autocast_weights
 from flatten_det.backbones.autocast_weights import AutocastWeights
+from flatten_det.backbones.block import TransformerBlock
+from flatten_det.backbones.softmax_attention import SpatialReductionAttention
 
 
 @pytest.fixture
@@ -50,9 +53,9 @@ def test_layers_have_casts_for_the_time_of_a_pass():
                 assert network(x).equal(expected)
         assert all(a is b for a, b in zip(network.parameters(), before, strict=True))
         network[3].weight.data.mul_(-2)  # as averaged models and teachers write
-    with torch.autocast("cpu", torch.bfloat16):
-        with pytest.raises(ZeroDivisionError), weights.used_by(network, x):
-            raise ZeroDivisionError
+    autocast = torch.autocast("cpu", torch.bfloat16)
+    with autocast, pytest.raises(ZeroDivisionError), weights.used_by(network, x):
+        raise ZeroDivisionError
     assert all(a is b for a, b in zip(network.parameters(), before, strict=True))
 
 
@@ -67,6 +70,30 @@ def test_what_is_read_or_of_another_kind_is_left_alone():
     assert attention.proj.weight.dtype == torch.float16
     with weights.used_by(attention, x):
         assert attention.qkv.weight.dtype == torch.float32
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("on_the_cpu")
+def test_compiled_blocks_take_the_casts():
+    """With gradients and without, in turns, over maps of several sizes, and after other weights."""
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    attention = SpatialReductionAttention(32, 2, sr_ratio=1)
+    block = TransformerBlock(32, attention, 2, drop_path=0.0, norm_eps=1e-6, cp_policy=None)
+    counter, weights = CompileCounterWithBackend("aot_eager"), AutocastWeights()
+    plain = copy.deepcopy(block)
+    block.compile(dynamic=True, fullgraph=True, backend=counter)
+    for height, width in ((4, 5), (6, 7)):
+        x = torch.randn(2, height * width, 32)
+        with torch.autocast("cpu", torch.bfloat16):
+            block(x, (height, width)).sum().backward()
+            with torch.no_grad(), weights.used_by(block, x):
+                found = block(x, (height, width))
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(found, plain(x, (height, width)), rtol=1e-2, atol=1e-2)
+        for network in (block, plain):
+            network.mlp.fc2.weight.data.mul_(-2)
+    assert counter.frame_count <= 3
 
 
 def test_copies_begin_anew():

@@ -3,6 +3,8 @@
 import pytest
 import torch
 from attention_cases import relative_error
+from mmengine.registry import MODELS
+from nano_backbones import NANO
 from recorded_launches import compiled_for_h200, machine_code, record_launches
 from torch import Tensor, nn
 
@@ -196,6 +198,25 @@ def test_a_block_under_autocast(monkeypatch, grad):
         out = block(x, (3, 4))
     assert (out.dtype, seen) == (plain.dtype, [BF16])
     torch.testing.assert_close(out, plain, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize("family", [*NANO, "FLattenDeiT"])
+def test_every_norm_of_a_backbone_is_the_kernel(monkeypatch, family):
+    torch.manual_seed(0)
+    arch = dict(embed_dims=(32,), num_heads=(2,), depths=(2,))
+    config = dict(type=family, arch=NANO.get(family, arch))
+    if "PVT" in family:
+        config |= dict(attn_types="SLSL", la_sr_ratios=(1, 2, 1, 1))
+    model = MODELS.build(config).eval()
+    image = torch.randn(2, 3, 72, 64)
+    plain = model(image)
+    launches = record_launches(monkeypatch)
+    monkeypatch.setattr(layer_norm, "_device_obstacle", lambda device: None)
+    torch.testing.assert_close(model(image), plain, rtol=1e-3, atol=1e-4)
+    norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
+    assert len(launches) == len(norms)
 
 
 def compiled(shape, x_dtype, branch_dtype, dtype):
