@@ -251,7 +251,7 @@ def test_machine_code(monkeypatch, tmp_path, dim, dtypes):
         rows = launch_norm._blocks(dim, elements, width)["ROWS"]
         per_element = len(code.instructions) / (rows * dim / 128)
         assert code.spilt == 0
-        assert per_element <= (18 if code is forward else 53), per_element
+        assert per_element <= (18 if code is forward else 60), per_element
     # Four programs at a time on a multiprocessor, and nothing handed over between the threads of different
     # warps but the statistics and, at the end, the gradients of the parameters.
     assert backward.registers <= 128
