@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from .layer_norm import layer_norm
 from .maps import as_tokens
 from .strided_convolution import strided_convolution
 from .window import pad_to_multiple
@@ -26,4 +27,4 @@ def reduce_tokens(
     B, _, C = x.shape
     image = pad_to_multiple(x.view(B, *hw_shape, C), conv.stride).permute(0, 3, 1, 2)
     image = strided_convolution(conv, image)
-    return norm(as_tokens(image)), tuple(image.shape[2:])
+    return layer_norm(as_tokens(image), norm, for_product=True), tuple(image.shape[2:])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..attention import FocusedLinearAttention
 from ..checkpoints import load_backbone, read_checkpoint
+from .autocast_weights import AutocastWeights
 from .valid_region import apply_to_valid, valid_sizes
 
 NORM_LAYERS = (nn.LayerNorm, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
@@ -40,6 +41,7 @@ class DenseBackbone(BaseModule):
         self.mask_padding = mask_padding
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
+        self._autocast_weights = AutocastWeights()
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         """:meth:`forward`, told what the call of the detector or segmentor around says about ``x``."""
@@ -55,10 +57,11 @@ class DenseBackbone(BaseModule):
         With ``sizes``, the ``(h, w)`` of the image in each of ``x``, the rest of ``x`` is left out and its
         maps are zero. Within the call of a detector or segmentor they are known, with ``mask_padding``.
         """
-        if sizes is None:
-            return self.forward_images(x)
-        strides = [self.strides[index] for index in self.out_indices]
-        return apply_to_valid(self.forward_images, x, sizes, strides)
+        with self._autocast_weights.used_by(self, x):
+            if sizes is None:
+                return self.forward_images(x)
+            strides = [self.strides[index] for index in self.out_indices]
+            return apply_to_valid(self.forward_images, x, sizes, strides)
 
     def forward_images(self, x: Tensor) -> tuple[Tensor, ...]:
         """The same for images without padding, or with padding that is taken for image."""

@@ -5,6 +5,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from ..attention import FocusedLinearAttention
+from ..attention.layer_norm import add_layer_norm
 from ..attention.size_cache import tensors_have_values
 from .checkpointing import BLOCK, ELEMENTWISE, MLP, recompute, recompute_elementwise
 from .in_place import computes_in_place
@@ -62,13 +63,18 @@ class TransformerBlock(nn.Module):
         return self._forward(x, hw_shape)
 
     def _forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        return self._add_mlp(self._add_attention(x, hw_shape), hw_shape)
+        x, normed = add_layer_norm(x, None, self.norm1)
+        branch = self.attn(normed, hw_shape)
+        x, normed = add_layer_norm(x, branch, self.norm2, self.drop_path)
+        return x + self.drop_path(self.mlp(normed, hw_shape))
 
     def _add_attention(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        return x + self.drop_path(self.attn(self.norm1(x), hw_shape))
+        x, normed = add_layer_norm(x, None, self.norm1)
+        return x + self.drop_path(self.attn(normed, hw_shape))
 
     def _add_mlp(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        return x + self.drop_path(self.mlp(self.norm2(x), hw_shape))
+        x, normed = add_layer_norm(x, None, self.norm2)
+        return x + self.drop_path(self.mlp(normed, hw_shape))
 
     def _is_dropping(self) -> bool:
         return self.training and not isinstance(self.drop_path, nn.Identity)

@@ -8,6 +8,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..attention import FocusedLinearAttention
+from ..attention.layer_norm import layer_norm
 from .arch import NUM_STAGES, check_attn_types, drop_path_rates, map_sizes, resolve_arch
 from .block import TransformerBlock
 from .checkpointing import checkpoint_policies
@@ -140,7 +141,7 @@ class FLattenCSwin(PyramidBackbone):
         compile_blocks(self, compile)
 
     def to_output(self, stage: int, x: Tensor) -> Tensor:
-        return getattr(self, f"norm{stage + 1}")(x)
+        return layer_norm(x, getattr(self, f"norm{stage + 1}"))
 
     def convert_official(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         """Stages and merges are numbered like PVT's; the final norm becomes ``norm4``."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..attention import FocusedLinearAttention
 from ..attention.grid import ResizedGrids
+from ..attention.layer_norm import layer_norm
 from .arch import check_attn_types, check_frozen_stages, drop_path_rates, map_sizes, resolve_arch
 from .base import DenseBackbone
 from .block import TransformerBlock
@@ -143,7 +144,7 @@ class FLattenDeiT(DenseBackbone):
         x = x + self._positions(self.pos_embed, self.grid_size, hw_shape)
         for block in self.blocks:
             x = block(x, hw_shape, inplace)
-        return (as_contiguous_image(self.norm(x), hw_shape),)
+        return (as_contiguous_image(layer_norm(x, self.norm), hw_shape),)
 
     def train(self, mode: bool = True) -> "FLattenDeiT":
         self._positions.clear()

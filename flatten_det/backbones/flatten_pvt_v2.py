@@ -5,6 +5,7 @@ from typing import ClassVar
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ..attention.layer_norm import layer_norm
 from .patch_embed import PatchEmbed
 from .pvt_family import PVTFamily
 
@@ -57,7 +58,7 @@ class FLattenPVTv2(PVTFamily):
             setattr(self, f"norm{stage + 1}", nn.LayerNorm(dim, eps=1e-6))
 
     def after_blocks(self, stage: int, x: Tensor) -> Tensor:
-        return getattr(self, f"norm{stage + 1}")(x)
+        return layer_norm(x, getattr(self, f"norm{stage + 1}"))
 
     def convert_official(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         """Drop the head; the convolutions of the MLPs lose a level of their names."""

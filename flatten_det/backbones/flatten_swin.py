@@ -7,6 +7,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..attention import FocusedLinearAttention
+from ..attention.layer_norm import layer_norm
 from ..attention.window import pad_to_multiple
 from .arch import (
     check_attn_types,
@@ -45,7 +46,8 @@ class PatchMerging(nn.Module):
         height, width = x.shape[1] // 2, x.shape[2] // 2
         # Column-major within the patch, the order of the official weights.
         x = x.view(B, height, 2, width, 2, C).permute(0, 1, 3, 4, 2, 5)
-        return self.reduction(self.norm(x.reshape(B, height * width, 4 * C))), (height, width)
+        x = layer_norm(x.reshape(B, height * width, 4 * C), self.norm, for_product=True)
+        return self.reduction(x), (height, width)
 
 
 class SwinStage(nn.Module):
@@ -188,7 +190,7 @@ class FLattenSwin(DenseBackbone):
         for stage, layer in enumerate(self.layers):
             x = layer(x, hw_shape, inplace)
             if stage in self.out_indices:
-                out = getattr(self, f"norm{stage}")(x)
+                out = layer_norm(x, getattr(self, f"norm{stage}"))
                 outs.append(as_contiguous_image(out, hw_shape))
             if layer.downsample is not None:
                 x, hw_shape = layer.downsample(x, hw_shape)

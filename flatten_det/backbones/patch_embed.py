@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..attention.layer_norm import layer_norm, product_dtype
 from ..attention.maps import as_tokens
 from ..attention.strided_convolution import strided_convolution
 from .in_place import apply_in_place
@@ -54,6 +55,10 @@ class PatchEmbed(nn.Module):
         if any(missing):
             x = F.pad(x, (0, missing[1], 0, missing[0]))
         # The layout of tokens: maps of tokens have it already, and the result is tokens without a copy.
+        if x.is_cuda and x.dtype == torch.float32 != product_dtype(x):
+            x = x.to(
+                product_dtype(x), memory_format=torch.channels_last
+            )  # Autocast's cast and ours.
         x = strided_convolution(self.proj, x.contiguous(memory_format=torch.channels_last))
         tokens, hw_shape = as_tokens(x), tuple(x.shape[2:])
         if isinstance(self.norm, nn.Identity):
@@ -63,4 +68,4 @@ class PatchEmbed(nn.Module):
         if inplace and keeps_dtype and tokens.is_contiguous():
             # No view of the map any more: the compiler tells views from what other blocks are given.
             return apply_in_place(self.norm, tokens).data, hw_shape
-        return self.norm(tokens), hw_shape
+        return layer_norm(tokens, self.norm), hw_shape

@@ -17,11 +17,12 @@ def interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Kernels run on the CPU; memory that they do not write is NaN."""
     from triton_interpreter import interpreted
 
-    from flatten_det.attention.gpu import launch
+    from flatten_det.attention.gpu import launch, launch_norm
 
     def poisoned(*shape: int, like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.full(shape, torch.nan, dtype=dtype, device=like.device)
 
-    monkeypatch.setattr(launch, "empty", poisoned)
+    for module in (launch, launch_norm):
+        monkeypatch.setattr(module, "empty", poisoned)
     with interpreted():
         yield

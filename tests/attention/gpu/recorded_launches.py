@@ -1,14 +1,19 @@
 """Launches of the kernels on a machine without a GPU: recorded, or compiled for an H200."""
 
+import re
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import pytest
+import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from flatten_det.attention.gpu import kernels_backward, kernels_forward, launch
+from flatten_det.attention.gpu import kernels_backward, kernels_forward, kernels_norm, launch
 
 
 class Launch(NamedTuple):
@@ -67,7 +72,39 @@ def compiled_for_h200() -> Iterator[list[Launch]]:
         finally:
             # Not reset_active(), which looks for a real driver at once.
             driver.set_active(None)
-            for module in (kernels_forward, kernels_backward):
+            for module in (kernels_forward, kernels_backward, kernels_norm):
                 for value in vars(module).values():
                     if hasattr(value, "device_caches"):
                         value.device_caches.clear()
+
+
+class MachineCode(NamedTuple):
+    """What the assembler made of a kernel.
+
+    Attributes:
+        registers: of a thread.
+        spilt: bytes of a thread that found no register.
+        instructions: their names, without modifiers, in the order of the code.
+    """
+
+    registers: int
+    spilt: int
+    instructions: list[str]
+
+
+def machine_code(compiled: Any) -> MachineCode:
+    """Of a kernel that :func:`compiled_for_h200` compiled."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "kernel.cubin"
+        file.write_bytes(compiled.asm["cubin"])
+        usage = _of_toolkit("cuobjdump", "-res-usage", file)
+        text = _of_toolkit("nvdisasm", "-c", file)
+    registers, spilt = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups()
+    names = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)", text)
+    return MachineCode(int(registers), int(spilt), [name for name in names if name != "NOP"])
+
+
+def _of_toolkit(tool: str, *arguments: str | Path) -> str:
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / tool
+    done = subprocess.run([path, *arguments], capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
