@@ -331,8 +331,14 @@ class Tuner:
         with torch.cuda.device_of(q), torch.autocast(q.device.type, enabled=False):
             try:
                 run, expected = trial()
-            except torch.OutOfMemoryError as error:
-                _logger.debug("%s: no plans compared: %s", key, error)
+            except Exception as failure:
+                # The call itself may well have the memory, or say better what is wrong.
+                level = (
+                    logging.DEBUG
+                    if isinstance(failure, torch.OutOfMemoryError)
+                    else logging.WARNING
+                )
+                _logger.log(level, "%s: no plans compared: %s", key, failure)
                 return None
             for plan in plans:
                 if self.clock() - start > BUDGET_SECONDS:

@@ -117,11 +117,16 @@ def test_nothing_passes(caplog, folder):
     assert len(card.runs) == tried
 
 
-def test_no_memory_for_a_trial(folder):
+@pytest.mark.parametrize(
+    ("failure", "level"), [(torch.OutOfMemoryError, logging.DEBUG), (ValueError, logging.WARNING)]
+)
+def test_nothing_to_compare_with(folder, caplog, failure, level):
     def trial():
-        raise torch.OutOfMemoryError("no memory")
+        raise failure("no reference")
 
-    assert Card().tuner().plan(KEY, DEFAULT, torch.empty(1), trial) == DEFAULT
+    with caplog.at_level(logging.DEBUG):
+        assert Card().tuner().plan(KEY, DEFAULT, torch.empty(1), trial) == DEFAULT
+    assert [(x.levelno, "no reference" in x.message) for x in caplog.records] == [(level, True)]
     assert not files(folder)
 
 
