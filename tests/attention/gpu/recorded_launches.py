@@ -1,4 +1,4 @@
-"""Launches of the kernels on a machine without a GPU: recorded, or compiled for an H200."""
+"""Launches of the kernels on a machine without a GPU: recorded, or compiled for a card."""
 
 import re
 import subprocess
@@ -21,19 +21,24 @@ class Launch(NamedTuple):
 
     Attributes:
         name: of the kernel.
+        constants: its compile-time arguments, and Triton's options.
         compiled: what Triton compiled it to; the same object where it needs no compilation. None if run.
     """
 
     name: str
     grid: tuple[int, ...]
+    constants: dict[str, Any]
     compiled: Any
 
 
-class H200:
+class Card:
     """What Triton asks the driver of the current device, as far as compiling goes."""
 
+    def __init__(self, capability: int) -> None:
+        self.target = GPUTarget("cuda", capability, 32)
+
     def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 90, 32)
+        return self.target
 
     def get_current_device(self) -> int:
         return 0
@@ -48,7 +53,7 @@ def record_launches(monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
     original = launch.run
 
     def recorded(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
-        launches.append(Launch(kernel.fn.__name__, grid, None))
+        launches.append(Launch(kernel.fn.__name__, grid, constants, None))
         original(kernel, grid, *arguments, **constants)
 
     monkeypatch.setattr(launch, "run", recorded)
@@ -56,17 +61,21 @@ def record_launches(monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
 
 
 @contextmanager
-def compiled_for_h200() -> Iterator[list[Launch]]:
-    """Compile instead of launching, by Triton's own rules on what arguments need another compilation."""
+def compiled_for(capability: int) -> Iterator[list[Launch]]:
+    """Compile instead of launching, by Triton's own rules on what arguments need another compilation.
+
+    Args:
+        capability: compute capability times ten: 90 for an H200 (sm_90).
+    """
     launches: list[Launch] = []
 
     def compile_only(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
         compiled = kernel.warmup(*arguments, grid=grid, **constants)
-        launches.append(Launch(kernel.fn.__name__, grid, compiled))
+        launches.append(Launch(kernel.fn.__name__, grid, constants, compiled))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch, "run", compile_only)
-        driver.set_active(H200())
+        driver.set_active(Card(capability))
         try:
             yield launches
         finally:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from gpu_cases import make_case, run_kernels
-from recorded_launches import compiled_for_h200
+from recorded_launches import compiled_for
 
 from flatten_det.attention.gpu import call, launch
 
@@ -35,13 +35,13 @@ def fresh_cache(monkeypatch, tmp_path):
     ],
 )
 def test_kernels_compile(dim, num_heads, dtype):
-    with compiled_for_h200() as launches:
+    with compiled_for(90) as launches:
         run_kernels(make_case((16, 17), num_heads, dim // num_heads, 5, dtype))
     names = {x.name for x in launches}
     assert {"prepare", "reduce_keys", "attend", "backward_queries", "backward_keys"} <= names
-    for name, _, compiled in launches:
-        assert compiled.asm["cubin"], name
-        assert compiled.metadata.shared <= H200_SHARED_MEMORY, name
+    for launched in launches:
+        assert launched.compiled.asm["cubin"], launched.name
+        assert launched.compiled.metadata.shared <= H200_SHARED_MEMORY, launched.name
 
 
 @pytest.mark.parametrize(
@@ -52,11 +52,8 @@ def test_other_image_sizes_compile_nothing(monkeypatch, num_heads, batch):
     monkeypatch.setattr(call, "PROGRAMS_PER_MULTIPROCESSOR", 4 * 132)
     seen = {}
     for hw_shape in [(30, 40), (16, 16), (17, 31), (25, 41), (1, 256)]:
-        with_size = set()
-        with compiled_for_h200() as launches:
+        with compiled_for(90) as launches:
             run_kernels(make_case(hw_shape, num_heads, 16, 3, torch.bfloat16, B=batch))
-        for name, _, compiled in launches:
-            with_size.add((name, compiled.hash))
-        seen[hw_shape] = with_size
+        seen[hw_shape] = {(x.name, x.compiled.hash) for x in launches}
     assert len({name for name, _ in seen[30, 40]}) == len(seen[30, 40])
     assert all(with_size == seen[30, 40] for with_size in seen.values())
