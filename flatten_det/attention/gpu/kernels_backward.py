@@ -260,9 +260,7 @@ def backward_queries(
             d_c = back * (3.0 * inverse_norm * reciprocal)[:, None]
             d_c += (3.0 * inverse_norm * d_sum)[:, None] * mean[None, :]
             d_u = (d_c + outer[:, None] * c) * (t * t) - d_length[:, None] * t
-            d_x = tl.where(
-                is_positive(us[g], inverses[g], eps), d_u * inverses[g][None, :], 0.0
-            )
+            d_x = tl.where(is_positive(us[g], inverses[g], eps), d_u * inverses[g][None, :], 0.0)
             store_tile(d_q, tokens.to(tl.int64) * C, channels, live, inside, d_x)
             matrix = matrices[g]
             unit = units[g]
@@ -377,7 +375,8 @@ def key_norms(
 ):
     """What the heads of a row of keys share, for programs that see one head only.
 
-    ``norms (B, N, 3)`` float32: 1 / n, sum of c^2, dot product of c and the gradient of f(k). Grid (tiles, B).
+    ``norms (B, N, 3)`` float32: 1 / n, sum of c^2, dot product of c and the gradient of f(k).
+    Grid (tiles, B).
     """
     batch = tl.program_id(1).to(tl.int64)
     tokens = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -531,9 +530,7 @@ def backward_keys(
             t = us[g] * inverse_norm[:, None]
             d_u = d_focused * (3.0 * ratio)[:, None] - outer[:, None] * c
             d_u = d_u * (t * t) + along[:, None] * t
-            d_x = tl.where(
-                is_positive(us[g], inverses[g], eps), d_u * inverses[g][None, :], 0.0
-            )
+            d_x = tl.where(is_positive(us[g], inverses[g], eps), d_u * inverses[g][None, :], 0.0)
             store_tile(d_k, tokens * C, channels, live, inside, d_x)
             new_scales = new_scales + (add_column_sums(scales[g], d_u * us[g], OPERAND),)
             lengths = ratio / inverse_norm * (factor / headroom(OPERAND))
@@ -613,8 +610,8 @@ def backward_depthwise(
         window = ()
         for _ in tl.static_range(K * COLUMNS):
             window = window + (tl.zeros([GROUPS, D], tl.float32),)
-        for step in range(rows + K - 1):
-            y = top + step - K // 2
+        for line in range(rows + K - 1):
+            y = top + line - K // 2
             newest = y + K // 2
             moved = ()
             bias = sums[K * K]
@@ -693,7 +690,14 @@ def sum_taps(
 
 @triton.jit
 def sum_scales(
-    parts, count, scale, d_scale, block, C: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK: tl.constexpr
+    parts,
+    count,
+    scale,
+    d_scale,
+    block,
+    C: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     """One block of the gradient of the scale, from ``parts (count, C)``."""
     index = block * BLOCK + tl.arange(0, BLOCK)
@@ -760,6 +764,4 @@ def sum_parameters(
             )
     else:
         if HAS_POSITIONS:
-            sum_batch(
-                d_k, d_positions, B, size, block - TAP_BLOCKS - SCALE_BLOCKS, POSITIONS_BLOCK
-            )
+            sum_batch(d_k, d_positions, B, size, block - TAP_BLOCKS - SCALE_BLOCKS, POSITIONS_BLOCK)

@@ -87,9 +87,7 @@ def row_norms(
 
 
 @triton.jit
-def centre_of_values(
-    v, v_token, centre, N, channels, inside, is_first, SAMPLES: tl.constexpr
-):
+def centre_of_values(v, v_token, centre, N, channels, inside, is_first, SAMPLES: tl.constexpr):
     """Mean of v over SAMPLES tokens spread over the map, exactly v where all agree; the first stores it."""
     samples = (tl.arange(0, SAMPLES) * N) // SAMPLES
     first = tl.load(v + channels, mask=inside, other=0.0).to(tl.float32)
@@ -146,9 +144,10 @@ def reduce_keys(
     """Parts of ``f(k)^T (v - centre) / N`` and ``sum f(k) / N`` of one split, for GROUP heads.
 
     Both are sums over the same rounded f(k), so that the weights of the attention sum to one. GROUP is all
-    heads, or 1 with ``norms`` of :func:`row_norms`. Grid (B * h / GROUP, splits). ``kv (B, splits, h, d, d)`` and
-    ``k_mean (B, splits, h, d)``, a split's ``k_mean_stride`` elements apart, float32. The centre goes into
-    ``means (B, 2, C)``, float32, beside where the mean of f(k) is to be.
+    heads, or 1 with ``norms`` of :func:`row_norms`. Grid (B * h / GROUP, splits).
+
+    ``kv (B, splits, h, d, d)`` and ``k_mean (B, splits, h, d)``, whose splits are ``k_mean_stride`` elements
+    apart, float32. The centre goes into ``means (B, 2, C)``, beside where the mean of f(k) is to be.
     """
     groups: tl.constexpr = HEADS // GROUP
     batch = (tl.program_id(0) // groups).to(tl.int64)
@@ -197,9 +196,7 @@ def reduce_keys(
         for g in tl.static_range(GROUP):
             channels = (first_head + g) * HEAD_DIM + lanes
             focused = tl.trans((cube(us[g], inverse_norm) * lengths[:, None]).to(OPERAND))
-            values, _ = centred_values(
-                v, v_rows, channels, live, inside, centres[g], OPERAND
-            )
+            values, _ = centred_values(v, v_rows, channels, live, inside, centres[g], OPERAND)
             matrix = matrices[g]
             total = sums[g]
             if OPERAND == tl.float16:

@@ -1,5 +1,6 @@
 """Launching the kernels: forward and backward of one attention."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from . import kernels_backward, kernels_forward
 from .call import Call, Regions, ceil_div, check_parameters, head_block, make_call, strided
 from .plan import Plan
 from .scratch import empty
+from .tuning import Trial, backward_trial, forward_trial, make_key, tuner
 
 OPERANDS = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
@@ -51,7 +53,7 @@ def forward(
         num_heads: h.
         hw_shape: ``(H, W)``, H * W = N.
         eps: as in the reference.
-        plan: block sizes; None: the table's.
+        plan: block sizes; None: the fastest known, see :mod:`.tuning`.
 
     Returns:
         The result ``(B, N, C)`` in the dtype of v, and for :func:`backward`, in float32,
@@ -63,6 +65,13 @@ def forward(
     """
     call = make_call(q, k, v, num_heads, hw_shape, plan, is_backward=False)
     check_parameters(call, positions, scale, dwc_weight, dwc_bias)
+    if plan is None:
+        tensors = q, k, v, positions, scale, dwc_weight, dwc_bias
+        plan = _tuned(
+            call, q, "forward", lambda: forward_trial(forward, tensors, num_heads, hw_shape, eps)
+        )
+        if plan is not call.plan:
+            call = make_call(q, k, v, num_heads, hw_shape, plan, is_backward=False)
     scale, dwc_weight = _contiguous(scale), _contiguous(dwc_weight)
     with torch.cuda.device_of(q):
         norms = _row_norms(call, q, k, positions, scale, eps)
@@ -134,6 +143,16 @@ def backward(
         ValueError: if H * W is not N.
     """
     call = make_call(q, k, v, num_heads, hw_shape, plan, is_backward=True)
+    if plan is None:
+        default, tensors = call.plan, (q, k, v, positions, scale, dwc_weight, dwc_bias)
+        plan = _tuned(
+            call, q, "backward",
+            lambda: backward_trial(
+                forward, backward, tensors, num_heads, hw_shape, eps, needs, default
+            ),
+        )  # fmt: skip
+        if plan is not call.plan:
+            call = make_call(q, k, v, num_heads, hw_shape, plan, is_backward=True)
     needs_q, needs_k, needs_v, needs_positions, needs_scale, needs_weight, needs_bias = needs
     scale, dwc_weight = _contiguous(scale), _contiguous(dwc_weight)
     d_q = d_k = d_v = d_scale = d_taps = None
@@ -162,6 +181,11 @@ def backward(
     )
 
 
+def _tuned(call: Call, q: Tensor, direction: str, trial: Callable[[], Trial]) -> Plan:
+    key = make_key(direction, call.B, call.N, call.W, call.C, call.heads, call.operand)
+    return tuner.plan(key, call.plan, q, trial)
+
+
 def _contiguous(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
@@ -172,9 +196,7 @@ def _kernel_size(dwc_weight: Tensor | None) -> int:
 
 def _constants(call: Call) -> dict[str, Any]:
     """Compile-time arguments that most kernels have."""
-    return dict(
-        C=call.C, HEADS=call.heads, HEAD_DIM=call.head_dim, D=head_block(call.head_dim)
-    )
+    return dict(C=call.C, HEADS=call.heads, HEAD_DIM=call.head_dim, D=head_block(call.head_dim))
 
 
 def _products(call: Call) -> dict[str, Any]:

@@ -102,5 +102,5 @@ def default_plan(
 
 
 def plan_for(dim: int, num_heads: int, dtype: torch.dtype, tokens: int, width: int) -> Plan:
-    """The plan of a map of this many tokens and columns; :func:`dataclasses.replace` gives a variant of it."""
+    """The plan of a map of this many tokens and columns."""
     return default_plan(dim, num_heads, dtype, bucket(tokens), width >= WIDE)

@@ -5,8 +5,8 @@ masked by an inverse scale of 0, which makes their focused entries 0. Tokens bey
 and are ordinary zero rows from there on, hence finite; their values and gradients are 0. Strides are in units
 of eight elements: the compiler then knows that 16-byte accesses are aligned, whatever the image size.
 
-Notation: u is a rectified row, n its norm, t = u / n, c = t^3, so that f(u) = n c / ||c||. No power of t over-
-or underflows, because its entries are at most 1 and their squares sum to 1.
+Notation: u is a rectified row, n its norm, t = u / n, c = t^3, so that f(u) = n c / ||c||. No power of t
+over- or underflows, because its entries are at most 1 and their squares sum to 1.
 """
 
 import triton
@@ -230,7 +230,8 @@ def as_columns(x, OPERAND: tl.constexpr):
 def add_column_sums(total, x, OPERAND: tl.constexpr):
     """``total [D, 16]``, whose own columns are one sum in 16 parts, plus the sums of the columns of x.
 
-    A product with ones: warps need not wait for each other at every tile, and no tile of sums stays in registers.
+    A product with ones: warps do not wait for each other at every tile, and no tile of sums stays in
+    registers.
     """
     if OPERAND == tl.float32:
         total += (tl.sum(x, axis=0) * (1.0 / 16))[:, None]
@@ -343,9 +344,9 @@ def add_convolution(
     sums = ()
     for _ in tl.static_range(K * COLUMNS):
         sums = sums + (tl.zeros([GROUPS, D], tl.float32),)
-    for step in range(rows + K - 1):
-        # The oldest row of outputs was stored in the last step; a new one begins.
-        y = top + step - K // 2
+    for line in range(rows + K - 1):
+        # The oldest row of outputs was stored at the last line; a new one begins.
+        y = top + line - K // 2
         newest = y + K // 2
         moved = ()
         for j in tl.static_range(COLUMNS):

@@ -24,7 +24,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache, lru_cache
 from hashlib import sha256
 from importlib import import_module
-from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -34,7 +33,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from ..reference import focused_linear_attention
-from .plan import Plan, bucket
+from .plan import WIDE, Plan, bucket
 
 VARIABLE = "FLATTEN_DET_AUTOTUNE"
 CACHE_VARIABLE = "FLATTEN_DET_CACHE"
@@ -46,36 +45,26 @@ LEAST_ELEMENTS = 1 << 20
 # of 16 bits make, less than any mistake.
 TOLERANCES = {torch.float32: 2e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 
-# Direction -> variants of the kernels that walk over tokens, and of those with the convolution; first what
-# was the best on an H200, in bf16 at three shapes.
-_VARIANTS: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {
-    "forward": (
-        [
-            {},
-            dict(block=32, warps=4, stages=1),
-            dict(block=128, warps=4, stages=1),
-            dict(block=64, warps=4, stages=3),
-        ],
-        [
-            dict(columns=32, rows=4, band_warps=4),
-            dict(columns=16, rows=4, band_warps=2),
-            dict(columns=32, rows=1, band_warps=2),
-            dict(fused_convolution=False),
-        ],
-    ),
-    "backward": (
-        [
-            {},
-            dict(backward_block=32, warps=4, stages=2),
-            dict(backward_block=128, warps=8, stages=1),
-            dict(backward_block=64, warps=4, stages=2),
-        ],
-        [
-            dict(columns=32, backward_rows=2, band_warps=4),
-            dict(columns=16, backward_rows=2, band_warps=4),
-            dict(columns=64, backward_rows=2, band_warps=8),
-        ],
-    ),
+# Direction -> changes to the table's plan, the most promising first: each compiles one or two kernels anew.
+_CHANGES: dict[str, list[dict[str, Any]]] = {
+    "forward": [
+        dict(block=32),
+        dict(fused_convolution=False),
+        dict(attend_block=128),
+        dict(columns=2),
+        dict(stages=3),
+        dict(attend_warps=8),
+        dict(warps=8),
+    ],
+    "backward": [
+        dict(fused_convolution=False),
+        dict(backward_stages=2),
+        dict(query_block=32),
+        dict(depthwise_columns=4),
+        dict(columns=2, depthwise_columns=1),
+        dict(key_warps=8),
+        dict(query_warps=8),
+    ],
 }
 
 _logger = logging.getLogger(__name__)
@@ -87,8 +76,8 @@ class Key(NamedTuple):
     Attributes:
         direction: ``'forward'`` or ``'backward'``.
         dim, num_heads: C and h.
-        dtype: the widest of q, k and v.
-        tokens: bucket of N, on which the table's plan depends.
+        dtype: of the products.
+        tokens, is_wide: bucket of N and kind of map, on which the table's plan depends.
         size: :func:`size_bucket` of B * N.
     """
 
@@ -97,13 +86,16 @@ class Key(NamedTuple):
     num_heads: int
     dtype: torch.dtype
     tokens: int
+    is_wide: bool
     size: int
 
 
 @lru_cache(maxsize=4096)
-def make_key(direction: str, B: int, N: int, dim: int, num_heads: int, dtype: torch.dtype) -> Key:
-    """The kind of a call with q of ``(B, N, dim)``; dtype is the widest of q, k and v."""
-    return Key(direction, dim, num_heads, dtype, bucket(N), size_bucket(B * N))
+def make_key(
+    direction: str, B: int, N: int, W: int, dim: int, num_heads: int, dtype: torch.dtype
+) -> Key:
+    """The kind of a call with q of ``(B, N, dim)`` and products of this dtype, on a map of W columns."""
+    return Key(direction, dim, num_heads, dtype, bucket(N), W >= WIDE, size_bucket(B * N))
 
 
 class Trial(NamedTuple):
@@ -120,15 +112,12 @@ class Trial(NamedTuple):
 
 def candidates(plan: Plan, direction: str) -> list[Plan]:
     """Plans to try, the most promising first; the given one leads."""
-    walking, bands = _VARIANTS[direction]
-    # Sizes beyond the tokens would be computed in vain.
-    walking = [
-        {k: min(v, plan.samples) if k.endswith("block") else v for k, v in changes.items()}
-        for changes in walking
-    ]
-    pairs = sorted(product(enumerate(walking), enumerate(bands)), key=lambda x: x[0][0] + x[1][0])
-    found = [replace(plan, **first, **second) for (_, first), (_, second) in pairs]
-    return list(dict.fromkeys([plan, *found]))
+    found = [plan]
+    for changes in _CHANGES[direction]:
+        # Tiles are no larger than a map of few tokens.
+        if all(getattr(plan, x) >= 32 for x in changes if x.endswith("block")):
+            found.append(replace(plan, **changes))
+    return list(dict.fromkeys(found))
 
 
 def size_bucket(tokens: int) -> int:

@@ -37,30 +37,29 @@ def _tile(c: Mapping[str, Any]) -> int:
 
 
 def _row(c: Mapping[str, Any]) -> int:
-    return c["BLOCK"] * c["C"]
+    return c["BLOCK"] * c["HEADS"] * c["HEAD_DIM"]
 
 
-def _band(c: Mapping[str, Any]) -> int:
-    return c["BLOCK"] * c["ROWS"] * c["C"]
+def _line(c: Mapping[str, Any]) -> int:
+    return c["GROUPS"] * c["COLUMNS"] * c["HEAD_DIM"]
 
 
 # Elements of a tensor (B, N, C) that a program handles: in a pass of each loop over tiles, by the loop's
 # variable; under None in the whole program. Kernels that are not here do not grow with the tokens.
 ELEMENTS: dict[str, dict[str | None, Size]] = {
-    "key_norms": {None: _row},
+    # Either queries or keys.
+    "row_norms": {None: lambda c: 2 * _row(c)},
     "reduce_keys": {"tile": _tile},
-    "attend": {None: _band},
+    "attend": {"step": _tile, "line": _line},
+    "convolve": {"line": _line},
     "query_norms": {None: _row},
     "backward_queries": {"tile": _tile},
-    "backward_keys": {None: _band},
-    "backward_depthwise": {"item": lambda c: c["BLOCK"] * c["ROWS"] * c["CHANNELS"]},
+    "key_norms": {None: _row},
+    "backward_keys": {"step": _tile, "line": _line},
+    "backward_depthwise": {"line": _line},
 }
 # How often the other loops run, by their variable, where the tokens fill the device.
-TRIPS: dict[str, Size] = {
-    "head": lambda c: c["HEADS"],
-    "start": lambda c: -(-c["C"] // c["CHUNK"]),
-    "tap_x": lambda c: c["K"],
-}
+TRIPS: dict[str, Size] = {"g": lambda c: c["GROUP"]}
 
 
 class Code(NamedTuple):
@@ -161,9 +160,9 @@ def compile_attention(
     case = make_case((64, 64), num_heads, dim // num_heads, 5, dtype, B=1)
     sizes = (case.num_heads, case.hw_shape, EPS)
     with compiled_for(capability) as launches, _Operators() as operators:
-        _, kv, k_mean = gpu.forward(*case.tensors, *sizes)
+        _, *saved = gpu.forward(*case.tensors, *sizes)
         first = len(launches), len(operators.names)
-        gpu.backward(case.grad, *case.tensors, kv, k_mean, *sizes, (True,) * 7)
+        gpu.backward(case.grad, *case.tensors, *saved, *sizes, (True,) * 7)
     read = {x.compiled.hash: x for x in launches}
     read = {key: _read(x, folder) for key, x in read.items()}
     codes = [read[x.compiled.hash] for x in launches]

@@ -7,6 +7,7 @@ import torch
 from gpu_cases import check, make_case, run_kernels
 from recorded_launches import record_launches
 
+from flatten_det.attention import gpu
 from flatten_det.attention.gpu import call
 from flatten_det.attention.gpu.plan import default_plan, plan_for
 
@@ -17,10 +18,11 @@ from flatten_det.attention.gpu.plan import default_plan, plan_for
 def test_tiles_and_splits_do_not_change_the_result(monkeypatch, num_heads):
     monkeypatch.setattr(call, "PROGRAMS_PER_MULTIPROCESSOR", 7)
     case = make_case((6, 11), num_heads, 16, 3)
-    plan = plan_for(16 * num_heads, num_heads, torch.float32, 66)
+    plan = plan_for(16 * num_heads, num_heads, torch.float32, 66, 11)
     for changes in (
-        dict(block=16, backward_block=16, columns=16, rows=1, backward_rows=3, chunk=16),
-        dict(group=1, columns=64, rows=8, chunk=128, fused_convolution=False),
+        dict(block=16, query_block=16, columns=2, depthwise_columns=4, lanes=2),
+        dict(group=1, columns=4, attend_block=128, key_block=64, fused_convolution=False),
+        dict(group=num_heads, backward_group=num_heads, samples=16),
     ):
         check(case, replace(plan, **changes))
 
@@ -32,9 +34,23 @@ def test_several_splits_and_heads_apart(monkeypatch):
     monkeypatch.setattr(call, "PROGRAMS_PER_MULTIPROCESSOR", 12)
     check(make_case((6, 11), 4, 16, 3))
     grids = {x.name: x.grid for x in launches}
+    assert grids["row_norms"] == (2, 2, 2)
     assert grids["reduce_keys"] == (8, 2)
-    assert grids["attend"] == (4, 2)
+    assert grids["attend"] == (8, 1)
     assert "sum_splits" in grids
+
+
+@pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize(("num_heads", "count"), [(1, (3, 5)), (2, (3, 7)), (4, (4, 7))])
+def test_launches(monkeypatch, num_heads, count):
+    launches = record_launches(monkeypatch)
+    monkeypatch.setattr(call, "PROGRAMS_PER_MULTIPROCESSOR", 12)
+    case = make_case((6, 11), num_heads, 16, 3, B=1)
+    sizes = (num_heads, case.hw_shape, 1e-6)
+    _, *saved = gpu.forward(*case.tensors, *sizes)
+    forward = len(launches)
+    gpu.backward(case.grad, *case.tensors, *saved, *sizes, (True,) * 7)
+    assert (forward, len(launches) - forward) == count
 
 
 @pytest.mark.slow
@@ -48,9 +64,9 @@ def test_the_same_bits_twice(num_heads):
 
 
 def test_plans_depend_on_the_bucket_alone():
-    plans = {plan_for(64, 1, torch.bfloat16, n) for n in range(256, 300_000, 977)}
+    plans = {plan_for(64, 1, torch.bfloat16, n, 16 + n % 500) for n in range(256, 300_000, 977)}
     assert len(plans) == 1
-    assert len({plan_for(96, 3, torch.bfloat16, n) for n in range(1, 4096)}) <= 5
+    assert len({plan_for(96, 3, torch.bfloat16, n, n) for n in range(1, 4096)}) <= 6
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -60,13 +76,14 @@ def test_plans_depend_on_the_bucket_alone():
 )
 def test_plans_are_what_the_kernels_take(dim, num_heads, dtype):
     for tokens in (1, 16, 49, 64, 3136):
-        plan = plan_for(dim, num_heads, dtype, tokens)
+        plan = plan_for(dim, num_heads, dtype, tokens, int(tokens**0.5))
         sizes = asdict(plan)
-        for name in ("block", "backward_block", "columns", "chunk"):
+        for name in ("block", "attend_block", "query_block", "key_block"):
             assert sizes[name] >= 16, name
             assert sizes[name] & (sizes[name] - 1) == 0, name
         assert plan.group in (1, num_heads)
-    assert plan is default_plan(dim, num_heads, dtype, 256)
+        assert plan.backward_group in (1, num_heads)
+    assert plan is default_plan(dim, num_heads, dtype, 256, True)
 
 
 def test_a_map_of_another_size():

@@ -15,8 +15,8 @@ from flatten_det.attention.gpu import launch, tuning
 from flatten_det.attention.gpu.plan import plan_for
 from flatten_det.attention.gpu.tuning import Key, Trial, Tuner, candidates
 
-KEY = Key("forward", 64, 1, torch.bfloat16, 256, 1 << 18)
-DEFAULT = plan_for(64, 1, torch.bfloat16, 4096)
+KEY = Key("forward", 64, 1, torch.bfloat16, 256, True, 1 << 18)
+DEFAULT = plan_for(64, 1, torch.bfloat16, 4096, 64)
 PLANS = candidates(DEFAULT, "forward")
 EXPECTED = torch.arange(1.0, 9.0)
 ENVIRONMENT = dict(device="NVIDIA H200", torch="2.11", triton="3.6", kernels="0123")
@@ -274,14 +274,14 @@ def test_size_buckets(tokens, bucket):
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_candidates(direction):
-    for tokens in (16, 49, 4096):
-        default = plan_for(64, 1, torch.bfloat16, tokens)
+    for tokens, width in ((16, 4), (49, 7), (4096, 64)):
+        default = plan_for(64, 1, torch.bfloat16, tokens, width)
         plans = candidates(default, direction)
         assert plans[0] == default
-        assert len(set(plans)) == len(plans) > 6
-        assert all(plan.block <= default.samples for plan in plans)
+        assert len(set(plans)) == len(plans) >= 4
+        assert all(plan.block <= default.block for plan in plans)
         other = "backward" if direction == "forward" else "forward"
-        own = {"forward": ("block", "rows"), "backward": ("backward_block", "backward_rows")}
+        own = {"forward": ("block", "attend_block"), "backward": ("query_block", "key_block")}
         for plan in plans:
             assert all(asdict(plan)[x] == asdict(default)[x] for x in own[other])
 
@@ -293,7 +293,7 @@ def test_trials_of_the_kernels(monkeypatch, dtype):
     """Forward and backward as :mod:`launch` tunes them, a broken candidate among the plans."""
     case = make_case((5, 9), 1, 16, 3, dtype, B=1)
     sizes = case.num_heads, case.hw_shape, EPS
-    default = plan_for(16, 1, dtype, 45)
+    default = plan_for(16, 1, dtype, 45, 9)
     fast, broken = candidates(default, "forward")[1], candidates(default, "forward")[2]
     monkeypatch.setattr(tuning, "candidates", lambda plan, direction: [plan, fast, broken])
 
@@ -318,7 +318,7 @@ def test_trials_of_the_kernels(monkeypatch, dtype):
         seconds = iter([0.3, 0.2, 0.1])
         tuner = Card().tuner()
         tuner.measure = lambda run, seconds=seconds: next(seconds)
-        key = tuning.make_key(direction, 1, 45, 16, 1, dtype)
+        key = tuning.make_key(direction, 1, 45, 9, 16, 1, dtype)
         assert tuner.plan(key, default, case.tensors[0], trial) == fast
         assert next(seconds) == 0.1
 
@@ -328,7 +328,7 @@ def test_trials_of_the_kernels(monkeypatch, dtype):
 def test_candidates_are_right():
     case = make_case((3, 21), 1, 16, 3, torch.bfloat16, B=1)
     arguments = case.tensors, case.num_heads, case.hw_shape, EPS
-    default = plan_for(16, 1, torch.bfloat16, 63)
+    default = plan_for(16, 1, torch.bfloat16, 63, 21)
     needs = (True,) * 7
     for direction, trial in {
         "forward": tuning.forward_trial(launch.forward, *arguments),

@@ -109,7 +109,9 @@ _cast = interpreter.InterpreterBuilder.cast_impl
 
 def _dot_of_bfloat16(builder: Any, a: Any, b: Any, *rest: Any) -> Any:
     """The interpreter keeps bfloat16 as integers, and would multiply those."""
-    a, b = (builder.cast_impl(x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b))
+    a, b = (
+        builder.cast_impl(x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b)
+    )
     return _dot(builder, a, b, *rest)
 
 
