@@ -51,8 +51,7 @@ that is 5-6 U forward and 17-20 U with backward. With many heads ``row_norms``, 
   float32; the largest operand is 16384.
 
 **Considered and dropped.** Products in tf32 (their operands cannot be transposed in shared memory: 51 loads and
-24 stores per tile); the convolution by matrix products with diagonal matrices (a barrier per tap in what
-Triton makes of it); all heads in a program backward (spills of 1 KB per thread with two heads); atomics;
+24 stores per tile); all heads in a program backward (spills of 1 KB per thread with two heads); atomics;
 specialising on sizes (strides are passed in units of eight elements instead, so that one compilation serves
 all images).
 """
