@@ -45,7 +45,7 @@ def focused_linear_attention(
     with without_autocast(q.device):
         inverse_scale = None if scale is None else 1 / F.softplus(scale.to(full))
         settings = (inverse_scale, eps, floor, focusing_factor)
-        keys = k if positions is None else k + positions
+        keys = k if positions is None else k + positions.to(full)
         (queries, q_norm, q_powers_norm), (keys, k_norm, k_powers_norm) = (
             _powers(x, *settings) for x in (q, keys)
         )
@@ -85,12 +85,13 @@ def _powers(
     Returns:
         ``c a^p (B, N, C)``, and in ``(B, N, 1)`` the norms of ``a`` and of ``c a^p``; at least float32.
     """
+    full = torch.promote_types(x.dtype, torch.float32)
     if floor is not None:
-        a = torch.maximum(x, floor)
+        a = torch.maximum(x, floor.to(full))
     elif inverse_scale is not None:
         a = torch.addcmul(eps * inverse_scale, F.relu(x), inverse_scale)
     else:
-        a = F.relu(x).to(torch.promote_types(x.dtype, torch.float32)) + eps
+        a = F.relu(x).to(full) + eps
     norm = torch.linalg.vector_norm(a, dim=-1, keepdim=True)
     # No power of rows of this size leaves the range. Nothing depends on the size, hence detach.
     size = norm if focusing_factor == 3 else a.amax(dim=-1, keepdim=True)
