@@ -170,7 +170,9 @@ def choose(
         implementation: see :func:`focused_linear_attention`, also for the errors.
     """
     variable = None if implementation else os.environ.get(VARIABLE)
-    call = (device, dtypes, channels, num_heads, focusing_factor, has_fewer_keys, is_empty)
+    # Of a compiler's sizes, which are symbols, a condition makes constants.
+    sizes = (True if flag else False for flag in (has_fewer_keys, is_empty))  # noqa: SIM210
+    call = (device, dtypes, channels, num_heads, focusing_factor, *sizes)
     modes = (is_layer, torch.jit.is_tracing(), torch.is_grad_enabled())
     choice = _constant_choice(call, *modes, implementation or None, variable or None)
     if choice.implementation == TRITON and gpu.failure() and not implementation and not variable:
