@@ -2,7 +2,7 @@
 
 ``uv run pytest -m gpu`` runs it, in processes of its own, as most of the time goes into compiling kernels.
 Where mmengine and the frameworks are missing, ``python -m pytest --noconftest -o addopts= tests/test_gpu.py``
-runs what needs torch and Triton only. ``FLATTEN_DET_TEST_DEVICE=cpu`` runs the tests' own code without a card.
+runs what needs torch and Triton only. ``FLATTEN_DET_TEST_DEVICE=cpu`` tries the tests themselves, with no card.
 """
 
 import os
@@ -104,7 +104,9 @@ def submitted(pool, request):
         if name in work
     ]
     # The longest first.
-    return {value: work[name](value) for name, value in sorted(parameters, key=lambda x: x[0] == "case")}
+    return {
+        value: work[name](value) for name, value in sorted(parameters, key=lambda x: x[0] == "case")
+    }
 
 
 def compute(case: Case) -> dict[str, tuple[float, float, float]]:
@@ -141,7 +143,7 @@ def test_values_and_gradients(case, submitted):
     """Within the tolerance, or as close as the reference comes in float32; the same in every run."""
     results = submitted[case].result()
     allowed = TOLERANCES[case.dtype]
-    wrong = {name: r for name, r in results.items() if not r[0] <= max(allowed, 3 * r[1])}
+    wrong = {name: r for name, r in results.items() if not r[0] <= max(allowed, 10 * r[1])}
     assert not wrong
     assert all(is_equal for _, _, is_equal in results.values())
 
@@ -262,9 +264,10 @@ def train_a_step(name: str, dtype: torch.dtype) -> tuple[float, list[str]]:
     Returns:
         The loss, and the names of the parameters whose gradients are not finite.
     """
-    import flatten_det  # noqa: F401, registers the backbones
     from mmengine.config import Config
     from mmengine.registry import MODELS, init_default_scope
+
+    import flatten_det  # noqa: F401, registers the backbones
 
     cfg = Config.fromfile(CONFIGS / f"{name}.py")
     init_default_scope(cfg.default_scope)
@@ -325,7 +328,8 @@ def _batch(scope: str) -> dict:
 
     is_detection = scope == "mmdet"
     images, samples = [], []
-    for size in [(128, 160), (144, 150)] if is_detection else [(128, 160)] * 2:
+    # DINO takes 900 queries of the places that there are.
+    for size in [(256, 320), (280, 304)] if is_detection else [(256, 320)] * 2:
         images.append(torch.randint(0, 255, (3, *size), dtype=torch.uint8))
         sample = (detection if is_detection else segmentation)(size)
         sample.set_metainfo(

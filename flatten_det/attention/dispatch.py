@@ -63,7 +63,7 @@ def focused_linear_attention(
     choice = choose(
         q.device,
         (q.dtype, k.dtype, v.dtype),
-        q.shape[-1],
+        int(q.shape[-1]),
         num_heads,
         focusing_factor,
         has_fewer_keys=k.shape[1] != q.shape[1],
@@ -170,52 +170,53 @@ def choose(
         implementation: see :func:`focused_linear_attention`, also for the errors.
     """
     variable = None if implementation else os.environ.get(VARIABLE)
-    # Of a compiler's sizes, which are symbols, a condition makes constants.
-    sizes = (True if flag else False for flag in (has_fewer_keys, is_empty))  # noqa: SIM210
-    call = (device, dtypes, channels, num_heads, focusing_factor, *sizes)
-    modes = (is_layer, torch.jit.is_tracing(), torch.is_grad_enabled())
-    choice = _constant_choice(call, *modes, implementation or None, variable or None)
+    modes = (is_layer, torch.jit.is_tracing(), implementation or None, variable or None)
+    call = (device, dtypes, channels, num_heads, focusing_factor, has_fewer_keys, is_empty)
+    if (
+        torch.compiler.is_compiling()
+    ):  # It traces what follows: sizes are symbols, and decide as such.
+        choice = _decide(*modes, *call)
+    else:
+        choice = _choose(torch.is_grad_enabled(), *modes, *call)
     if choice.implementation == TRITON and gpu.failure() and not implementation and not variable:
         return Choice(PLAIN, gpu.failure())
     return choice
 
 
-@torch.compiler.assume_constant_result
-def _constant_choice(*arguments) -> Choice:
-    return _choose(*arguments)
-
-
 @cache
-def _choose(
-    call: tuple,
+def _choose(is_grad_enabled: bool, *arguments) -> Choice:
+    choice = _decide(*arguments)
+    *_, device, dtypes, _, _, _, _, _ = arguments
+    _log(choice.implementation, device.type, dtypes[-1], is_grad_enabled)
+    return choice
+
+
+def _decide(
     is_layer: bool,
     is_tracing: bool,
-    is_grad_enabled: bool,
     implementation: str | None,
     variable: str | None,
+    device: torch.device,
+    *call,
 ) -> Choice:
-    device, dtypes, *_ = call
     forced = implementation or variable
     if forced is not None and forced not in IMPLEMENTATIONS:
         source = "implementation" if implementation else VARIABLE
         raise ValueError(f"{source} must be one of {', '.join(IMPLEMENTATIONS)}; got {forced!r}")
-    fast, obstacle = _fast(is_tracing, *call)
+    fast, obstacle = _fast(is_tracing, device, *call)
     # The variable is the whole process's, whose tensors may be on several devices.
     if variable in (TILED, TRITON) and variable != fast:
         forced = None
     if forced in (REFERENCE, PLAIN):
-        choice = Choice(forced, "it was asked for")
-    elif forced is not None and (forced != fast or obstacle is not None):
+        return Choice(forced, "it was asked for")
+    if forced is not None and (forced != fast or obstacle is not None):
         reason = f"the inputs are on {device.type}" if forced != fast else obstacle
         raise ValueError(f"the implementation {forced!r} cannot compute this: {reason}")
-    elif obstacle is not None:
-        choice = Choice(REFERENCE if fast == TILED else PLAIN, obstacle)
-        if fast == TRITON:
-            gpu.warn(obstacle)
-    else:
-        choice = Choice(TILED_LAYER if is_layer and fast == TILED else fast)
-    _log(choice.implementation, device.type, dtypes[-1], is_grad_enabled)
-    return choice
+    if obstacle is None:
+        return Choice(TILED_LAYER if is_layer and fast == TILED else fast)
+    if fast == TRITON:
+        gpu.warn(obstacle)
+    return Choice(REFERENCE if fast == TILED else PLAIN, obstacle)
 
 
 def _fast(

@@ -196,8 +196,10 @@ class FocusedLinearAttention(nn.Module):
     def _choose(self, x: Tensor) -> Choice:
         """What computes the layer for x."""
         device, dtype = x.device, x.dtype
-        if dtype != torch.float64 and _is_autocast_enabled(device.type):
-            dtype = torch.get_autocast_dtype(device.type)  # Of what the projections return.
+        kind = device.type
+        # What the projections return. Tensors without values know of no autocast.
+        if kind != "meta" and torch.is_autocast_enabled(kind) and dtype != torch.float64:
+            dtype = torch.get_autocast_dtype(kind)
         return choose(
             device,
             (dtype, dtype, dtype),
@@ -283,11 +285,6 @@ class FocusedLinearAttention(nn.Module):
             *hw_shape,
             EPS,
         )
-
-
-def _is_autocast_enabled(device_type: str) -> bool:
-    # Some devices, as that of tensors without values, have no autocast to ask for.
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def _is_plain(part: nn.Module, kind: type[nn.Module]) -> bool:

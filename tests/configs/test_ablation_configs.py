@@ -82,7 +82,9 @@ def test_only_attention_reaches_the_objects(name, monkeypatch):
         return as_tokens(out.unflatten(0, (-1, num_heads)).flatten(1, 2))
 
     monkeypatch.setattr(attention_module, "run", convolution_alone)
-    monkeypatch.setattr(FocusedLinearAttention, "_could_be_one_operator", lambda self, x, dtype: False)
+    monkeypatch.setattr(
+        FocusedLinearAttention, "_could_be_one_operator", lambda self, x, dtype: False
+    )
     monkeypatch.setattr(
         SpatialReductionAttention, "forward", lambda self, x, hw_shape: torch.zeros_like(x)
     )

@@ -33,7 +33,9 @@ def unavailable_reason() -> str | None:
     if os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"):
         return None
     if triton.knobs.build.impl or any(Path(triton.knobs.cache.dir).glob("*/*.so")):
-        return None  # What was built before needs no compiler. Should it not be enough: see give_up.
+        return (
+            None  # What was built before needs no compiler. Should it not be enough: see give_up.
+        )
     return "no C compiler, which triton needs for launching: install gcc, or name one in CC"
 
 
@@ -74,6 +76,11 @@ def supported(
         return f"C={channels}, the kernels take multiples of 8 up to 1024"
     if not 16 <= channels // num_heads <= 64:
         return f"head dimension {channels // num_heads}, the kernels take 16 to 64"
+    return _machine_reason(device)
+
+
+@torch.compiler.assume_constant_result
+def _machine_reason(device: torch.device) -> str | None:
     return unavailable_reason() or _device_reason(device)
 
 
@@ -114,7 +121,9 @@ def _is_failure_of_triton(error: Exception) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return False
     text = str(error)
-    if "CUDA error" in text or "Pointer argument" in text:  # The latter: a tensor of another device.
+    if (
+        "CUDA error" in text or "Pointer argument" in text
+    ):  # The latter: a tensor of another device.
         return False
     if "Triton Error [" in text:
         return any(words in text for words in _LAUNCH_ERRORS)
@@ -122,10 +131,15 @@ def _is_failure_of_triton(error: Exception) -> bool:
     return any(name.split(".")[0] == "triton" for name in modules)
 
 
-@cache
+@torch.compiler.assume_constant_result
 def warn(reason: str) -> None:
     """Warn, once for each reason in a process, that attention runs without the kernels."""
+    _warn(reason)
+
+
+@cache
+def _warn(reason: str) -> None:
     warnings.warn(
         f"focused linear attention runs without its fused kernels, slower than need be: {reason}",
-        stacklevel=2,
+        stacklevel=3,
     )

@@ -34,7 +34,7 @@ def fresh_support() -> Iterator[None]:
     from flatten_det.attention.gpu import support
 
     def forget() -> None:
-        for function in (dispatch._choose, support.unavailable_reason, support.warn):
+        for function in (dispatch._choose, support.unavailable_reason, support._warn):
             function.cache_clear()
         support._failures.clear()
 

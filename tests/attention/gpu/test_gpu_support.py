@@ -10,7 +10,6 @@ import torch
 from flatten_det.attention import gpu
 from flatten_det.attention.gpu import launch, support
 
-
 CPU = torch.device("cpu")
 
 
