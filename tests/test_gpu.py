@@ -2,7 +2,7 @@
 
 ``uv run pytest -m gpu`` runs it, in processes of its own, as most of the time goes into compiling kernels.
 Where mmengine and the frameworks are missing, ``python -m pytest --noconftest -o addopts= tests/test_gpu.py``
-runs what needs torch and Triton only. ``FLATTEN_DET_TEST_DEVICE=cpu`` tries the tests themselves, with no card.
+runs what needs torch and Triton only. ``FLATTEN_DET_TEST_DEVICE=cpu`` tries the tests without a card.
 """
 
 import os

@@ -297,6 +297,7 @@ def test_flops(tmp_path):
     assert "11.64 M parameters, 41.57 G multiply-adds" in run(FLOPS, workspace(tmp_path))
 
 
+@pytest.mark.slow
 def test_tests_of_a_card():
     """They pass on a card, and are skipped without one."""
     words = [*shlex.split(ON_GPU.removeprefix("uv run ")), "-n", "0", "tests/test_gpu.py"]
