@@ -59,6 +59,7 @@ FLOPS, FLOPS_OF_PAPER = (
 )
 ANALYSE = [c for c in COMMANDS if c.startswith("uv run tools/analyze_attention.py ")]
 ABLATE = [c for c in COMMANDS if c.startswith("uv run tools/ablate.py")]
+ON_GPU = "uv run pytest -m gpu"
 UPDATE_ZOO = "uv run tools/update_zoo.py --no-count"
 INSTALL = "pip install timm && pip install --no-deps ."
 
@@ -126,6 +127,7 @@ def test_every_command_is_run():
         BENCHMARK_ATTENTION,
         FLOPS,
         FLOPS_OF_PAPER,
+        ON_GPU,
         *ABLATE,
         *ANALYSE,
         *OWN_DATA,
@@ -293,6 +295,15 @@ def test_benchmark(tmp_path):
 
 def test_flops(tmp_path):
     assert "11.64 M parameters, 41.57 G multiply-adds" in run(FLOPS, workspace(tmp_path))
+
+
+@pytest.mark.slow
+def test_tests_of_a_card():
+    """They pass on a card, and are skipped without one."""
+    words = [*shlex.split(ON_GPU.removeprefix("uv run ")), "-n", "0", "tests/test_gpu.py"]
+    done = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert re.search(r"\d+ (passed|skipped)", done.stdout)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from . import ops
 from .cpu.forward import Convolution
 from .cpu.layer import Norm
 from .cpu.layer import forward as cpu_layer
-from .dispatch import TILED, choose, focused_linear_attention, log_choice
+from .dispatch import TILED_LAYER, TRITON, Choice, choose, run
 from .folding import FoldedProjections, fold_projections
 from .grid import ResizedGrids
 from .maps import as_image, as_tokens
@@ -146,15 +146,16 @@ class FocusedLinearAttention(nn.Module):
 
     def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         """``x (B, N, C)`` with N = H*W tokens of ``hw_shape = (H, W)`` -> ``(B, N, C)``."""
-        if self._is_one_operator(x):
+        choice = self._choose(x)
+        if choice.implementation == TILED_LAYER:
             return self._forward_in_tiles(x, hw_shape)
         if self.window_size is None:
-            return self.proj(self._attend(x, hw_shape))
+            return self.proj(self._attend(x, hw_shape, choice))
         B, N, C = x.shape
         window = (self.window_size, self.window_size)
         padded = pad_to_multiple(x.view(B, *hw_shape, C), window)
         windows = window_partition(padded, window).flatten(0, 1)  # [B*nW, w*w, C]
-        windows = self._attend(windows, window).unflatten(0, (B, -1))
+        windows = self._attend(windows, window, choice).unflatten(0, (B, -1))
         out = window_merge(windows, window, padded.shape[1:3])
         return self.proj(out[:, : hw_shape[0], : hw_shape[1]].reshape(B, N, C))
 
@@ -163,7 +164,7 @@ class FocusedLinearAttention(nn.Module):
         is_affine = getattr(norm, "weight", None) is not None and norm.bias is not None
         if not (is_affine and _is_plain(norm, nn.LayerNorm) and tensors_have_values()):
             return False
-        return self._is_one_operator(x)
+        return self._choose(x).implementation == TILED_LAYER
 
     def add_in_tiles(
         self, x: Tensor, hw_shape: tuple[int, int], norm: nn.LayerNorm, inplace: bool
@@ -176,7 +177,6 @@ class FocusedLinearAttention(nn.Module):
             norm: of a block that :meth:`adds_in_tiles`.
             inplace: overwrite x, which must be contiguous.
         """
-        log_choice(f"{TILED}, the whole layer with norm and sum", x)
         folded = self._folded() if self.is_fused else self._fold()
         pairs = ((self.dwc, self.num_heads), (self.lepe, 1))
         return cpu_layer(
@@ -193,15 +193,38 @@ class FocusedLinearAttention(nn.Module):
             inplace,
         )
 
-    def _attend(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+    def _choose(self, x: Tensor) -> Choice:
+        """What computes the layer for x."""
+        device, dtype = x.device, x.dtype
+        kind = device.type
+        # What the projections return. Tensors without values know of no autocast.
+        if kind != "meta" and torch.is_autocast_enabled(kind) and dtype != torch.float64:
+            dtype = torch.get_autocast_dtype(kind)
+        return choose(
+            device,
+            (dtype, dtype, dtype),
+            self.positional_encoding.shape[-1],
+            self.num_heads,
+            self.focusing_factor,
+            has_fewer_keys=self.sr_ratio > 1,
+            is_empty=x.numel() == 0,
+            is_layer=self._could_be_one_operator(x, dtype),
+        )
+
+    def _attend(self, x: Tensor, hw_shape: tuple[int, int], choice: Choice) -> Tensor:
         """Attention and convolutions of V, without the output projection."""
-        folded = self._folded() if self._uses_folded(x) else None
+        # The Triton kernels scale what they have read anyway: nothing to gain from folding.
+        uses_folded = (
+            self.is_fused and not torch.is_grad_enabled() and choice.implementation != TRITON
+        )
+        folded = self._folded() if uses_folded else None
         reduced, key_shape = x, hw_shape
         if self.sr_ratio > 1:
             reduced, key_shape = reduce_tokens(x, hw_shape, self.sr, self.norm)
         q, k, v = self._project(x, reduced, folded)
         positions = self.positional_encoding if folded is None else folded.positions
-        out = focused_linear_attention(
+        out = run(
+            choice,
             q,
             k,
             v,
@@ -219,10 +242,6 @@ class FocusedLinearAttention(nn.Module):
             out = out + as_tokens(self.lepe(as_image(v, hw_shape)))
         return out
 
-    def _uses_folded(self, x: Tensor) -> bool:
-        # The Triton kernels scale what they have read anyway: nothing to gain on a GPU.
-        return self.is_fused and not torch.is_grad_enabled() and not x.is_cuda
-
     def _project(
         self, x: Tensor, reduced: Tensor, folded: FoldedProjections | None
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -237,22 +256,19 @@ class FocusedLinearAttention(nn.Module):
             return self.qkv(x).chunk(3, dim=-1)
         return self.q(x), *self.kv(reduced).chunk(2, dim=-1)
 
-    def _is_one_operator(self, x: Tensor) -> bool:
-        """Whether the whole layer can run tile by tile: on the CPU, without gradients."""
-        if torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype != torch.float32:
+    def _could_be_one_operator(self, x: Tensor, dtype: torch.dtype) -> bool:
+        """Whether the whole layer can run tile by tile: on the CPU, without gradients, in float32."""
+        if x.device.type != "cpu" or torch.is_grad_enabled():
+            return False
+        if not x.dtype == dtype == torch.float32 or torch.compiler.is_compiling():
             return False
         if self.window_size is not None or self.sr_ratio > 1:
             return False
-        if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
-            return False
         projections = [self.qkv] if self.fused_qkv else [self.q, self.kv]
         # A replaced, hooked or quantised part must be called, not read.
-        if not all(_is_plain(part, nn.Linear) for part in (*projections, self.proj)):
-            return False
-        return choose(x, x, x, self.num_heads, self.focusing_factor) == TILED
+        return all(_is_plain(part, nn.Linear) for part in (*projections, self.proj))
 
     def _forward_in_tiles(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        log_choice(f"{TILED}, the whole layer", x)
         folded = self._folded() if self.is_fused else self._fold()
         convolutions = []
         for convolution in (self.dwc, self.lepe):

@@ -2,16 +2,25 @@
 
 ``torch.compile``, ``torch.export`` and fake tensors see one node with known shapes instead of loops over
 tiles or kernel launches. Both devices have the same two operators; ``dispatch`` decides who calls them.
+
+An operator's way through torch's dispatcher and Python takes the host longer than launching its kernels, so
+:func:`attention_on_cuda` leaves it out where nobody is looking.
 """
 
+from typing import Any
+
 import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
+from . import gpu, plain
 from .cpu.backward import backward as cpu_backward
 from .cpu.forward import Convolution
 from .cpu.forward import forward as cpu_forward
 from .cpu.layer import forward as cpu_layer
 from .folding import FoldedProjections
+from .size_cache import tensors_have_values
 
 _INPUTS = (
     "Tensor q, Tensor k, Tensor v, Tensor? positions, Tensor? scale, Tensor? dwc_weight, "
@@ -79,14 +88,10 @@ def attention_backward(
 def _attention_cuda(
     q, k, v, positions, scale, dwc_weight, dwc_bias, floor, num_heads, height, width, eps
 ):
-    from . import gpu
-
     if floor is not None:
         raise NotImplementedError("the Triton kernels take scale and eps themselves, no floor")
     inputs = (q, k, v, positions, scale, dwc_weight, dwc_bias)
-    out, kv, k_mean = gpu.forward(*inputs, num_heads, (height, width), eps)
-    # They may be views of the kernels' scratch memory, which results of an operator must not share.
-    return out, kv.clone(), k_mean.clone()
+    return _forward_by_kernels(*inputs, num_heads, (height, width), eps)
 
 
 @attention_backward.register_kernel("cuda")
@@ -107,15 +112,108 @@ def _attention_backward_cuda(
     eps,
     needs,
 ):
-    from . import gpu
-
     inputs = (q, k, v, positions, scale, dwc_weight, dwc_bias)
-    gradients = list(
-        gpu.backward(grad, *inputs, kv, k_mean, num_heads, (height, width), eps, tuple(needs))
+    gradients = _backward_by_kernels(
+        grad, inputs, kv, k_mean, num_heads, (height, width), eps, tuple(needs)
     )
-    if needs[3] and gradients[3].data_ptr() == gradients[1].data_ptr():
-        gradients[3] = gradients[3].clone()  # Positions of every map: the keys' own gradient.
     return [gradient for gradient, need in zip(gradients, needs, strict=True) if need]
+
+
+def _forward_by_kernels(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """``gpu.forward``, or the plain operations if Triton cannot build it; the means are unwritten then."""
+    try:
+        if not gpu.failure():
+            return gpu.forward(*inputs)
+    except Exception as error:
+        gpu.give_up(error)
+    *tensors, num_heads, hw_shape, eps = inputs
+    q = tensors[0]
+    head_dim = q.shape[-1] // num_heads
+    out = plain.focused_linear_attention(
+        **_named(tensors), num_heads=num_heads, hw_shape=hw_shape, eps=eps
+    )
+    kv = q.new_empty(len(q), num_heads, head_dim, head_dim, dtype=torch.float32)
+    return out, kv, q.new_empty(len(q), num_heads, head_dim, dtype=torch.float32)
+
+
+def _backward_by_kernels(
+    grad: Tensor,
+    inputs: tuple[Tensor | None, ...],
+    kv: Tensor,
+    k_mean: Tensor,
+    num_heads: int,
+    hw_shape: tuple[int, int],
+    eps: float,
+    needs: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
+    """``gpu.backward``, or that of the plain operations if Triton cannot build it."""
+    try:
+        if not gpu.failure():
+            return gpu.backward(grad, *inputs, kv, k_mean, num_heads, hw_shape, eps, needs)
+    except Exception as error:
+        gpu.give_up(error)
+    leaves = [
+        x.detach().requires_grad_() if need else x for x, need in zip(inputs, needs, strict=True)
+    ]
+    with torch.enable_grad():
+        out = plain.focused_linear_attention(
+            **_named(leaves), num_heads=num_heads, hw_shape=hw_shape, eps=eps
+        )
+    wanted = [x for x, need in zip(leaves, needs, strict=True) if need]
+    found = iter(torch.autograd.grad(out, wanted, grad) if wanted else ())
+    return tuple(next(found) if need else None for need in needs)
+
+
+def _named(tensors: Any) -> dict[str, Tensor | None]:
+    names = ("q", "k", "v", "positions", "scale", "dwc_weight", "dwc_bias")
+    return dict(zip(names, tensors, strict=True))
+
+
+class _Kernels(torch.autograd.Function):
+    """The kernels under autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        out, kv, k_mean = _forward_by_kernels(*inputs)
+        ctx.save_for_backward(*inputs[:7], kv, k_mean)
+        ctx.settings = inputs[7:]
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        *tensors, kv, k_mean = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:7]
+        gradients = _backward_by_kernels(grad, tuple(tensors), kv, k_mean, *ctx.settings, needs)
+        return *gradients, None, None, None
+
+
+def attention_on_cuda(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    positions: Tensor | None,
+    scale: Tensor | None,
+    dwc_weight: Tensor | None,
+    dwc_bias: Tensor | None,
+    num_heads: int,
+    hw_shape: tuple[int, int],
+    eps: float,
+) -> Tensor:
+    """The output of :func:`attention` on CUDA, by its operator only where somebody may look at operators."""
+    inputs = (q, k, v, positions, scale, dwc_weight, dwc_bias)
+    if not _is_seen_by_nobody(q):
+        return attention(*inputs, None, num_heads, *hw_shape, eps)[0]
+    if torch.is_grad_enabled():
+        return _Kernels.apply(*inputs, num_heads, hw_shape, eps)
+    return _forward_by_kernels(*inputs, num_heads, hw_shape, eps)[0]
+
+
+def _is_seen_by_nobody(x: Tensor) -> bool:
+    """Whether x is a plain tensor: no compiler's, trace's, mode's, subclass's or transformation's."""
+    if type(x) is not Tensor or not tensors_have_values():
+        return False
+    return not torch._C._are_functorch_transforms_active()
 
 
 @attention.register_fake

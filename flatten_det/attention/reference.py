@@ -4,6 +4,8 @@ This is the plain version that every faster one is tested against. It computes i
 float64 inputs) whatever the inputs are, because the cubes leave the range of float16.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -109,7 +111,7 @@ def focused_linear_attention(
     def full(x: Tensor | None) -> Tensor | None:
         return None if x is None else x.to(dtype)
 
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device):
         q, k, v, positions = full(q), full(k), full(v), full(positions)
         scale, floor = full(scale), full(floor)
         if positions is not None:
@@ -156,3 +158,8 @@ def depthwise_values(
     bias = bias.repeat(num_heads) if bias is not None else None
     image = F.conv2d(image, weight, bias, padding=weight.shape[-1] // 2, groups=C)
     return as_tokens(image)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    """No autocast within; tensors without values have no device that would know of any."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

@@ -8,6 +8,7 @@ from attention_cases import make_inputs, relative_error
 
 from flatten_det.attention import FocusedLinearAttention, dispatch, focused_linear_attention
 from flatten_det.attention.reference import focused_linear_attention as reference
+from flatten_det.complexity import count_macs
 
 OPTIONS = dict(num_heads=2, hw_shape=(9, 7))
 
@@ -17,9 +18,17 @@ def inputs():
     return make_inputs((9, 7), 2, 16)
 
 
+@pytest.fixture(autouse=True)
+def nothing_said_yet():
+    for function in (dispatch._choose, dispatch._log):
+        function.cache_clear()
+
+
 def chosen(inputs, focusing_factor=3, implementation=None) -> str:
-    q, k, v = (inputs[name] for name in "qkv")
-    return dispatch.choose(q, k, v, 2, focusing_factor, implementation)
+    q = inputs["q"]
+    return dispatch.choose(
+        q.device, (q.dtype,) * 3, 32, 2, focusing_factor, implementation=implementation
+    ).implementation
 
 
 def test_choice_on_the_cpu(inputs):
@@ -41,6 +50,21 @@ def test_forcing(inputs, monkeypatch):
     assert chosen(inputs, implementation="tiled") == "tiled"
 
 
+def test_the_variable_is_for_the_device_of_what_it_names(inputs, monkeypatch):
+    """A process that trains on a GPU may count or evaluate something on the CPU."""
+    monkeypatch.setenv("FLATTEN_DET_ATTENTION", "triton")
+    assert chosen(inputs) == "tiled"
+    layer = FocusedLinearAttention(32, 2, grid_size=(2, 2)).to("meta")
+    counted = count_macs(layer, lambda: layer(torch.ones(1, 4, 32, device="meta"), (2, 2)))
+    assert counted.macs > 0
+
+
+def test_other_powers_are_counted_without_values():
+    layer = FocusedLinearAttention(32, 2, grid_size=(2, 2), focusing_factor=8).to("meta")
+    with torch.no_grad():
+        assert layer(torch.ones(1, 4, 32, device="meta"), (2, 2)).shape == (1, 4, 32)
+
+
 def test_mistakes_are_named(inputs, monkeypatch):
     with pytest.raises(ValueError, match=r"implementation must be one of .*; got 'fast'"):
         chosen(inputs, implementation="fast")
@@ -54,7 +78,6 @@ def test_mistakes_are_named(inputs, monkeypatch):
 
 
 def test_the_choice_is_logged_once(inputs, caplog):
-    dispatch._log.cache_clear()
     with caplog.at_level(logging.DEBUG, logger=dispatch.__name__), torch.no_grad():
         for _ in range(3):
             focused_linear_attention(**inputs, **OPTIONS)
@@ -67,7 +90,6 @@ def test_the_choice_is_logged_once(inputs, caplog):
 
 
 def test_a_whole_layer_in_tiles_is_logged(caplog):
-    dispatch._log.cache_clear()
     layer = FocusedLinearAttention(32, 2, grid_size=(2, 2))
     with caplog.at_level(logging.DEBUG, logger=dispatch.__name__), torch.no_grad():
         layer(torch.ones(1, 4, 32), (2, 2))

@@ -71,7 +71,7 @@ def test_only_attention_reaches_the_objects(name, monkeypatch):
     model = _model(name)
     assert _change_below_a_changed_legend(model, top) > 1e-4
 
-    def convolution_alone(q, k, v, *, num_heads, hw_shape, dwc_weight, dwc_bias, **others):
+    def convolution_alone(choice, q, k, v, *, num_heads, hw_shape, dwc_weight, dwc_bias, **others):
         if dwc_weight is None:
             return torch.zeros_like(v)
         heads = as_image(v, hw_shape).unflatten(1, (num_heads, -1)).flatten(0, 1)
@@ -81,9 +81,10 @@ def test_only_attention_reaches_the_objects(name, monkeypatch):
         )
         return as_tokens(out.unflatten(0, (-1, num_heads)).flatten(1, 2))
 
-    monkeypatch.setattr(attention_module, "focused_linear_attention", convolution_alone)
-    monkeypatch.setattr(FocusedLinearAttention, "_is_one_operator", lambda self, x: False)
-    monkeypatch.setattr(FocusedLinearAttention, "adds_in_tiles", lambda self, x, norm: False)
+    monkeypatch.setattr(attention_module, "run", convolution_alone)
+    monkeypatch.setattr(
+        FocusedLinearAttention, "_could_be_one_operator", lambda self, x, dtype: False
+    )
     monkeypatch.setattr(
         SpatialReductionAttention, "forward", lambda self, x, hw_shape: torch.zeros_like(x)
     )

@@ -59,12 +59,23 @@ all images).
 from importlib import import_module
 from typing import Any
 
-from .support import available, supported, unavailable_reason
+from .support import available, failure, give_up, supported, unavailable_reason, warn
 
-__all__ = ["available", "backward", "forward", "supported", "unavailable_reason"]
+__all__ = [
+    "available",
+    "backward",
+    "failure",
+    "forward",
+    "give_up",
+    "supported",
+    "unavailable_reason",
+    "warn",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("forward", "backward"):
-        return getattr(import_module(".launch", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in ("forward", "backward"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # Kept, so that calls find it at once.
+    globals()[name] = function = getattr(import_module(".launch", __name__), name)
+    return function

@@ -26,3 +26,19 @@ def interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setattr(module, "empty", poisoned)
     with interpreted():
         yield
+
+
+@pytest.fixture
+def fresh_support() -> Iterator[None]:
+    """Nothing is known about the machine, and nothing is kept of what the test finds out."""
+    from flatten_det.attention import dispatch
+    from flatten_det.attention.gpu import support
+
+    def forget() -> None:
+        for function in (dispatch._choose, support.unavailable_reason, support._warn):
+            function.cache_clear()
+        support._failures.clear()
+
+    forget()
+    yield
+    forget()

@@ -10,41 +10,38 @@ import torch
 from flatten_det.attention import gpu
 from flatten_det.attention.gpu import launch, support
 
+CPU = torch.device("cpu")
 
-def tensors(N=4, C=32, M=None, dtype=torch.float32):
-    q = torch.zeros(1, N, C, dtype=dtype)
-    k = torch.zeros(1, M or N, C, dtype=dtype)
-    return q, k, k
+
+def supported(device=CPU, channels=32, num_heads=2, dtype=torch.float32, **kwargs):
+    return gpu.supported(device, (torch.float32, dtype, dtype), channels, num_heads, **kwargs)
 
 
 @pytest.mark.usefixtures("interpreter")
 @pytest.mark.parametrize(
-    ("kwargs", "num_heads", "p", "reason"),
+    ("kwargs", "reason"),
     [
-        (dict(), 2, 3, None),
-        (dict(C=1024), 16, 3.0, None),
-        (dict(C=24, dtype=torch.float16), 1, 3, None),
-        (dict(), 2, 4, "focusing_factor=4"),
-        (dict(M=2), 2, 3, "2 keys for 4 queries"),
-        (dict(N=0), 2, 3, "no tokens"),
-        (dict(dtype=torch.float64), 2, 3, "float64"),
-        (dict(C=36), 2, 3, "C=36"),
-        (dict(C=2048), 32, 3, "C=2048"),
-        (dict(C=128), 1, 3, "head dimension 128"),
-        (dict(C=32), 4, 3, "head dimension 8"),
+        (dict(), None),
+        (dict(channels=1024, num_heads=16), None),
+        (dict(channels=24, num_heads=1, dtype=torch.float16), None),
+        (dict(has_fewer_keys=True), "fewer keys than queries"),
+        (dict(is_empty=True), "no tokens"),
+        (dict(dtype=torch.float64), "float64"),
+        (dict(channels=36), "C=36"),
+        (dict(channels=2048, num_heads=32), "C=2048"),
+        (dict(channels=128, num_heads=1), "head dimension 128"),
+        (dict(num_heads=4), "head dimension 8"),
     ],
 )
-def test_supported(kwargs, num_heads, p, reason):
-    answer = gpu.supported(*tensors(**kwargs), num_heads, p)
+def test_supported(kwargs, reason):
+    answer = supported(**kwargs)
     assert answer is None if reason is None else reason in answer
 
 
 @pytest.mark.skipif(launch.interpreted(), reason="TRITON_INTERPRET=1")
 def test_tensors_of_the_cpu_need_the_interpreter():
-    assert "TRITON_INTERPRET=1" in gpu.supported(*tensors(), 2, 3)
-    assert "meta" in gpu.supported(*(x.to("meta") for x in tensors()), 2, 3)
-    q, k, v = tensors()
-    assert "cpu and meta" in gpu.supported(q, k, v.to("meta"), 2, 3)
+    assert "TRITON_INTERPRET=1" in supported()
+    assert "meta" in supported(torch.device("meta"))
 
 
 @pytest.mark.parametrize(
@@ -54,17 +51,24 @@ def test_tensors_of_the_cpu_need_the_interpreter():
         ("2.1.0", "triton 2.1.0, the kernels need 3.6"),
     ],
 )
-def test_without_a_triton_that_works(monkeypatch, module, reason):
+def test_without_a_triton_that_works(monkeypatch, fresh_support, module, reason):
     if module is None:
         monkeypatch.setitem(sys.modules, "triton", None)
     else:
         monkeypatch.setattr(importlib.import_module("triton"), "__version__", module)
+    assert not gpu.available()
+    assert supported().startswith(reason)
+
+
+def test_without_a_compiler(monkeypatch, fresh_support, tmp_path):
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    assert "no C compiler" in supported()
     support.unavailable_reason.cache_clear()
-    try:
-        assert not gpu.available()
-        assert gpu.supported(*tensors(), 2, 3).startswith(reason)
-    finally:
-        support.unavailable_reason.cache_clear()
+    (tmp_path / "KEY").mkdir()
+    (tmp_path / "KEY" / "cuda_utils.so").touch()
+    assert gpu.available()  # What was built before needs no compiler.
 
 
 def test_attention_is_importable_without_triton():
@@ -86,4 +90,4 @@ def test_the_interpreter_notices_accesses_beyond_the_arguments(monkeypatch):
 
     monkeypatch.setattr(launch, "empty", too_small)
     with pytest.raises(Exception, match="beyond its arguments"):
-        gpu.forward(*tensors(), None, None, None, None, 2, (2, 2), 1e-6)
+        gpu.forward(*torch.zeros(3, 1, 4, 32), None, None, None, None, 2, (2, 2), 1e-6)

@@ -1,0 +1,340 @@
+"""What needs a CUDA card: the kernels' numbers, graphs, the compiler, and a training step of each method.
+
+``uv run pytest -m gpu`` runs it, in processes of its own, as most of the time goes into compiling kernels.
+Where mmengine and the frameworks are missing, ``python -m pytest --noconftest -o addopts= tests/test_gpu.py``
+runs what needs torch and Triton only. ``FLATTEN_DET_TEST_DEVICE=cpu`` tries the tests without a card.
+"""
+
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from attention_cases import TOLERANCES, exact, make_inputs, relative_error, with_gradients
+from torch import multiprocessing
+
+from flatten_det.attention import FocusedLinearAttention, dispatch, focused_linear_attention
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+DEVICE = os.environ.get("FLATTEN_DET_TEST_DEVICE", "cuda")
+FAST = "triton" if DEVICE == "cuda" else "tiled"
+WORKERS = max(1, min((os.cpu_count() or 1) - 2, 12))
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        DEVICE == "cuda" and not torch.cuda.is_available(), reason="torch finds no CUDA card"
+    ),
+]
+needs_card = pytest.mark.skipif(DEVICE != "cuda", reason=f"nothing to try on the {DEVICE}")
+
+FLOAT32, FLOAT16, BFLOAT16 = TOLERANCES
+
+
+class Case(NamedTuple):
+    """Arguments of ``make_inputs``."""
+
+    hw_shape: tuple[int, int]
+    num_heads: int
+    head_dim: int
+    batch: int = 2
+    factor: float = 1.0
+    kernel_size: int = 5
+    dtype: torch.dtype = torch.float32
+    rows: str = "random"
+
+
+CASES = [
+    *(Case((17, 241), h, d, dtype=t) for h, d in ((1, 64), (3, 32)) for t in TOLERANCES),
+    *(Case((56, 56), h, d, dtype=BFLOAT16) for h, d in ((2, 64), (5, 64), (8, 64), (16, 64))),
+    *(Case((25, 40), h, d, dtype=FLOAT16) for h, d in ((6, 32), (4, 24), (2, 48), (1, 16))),
+    *(Case((9, 7), h, d, dtype=FLOAT32) for h, d in ((5, 64), (24, 32))),
+    *(Case((200, 320), 1, 64, batch=1, dtype=t) for t in (FLOAT32, BFLOAT16)),
+    *(Case(hw, 2, 64, dtype=t) for hw in ((1, 1), (1, 7)) for t in TOLERANCES),
+    *(Case((7, 7), 1, 64, rows=r, dtype=FLOAT16) for r in ("negative", "zero", "constant")),
+    *(Case((7, 7), 3, 32, rows=r, dtype=BFLOAT16) for r in ("negative", "zero", "constant")),
+    *(Case((17, 241), 3, 32, factor=f, dtype=FLOAT16) for f in (1e-4, 1e3)),
+    *(Case((25, 40), 1, 64, kernel_size=k, dtype=BFLOAT16) for k in (0, 3, 7)),
+]
+CONFIG_OF_METHOD = {
+    "mask_rcnn/mask-rcnn_flatten-pvt-t_fpn_1x_coco": FLOAT16,
+    "mask_rcnn/mask-rcnn_flatten-cswin-t_fpn_1x_coco": BFLOAT16,
+    "mask_rcnn/mask-rcnn_flatten-deit-t_sfp_1x_coco": BFLOAT16,
+    "retinanet/retinanet_flatten-pvtv2-b0_fpn_1x_coco": FLOAT32,
+    "cascade_mask_rcnn/cascade-mask-rcnn_flatten-swin-t_fpn_3x_coco": FLOAT16,
+    "dino/dino-4scale_flatten-swin-t_8xb2-12e_coco": FLOAT16,
+    "deformable_detr/deformable-detr_flatten-pvtv2-b2_16xb2-50e_coco": FLOAT32,
+    "mask2former/mask2former_flatten-swin-t_8xb2-lsj-50e_coco": BFLOAT16,
+    "semantic_fpn/flatten-pvt-t_semantic-fpn_4xb4-80k_ade20k-512x512": FLOAT16,
+    "upernet/flatten-swin-t_upernet_8xb2-160k_ade20k-512x512": BFLOAT16,
+    "segformer/flatten-pvtv2-b2_segformer_8xb1-160k_cityscapes-1024x2048": FLOAT32,
+}
+
+
+@pytest.fixture(scope="module")
+def pool():
+    """Processes that run functions of this file."""
+    # A fork would share the card's context, which does not survive it.
+    context = multiprocessing.get_context("spawn")
+    executor = ProcessPoolExecutor(WORKERS, context, _import_from, (sys.path,))
+    yield executor
+    executor.shutdown(cancel_futures=True)
+
+
+def _import_from(path: list[str]) -> None:
+    sys.path[:] = path
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def submitted(pool, request):
+    """All work of the tests that were selected, at once: by parameter, what will come of it."""
+    work = {
+        "case": lambda case: pool.submit(compute, case),
+        "config": lambda config: pool.submit(train_a_step, config, CONFIG_OF_METHOD[config]),
+    }
+    parameters = [
+        (name, value)
+        for item in request.session.items
+        if item.module is request.module and hasattr(item, "callspec")
+        for name, value in item.callspec.params.items()
+        if name in work
+    ]
+    # The longest first.
+    return {
+        value: work[name](value) for name, value in sorted(parameters, key=lambda x: x[0] == "case")
+    }
+
+
+def compute(case: Case) -> dict[str, tuple[float, float, float]]:
+    """By name of output and gradients: relative error, the reference's, and whether two runs are equal."""
+    made = make_inputs(*case)
+    inputs = {name: None if x is None else x.to(DEVICE) for name, x in made.items()}
+    # Views of one tensor, as a projection returns them.
+    fused = torch.cat([inputs[name] for name in "qkv"], dim=-1).chunk(3, dim=-1)
+    inputs |= dict(zip("qkv", fused, strict=True))
+    grad = torch.randn(inputs["q"].shape, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    options = dict(num_heads=case.num_heads, hw_shape=case.hw_shape)
+
+    def run(**more):
+        out, gradients = with_gradients(
+            focused_linear_attention, inputs, grad.to(case.dtype), **options, **more
+        )
+        return {"out": out, **gradients}
+
+    out, gradients = exact(inputs, grad.to(case.dtype), **options)
+    expected, first, again = {"out": out, **gradients}, run(), run()
+    plain = run(implementation="reference")
+    return {
+        name: (
+            relative_error(first[name], expected[name]),
+            relative_error(plain[name], expected[name]),
+            torch.equal(first[name], again[name]),
+        )
+        for name in expected
+    }
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_values_and_gradients(case, submitted):
+    """Within the tolerance, or as close as the reference comes in float32; the same in every run."""
+    results = submitted[case].result()
+    allowed = TOLERANCES[case.dtype]
+    wrong = {name: r for name, r in results.items() if not r[0] <= max(allowed, 10 * r[1])}
+    assert not wrong
+    assert all(is_equal for _, _, is_equal in results.values())
+
+
+@pytest.fixture
+def chosen(monkeypatch):
+    """Implementations that were run."""
+    names, run = [], dispatch.run
+
+    def spy(choice, *args, **kwargs):
+        names.append(choice.implementation)
+        return run(choice, *args, **kwargs)
+
+    for module in (dispatch, sys.modules[FocusedLinearAttention.__module__]):
+        monkeypatch.setattr(module, "run", spy)
+    return names
+
+
+def make_layer(size: tuple[int, int], **options):
+    torch.manual_seed(0)
+    layer = FocusedLinearAttention(64, 2, (7, 7), **options).to(DEVICE)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return layer, torch.randn(2, size[0] * size[1], 64, device=DEVICE)
+
+
+@pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT32])
+def test_the_kernels_are_the_default(dtype, chosen):
+    layer, x = make_layer((20, 30))
+    with torch.autocast(DEVICE, dtype, enabled=dtype != FLOAT32):
+        layer(x, (20, 30)).float().square().mean().backward()
+    assert chosen == [FAST]
+
+
+@pytest.mark.parametrize("options", [dict(focusing_factor=4), dict(fused_qkv=False, sr_ratio=2)])
+def test_what_the_kernels_cannot_compute(options, chosen):
+    layer, x = make_layer((20, 30), **options)
+    layer(x, (20, 30)).square().mean().backward()
+    assert chosen[0] in ("plain", "reference", "tiled")
+    assert all(p.grad.isfinite().all() for p in layer.parameters())
+
+
+@needs_card
+def test_a_graph_replays_a_forward():
+    layer, x = make_layer((20, 30))
+    with torch.no_grad(), torch.autocast("cuda", BFLOAT16):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                layer(x, (20, 30))
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = layer(x, (20, 30))
+        x.copy_(torch.randn_like(x))
+        graph.replay()
+        assert torch.equal(out, layer(x, (20, 30)))
+
+
+@needs_card
+def test_other_sizes_compile_nothing():
+    from triton.runtime.jit import JITFunction
+
+    def compiled() -> int:
+        modules = [m for n, m in sys.modules.items() if n.startswith("flatten_det.attention.gpu.")]
+        kernels = {v for m in modules for v in vars(m).values() if isinstance(v, JITFunction)}
+        return sum(len(cache[0]) for k in kernels for cache in k.device_caches.values())
+
+    layer, _ = make_layer((1, 1))
+    counts = []
+    for height, width in ((40, 60), (33, 57), (47, 41), (44, 64)):
+        x = torch.randn(2, height * width, 64, device="cuda")
+        layer(x, (height, width)).sum().backward()
+        counts.append(compiled())
+    assert 0 < counts[0] == counts[-1]
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_compiled_block(grad):
+    pytest.importorskip("mmengine")
+    from flatten_det.backbones import build_backbone
+
+    arch = dict(embed_dims=(32, 32, 32, 32), num_heads=(1, 1, 2, 2), depths=(1, 1, 1, 1))
+    torch.manual_seed(0)
+    backbone = build_backbone("flatten-pvt-t", arch=arch).to(DEVICE)
+    block = backbone.stages[0].blocks[0] if hasattr(backbone, "stages") else backbone.block1[0]
+    results = []
+    for function in (block, torch.compile(block, fullgraph=True, dynamic=True)):
+        for size in ((24, 32), (20, 28)):
+            generator = torch.Generator().manual_seed(0)
+            x = torch.randn(2, size[0] * size[1], 32, generator=generator).to(DEVICE)
+            x.requires_grad_(grad)
+            with torch.set_grad_enabled(grad):
+                out = function(x, size)
+                results.append([out.detach()])
+                if grad:
+                    wanted = [x, *block.parameters()]
+                    results[-1] += torch.autograd.grad(out.square().sum(), wanted)
+    for plain, compiled in zip(results[:2], results[2:], strict=True):
+        for expected, found in zip(plain, compiled, strict=True):
+            assert relative_error(found, expected) < 1e-4
+
+
+@pytest.mark.parametrize("config", CONFIG_OF_METHOD)
+def test_training_step(config, submitted):
+    """Losses, gradients and predictions are finite, of two images of different sizes."""
+    pytest.importorskip("mmdet")
+    pytest.importorskip("mmseg")
+    loss, not_finite = submitted[config].result()
+    assert np.isfinite(loss)
+    assert not not_finite
+
+
+def train_a_step(name: str, dtype: torch.dtype) -> tuple[float, list[str]]:
+    """Build, take the losses' gradients and predict.
+
+    Returns:
+        The loss, and the names of the parameters whose gradients are not finite.
+    """
+    from mmengine.config import Config
+    from mmengine.registry import MODELS, init_default_scope
+
+    import flatten_det  # noqa: F401, registers the backbones
+
+    cfg = Config.fromfile(CONFIGS / f"{name}.py")
+    init_default_scope(cfg.default_scope)
+    torch.manual_seed(0)
+    model = MODELS.build(_without_weights(cfg.model))
+    model.init_weights()
+    model.to(DEVICE).train()
+    batch = _batch(cfg.default_scope)
+    with torch.autocast(DEVICE, dtype, enabled=dtype != FLOAT32):
+        losses = model(**model.data_preprocessor(batch, True), mode="loss")
+        loss, _ = model.parse_losses(losses)
+    loss.backward()
+    grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    model.eval()
+    with torch.no_grad(), torch.autocast(DEVICE, dtype, enabled=dtype != FLOAT32):
+        predictions = model.test_step(_batch(cfg.default_scope))
+    assert len(predictions) == 2
+    assert len(grads) > 100
+    return loss.item(), [name for name, grad in grads.items() if not grad.isfinite().all()]
+
+
+def _without_weights(part):
+    """A model's config without checkpoints to load."""
+    if isinstance(part, dict):
+        pretrained = isinstance(part.get("init_cfg"), dict) and (
+            part["init_cfg"].get("type") == "Pretrained"
+        )
+        for key in part:
+            part[key] = None if key == "init_cfg" and pretrained else _without_weights(part[key])
+    elif isinstance(part, list):
+        return [_without_weights(x) for x in part]
+    return part
+
+
+def _batch(scope: str) -> dict:
+    """Two images, of different sizes where the framework takes such."""
+    from mmengine.structures import InstanceData, PixelData
+
+    def detection(size):
+        from mmdet.structures import DetDataSample
+        from mmdet.structures.mask import BitmapMasks
+
+        masks = np.zeros((2, *size), np.uint8)
+        masks[0, 10:90, 20:80], masks[1, 30:120, 60:140] = 1, 1
+        boxes = torch.tensor([[20.0, 10, 80, 90], [60, 30, 140, 120]])
+        instances = InstanceData(bboxes=boxes, labels=torch.tensor([0, 3]))
+        instances.masks = BitmapMasks(masks, *size)
+        sample = DetDataSample(gt_instances=instances)
+        sample.ignored_instances = InstanceData(
+            bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long)
+        )
+        return sample
+
+    def segmentation(size):
+        from mmseg.structures import SegDataSample
+
+        return SegDataSample(gt_sem_seg=PixelData(data=torch.randint(0, 10, (1, *size))))
+
+    is_detection = scope == "mmdet"
+    images, samples = [], []
+    # DINO takes 900 queries of the places that there are.
+    for size in [(256, 320), (280, 304)] if is_detection else [(256, 320)] * 2:
+        images.append(torch.randint(0, 255, (3, *size), dtype=torch.uint8))
+        sample = (detection if is_detection else segmentation)(size)
+        sample.set_metainfo(
+            dict(img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size)
+            | dict(scale_factor=(1.0, 1.0), img_id=0, img_path="image")
+        )
+        samples.append(sample)
+    return dict(inputs=images, data_samples=samples)
