@@ -63,7 +63,7 @@ def focused_linear_attention(
     choice = choose(
         q.device,
         (q.dtype, k.dtype, v.dtype),
-        int(q.shape[-1]),
+        0 if torch.jit.is_tracing() else int(q.shape[-1]),  # A traced size is a tensor.
         num_heads,
         focusing_factor,
         has_fewer_keys=k.shape[1] != q.shape[1],

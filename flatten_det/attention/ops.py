@@ -44,7 +44,9 @@ def _plain_cpu() -> torch.autocast:
 def attention(
     q, k, v, positions, scale, dwc_weight, dwc_bias, floor, num_heads, height, width, eps
 ):
-    """Output ``(B, N, C)``, mean of f(k)ᵀ v ``(B, h, d, d)`` and of f(k) ``(B, h, d)``.
+    """Output ``(B, N, C)``; for backward, the means of f(k)ᵀ v ``(B, h, d, d)`` and of f(k) ``(B, h, d)``.
+
+    On CUDA v is taken from a centre there, which the means have beside that of f(k), ``(B, 2, C)``.
 
     Arguments as for :func:`~flatten_det.attention.reference.focused_linear_attention`, with p = 3. Fewer
     keys than queries need ``dwc_weight=None``. With a floor there is no backward pass.
@@ -58,7 +60,7 @@ def attention(
     "flatten_det::focused_linear_attention_backward",
     mutates_args=(),
     device_types="cpu",
-    schema=f"(Tensor grad, {_INPUTS}Tensor kv, Tensor k_mean, {_SETTINGS}, bool[] needs) -> Tensor[]",
+    schema=f"(Tensor grad, {_INPUTS}Tensor kv, Tensor means, {_SETTINGS}, bool[] needs) -> Tensor[]",
 )
 def attention_backward(
     grad,
@@ -70,7 +72,7 @@ def attention_backward(
     dwc_weight,
     dwc_bias,
     kv,
-    k_mean,
+    means,
     num_heads,
     height,
     width,
@@ -80,7 +82,7 @@ def attention_backward(
     """Gradients of those of the seven tensor inputs that need one, in their order."""
     inputs = (q, k, v, positions, scale, dwc_weight, dwc_bias)
     with _plain_cpu():
-        gradients = cpu_backward(grad, *inputs, kv, k_mean, num_heads, (height, width), eps, needs)
+        gradients = cpu_backward(grad, *inputs, kv, means, num_heads, (height, width), eps, needs)
     return [gradient for gradient, need in zip(gradients, needs, strict=True) if need]
 
 
@@ -105,7 +107,7 @@ def _attention_backward_cuda(
     dwc_weight,
     dwc_bias,
     kv,
-    k_mean,
+    means,
     num_heads,
     height,
     width,
@@ -114,7 +116,7 @@ def _attention_backward_cuda(
 ):
     inputs = (q, k, v, positions, scale, dwc_weight, dwc_bias)
     gradients = _backward_by_kernels(
-        grad, inputs, kv, k_mean, num_heads, (height, width), eps, tuple(needs)
+        grad, inputs, kv, means, num_heads, (height, width), eps, tuple(needs)
     )
     return [gradient for gradient, need in zip(gradients, needs, strict=True) if need]
 
@@ -133,14 +135,14 @@ def _forward_by_kernels(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
         **_named(tensors), num_heads=num_heads, hw_shape=hw_shape, eps=eps
     )
     kv = q.new_empty(len(q), num_heads, head_dim, head_dim, dtype=torch.float32)
-    return out, kv, q.new_empty(len(q), num_heads, head_dim, dtype=torch.float32)
+    return out, kv, q.new_empty(len(q), 2, q.shape[-1], dtype=torch.float32)
 
 
 def _backward_by_kernels(
     grad: Tensor,
     inputs: tuple[Tensor | None, ...],
     kv: Tensor,
-    k_mean: Tensor,
+    means: Tensor,
     num_heads: int,
     hw_shape: tuple[int, int],
     eps: float,
@@ -149,7 +151,7 @@ def _backward_by_kernels(
     """``gpu.backward``, or that of the plain operations if Triton cannot build it."""
     try:
         if not gpu.failure():
-            return gpu.backward(grad, *inputs, kv, k_mean, num_heads, hw_shape, eps, needs)
+            return gpu.backward(grad, *inputs, kv, means, num_heads, hw_shape, eps, needs)
     except Exception as error:
         gpu.give_up(error)
     leaves = [
@@ -174,17 +176,17 @@ class _Kernels(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        out, kv, k_mean = _forward_by_kernels(*inputs)
-        ctx.save_for_backward(*inputs[:7], kv, k_mean)
+        out, kv, means = _forward_by_kernels(*inputs)
+        ctx.save_for_backward(*inputs[:7], kv, means)
         ctx.settings = inputs[7:]
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        *tensors, kv, k_mean = ctx.saved_tensors
+        *tensors, kv, means = ctx.saved_tensors
         needs = ctx.needs_input_grad[:7]
-        gradients = _backward_by_kernels(grad, tuple(tensors), kv, k_mean, *ctx.settings, needs)
+        gradients = _backward_by_kernels(grad, tuple(tensors), kv, means, *ctx.settings, needs)
         return *gradients, None, None, None
 
 
@@ -223,12 +225,12 @@ def _(q, k, v, positions, scale, dwc_weight, dwc_bias, floor, num_heads, height,
     return (
         v.new_empty(B, N, C),
         v.new_empty(B, num_heads, d, d, dtype=torch.float32),
-        v.new_empty(B, num_heads, d, dtype=torch.float32),
+        v.new_empty((B, 2, C) if q.is_cuda else (B, num_heads, d), dtype=torch.float32),
     )
 
 
 @attention_backward.register_fake
-def _(grad, q, k, v, positions, scale, dwc_weight, dwc_bias, kv, k_mean, *settings):
+def _(grad, q, k, v, positions, scale, dwc_weight, dwc_bias, kv, means, *settings):
     inputs = (q, k, v, positions, scale, dwc_weight, dwc_bias)
     needs = settings[-1]
     return [x.new_empty(x.shape) for x, need in zip(inputs, needs, strict=True) if need]
@@ -236,8 +238,8 @@ def _(grad, q, k, v, positions, scale, dwc_weight, dwc_bias, kv, k_mean, *settin
 
 def _setup_context(ctx, inputs, output):
     *tensors, floor, num_heads, height, width, eps = inputs
-    _, kv, k_mean = output
-    ctx.save_for_backward(*tensors, kv, k_mean)
+    _, kv, means = output
+    ctx.save_for_backward(*tensors, kv, means)
     ctx.settings = (num_heads, height, width, eps)
     ctx.is_folded = floor is not None
 
@@ -246,10 +248,10 @@ def _backward(ctx, grad, *_):
     # Gradients of the two means do not occur: nothing but this reads them.
     if ctx.is_folded:
         raise NotImplementedError("folded projections have no backward pass: unfuse the layer")
-    *tensors, kv, k_mean = ctx.saved_tensors
+    *tensors, kv, means = ctx.saved_tensors
     needs = [need and x is not None for need, x in zip(ctx.needs_input_grad, tensors, strict=False)]
     found = iter(
-        attention_backward(grad, *tensors, kv, k_mean, *ctx.settings, needs) if any(needs) else ()
+        attention_backward(grad, *tensors, kv, means, *ctx.settings, needs) if any(needs) else ()
     )
     return (*(next(found) if need else None for need in needs), None, None, None, None, None)
 
@@ -278,7 +280,7 @@ def _attention_flops(
 
 @register_flop_formula(torch.ops.flatten_det.focused_linear_attention_backward)
 def _attention_backward_flops(
-    grad, q, k, v, positions, scale, dwc_weight, dwc_bias, kv, k_mean, num_heads, *settings, **_
+    grad, q, k, v, positions, scale, dwc_weight, dwc_bias, kv, means, num_heads, *settings, **_
 ) -> int:
     # Each product has two gradients; the products of the query side are computed again.
     return 3 * _core_flops(q, k, num_heads) + 2 * _convolution_flops(q, dwc_weight)

@@ -24,16 +24,16 @@ that is 5-6 U forward and 17-20 U with backward. With many heads ``row_norms``, 
 
 **Why like this.**
 
-- Norms span all channels of a row and the sums f(k)^T v are per head. A program that has all heads reads each
-  row once, and keeps it in registers. Where the sums of all heads do not fit there, every head has its own
-  programs, and what the heads share is computed once by a kernel of its own.
+- Norms span all channels of a row and the sums f(k)^T v are per head. A program that has all heads reads
+  each row once, and keeps it in registers. Where the sums of all heads do not fit there, every head has its
+  own programs, and what the heads share is computed once by a kernel of its own.
 - No norm is needed for the queries: a positive scale of a row of q cancels, but for the eps.
 - Splits of the tokens are summed in a second kernel, always in the same order, not by atomics: results are
   the same bit for bit in every run.
 - The convolution walks down the rows of the map. Of K rows of outputs all sums are in registers, and so are
-  the K*K taps: a value is read once for every K + 3 of 4 columns, and 25 multiply-adds cost 40 instructions.
-  It is the second half of the kernels that attend, which is a launch less and finds their output in the cache;
-  its memory is the output's, not shared memory, so nothing waits.
+  the K*K taps: outputs of 4 columns need K + 3 values of a row, and 25 multiply-adds cost 40 instructions.
+  It is the second half of the kernels that attend, which is a launch less and finds their output in the
+  cache. Nothing passes through shared memory.
 - The gradient of its weight walks alike, with K rows of gradients and all K*K sums in registers.
 - Rows that are combined with products come into their registers through a product with the identity: the
   matrix units leave their results in an arrangement of their own, and everything would pass through shared
@@ -44,14 +44,14 @@ that is 5-6 U forward and 17-20 U with backward. With many heads ``row_norms``, 
 
 - Rows are divided by their norms before they are cubed, so that no power over- or underflows.
 - ``kv`` and the mean of f(k) are sums over the same rounded f(k): weights of the attention sum to one.
-- ``kv`` is that of ``v - centre``, the centre being the mean of some tokens. The centre's share of the output
-  is exact, and the gradients of q and k are no small differences of large numbers: for one token, or for equal
-  tokens, they are of the order of eps.
+- ``kv`` is that of ``v - centre``, the centre being the mean of some tokens, and later of all as the keys
+  weigh them. The centre's share of the output is exact, what is rounded is small, and the gradients of q and
+  k are no small differences of large numbers: for equal tokens they are of the order of eps.
 - float16 has nine decades. Factors of rows, and of matrices, are taken out of operands and come back in
   float32; the largest operand is 16384.
 
-**Considered and dropped.** Products in tf32 (their operands cannot be transposed in shared memory: 51 loads and
-24 stores per tile); all heads in a program backward (spills of 1 KB per thread with two heads); atomics;
+**Considered and dropped.** Products in tf32 (their operands cannot be transposed in shared memory: 51 loads
+and 24 stores per tile); all heads in a program backward (spills of 1 KB per thread with two heads); atomics;
 specialising on sizes (strides are passed in units of eight elements instead, so that one compilation serves
 all images).
 """

@@ -16,7 +16,7 @@ from .tiles import (
     grow,
     headroom,
     inverse_scales,
-    load_matrix,
+    load_means,
     load_tile,
     multiply,
     multiply_add,
@@ -317,11 +317,8 @@ def attend(
     factors = ()
     for g in tl.static_range(GROUP):
         head = first_head + g
-        channels = head * HEAD_DIM + lanes
-        mean = tl.load(means + batch * 2 * C + channels, mask=inside, other=0.0)
-        middle = tl.load(means + (batch * 2 + 1) * C + channels, mask=inside, other=0.0)
-        matrix = load_matrix(
-            kv + (batch * HEADS + head) * HEAD_DIM * HEAD_DIM, lanes, inside, HEAD_DIM
+        mean, middle, matrix = load_means(
+            means + batch * 2 * C, kv + batch * C * HEAD_DIM, head, lanes, inside, C, HEAD_DIM
         )
         operand, factor = as_operand(matrix, OPERAND)
         columns, mean_factor = as_columns(mean, OPERAND)

@@ -312,6 +312,7 @@ def _attention_gradients(
         )
     shape = (call.B, call.N, call.C)
     d_q = empty(*shape, like=q, dtype=q.dtype)
+    centre = empty(call.B, call.C, like=q)
     d_kv = empty(call.B, splits, call.heads, call.head_dim, call.head_dim, like=q)
     d_k_mean = empty(call.B, splits, call.C, like=q)
     regions = call.regions(plan.key_warps, plan.columns, plan.key_block, call.groups)
@@ -322,6 +323,7 @@ def _attention_gradients(
         *queries,
         norms,
         *saved,
+        centre,
         d_q,
         d_kv,
         d_k_mean,
@@ -349,7 +351,7 @@ def _attention_gradients(
             (call.tiles(plan.query_block), call.B),
             *keys,
             scale,
-            means,
+            centre,
             d_kv,
             d_k_mean,
             norms,
@@ -371,7 +373,7 @@ def _attention_gradients(
         *strided(grad_out),
         scale,
         norms,
-        means,
+        centre,
         d_kv,
         d_k_mean,
         dwc_weight,

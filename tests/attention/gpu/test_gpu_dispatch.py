@@ -151,15 +151,15 @@ def plain_forward(monkeypatch):
         q, k, v, *others = inputs
         options = dict(zip((*NAMES[3:], "num_heads", "hw_shape", "eps"), others, strict=True))
         out = plain(q, k, v, **options)
-        return out, torch.zeros(2, 2, 16, 16), torch.zeros(2, 2, 16)
+        return out, torch.zeros(2, 2, 16, 16), torch.zeros(2, 2, 32)
 
     monkeypatch.setattr(gpu, "forward", forward, raising=False)
 
 
 def test_eager_calls_leave_the_operator_out(plain_forward, monkeypatch):
     def backward(grad, *inputs):
-        *tensors, kv, k_mean, num_heads, hw_shape, eps, needs = inputs
-        assert (kv.shape, k_mean.shape) == ((2, 2, 16, 16), (2, 2, 16))
+        *tensors, kv, means, num_heads, hw_shape, eps, needs = inputs
+        assert (kv.shape, means.shape) == ((2, 2, 16, 16), (2, 2, 32))
         assert (num_heads, hw_shape, eps) == (2, (5, 7), 1e-6)
         numbers = range(len(tensors))
         return tuple(
