@@ -21,7 +21,6 @@ from .tiles import (
     inverse_softplus,
     is_positive,
     load_matrix,
-    load_means,
     load_tile,
     multiply,
     multiply_add,
@@ -78,9 +77,11 @@ def query_parameters(
     Args:
         means, kv: of this batch entry.
     """
-    mean, middle, matrix = load_means(means, kv, head, lanes, inside, C, HEAD_DIM)
-    operand, factor = as_operand(tl.trans(matrix), OPERAND)
-    return operand, factor, mean, as_columns(middle, OPERAND)
+    matrix = load_matrix(kv + head * HEAD_DIM * HEAD_DIM, lanes, inside, HEAD_DIM)
+    mean = tl.load(means + head * HEAD_DIM + lanes, mask=inside, other=0.0)
+    middle = tl.load(means + C + head * HEAD_DIM + lanes, mask=inside, other=0.0)
+    operand, factor = as_operand(matrix, OPERAND)
+    return tl.trans(operand), factor, mean, as_columns(middle, OPERAND)
 
 
 @triton.jit(do_not_specialize=["q_batch", "q_token", "grad_batch", "grad_token", "N"])
@@ -164,7 +165,6 @@ def backward_queries(
     norms,
     means,
     kv,
-    centre,
     d_q,
     d_kv,
     d_k_mean,
@@ -188,7 +188,7 @@ def backward_queries(
 
     GROUP is all heads, or 1 with ``norms`` of :func:`query_norms`. Grid (B * h / GROUP, splits).
     ``d_q (B, N, C)`` contiguous; ``d_kv (B, splits, h, d, d)``, ``d_k_mean (B, splits, h, d)`` and
-    ``d_scale (B, splits, C)`` float32, the last without its factor. ``centre (B, C)`` float32 is that of v.
+    ``d_scale (B, splits, C)`` float32, the last without its factor.
     """
     groups: tl.constexpr = HEADS // GROUP
     batch = (tl.program_id(0) // groups).to(tl.int64)
@@ -215,13 +215,6 @@ def backward_queries(
                 C, HEAD_DIM, OPERAND,
             ),
         )  # fmt: skip
-        if split == 0:
-            _, middle, _ = load_means(
-                means + batch * 2 * C, kv + batch * C * HEAD_DIM, first_head + g, lanes, inside,
-                C, HEAD_DIM,
-            )  # fmt: skip
-            channels = (first_head + g) * HEAD_DIM + lanes
-            tl.store(centre + batch * C + channels, middle, mask=inside)
         matrices = matrices + (tl.zeros([D, D], tl.float32),)
         sums = sums + (tl.zeros([D, 16], tl.float32),)
         scales = scales + (tl.zeros([D, 16], tl.float32),)
@@ -321,24 +314,25 @@ def key_head(u, inverse_norm, values, matrix, factor, vector):
 
 @triton.jit
 def key_parameters(
-    centre,
+    means,
     d_kv,
     d_k_mean,
     head,
     lanes,
     inside,
+    C: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     OPERAND: tl.constexpr,
 ):
     """d_kv of a head as an operand, its factor, d_k_mean, centre.
 
     Args:
-        centre, d_kv, d_k_mean: of this batch entry.
+        means, d_kv, d_k_mean: of this batch entry.
     """
     matrix = load_matrix(d_kv + head * HEAD_DIM * HEAD_DIM, lanes, inside, HEAD_DIM)
     operand, factor = as_operand(matrix, OPERAND)
     vector = tl.load(d_k_mean + head * HEAD_DIM + lanes, mask=inside, other=0.0)
-    middle = tl.load(centre + head * HEAD_DIM + lanes, mask=inside, other=0.0)
+    middle = tl.load(means + C + head * HEAD_DIM + lanes, mask=inside, other=0.0)
     return operand, factor, vector, middle
 
 
@@ -364,7 +358,7 @@ def key_norms(
     positions_batch,
     positions_token,
     scale,
-    centre,
+    means,
     d_kv,
     d_k_mean,
     norms,
@@ -400,8 +394,8 @@ def key_norms(
     total = tl.zeros([BLOCK], tl.float32)
     for head in tl.static_range(HEADS):
         operand, factor, vector, middle = key_parameters(
-            centre + batch * C, d_kv + batch * C * HEAD_DIM, d_k_mean + batch * C, head, lanes,
-            inside, HEAD_DIM, OPERAND,
+            means + batch * 2 * C, d_kv + batch * C * HEAD_DIM, d_k_mean + batch * C, head, lanes,
+            inside, C, HEAD_DIM, OPERAND,
         )  # fmt: skip
         values, double = centred_values(
             v + batch * v_batch * 8, v_rows, head * HEAD_DIM + lanes, live, inside, middle, OPERAND
@@ -446,7 +440,7 @@ def backward_keys(
     grad_token,
     scale,
     norms,
-    centre,
+    means,
     d_kv,
     d_k_mean,
     weight,
@@ -495,8 +489,8 @@ def backward_keys(
     for g in tl.static_range(GROUP):
         parameters = parameters + (
             key_parameters(
-                centre + batch * C, d_kv + batch * C * HEAD_DIM, d_k_mean + batch * C,
-                first_head + g, lanes, inside, HEAD_DIM, OPERAND,
+                means + batch * 2 * C, d_kv + batch * C * HEAD_DIM, d_k_mean + batch * C,
+                first_head + g, lanes, inside, C, HEAD_DIM, OPERAND,
             ),
         )  # fmt: skip
         scales = scales + (tl.zeros([D, 16], tl.float32),)

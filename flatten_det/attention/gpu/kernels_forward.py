@@ -16,7 +16,7 @@ from .tiles import (
     grow,
     headroom,
     inverse_scales,
-    load_means,
+    load_matrix,
     load_tile,
     multiply,
     multiply_add,
@@ -276,6 +276,8 @@ def attend(
     norms,
     means,
     kv,
+    moved_means,
+    moved_kv,
     weight,
     bias,
     out,
@@ -298,7 +300,8 @@ def attend(
 ):
     """``out (B, N, C)``, contiguous: the queries' attention of a region, and, if K > 0, the convolution of v.
 
-    GROUP is all heads, or 1 with ``norms`` of :func:`row_norms`. Grid (B * h / GROUP, regions).
+    GROUP is all heads, or 1 with ``norms`` of :func:`row_norms`. Grid (B * h / GROUP, regions). ``moved_means
+    (B, 2, C)`` and ``moved_kv (B, h, d, d)`` are those of another centre of the values.
     """
     groups: tl.constexpr = HEADS // GROUP
     batch = (tl.program_id(0) // groups).to(tl.int64)
@@ -317,9 +320,24 @@ def attend(
     factors = ()
     for g in tl.static_range(GROUP):
         head = first_head + g
-        mean, middle, matrix = load_means(
-            means + batch * 2 * C, kv + batch * C * HEAD_DIM, head, lanes, inside, C, HEAD_DIM
-        )
+        channels = head * HEAD_DIM + lanes
+        mean = tl.load(means + batch * 2 * C + channels, mask=inside, other=0.0)
+        middle = tl.load(means + (batch * 2 + 1) * C + channels, mask=inside, other=0.0)
+        place = (batch * C + head * HEAD_DIM) * HEAD_DIM
+        matrix = load_matrix(kv + place, lanes, inside, HEAD_DIM)
+        # To the mean of the values as the keys weigh them: what is left of the matrix is small, and so is its
+        # error as an operand.
+        shift = tl.sum(matrix, axis=0) / tl.maximum(tl.sum(mean), 1e-30)
+        middle += shift
+        matrix -= mean[:, None] * shift[None, :]
+        if tl.program_id(1) == 0:
+            tl.store(moved_means + batch * 2 * C + channels, mean, mask=inside)
+            tl.store(moved_means + (batch * 2 + 1) * C + channels, middle, mask=inside)
+            tl.store(
+                moved_kv + place + lanes[:, None] * HEAD_DIM + lanes[None, :],
+                matrix,
+                mask=inside[:, None] & inside[None, :],
+            )
         operand, factor = as_operand(matrix, OPERAND)
         columns, mean_factor = as_columns(mean, OPERAND)
         centres = centres + (middle,)

@@ -76,6 +76,7 @@ def forward(
     with torch.cuda.device_of(q):
         norms = _row_norms(call, q, k, positions, scale, eps)
         kv, means = _reduce_keys(call, k, v, positions, scale, norms, eps)
+        moved_kv, moved_means = empty(*kv.shape, like=kv), empty(*means.shape, like=means)
         out = empty(call.B, call.N, call.C, like=v, dtype=v.dtype)
         plan = call.plan
         regions = call.regions(plan.attend_warps, plan.columns, plan.attend_block, call.groups)
@@ -88,6 +89,8 @@ def forward(
             norms,
             means,
             kv,
+            moved_means,
+            moved_kv,
             dwc_weight,
             dwc_bias,
             out,
@@ -107,7 +110,7 @@ def forward(
         )
         if dwc_weight is not None and not plan.fused_convolution:
             _convolve(call, v, dwc_weight, dwc_bias, out, flip=False)
-    return out, kv, means
+    return out, moved_kv, moved_means
 
 
 @torch.no_grad()
@@ -215,7 +218,7 @@ def _row_norms(
     del constants["C"]
     run(
         kernels_forward.row_norms,
-        (call.tiles(call.plan.block), call.B, 2),
+        (call.tiles(call.plan.norm_block), call.B, 2),
         *strided(q),
         *strided(k),
         *strided(k if positions is None else positions),
@@ -224,10 +227,10 @@ def _row_norms(
         call.N,
         eps,
         **constants,
-        BLOCK=call.plan.block,
+        BLOCK=call.plan.norm_block,
         HAS_POSITIONS=positions is not None,
         HAS_SCALE=scale is not None,
-        num_warps=call.plan.warps,
+        num_warps=call.plan.norm_warps,
     )
     return norms
 
@@ -298,21 +301,20 @@ def _attention_gradients(
         norms = empty(call.B, call.N, 3, like=q)
         run(
             kernels_backward.query_norms,
-            (call.tiles(plan.query_block), call.B),
+            (call.tiles(plan.norm_block), call.B),
             *queries,
             *saved,
             norms,
             call.N,
             eps,
             **_constants(call),
-            BLOCK=plan.query_block,
+            BLOCK=plan.norm_block,
             HAS_SCALE=has_scale,
             OPERAND=OPERANDS[call.operand],
-            num_warps=plan.query_warps,
+            num_warps=plan.norm_warps,
         )
     shape = (call.B, call.N, call.C)
     d_q = empty(*shape, like=q, dtype=q.dtype)
-    centre = empty(call.B, call.C, like=q)
     d_kv = empty(call.B, splits, call.heads, call.head_dim, call.head_dim, like=q)
     d_k_mean = empty(call.B, splits, call.C, like=q)
     regions = call.regions(plan.key_warps, plan.columns, plan.key_block, call.groups)
@@ -323,7 +325,6 @@ def _attention_gradients(
         *queries,
         norms,
         *saved,
-        centre,
         d_q,
         d_kv,
         d_k_mean,
@@ -348,21 +349,21 @@ def _attention_gradients(
     if call.groups > 1:
         run(
             kernels_backward.key_norms,
-            (call.tiles(plan.query_block), call.B),
+            (call.tiles(plan.norm_block), call.B),
             *keys,
             scale,
-            centre,
+            means,
             d_kv,
             d_k_mean,
             norms,
             call.N,
             eps,
             **_constants(call),
-            BLOCK=plan.query_block,
+            BLOCK=plan.norm_block,
             HAS_POSITIONS=positions is not None,
             HAS_SCALE=has_scale,
             OPERAND=OPERANDS[call.operand],
-            num_warps=plan.query_warps,
+            num_warps=plan.norm_warps,
         )
     d_k = empty(*shape, like=k, dtype=k_dtype)
     d_v = empty(*shape, like=v, dtype=v.dtype)
@@ -373,7 +374,7 @@ def _attention_gradients(
         *strided(grad_out),
         scale,
         norms,
-        centre,
+        means,
         d_kv,
         d_k_mean,
         dwc_weight,

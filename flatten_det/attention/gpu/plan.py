@@ -20,7 +20,8 @@ class Plan:
             what the heads of a row share is computed by kernels of their own.
         block, attend_block, query_block, key_block: tokens per tile of ``reduce_keys``, ``attend``,
             ``backward_queries`` and ``backward_keys`` (powers of two >= 16).
-        warps, attend_warps, query_warps, key_warps, depthwise_warps: per program.
+        norm_block: of the kernels that compute what heads share; they hold whole rows.
+        warps, attend_warps, query_warps, key_warps, norm_warps, depthwise_warps: per program.
         stages, backward_stages: of the software pipeline of the kernels with products.
         lanes: channels per thread where the convolution walks (power of two).
         columns, depthwise_columns: of the map per thread, in the convolution and in its weight's gradient.
@@ -35,10 +36,12 @@ class Plan:
     attend_block: int
     query_block: int
     key_block: int
+    norm_block: int
     warps: int
     attend_warps: int
     query_warps: int
     key_warps: int
+    norm_warps: int
     depthwise_warps: int
     stages: int
     backward_stages: int
@@ -80,6 +83,9 @@ def default_plan(
     exact = dtype == torch.float32
     group = num_heads if num_heads <= 3 and num_heads * width * width <= 8192 else 1
     block = min(32 if exact or group > 1 else 64, tokens_bucket)
+    row = num_heads * width
+    # Products of float32 are multiplications and additions of single numbers.
+    warps = 8 if exact and width > 32 else 4
     return Plan(
         samples=min(32, tokens_bucket),
         group=group,
@@ -88,10 +94,12 @@ def default_plan(
         attend_block=min(32 if exact else 64, tokens_bucket),
         query_block=min(32 if exact else 64, tokens_bucket),
         key_block=min(32 if exact else 64, tokens_bucket),
-        warps=4,
+        norm_block=min(64 if row <= 512 else 16, tokens_bucket),
+        warps=warps,
         attend_warps=4,
-        query_warps=4,
-        key_warps=4,
+        query_warps=warps,
+        key_warps=warps,
+        norm_warps=8 if row > 192 else 4,
         depthwise_warps=4,
         stages=2,
         backward_stages=1,

@@ -179,23 +179,6 @@ def load_matrix(pointer, lanes, inside, HEAD_DIM: tl.constexpr):
 
 
 @triton.jit
-def load_means(means, kv, head, lanes, inside, C: tl.constexpr, HEAD_DIM: tl.constexpr):
-    """The mean of f(k) of a head, a centre of its values, and f(k)^T (v - centre) / N.
-
-    The centre is moved to the mean of the values as the keys weigh them: what is left of the matrix is small,
-    and so is its error as an operand.
-
-    Args:
-        means, kv: ``(2, C)`` and ``(h, d, d)`` of this batch entry, as ``reduce_keys`` left them.
-    """
-    matrix = load_matrix(kv + head * HEAD_DIM * HEAD_DIM, lanes, inside, HEAD_DIM)
-    mean = tl.load(means + head * HEAD_DIM + lanes, mask=inside, other=0.0)
-    centre = tl.load(means + C + head * HEAD_DIM + lanes, mask=inside, other=0.0)
-    shift = tl.sum(matrix, axis=0) / tl.maximum(tl.sum(mean), 1e-30)
-    return mean, centre + shift, matrix - mean[:, None] * shift[None, :]
-
-
-@triton.jit
 def headroom(OPERAND: tl.constexpr):
     """What the largest operand is to be: float16 has nine decades, which are used from the top."""
     return 16384.0 if OPERAND == tl.float16 else 1.0
