@@ -59,7 +59,7 @@ ELEMENTS: dict[str, dict[str | None, Size]] = {
     "backward_depthwise": {"line": _line},
 }
 # How often the other loops run, by their variable, where the tokens fill the device.
-TRIPS: dict[str, Size] = {"g": lambda c: c["GROUP"]}
+TRIPS: dict[str, Size] = {"g": lambda c: c["GROUP"], "item": lambda c: 1}
 
 
 class Code(NamedTuple):
@@ -164,7 +164,7 @@ def compile_attention(
         first = len(launches), len(operators.names)
         gpu.backward(case.grad, *case.tensors, *saved, *sizes, (True,) * 7)
     read = {x.compiled.hash: x for x in launches}
-    read = {key: _read(x, folder) for key, x in read.items()}
+    read = {key: read_code(x, folder) for key, x in read.items()}
     codes = [read[x.compiled.hash] for x in launches]
     return [
         Direction("forward", codes[: first[0]], operators.names[: first[1]]),
@@ -213,7 +213,8 @@ def _run(*command: str | Path) -> str:
     return done.stdout + done.stderr
 
 
-def _read(launch: Launch, folder: Path) -> Code:
+def read_code(launch: Launch, folder: Path) -> Code:
+    """The figures of a kernel that :func:`compiled_for` compiled; files go into the folder."""
     compiled, constants = launch.compiled, launch.constants
     cubin = folder / f"{launch.name}_{compiled.hash}.cubin"
     cubin.write_bytes(compiled.asm["cubin"])

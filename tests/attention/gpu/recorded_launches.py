@@ -1,15 +1,10 @@
 """Launches of the kernels on a machine without a GPU: recorded, or compiled for a card."""
 
-import re
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import pytest
-import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
@@ -85,35 +80,3 @@ def compiled_for(capability: int) -> Iterator[list[Launch]]:
                 for value in vars(module).values():
                     if hasattr(value, "device_caches"):
                         value.device_caches.clear()
-
-
-class MachineCode(NamedTuple):
-    """What the assembler made of a kernel.
-
-    Attributes:
-        registers: of a thread.
-        spilt: bytes of a thread that found no register.
-        instructions: their names, without modifiers, in the order of the code.
-    """
-
-    registers: int
-    spilt: int
-    instructions: list[str]
-
-
-def machine_code(compiled: Any) -> MachineCode:
-    """Of a kernel that :func:`compiled_for_h200` compiled."""
-    with TemporaryDirectory() as folder:
-        file = Path(folder) / "kernel.cubin"
-        file.write_bytes(compiled.asm["cubin"])
-        usage = _of_toolkit("cuobjdump", "-res-usage", file)
-        text = _of_toolkit("nvdisasm", "-c", file)
-    registers, spilt = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups()
-    names = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)", text)
-    return MachineCode(int(registers), int(spilt), [name for name in names if name != "NOP"])
-
-
-def _of_toolkit(tool: str, *arguments: str | Path) -> str:
-    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / tool
-    done = subprocess.run([path, *arguments], capture_output=True, text=True, check=True)
-    return done.stdout + done.stderr

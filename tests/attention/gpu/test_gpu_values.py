@@ -9,6 +9,7 @@ from flatten_det.attention import gpu
 pytestmark = pytest.mark.usefixtures("interpreter")
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+SLOW_DTYPES = [pytest.param(dtype, marks=pytest.mark.slow) for dtype in DTYPES[:2]]
 
 
 @pytest.mark.parametrize(
@@ -16,8 +17,8 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
     [
         ((1, 1), 2, 16, 5),
         ((1, 7), 4, 24, 3),
-        ((7, 7), 1, 64, 5),
-        ((9, 7), 2, 32, 0),
+        pytest.param((7, 7), 1, 64, 5, marks=pytest.mark.slow),
+        pytest.param((9, 7), 2, 32, 0, marks=pytest.mark.slow),
     ],
 )
 def test_small_maps(hw_shape, num_heads, d, kernel_size):
@@ -83,7 +84,7 @@ def test_scales_at_both_ends_of_softplus(scale):
     check(case)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [*SLOW_DTYPES, torch.bfloat16])
 def test_rows_without_a_positive_entry_and_zero_rows(dtype):
     case = make_case((3, 7), 2, 16, 3, dtype)
     q, k, v, positions, *_ = case.tensors
@@ -96,8 +97,8 @@ def test_rows_without_a_positive_entry_and_zero_rows(dtype):
     check(case)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("hw_shape", [(1, 1), (3, 5)])
+@pytest.mark.parametrize("dtype", [*SLOW_DTYPES, torch.bfloat16])
+@pytest.mark.parametrize("hw_shape", [pytest.param((1, 1), marks=pytest.mark.slow), (3, 5)])
 def test_constant_maps(dtype, hw_shape):
     """Attention over equal tokens is their value, but for the eps: gradients of q and k are tiny."""
     case = make_case(hw_shape, 2, 16, 3, dtype)
