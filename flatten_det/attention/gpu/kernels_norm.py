@@ -12,6 +12,12 @@ from .tiles import load_tile, store_tile
 
 
 @triton.jit
+def load_rows(pointer, rows, channels, live, inside):
+    """A tile in float32."""
+    return load_tile(pointer, rows, channels, live, inside).to(tl.float32)
+
+
+@triton.jit
 def part_of(part: tl.constexpr, C: tl.constexpr, CHUNK: tl.constexpr, WIDTH: tl.constexpr):
     """Channels of a part of the rows, and which of them there are."""
     # Tensors of several dtypes are to lie in the threads alike, in steps that suit the widest: otherwise
@@ -61,9 +67,9 @@ def add_layer_norm(
     shifts = ()
     for part in tl.static_range(PARTS):
         channels, inside = part_of(part, C, CHUNK, WIDTH)
-        value = load_tile(x, offsets, channels, live, inside)
+        value = load_rows(x, offsets, channels, live, inside)
         if HAS_BRANCH:
-            added = load_tile(branch, offsets, channels, live, inside)
+            added = load_rows(branch, offsets, channels, live, inside)
             if HAS_KEEP:
                 added *= factor[:, None]
             # What is normalised is y as it is stored, as if nothing were fused.
@@ -161,10 +167,10 @@ def add_layer_norm_backward(
         directs = ()
         for part in tl.static_range(PARTS):
             channels, inside = part_of(part, C, CHUNK, WIDTH)
-            normals = normals + (load_tile(y, offsets, channels, live, inside),)
-            grads = grads + (load_tile(d_n, offsets, channels, live, inside),)
+            normals = normals + (load_rows(y, offsets, channels, live, inside),)
+            grads = grads + (load_rows(d_n, offsets, channels, live, inside),)
             if HAS_D_Y:
-                directs = directs + (load_tile(d_y, offsets, channels, live, inside),)
+                directs = directs + (load_rows(d_y, offsets, channels, live, inside),)
 
         total = tl.zeros([ROWS, CHUNK], tl.float32)
         product = tl.zeros([ROWS, CHUNK], tl.float32)
