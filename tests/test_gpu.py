@@ -87,6 +87,8 @@ def pool():
 def _import_from(path: list[str]) -> None:
     sys.path[:] = path
     torch.set_num_threads(1)
+    # Beside the other processes no time is worth comparing.
+    os.environ["FLATTEN_DET_AUTOTUNE"] = "0"
 
 
 @pytest.fixture(scope="module")
