@@ -60,7 +60,7 @@ def row_norms(
 ):
     """1 / n and the sum of c^2 of queries and keys, for programs that see one head only.
 
-    ``norms (2, B, N, 2)`` float32, those of the queries first. Grid (tiles, B, 2).
+    ``norms (B, 2, N, 2)`` float32, those of the queries first. Grid (tiles, B, 2).
     """
     batch = tl.program_id(1).to(tl.int64)
     tokens = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -81,7 +81,7 @@ def row_norms(
             row_offsets(tokens, positions_token), inverses, norms, rows, 0, lanes, live, inside,
             eps, HEADS, HEAD_DIM, HEADS, HAS_POSITIONS, False,
         )  # fmt: skip
-    places = ((tl.program_id(2) * tl.num_programs(1) + batch) * N + tokens) * 2
+    places = ((batch * 2 + tl.program_id(2)) * N + tokens) * 2
     tl.store(norms + places, inverse_norm, mask=live)
     tl.store(norms + places + 1, sixths, mask=live)
 
@@ -159,7 +159,7 @@ def reduce_keys(
     v += batch * v_batch * 8
     positions += batch * positions_batch * 8
     if GROUP < HEADS:
-        norms += batch * N * 2
+        norms += (batch * 2 + 1) * N * 2
 
     inverses = inverse_scales(scale, first_head, lanes, inside, HEAD_DIM, GROUP, HAS_SCALE)
     centres = ()
@@ -225,22 +225,22 @@ def reduce_keys(
         tl.store(k_mean + places, mean, mask=inside)
 
 
-@triton.jit(do_not_specialize=["splits"])
+@triton.jit(do_not_specialize=["vector_stride", "splits"])
 def sum_splits(
     matrix_parts,
     matrices,
     vector_parts,
     vectors,
+    vector_stride,
     splits,
     MATRIX_SIZE: tl.constexpr,
     VECTOR_SIZE: tl.constexpr,
-    VECTOR_STRIDE: tl.constexpr,
     BLOCK_SPLITS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """``(B, splits, size)`` -> ``(B, size)`` for two tensors at once, always in the same order.
 
-    Vectors of the result are VECTOR_STRIDE elements apart. Grid (B, blocks of both).
+    Vectors of the result are ``vector_stride`` elements apart. Grid (B, blocks of both).
     """
     batch = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1)
@@ -251,7 +251,7 @@ def sum_splits(
         size = MATRIX_SIZE
     else:
         parts = vector_parts
-        total = vectors + batch * VECTOR_STRIDE
+        total = vectors + batch * vector_stride
         size = VECTOR_SIZE
         block -= matrix_blocks
     index = block * BLOCK + tl.arange(0, BLOCK)
@@ -311,7 +311,7 @@ def attend(
     q += batch * q_batch * 8
     out += batch * H * W * C
     if GROUP < HEADS:
-        norms += batch * H * W * 2
+        norms += batch * H * W * 4
 
     inverses = inverse_scales(scale, first_head, lanes, inside, HEAD_DIM, GROUP, HAS_SCALE)
     centres = ()

@@ -210,10 +210,10 @@ def _products(call: Call) -> dict[str, Any]:
 def _row_norms(
     call: Call, q: Tensor, k: Tensor, positions: Tensor | None, scale: Tensor | None, eps: float
 ) -> Tensor | None:
-    """Norms of queries and keys, ``(2, B, N, 2)``, for programs that see one head only."""
+    """Norms of queries and keys, ``(B, 2, N, 2)``, for programs that see one head only."""
     if call.groups == 1:
         return None
-    norms = empty(2, call.B, call.N, 2, like=q)
+    norms = empty(call.B, 2, call.N, 2, like=q)
     constants = _constants(call)
     del constants["C"]
     run(
@@ -256,7 +256,7 @@ def _reduce_keys(
         *strided(v),
         *strided(k if positions is None else positions),
         scale,
-        None if norms is None else norms[1],
+        norms,
         means,
         kv,
         k_mean,
@@ -445,10 +445,10 @@ def _sum_splits(matrices: Tensor, vectors: Tensor, vector_sums: Tensor) -> Tenso
         matrix_sums,
         vectors,
         vector_sums,
+        vector_sums.stride(0),
         splits,
         MATRIX_SIZE=heads * d * d,
         VECTOR_SIZE=heads * d,
-        VECTOR_STRIDE=vector_sums.stride(0),
         BLOCK_SPLITS=32,
         BLOCK=block,
     )
