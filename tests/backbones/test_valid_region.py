@@ -1,6 +1,7 @@
 """What a backbone computes for an image does not depend on its batch mates."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -38,6 +39,17 @@ def build(family: str, **options) -> Model:
     return Model(backbone)
 
 
+# Families that can compute all images in one pass, as they do on CUDA.
+IN_ONE_PASS = ("FLattenPVT", "FLattenPVTv2")
+WAYS = [(family, False) for family in NANO] + [(family, True) for family in IN_ONE_PASS]
+
+
+def compute_in_one_pass(model: Model) -> Model:
+    """Do as on CUDA, by plain operations."""
+    model.backbone.computes_padded = lambda x: True
+    return model
+
+
 def samples(sizes) -> list[BaseDataElement]:
     return [BaseDataElement(metainfo=dict(img_shape=size)) for size in sizes]
 
@@ -56,12 +68,15 @@ def own(maps, index: int, stride: int):
 
 
 @pytest.mark.parametrize("attn_types", ["LLSS", "SSLL"])
-@pytest.mark.parametrize("family", NANO)
+@pytest.mark.parametrize(("family", "in_one_pass"), WAYS)
 @pytest.mark.parametrize("train", [False, True])
-def test_alone_and_in_a_batch(family, attn_types, train):
+def test_alone_and_in_a_batch(family, in_one_pass, attn_types, train):
     model = build(family, attn_types=tuple(attn_types)).train(train)
     images = batch(padding=7.0)
     with torch.set_grad_enabled(train):
+        if in_one_pass:
+            compute_in_one_pass(model)
+            images[images == 7.0] = torch.nan
         together = model(images, samples(VALID))
         for index, (height, width) in enumerate(VALID):
             alone = model(images[index : index + 1, :, :height, :width])
@@ -72,10 +87,14 @@ def test_alone_and_in_a_batch(family, attn_types, train):
     assert [x.shape[2:] for x in together] == [(128 // s, 192 // s) for s in (4, 8, 16, 32)]
 
 
-@pytest.mark.parametrize("family", NANO)
-def test_gradients_are_those_of_the_images_alone(family):
-    model = build(family, out_indices=(1, 3)).train()
+@pytest.mark.parametrize(("family", "in_one_pass"), WAYS)
+def test_gradients_are_those_of_the_images_alone(family, in_one_pass):
+    types = dict(attn_types=tuple("SLLS")) if in_one_pass else {}
+    model = build(family, out_indices=(1, 3), **types).train()
     images = batch()
+    if in_one_pass:  # Plain operations do not round as those on the CPU do.
+        compute_in_one_pass(model).double()
+        images = images.double()
 
     def gradients(outputs):
         model.zero_grad()
@@ -164,6 +183,30 @@ def test_a_checkpointed_backbone_computes_the_same_again(reentrant):
         assert (a - b).norm() <= 1e-4 * b.norm() + 1e-5
 
 
+@pytest.mark.parametrize("policy", ["block", "mlp", "elementwise"])
+def test_checkpointed_blocks_know_the_padding(policy):
+    images, gradients = batch(), {}
+    for with_cp in (False, dict(policy=policy)):
+        model = compute_in_one_pass(build("FLattenPVTv2", with_cp=with_cp)).train()
+        sum(x.square().sum() for x in model(images, samples(VALID))).backward()
+        gradients[bool(with_cp)] = [p.grad for p in model.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(*gradients.values(), strict=True))
+
+
+def test_what_computes_all_images_in_one_pass():
+    """Where it is possible: on CUDA, and not with reduced keys, whose values are stretched over the map."""
+    images = dict(cpu=torch.empty(0), cuda=SimpleNamespace(is_cuda=True))
+    found = {
+        (family, device)
+        for family in NANO
+        for device, x in images.items()
+        if build(family).backbone.computes_padded(x)
+    }
+    assert found == {(family, "cuda") for family in IN_ONE_PASS}
+    reduced = build("FLattenPVT", la_sr_ratios=(2, 1, 1, 1)).backbone
+    assert not reduced.computes_padded(images["cuda"])
+
+
 @pytest.mark.slow
 def test_a_compiled_model_follows_the_sizes():
     model, images = build("FLattenPVT").eval(), batch()
@@ -207,9 +250,11 @@ def test_which_of_two_equal_branches_is_told_by_the_tensor():
         assert all(torch.equal(a, b) for a, b in zip(outputs, maps, strict=True))
 
 
-@pytest.mark.parametrize("family", NANO)
-def test_under_autocast(family):
+@pytest.mark.parametrize(("family", "in_one_pass"), WAYS)
+def test_under_autocast(family, in_one_pass):
     model, images = build(family).eval(), batch()
+    if in_one_pass:
+        compute_in_one_pass(model)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         together = model(images, samples(VALID))
         for index, (height, width) in enumerate(VALID):

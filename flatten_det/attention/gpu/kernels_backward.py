@@ -87,7 +87,9 @@ def query_parameters(
     return operand, factor, mean, as_columns(middle, OPERAND)
 
 
-@triton.jit(do_not_specialize=["q_batch", "q_token", "grad_batch", "grad_token", "N", "pitch"])
+@triton.jit(
+    do_not_specialize=["q_batch", "q_token", "grad_batch", "grad_token", "N", "sizes", "pitch"]
+)
 def query_norms(
     q,
     q_batch,
@@ -159,6 +161,7 @@ def query_norms(
         "v_batch",
         "v_token",
         "N",
+        "sizes",
         "pitch",
         "tiles_per_split",
     ]
@@ -366,6 +369,7 @@ def key_parameters(
         "positions_batch",
         "positions_token",
         "N",
+        "sizes",
         "pitch",
     ]
 )
@@ -449,6 +453,7 @@ def key_norms(
         "grad_token",
         "H",
         "W",
+        "sizes",
         "rows",
     ]
 )
@@ -593,6 +598,7 @@ def backward_keys(
         "items_per_split",
         "H",
         "W",
+        "sizes",
         "rows",
     ]
 )

@@ -39,6 +39,7 @@ from .tiles import (
         "positions_batch",
         "positions_token",
         "N",
+        "sizes",
         "pitch",
     ]
 )
@@ -131,6 +132,7 @@ def centre_of_values(
         "positions_token",
         "k_mean_stride",
         "N",
+        "sizes",
         "pitch",
         "tiles_per_split",
     ]
@@ -294,7 +296,9 @@ def sum_splits(
     tl.store(total + index, sums, mask=index < size)
 
 
-@triton.jit(do_not_specialize=["q_batch", "q_token", "v_batch", "v_token", "H", "W", "rows"])
+@triton.jit(
+    do_not_specialize=["q_batch", "q_token", "v_batch", "v_token", "H", "W", "sizes", "rows"]
+)
 def attend(
     q,
     q_batch,
@@ -391,7 +395,7 @@ def attend(
             )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["image_batch", "image_token", "H", "W", "rows"])
+@triton.jit(do_not_specialize=["image_batch", "image_token", "H", "W", "sizes", "rows"])
 def convolve(
     image,
     image_batch,
