@@ -166,10 +166,11 @@ def fill_padding(
         grid_sizes: of the learned grids on the maps.
     """
     device, hw_shape = images.device, tuple(images.shape[2:])
-    # One transfer, and few operations: launches are what is to be saved.
+    # One transfer, which waits for nothing, and few operations: launches are what is to be saved.
     of_maps = [[[-(-x // s) for x in size] for size in sizes] for s in strides]
     grids = [[size] * len(sizes) for size in grid_sizes]
-    values = torch.tensor([sizes, *of_maps, *grids], dtype=torch.int32).to(device)
+    values = torch.tensor([sizes, *of_maps, *grids], dtype=torch.int32)
+    values = values.to(device, non_blocking=True)
     size_of_images, size_of_maps, grids = values.split((1, len(strides), len(strides)))
     of_images = is_padding(size_of_images[0], hw_shape)
     longest = -(-max(hw_shape) // min(strides))

@@ -10,9 +10,13 @@ from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
 from nano_backbones import NANO
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import flatten_det  # noqa: F401  registers the backbones
+from flatten_det.attention import module
+from flatten_det.attention.dispatch import TRITON, Choice
 
 PADDED = (128, 192)
 # The second is half as large, the third has the size of the first, the fourth ends within a token.
@@ -28,6 +32,19 @@ class Model(BaseModel):
 
     def forward(self, inputs, data_samples=None, mode="tensor"):
         return self.backbone(inputs)
+
+
+class OperatorCalls(TorchDispatchMode):
+    """Counts in ``total`` the operators that are no views and no allocations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        is_free = func.is_view or func.overloadpacket.__name__.startswith(("empty", "detach"))
+        self.total += not is_free
+        return func(*args, **(kwargs or {}))
 
 
 def build(family: str, **options) -> Model:
@@ -205,6 +222,20 @@ def test_what_computes_all_images_in_one_pass():
     assert found == {(family, "cuda") for family in IN_ONE_PASS}
     reduced = build("FLattenPVT", la_sr_ratios=(2, 1, 1, 1)).backbone
     assert not reduced.computes_padded(images["cuda"])
+
+
+def test_one_pass_saves_operators(monkeypatch):
+    """In training, the kernels being one operator, as on CUDA; two sizes one after the other take twice."""
+    monkeypatch.setattr(module, "choose", lambda *_, **__: Choice(TRITON))
+    backbone, (height, width) = build("FLattenPVT").train().backbone, PADDED
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        calls = {}
+        for sizes in (None, [PADDED, (height // 2, width)]):
+            with OperatorCalls() as counter:
+                outs = backbone.forward_images(torch.empty(2, 3, *PADDED), sizes)
+                torch.autograd.backward(outs, [torch.empty_like(x) for x in outs])
+            calls[sizes is not None] = counter.total
+    assert calls[True] < 0.65 * 2 * calls[False]
 
 
 @pytest.mark.slow
