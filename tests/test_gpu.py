@@ -250,6 +250,40 @@ def test_compiled_block(grad):
             assert relative_error(found, expected) < 1e-4
 
 
+def test_images_of_several_sizes():
+    """Maps and gradients are those of each image alone; on CUDA in one pass."""
+    pytest.importorskip("mmengine")
+    from flatten_det.backbones import build_backbone
+
+    arch = dict(embed_dims=(32, 64, 128, 128), num_heads=(1, 2, 4, 4), depths=(1, 1, 1, 1))
+    torch.manual_seed(0)
+    for name in ("flatten-pvt-t", "pvtv2-b0"):
+        backbone = build_backbone(name, arch=arch).to(DEVICE).train()
+        images, sizes = torch.randn(2, 3, 128, 160, device=DEVICE), [(128, 96), (77, 160)]
+        assert backbone.computes_padded(images) == (DEVICE == "cuda")
+        parameters = list(backbone.parameters())
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            together = backbone.forward(images, sizes)
+            alone = [backbone(images[i : i + 1, :, :h, :w]) for i, (h, w) in enumerate(sizes)]
+            found, expected = (
+                torch.autograd.grad(sum(x.square().mean() for x in maps), parameters)
+                for maps in (own_parts(together, alone), [x for maps in alone for x in maps])
+            )
+        for a, b in zip(own_parts(together, alone), [x for y in alone for x in y], strict=True):
+            assert relative_error(a, b) < 1e-4
+        for a, b in zip(found, expected, strict=True):
+            assert (a - b).norm() <= 1e-3 * b.norm() + 1e-6
+
+
+def own_parts(together, alone):
+    """Of the padded maps, those that are each image's own."""
+    return [
+        padded[i : i + 1, :, : own.shape[2], : own.shape[3]]
+        for i, maps in enumerate(alone)
+        for padded, own in zip(together, maps, strict=True)
+    ]
+
+
 @pytest.mark.parametrize("config", CONFIG_OF_METHOD)
 def test_training_step(config, submitted):
     """Losses, gradients and predictions are finite, of two images of different sizes."""

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
@@ -102,14 +102,23 @@ def run(
     focusing_factor: float,
     eps: float,
     floor: Tensor | None,
+    sizes: Tensor | None = None,
 ) -> Tensor:
-    """:func:`focused_linear_attention` by what :func:`choose` chose for these inputs."""
+    """:func:`focused_linear_attention` by what :func:`choose` chose for these inputs.
+
+    With ``sizes (B, 2)``, height and width of each map without its padding, int32, the result is that of the
+    maps alone, and zero in the padding: by the kernels or, whatever else was chosen, by plain operations.
+    """
     name = choice.implementation
     if name == TRITON and floor is not None:
         name = PLAIN  # The kernels take scale and eps themselves.
+    if name != TRITON and sizes is not None:
+        name = PLAIN
     if name in (REFERENCE, PLAIN):
-        function = reference if name == REFERENCE else plain
-        return function.focused_linear_attention(
+        function = reference.focused_linear_attention
+        if name == PLAIN:
+            function = partial(plain.focused_linear_attention, sizes=sizes)
+        return function(
             q,
             k,
             v,
@@ -125,7 +134,7 @@ def run(
         )
     if name == TRITON:
         inputs = (q, k, v, positions, scale, dwc_weight, dwc_bias)
-        return ops.attention_on_cuda(*inputs, num_heads, hw_shape, eps)
+        return ops.attention_on_cuda(*inputs, num_heads, hw_shape, eps, sizes)
     # Fewer keys than queries: V is stretched before its convolution, which is no part of the operator.
     is_reduced = k.shape[1] != q.shape[1]
     weight, bias = (None, None) if is_reduced else (dwc_weight, dwc_bias)

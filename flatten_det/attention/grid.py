@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .maps import as_image, as_tokens
+from .maps import Padding, as_image, as_tokens
+from .reference import without_autocast
 from .size_cache import SizeCache, tensors_have_values
 
 
@@ -108,3 +109,43 @@ def resize_grid(grid: Tensor, from_hw: tuple[int, int], to_hw: tuple[int, int]) 
     dtype = torch.promote_types(grid.dtype, torch.float32)
     image = F.interpolate(image.to(dtype), size=tuple(to_hw), mode="bilinear", align_corners=False)
     return as_tokens(image).to(grid.dtype)
+
+
+def resize_grid_to_each(grid: Tensor, padding: Padding) -> Tensor:
+    """:func:`resize_grid` to the size of each map of a padded batch.
+
+    Args:
+        grid: ``(1, h*w, C)``, row-major.
+        padding: of the maps, with :func:`shares_of_grid` of the grid's size.
+
+    Returns:
+        ``(B, H*W, C)``, zero in the padding.
+    """
+    rows, columns = padding.rows, padding.columns
+    (B, W, w), h = columns.shape, rows.shape[-1]
+    with without_autocast(grid.device):
+        image = grid.view(h, w, -1).to(rows.dtype)
+        # Along its width at first, while it is low: two products, and nothing is copied.
+        image = torch.bmm(columns.view(1, B * W, w).expand(h, -1, -1), image)  # [h, B*W, C]
+        image = image.unflatten(1, (B, W)).transpose(0, 1).flatten(2)  # [B, h, W*C]
+        image = torch.bmm(rows, image)  # [B, H, W*C]
+    return image.view(B, -1, grid.shape[-1]).to(grid.dtype)
+
+
+def shares_of_grid(sizes: Tensor, grid_sizes: Tensor, points: int, grid_points: int) -> Tensor:
+    """Shares of a grid's points in those of axes that it is stretched to (``align_corners=False``).
+
+    Args:
+        sizes, grid_sizes: points of the axes, and of the grids, of the same shape.
+        points, grid_points: that there are at most.
+
+    Returns:
+        ``(..., points, grid_points)``, zero beyond the ends.
+    """
+    device = sizes.device
+    ticks = torch.arange(0.5, points, device=device)
+    ratios, ends = (grid_sizes / sizes).unsqueeze(-1), (grid_sizes - 1).unsqueeze(-1)
+    places = (ratios * ticks - 0.5).clamp(min=0).minimum(ends)
+    places = places.masked_fill(ticks > sizes.unsqueeze(-1), -1)
+    distances = places.unsqueeze(-1) - torch.arange(grid_points, device=device)
+    return (1 - distances.abs()).clamp(min=0)

@@ -10,8 +10,8 @@ from .cpu.layer import Norm
 from .cpu.layer import forward as cpu_layer
 from .dispatch import TILED_LAYER, TRITON, Choice, choose, run
 from .folding import FoldedProjections, fold_projections
-from .grid import ResizedGrids
-from .maps import as_image, as_tokens
+from .grid import ResizedGrids, resize_grid_to_each
+from .maps import Padding, as_image, as_tokens
 from .observers import is_observed
 from .size_cache import tensors_have_values
 from .spatial_reduction import reduce_tokens
@@ -112,6 +112,11 @@ class FocusedLinearAttention(nn.Module):
         """Whether :meth:`fuse_for_inference` is in effect."""
         return self.folded_weight is not None
 
+    @property
+    def takes_padding(self) -> bool:
+        """Whether :meth:`forward` takes it: not with windows, reduced keys, or a second convolution."""
+        return self.window_size is None and self.sr_ratio == 1 and self.lepe is None
+
     def fuse_for_inference(self) -> None:
         """Keep projections with scale, eps and bias folded in, and use them where no gradient is needed.
 
@@ -144,13 +149,25 @@ class FocusedLinearAttention(nn.Module):
             *(getattr(self, f"folded_{name}") for name in FoldedProjections._fields)
         )
 
-    def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        """``x (B, N, C)`` with N = H*W tokens of ``hw_shape = (H, W)`` -> ``(B, N, C)``."""
+    def forward(
+        self, x: Tensor, hw_shape: tuple[int, int], padding: Padding | None = None
+    ) -> Tensor:
+        """``x (B, N, C)`` with N = H*W tokens of ``hw_shape = (H, W)`` -> ``(B, N, C)``.
+
+        Args:
+            padding: with shares of a grid of ``grid_size``: each map is computed as alone, and what the
+                result has in the padding is of no use. None: there is none, or it is taken for image.
+
+        Raises:
+            ValueError: if there is padding, and the layer does not :attr:`takes_padding`.
+        """
+        if padding is not None and not self.takes_padding:
+            raise ValueError("windows, sr_ratio > 1 and lepe_kernel_size take no padding")
         choice = self._choose(x)
-        if choice.implementation == TILED_LAYER:
+        if choice.implementation == TILED_LAYER and padding is None:
             return self._forward_in_tiles(x, hw_shape)
         if self.window_size is None:
-            return self.proj(self._attend(x, hw_shape, choice))
+            return self.proj(self._attend(x, hw_shape, choice, padding))
         B, N, C = x.shape
         window = (self.window_size, self.window_size)
         padded = pad_to_multiple(x.view(B, *hw_shape, C), window)
@@ -211,7 +228,13 @@ class FocusedLinearAttention(nn.Module):
             is_layer=self._could_be_one_operator(x, dtype),
         )
 
-    def _attend(self, x: Tensor, hw_shape: tuple[int, int], choice: Choice) -> Tensor:
+    def _attend(
+        self,
+        x: Tensor,
+        hw_shape: tuple[int, int],
+        choice: Choice,
+        padding: Padding | None = None,
+    ) -> Tensor:
         """Attention and convolutions of V, without the output projection."""
         # The Triton kernels scale what they have read anyway: nothing to gain from folding.
         uses_folded = (
@@ -222,7 +245,11 @@ class FocusedLinearAttention(nn.Module):
         if self.sr_ratio > 1:
             reduced, key_shape = reduce_tokens(x, hw_shape, self.sr, self.norm)
         q, k, v = self._project(x, reduced, folded)
-        positions = self.positional_encoding if folded is None else folded.positions
+        grid = self.positional_encoding if folded is None else folded.positions
+        if padding is None:
+            positions = self._positions(grid, self.grid_size, key_shape)
+        else:
+            positions = resize_grid_to_each(grid, padding)
         out = run(
             choice,
             q,
@@ -230,13 +257,14 @@ class FocusedLinearAttention(nn.Module):
             v,
             num_heads=self.num_heads,
             hw_shape=hw_shape,
-            positions=self._positions(positions, self.grid_size, key_shape),
+            positions=positions,
             scale=self.scale if folded is None else None,
             dwc_weight=self.dwc.weight if self.dwc is not None else None,
             dwc_bias=self.dwc.bias if self.dwc is not None else None,
             focusing_factor=self.focusing_factor,
             eps=EPS,
             floor=None if folded is None else folded.floor,
+            sizes=None if padding is None else padding.sizes,
         )
         if self.lepe is not None:
             out = out + as_tokens(self.lepe(as_image(v, hw_shape)))

@@ -28,6 +28,7 @@ _INPUTS = (
 )
 _FLOOR = "Tensor? floor, "
 _SETTINGS = "int num_heads, SymInt height, SymInt width, float eps"
+_SIZES = "Tensor? sizes=None"
 
 
 def _plain_cpu() -> torch.autocast:
@@ -39,18 +40,32 @@ def _plain_cpu() -> torch.autocast:
     "flatten_det::focused_linear_attention",
     mutates_args=(),
     device_types="cpu",
-    schema=f"({_INPUTS}{_FLOOR}{_SETTINGS}) -> (Tensor, Tensor, Tensor)",
+    schema=f"({_INPUTS}{_FLOOR}{_SETTINGS}, {_SIZES}) -> (Tensor, Tensor, Tensor)",
 )
 def attention(
-    q, k, v, positions, scale, dwc_weight, dwc_bias, floor, num_heads, height, width, eps
+    q,
+    k,
+    v,
+    positions,
+    scale,
+    dwc_weight,
+    dwc_bias,
+    floor,
+    num_heads,
+    height,
+    width,
+    eps,
+    sizes=None,
 ):
     """Output ``(B, N, C)``; for backward, the means of f(k)ᵀ v ``(B, h, d, d)`` and of f(k) ``(B, h, d)``.
 
     On CUDA v is taken from a centre there, which the means have beside that of f(k), ``(B, 2, C)``.
 
     Arguments as for :func:`~flatten_det.attention.reference.focused_linear_attention`, with p = 3. Fewer
-    keys than queries need ``dwc_weight=None``. With a floor there is no backward pass.
+    keys than queries need ``dwc_weight=None``. With a floor there is no backward pass. ``sizes``, on CUDA
+    alone, are those of :func:`flatten_det.attention.gpu.launch.forward`.
     """
+    _check_no_padding(sizes)
     inputs = (q, k, v, positions, scale, dwc_weight, dwc_bias)
     with _plain_cpu():
         return cpu_forward(*inputs, num_heads, (height, width), eps, floor)
@@ -60,7 +75,8 @@ def attention(
     "flatten_det::focused_linear_attention_backward",
     mutates_args=(),
     device_types="cpu",
-    schema=f"(Tensor grad, {_INPUTS}Tensor kv, Tensor means, {_SETTINGS}, bool[] needs) -> Tensor[]",
+    schema=f"(Tensor grad, {_INPUTS}Tensor kv, Tensor means, {_SETTINGS}, bool[] needs, {_SIZES}) "
+    "-> Tensor[]",
 )
 def attention_backward(
     grad,
@@ -78,22 +94,43 @@ def attention_backward(
     width,
     eps,
     needs,
+    sizes=None,
 ):
     """Gradients of those of the seven tensor inputs that need one, in their order."""
+    _check_no_padding(sizes)
     inputs = (q, k, v, positions, scale, dwc_weight, dwc_bias)
     with _plain_cpu():
         gradients = cpu_backward(grad, *inputs, kv, means, num_heads, (height, width), eps, needs)
     return [gradient for gradient, need in zip(gradients, needs, strict=True) if need]
 
 
+def _check_no_padding(sizes: Tensor | None) -> None:
+    if sizes is not None:
+        raise NotImplementedError(
+            "padding within the operator is for CUDA; leave it out on the CPU"
+        )
+
+
 @attention.register_kernel("cuda")
 def _attention_cuda(
-    q, k, v, positions, scale, dwc_weight, dwc_bias, floor, num_heads, height, width, eps
+    q,
+    k,
+    v,
+    positions,
+    scale,
+    dwc_weight,
+    dwc_bias,
+    floor,
+    num_heads,
+    height,
+    width,
+    eps,
+    sizes=None,
 ):
     if floor is not None:
         raise NotImplementedError("the Triton kernels take scale and eps themselves, no floor")
     inputs = (q, k, v, positions, scale, dwc_weight, dwc_bias)
-    return _forward_by_kernels(*inputs, num_heads, (height, width), eps)
+    return _forward_by_kernels(*inputs, num_heads, (height, width), eps, sizes)
 
 
 @attention_backward.register_kernel("cuda")
@@ -113,10 +150,11 @@ def _attention_backward_cuda(
     width,
     eps,
     needs,
+    sizes=None,
 ):
     inputs = (q, k, v, positions, scale, dwc_weight, dwc_bias)
     gradients = _backward_by_kernels(
-        grad, inputs, kv, means, num_heads, (height, width), eps, tuple(needs)
+        grad, inputs, kv, means, num_heads, (height, width), eps, sizes, tuple(needs)
     )
     return [gradient for gradient, need in zip(gradients, needs, strict=True) if need]
 
@@ -125,14 +163,14 @@ def _forward_by_kernels(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     """``gpu.forward``, or the plain operations if Triton cannot build it; the means are unwritten then."""
     try:
         if not gpu.failure():
-            return gpu.forward(*inputs)
+            return gpu.forward(*inputs[:-1], sizes=inputs[-1])
     except Exception as error:
         gpu.give_up(error)
-    *tensors, num_heads, hw_shape, eps = inputs
+    *tensors, num_heads, hw_shape, eps, sizes = inputs
     q = tensors[0]
     head_dim = q.shape[-1] // num_heads
     out = plain.focused_linear_attention(
-        **_named(tensors), num_heads=num_heads, hw_shape=hw_shape, eps=eps
+        **_named(tensors), num_heads=num_heads, hw_shape=hw_shape, eps=eps, sizes=sizes
     )
     kv = q.new_empty(len(q), num_heads, head_dim, head_dim, dtype=torch.float32)
     return out, kv, q.new_empty(len(q), 2, q.shape[-1], dtype=torch.float32)
@@ -146,12 +184,15 @@ def _backward_by_kernels(
     num_heads: int,
     hw_shape: tuple[int, int],
     eps: float,
+    sizes: Tensor | None,
     needs: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
     """``gpu.backward``, or that of the plain operations if Triton cannot build it."""
     try:
         if not gpu.failure():
-            return gpu.backward(grad, *inputs, kv, means, num_heads, hw_shape, eps, needs)
+            return gpu.backward(
+                grad, *inputs, kv, means, num_heads, hw_shape, eps, needs, sizes=sizes
+            )
     except Exception as error:
         gpu.give_up(error)
     leaves = [
@@ -159,7 +200,7 @@ def _backward_by_kernels(
     ]
     with torch.enable_grad():
         out = plain.focused_linear_attention(
-            **_named(leaves), num_heads=num_heads, hw_shape=hw_shape, eps=eps
+            **_named(leaves), num_heads=num_heads, hw_shape=hw_shape, eps=eps, sizes=sizes
         )
     wanted = [x for x, need in zip(leaves, needs, strict=True) if need]
     found = iter(torch.autograd.grad(out, wanted, grad) if wanted else ())
@@ -178,7 +219,7 @@ class _Kernels(torch.autograd.Function):
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         out, kv, means = _forward_by_kernels(*inputs)
         ctx.save_for_backward(*inputs[:7], kv, means)
-        ctx.settings = inputs[7:]
+        ctx.settings = inputs[7:]  # The sizes among them, which nobody changes.
         return out
 
     @staticmethod
@@ -187,7 +228,7 @@ class _Kernels(torch.autograd.Function):
         *tensors, kv, means = ctx.saved_tensors
         needs = ctx.needs_input_grad[:7]
         gradients = _backward_by_kernels(grad, tuple(tensors), kv, means, *ctx.settings, needs)
-        return *gradients, None, None, None
+        return *gradients, None, None, None, None
 
 
 def attention_on_cuda(
@@ -201,14 +242,15 @@ def attention_on_cuda(
     num_heads: int,
     hw_shape: tuple[int, int],
     eps: float,
+    sizes: Tensor | None = None,
 ) -> Tensor:
     """The output of :func:`attention` on CUDA, by its operator only where somebody may look at operators."""
     inputs = (q, k, v, positions, scale, dwc_weight, dwc_bias)
     if not _is_seen_by_nobody(q):
-        return attention(*inputs, None, num_heads, *hw_shape, eps)[0]
+        return attention(*inputs, None, num_heads, *hw_shape, eps, sizes)[0]
     if torch.is_grad_enabled():
-        return _Kernels.apply(*inputs, num_heads, hw_shape, eps)
-    return _forward_by_kernels(*inputs, num_heads, hw_shape, eps)[0]
+        return _Kernels.apply(*inputs, num_heads, hw_shape, eps, sizes)
+    return _forward_by_kernels(*inputs, num_heads, hw_shape, eps, sizes)[0]
 
 
 def _is_seen_by_nobody(x: Tensor) -> bool:
@@ -219,7 +261,7 @@ def _is_seen_by_nobody(x: Tensor) -> bool:
 
 
 @attention.register_fake
-def _(q, k, v, positions, scale, dwc_weight, dwc_bias, floor, num_heads, height, width, eps):
+def _(q, k, v, positions, scale, dwc_weight, dwc_bias, floor, num_heads, *settings):
     B, N, C = q.shape
     d = C // num_heads
     return (
@@ -230,16 +272,18 @@ def _(q, k, v, positions, scale, dwc_weight, dwc_bias, floor, num_heads, height,
 
 
 @attention_backward.register_fake
-def _(grad, q, k, v, positions, scale, dwc_weight, dwc_bias, kv, means, *settings):
+def _(
+    grad, q, k, v, positions, scale, dwc_weight, dwc_bias, kv, means, num_heads, height, width, eps,
+    needs, sizes=None,
+):  # fmt: skip
     inputs = (q, k, v, positions, scale, dwc_weight, dwc_bias)
-    needs = settings[-1]
     return [x.new_empty(x.shape) for x, need in zip(inputs, needs, strict=True) if need]
 
 
 def _setup_context(ctx, inputs, output):
-    *tensors, floor, num_heads, height, width, eps = inputs
+    *tensors, floor, num_heads, height, width, eps, sizes = inputs
     _, kv, means = output
-    ctx.save_for_backward(*tensors, kv, means)
+    ctx.save_for_backward(*tensors, kv, means, sizes)
     ctx.settings = (num_heads, height, width, eps)
     ctx.is_folded = floor is not None
 
@@ -248,12 +292,14 @@ def _backward(ctx, grad, *_):
     # Gradients of the two means do not occur: nothing but this reads them.
     if ctx.is_folded:
         raise NotImplementedError("folded projections have no backward pass: unfuse the layer")
-    *tensors, kv, means = ctx.saved_tensors
+    *tensors, kv, means, sizes = ctx.saved_tensors
     needs = [need and x is not None for need, x in zip(ctx.needs_input_grad, tensors, strict=False)]
     found = iter(
-        attention_backward(grad, *tensors, kv, means, *ctx.settings, needs) if any(needs) else ()
+        attention_backward(grad, *tensors, kv, means, *ctx.settings, needs, sizes)
+        if any(needs)
+        else ()
     )
-    return (*(next(found) if need else None for need in needs), None, None, None, None, None)
+    return (*(next(found) if need else None for need in needs), *[None] * 6)
 
 
 attention.register_autograd(_backward, setup_context=_setup_context)

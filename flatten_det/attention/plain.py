@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .maps import is_padding
 from .reference import depthwise_values, without_autocast
 
 # A weight of all keys below this is nothing beside the eps.
@@ -36,12 +37,23 @@ def focused_linear_attention(
     focusing_factor: float = 3,
     eps: float = 1e-6,
     floor: Tensor | None = None,
+    sizes: Tensor | None = None,
 ) -> Tensor:
-    """Arguments and result as for :func:`flatten_det.attention.reference.focused_linear_attention`."""
+    """Arguments and result as for :func:`flatten_det.attention.reference.focused_linear_attention`.
+
+    Args:
+        sizes: ``(B, 2)``, height and width of each map without its padding, which is to the right of it and
+            below, and has no part in the result; the result is zero there. None: there is no padding.
+    """
     full = torch.promote_types(v.dtype, torch.float32)
     differentiates = torch.is_grad_enabled()
     dtype = v.dtype if v.dtype == torch.bfloat16 and not differentiates else full
-    M = k.shape[1]
+    M, padding = k.shape[1], None
+    if sizes is not None:
+        padding = is_padding(sizes, hw_shape).flatten(1).unsqueeze(-1)  # [B, N, 1]
+        M = sizes.prod(dim=1).view(-1, 1, 1)
+        # Zeros like what every image alone is surrounded by.
+        v = v.masked_fill(padding, 0)
     with without_autocast(q.device):
         inverse_scale = None if scale is None else 1 / F.softplus(scale.to(full))
         settings = (inverse_scale, eps, floor, focusing_factor)
@@ -50,8 +62,11 @@ def focused_linear_attention(
             _powers(x, *settings) for x in (q, keys)
         )
         queries = _heads(queries, num_heads, dtype)  # [B, h, N, d]
-        keys = _heads(keys, num_heads, dtype) * (k_norm / k_powers_norm).unsqueeze(1).to(dtype)
-        centre = v.detach().mean(dim=1, keepdim=True, dtype=full) if differentiates else None
+        lengths = k_norm / k_powers_norm
+        if padding is not None:
+            lengths = lengths.masked_fill(padding, 0)
+        keys = _heads(keys, num_heads, dtype) * lengths.unsqueeze(1).to(dtype)
+        centre = v.detach().sum(dim=1, keepdim=True, dtype=full) / M if differentiates else None
         values = _heads(v - centre if differentiates else v, num_heads, dtype)  # [B, h, M, d]
 
         sums = keys.sum(dim=2, dtype=full).unsqueeze(-1).to(dtype)  # [B, h, d, 1]
@@ -70,7 +85,8 @@ def focused_linear_attention(
             dtype = full if differentiates and v.dtype == torch.float16 else v.dtype
             parameters = (None if x is None else x.to(dtype) for x in (dwc_weight, dwc_bias))
             out = out + depthwise_values(v.to(dtype), *parameters, num_heads, hw_shape)
-        return out.to(v.dtype)
+        out = out.to(v.dtype)
+        return out if padding is None else out.masked_fill(padding, 0)
 
 
 def _powers(

@@ -60,11 +60,24 @@ class DenseBackbone(BaseModule):
         with self._autocast_weights.used_by(self, x):
             if sizes is None:
                 return self.forward_images(x)
+            if len(set(sizes)) > 1 and self.computes_padded(x):
+                return self.forward_images(x, sizes)
             strides = [self.strides[index] for index in self.out_indices]
             return apply_to_valid(self.forward_images, x, sizes, strides)
 
+    def computes_padded(self, x: Tensor) -> bool:
+        """Whether images of several sizes go through in one pass, and not one size after the other.
+
+        On CUDA, where launches are what costs, and if all layers know how to leave the padding out. Swin's
+        and CSwin's windows do not: a shift depends on the size of the map, and brings padding between tokens.
+        """
+        return False
+
     def forward_images(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The same for images without padding, or with padding that is taken for image."""
+        """The same for images without padding, or with padding that is taken for image.
+
+        If it :meth:`computes_padded`, also with ``sizes`` as a second argument.
+        """
         raise NotImplementedError
 
     def frozen_modules(self) -> Iterable[nn.Module | nn.Parameter]:

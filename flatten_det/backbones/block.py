@@ -1,11 +1,14 @@
 """The pre-norm transformer block that all families share."""
 
+from typing import Any
+
 import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
 from ..attention import FocusedLinearAttention
 from ..attention.layer_norm import add_layer_norm
+from ..attention.maps import Padding
 from ..attention.size_cache import tensors_have_values
 from .checkpointing import BLOCK, ELEMENTWISE, MLP, recompute, recompute_elementwise
 from .in_place import computes_in_place
@@ -17,7 +20,7 @@ class TransformerBlock(nn.Module):
 
     Args:
         dim: channels C.
-        attn: layer called as ``attn(x, hw_shape)``.
+        attn: layer called as ``attn(x, hw_shape)``, with the padding as a third argument if there is some.
         mlp_ratio: hidden channels of the MLP / C.
         drop_path: probability to drop a branch for a sample in training.
         norm_eps: of the LayerNorms.
@@ -44,37 +47,50 @@ class TransformerBlock(nn.Module):
         self.mlp = DepthwiseMlp(dim, hidden) if mlp_conv else TokenMlp(dim, hidden)
         self.cp_policy = cp_policy
 
-    def forward(self, x: Tensor, hw_shape: tuple[int, int], inplace: bool = False) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        hw_shape: tuple[int, int],
+        inplace: bool = False,
+        padding: Padding | None = None,
+    ) -> Tensor:
         """``(B, N, C)`` with N = H*W of ``hw_shape`` -> ``(B, N, C)``.
 
-        With ``inplace``, x may be overwritten: :func:`.in_place.computes_in_place` holds for the backbone.
+        Args:
+            inplace: x may be overwritten: :func:`.in_place.computes_in_place` holds for the backbone.
+            padding: for an ``attn`` that takes it, not in place: each map is computed as alone, and what the
+                result has in the padding is of no use.
         """
+        maps = (hw_shape,) if padding is None else (hw_shape, padding)
         policy = self.cp_policy if torch.is_grad_enabled() else None
         if policy == BLOCK:
-            return recompute(self._forward, x, hw_shape)
+            return recompute(self._forward, x, *maps)
         if policy == ELEMENTWISE:
-            return recompute_elementwise(self._forward, x, hw_shape)
+            return recompute_elementwise(self._forward, x, *maps)
         if policy == MLP:
-            return recompute(self._add_mlp, self._add_attention(x, hw_shape), hw_shape)
+            return recompute(self._add_mlp, self._add_attention(x, *maps), *maps)
+        if padding is not None:
+            return self._forward(x, *maps)
         # A compiled block is called from a backbone that is not, and plans its memory itself.
         is_alone = inplace and tensors_have_values()
         if (is_alone or computes_in_place(self, x)) and not self._is_dropping():
             return self._forward_in_place(x, hw_shape, inplace)
         return self._forward(x, hw_shape)
 
-    def _forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+    def _forward(self, x: Tensor, *maps: Any) -> Tensor:
+        """``maps``: their size and, if there is some, their padding."""
         x, normed = add_layer_norm(x, None, self.norm1)
-        branch = self.attn(normed, hw_shape)
+        branch = self.attn(normed, *maps)
         x, normed = add_layer_norm(x, branch, self.norm2, self.drop_path)
-        return x + self.drop_path(self.mlp(normed, hw_shape))
+        return x + self.drop_path(self.mlp(normed, *maps))
 
-    def _add_attention(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+    def _add_attention(self, x: Tensor, *maps: Any) -> Tensor:
         x, normed = add_layer_norm(x, None, self.norm1)
-        return x + self.drop_path(self.attn(normed, hw_shape))
+        return x + self.drop_path(self.attn(normed, *maps))
 
-    def _add_mlp(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+    def _add_mlp(self, x: Tensor, *maps: Any) -> Tensor:
         x, normed = add_layer_norm(x, None, self.norm2)
-        return x + self.drop_path(self.mlp(normed, hw_shape))
+        return x + self.drop_path(self.mlp(normed, *maps))
 
     def _is_dropping(self) -> bool:
         return self.training and not isinstance(self.drop_path, nn.Identity)

@@ -8,7 +8,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..attention import FocusedLinearAttention
-from ..attention.grid import ResizedGrids
+from ..attention.grid import ResizedGrids, resize_grid_to_each
 from ..attention.layer_norm import layer_norm
 from .arch import check_attn_types, check_frozen_stages, drop_path_rates, map_sizes, resolve_arch
 from .base import DenseBackbone
@@ -19,6 +19,7 @@ from .in_place import as_contiguous_image, computes_in_place
 from .options import check_options
 from .patch_embed import PatchEmbed
 from .softmax_attention import SpatialReductionAttention
+from .valid_region import fill_padding
 
 _STRIDE = 16
 # Of classification; the second one is that of DeiT's distilled models.
@@ -138,13 +139,26 @@ class FLattenDeiT(DenseBackbone):
         self.freeze()
         compile_blocks(self, compile)
 
-    def forward_images(self, x: Tensor) -> tuple[Tensor, ...]:
-        inplace = computes_in_place(self, x)
+    def computes_padded(self, x: Tensor) -> bool:
+        return x.is_cuda
+
+    def forward_images(
+        self, x: Tensor, sizes: Sequence[tuple[int, int]] | None = None
+    ) -> tuple[Tensor, ...]:
+        inplace, padding = sizes is None and computes_in_place(self, x), None
+        if sizes is not None:
+            x, (padding,) = fill_padding(x, sizes, self.strides, [self.grid_size])
         x, hw_shape = self.patch_embed(x, inplace)
-        x = x + self._positions(self.pos_embed, self.grid_size, hw_shape)
+        if padding is None:
+            x = x + self._positions(self.pos_embed, self.grid_size, hw_shape)
+        else:
+            x = x + resize_grid_to_each(self.pos_embed, padding)
         for block in self.blocks:
-            x = block(x, hw_shape, inplace)
-        return (as_contiguous_image(layer_norm(x, self.norm), hw_shape),)
+            x = block(x, hw_shape, inplace, padding)
+        x = layer_norm(x, self.norm)
+        if padding is not None:
+            x = x.masked_fill(padding.mask, 0)
+        return (as_contiguous_image(x, hw_shape),)
 
     def train(self, mode: bool = True) -> "FLattenDeiT":
         self._positions.clear()

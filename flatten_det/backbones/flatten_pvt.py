@@ -6,7 +6,8 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..attention.grid import GridRows, ResizedGrids
+from ..attention.grid import GridRows, ResizedGrids, resize_grid_to_each
+from ..attention.maps import Padding
 from .in_place import row_portions
 from .patch_embed import PatchEmbed
 from .pvt_family import PVTFamily
@@ -53,9 +54,16 @@ class FLattenPVT(PVTFamily):
             setattr(self, f"pos_embed{stage + 1}", grid)
 
     def before_blocks(
-        self, stage: int, x: Tensor, hw_shape: tuple[int, int], inplace: bool
+        self,
+        stage: int,
+        x: Tensor,
+        hw_shape: tuple[int, int],
+        inplace: bool,
+        padding: Padding | None,
     ) -> Tensor:
         grid, from_hw = getattr(self, f"pos_embed{stage + 1}"), self.grid_sizes[stage]
+        if padding is not None:
+            return x + resize_grid_to_each(grid, padding)
         is_exact = grid.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
         if not (inplace and is_exact and x.dtype == torch.float32 and x.is_contiguous()):
             return x + self._positions[stage](grid, from_hw, hw_shape)

@@ -10,7 +10,7 @@ import torch
 from timm.layers import Mlp
 from torch import Tensor, nn
 
-from ..attention.maps import as_image, as_tokens
+from ..attention.maps import Padding, as_image, as_tokens
 
 # Entries of the hidden activations of a portion: 4 MB in float32.
 _PORTION = 1 << 20
@@ -24,7 +24,12 @@ def pays_in_portions(x: Tensor, hidden_dim: int) -> bool:
 class TokenMlp(Mlp):
     """Two linear layers with a GELU in between, for each token by itself; arguments are timm's."""
 
-    def forward(self, x: Tensor, hw_shape: tuple[int, int] | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        hw_shape: tuple[int, int] | None = None,
+        padding: Padding | None = None,
+    ) -> Tensor:
         """``(B, N, C)`` -> ``(B, N, C)``; where the tokens lie on the map does not matter."""
         return super().forward(x)
 
@@ -72,9 +77,14 @@ class DepthwiseMlp(nn.Module):
         self.act = nn.GELU()
         self.fc2 = nn.Linear(hidden_dim, dim)
 
-    def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        """``(B, N, C)`` with N = H*W of ``hw_shape`` -> ``(B, N, C)``."""
-        return self._rows(x, hw_shape, slice(0, hw_shape[0]))
+    def forward(
+        self, x: Tensor, hw_shape: tuple[int, int], padding: Padding | None = None
+    ) -> Tensor:
+        """``(B, N, C)`` with N = H*W of ``hw_shape`` -> ``(B, N, C)``.
+
+        With ``padding``, each map is computed as alone, and what the result has in the padding is of no use.
+        """
+        return self._rows(x, hw_shape, slice(0, hw_shape[0]), padding)
 
     def add_in_portions(self, x: Tensor, hw_shape: tuple[int, int], norm: nn.Module) -> None:
         """Add the MLP of ``norm(x)`` to the contiguous ``x (B, N, C)``, N = H*W, in place."""
@@ -93,7 +103,12 @@ class DepthwiseMlp(nn.Module):
                 own = slice(first, first + bottom - top)
                 part += self._rows(norm(tokens), (tokens.shape[1] // width, width), own)
 
-    def _rows(self, x: Tensor, hw_shape: tuple[int, int], rows: slice) -> Tensor:
+    def _rows(
+        self, x: Tensor, hw_shape: tuple[int, int], rows: slice, padding: Padding | None = None
+    ) -> Tensor:
         """Rows of the result on the map ``x (B, H*W, C)``."""
-        image = self.dwconv(as_image(self.fc1(x), hw_shape))
+        hidden = self.fc1(x)
+        if padding is not None:
+            hidden = hidden.masked_fill(padding.mask, 0)
+        image = self.dwconv(as_image(hidden, hw_shape))
         return self.fc2(self.act(as_tokens(image[:, :, rows])))

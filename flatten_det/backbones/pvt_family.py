@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..attention import FocusedLinearAttention
 from .arch import check_attn_types, drop_path_rates, map_sizes, resolve_arch
@@ -122,6 +122,10 @@ class PVTFamily(PyramidBackbone):
         self._init_from_scratch()
         self.freeze()
         compile_blocks(self, compile)
+
+    def computes_padded(self, x: Tensor) -> bool:
+        layers = (m for m in self.modules() if isinstance(m, FocusedLinearAttention))
+        return x.is_cuda and all(layer.takes_padding for layer in layers)
 
     @staticmethod
     def make_patch_embed(stage: int, in_channels: int, embed_dims: int) -> PatchEmbed:

@@ -6,10 +6,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..attention.maps import as_image
+from ..attention.maps import Padding, as_image
 from .arch import check_frozen_stages, check_out_indices, map_sizes
 from .base import DenseBackbone
 from .in_place import as_contiguous_image, computes_in_place
+from .valid_region import fill_padding
 
 
 class PyramidBackbone(DenseBackbone):
@@ -53,15 +54,24 @@ class PyramidBackbone(DenseBackbone):
             setattr(self, f"patch_embed{stage + 1}", embedding)
             setattr(self, f"block{stage + 1}", nn.ModuleList(blocks(stage)))
 
-    def forward_images(self, x: Tensor) -> tuple[Tensor, ...]:
+    def forward_images(
+        self, x: Tensor, sizes: Sequence[tuple[int, int]] | None = None
+    ) -> tuple[Tensor, ...]:
         outs = []
-        inplace = computes_in_place(self, x)
-        for stage in range(self.num_stages):
+        inplace = sizes is None and computes_in_place(self, x)
+        paddings = [None] * self.num_stages
+        if sizes is not None:
+            stages = slice(0, self.num_stages)
+            x, paddings = fill_padding(x, sizes, self.strides[stages], self.grid_sizes[stages])
+        for stage, padding in enumerate(paddings):
             x, hw_shape = getattr(self, f"patch_embed{stage + 1}")(x, inplace)
-            x = self.before_blocks(stage, x, hw_shape, inplace)
+            x = self.before_blocks(stage, x, hw_shape, inplace, padding)
             for block in getattr(self, f"block{stage + 1}"):
-                x = block(x, hw_shape, inplace)
+                x = block(x, hw_shape, inplace, padding)
             x = self.after_blocks(stage, x)
+            if padding is not None:
+                # Convolutions see the zeros that an image alone is surrounded by.
+                x = x.masked_fill(padding.mask, 0)
             if stage in self.out_indices:
                 out = self.to_output(stage, x)
                 outs.append(as_contiguous_image(out, hw_shape))
@@ -69,7 +79,12 @@ class PyramidBackbone(DenseBackbone):
         return tuple(outs)
 
     def before_blocks(
-        self, stage: int, x: Tensor, hw_shape: tuple[int, int], inplace: bool
+        self,
+        stage: int,
+        x: Tensor,
+        hw_shape: tuple[int, int],
+        inplace: bool,
+        padding: Padding | None,
     ) -> Tensor:
         """Tokens ``(B, N, C)`` on their way from the patch embedding to the blocks.
 

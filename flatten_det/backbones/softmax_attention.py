@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..attention.maps import Padding
 from ..attention.size_cache import SizeCache
 from ..attention.spatial_reduction import reduce_tokens
 from ..attention.window import pad_to_multiple, window_merge, window_partition
@@ -30,14 +31,26 @@ class SpatialReductionAttention(nn.Module):
             self.norm = nn.LayerNorm(dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        """``(B, N, C)`` with N = H*W of ``hw_shape`` -> ``(B, N, C)``."""
+    def forward(
+        self, x: Tensor, hw_shape: tuple[int, int], padding: Padding | None = None
+    ) -> Tensor:
+        """``(B, N, C)`` with N = H*W of ``hw_shape`` -> ``(B, N, C)``.
+
+        With ``padding``, each map is computed as alone, and what the result has in the padding is of no use.
+        """
         q = self.q(x)
+        is_key = None if padding is None else ~padding.mask
         if self.sr_ratio > 1:
+            if padding is not None:
+                x = x.masked_fill(padding.mask, 0)
+                # What has a valid token at its top left has one at all.
+                is_key = is_key.unflatten(1, hw_shape)[:, :: self.sr_ratio, :: self.sr_ratio]
+                is_key = is_key.flatten(1, 2)
             x, _ = reduce_tokens(x, hw_shape, self.sr, self.norm)
         k, v = self.kv(x).chunk(2, dim=-1)
         heads = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
-        out = F.scaled_dot_product_attention(*heads)
+        mask = None if is_key is None else is_key[:, None, None, :, 0]  # [B, 1, 1, M]
+        out = F.scaled_dot_product_attention(*heads, attn_mask=mask)
         return self.proj(out.transpose(1, 2).flatten(2))
 
 

@@ -1,9 +1,15 @@
 """Which part of a padded batch is image, and computing that part alone.
 
 Frameworks pad the images of a batch to the largest one. Attention over the whole map would mix the padding
-into every token, and the prediction for an image would depend on its batch mates. So images go through the
-backbone without their padding, those of one size together: padding has no part in keys, queries, norms or
-convolutions, learned grids fit each image's own map, and nothing is computed that nobody needs.
+into every token, and the prediction for an image would depend on its batch mates. So padding has no part in
+keys, queries, norms or convolutions, and learned grids fit each image's own map. There are two ways:
+
+- Images go through the backbone without their padding, those of one size together (:func:`apply_to_valid`).
+  Nothing is computed that nobody needs.
+- All go through it at once, and every layer that looks beyond a token knows what is padding
+  (:func:`fill_padding`). On a GPU, launches cost more than padding does.
+
+:meth:`.base.DenseBackbone.computes_padded` decides.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +20,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ..attention.grid import shares_of_grid
+from ..attention.maps import Padding, is_padding
 
 
 @dataclass(frozen=True)
@@ -140,3 +149,37 @@ def apply_to_valid(
         out = padded[0] if len(padded) == 1 else torch.cat(padded)
         outs.append(out if order is None else out[order])
     return tuple(outs)
+
+
+def fill_padding(
+    images: Tensor,
+    sizes: Sequence[tuple[int, int]],
+    strides: Sequence[int],
+    grid_sizes: Sequence[tuple[int, int]],
+) -> tuple[Tensor, list[Padding]]:
+    """Images with zeros in their padding, and what is padding of their feature maps.
+
+    Args:
+        images: ``(B, C, H, W)``.
+        sizes: ``(h, w)`` of the image in each.
+        strides: s of the maps ``(ceil(H/s), ceil(W/s))``, in pixels.
+        grid_sizes: of the learned grids on the maps.
+    """
+    device, hw_shape = images.device, tuple(images.shape[2:])
+    # One transfer, which waits for nothing, and few operations: launches are what is to be saved.
+    of_maps = [[[-(-x // s) for x in size] for size in sizes] for s in strides]
+    grids = [[size] * len(sizes) for size in grid_sizes]
+    values = torch.tensor([sizes, *of_maps, *grids], dtype=torch.int32)
+    values = values.to(device, non_blocking=True)
+    size_of_images, size_of_maps, grids = values.split((1, len(strides), len(strides)))
+    of_images = is_padding(size_of_images[0], hw_shape)
+    longest = -(-max(hw_shape) // min(strides))
+    shares = shares_of_grid(size_of_maps, grids, longest, max(max(x) for x in grid_sizes))
+    paddings = []
+    for own, (h, w), s, size in zip(shares, grid_sizes, strides, size_of_maps, strict=True):
+        # A token with a valid pixel at its top left has one at all.
+        mask = of_images[:, ::s, ::s]
+        _, height, width = mask.shape
+        rows, columns = own[:, 0, :height, :h], own[:, 1, :width, :w].contiguous()
+        paddings.append(Padding(size, mask.flatten(1).unsqueeze(-1), rows, columns))
+    return images.masked_fill(of_images.unsqueeze(1), 0), paddings

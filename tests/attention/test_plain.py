@@ -63,6 +63,40 @@ def test_fewer_keys(dtype):
     check(inputs, (8, 6), 2)
 
 
+@pytest.mark.parametrize("dtype", list(TOLERANCES))
+@pytest.mark.parametrize("focusing_factor", [3, 2])
+def test_padding(dtype, focusing_factor):
+    """Values and gradients of each map are those of the map alone, and zero in the padding."""
+    (H, W), sizes = (6, 8), [(6, 5), (3, 8), (1, 1)]
+    options = dict(num_heads=2, focusing_factor=focusing_factor)
+    inputs = make_inputs((H, W), 2, 16, batch=3, dtype=dtype)
+    grad = torch.randn(inputs["q"].shape, generator=torch.Generator().manual_seed(1))
+    padded = options | dict(hw_shape=(H, W), sizes=torch.tensor(sizes))
+    out, gradients = with_gradients(focused_linear_attention, inputs, grad, **padded)
+    with torch.no_grad():
+        at_inference = focused_linear_attention(**inputs, **padded)
+    expected = torch.zeros(out.shape).double()
+    expected_gradients = {n: torch.zeros(x.shape).double() for n, x in inputs.items()}
+    for index, size in enumerate(sizes):
+        own = torch.arange(H * W).view(H, W)[: size[0], : size[1]].flatten()
+        cut = {n: inputs[n][index : index + 1, own] for n in ("q", "k", "v")}
+        cut["positions"] = inputs["positions"][:, own]
+        alone, found = exact(inputs | cut, grad[index : index + 1, own], hw_shape=size, **options)
+        expected[index, own] = alone[0]
+        for name, gradient in found.items():
+            place = expected_gradients[name]
+            if name in cut:
+                place[min(index, len(place) - 1), own] += gradient[0]
+            else:
+                place += gradient
+    found = {"out": out, "inference": at_inference, **gradients}
+    expected = {"out": expected, "inference": expected, **expected_gradients}
+    for name, value in found.items():
+        assert relative_error(value, expected[name]) <= 3 * TOLERANCES[dtype], name
+        if name in ("out", "inference", "q", "k", "v"):
+            assert not value[expected[name] == 0].any(), name
+
+
 def test_folded_projections(monkeypatch):
     monkeypatch.setenv("FLATTEN_DET_ATTENTION", "plain")
     layer = FocusedLinearAttention(32, 2, (6, 5)).eval()

@@ -54,6 +54,23 @@ def test_compiled_equals_plain(family):
 
 
 @pytest.mark.slow
+def test_compiled_with_padding():
+    """As on CUDA, in one pass for all images."""
+    plain, model = (
+        build("FLattenPVT", False),
+        build("FLattenPVT", dict(dynamic=True, backend="eager", fullgraph=True)),
+    )
+    for images, sizes in (
+        (torch.randn(2, 3, 96, 128), [(96, 64), (75, 128)]),
+        (torch.randn(3, 3, 64, 96), [(64, 96), (50, 50), (33, 96)]),
+    ):
+        with torch.no_grad():
+            pairs = zip(*(m.forward_images(images, sizes) for m in (model, plain)), strict=True)
+        for found, expected in pairs:
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
 def test_compiled_by_inductor():
     check("FLattenPVT", True, rtol=1e-2, atol=1e-3)
 

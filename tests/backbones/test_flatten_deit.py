@@ -71,9 +71,11 @@ def test_any_size(attn_types, size):
 
 @pytest.mark.parametrize("attn_types", KINDS)
 @pytest.mark.parametrize("train", [False, True])
-def test_alone_and_in_a_batch(attn_types, train):
+@pytest.mark.parametrize("in_one_pass", [False, True])
+def test_alone_and_in_a_batch(attn_types, train, in_one_pass):
     """The padding of a batch has no part in what is computed for an image, and its map is zero there."""
     model = nano(attn_types=attn_types).train(train)
+    model.computes_padded = lambda x: in_one_pass  # As on CUDA.
     sizes = [(96, 128), (64, 64), (96, 128), (77, 50)]
     images = torch.full((4, 3, 96, 144), 7.0)
     for image, (height, width) in zip(images, sizes, strict=True):

@@ -1,6 +1,7 @@
 """What a backbone computes for an image does not depend on its batch mates."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,9 +10,13 @@ from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
 from nano_backbones import NANO
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import flatten_det  # noqa: F401  registers the backbones
+from flatten_det.attention import module
+from flatten_det.attention.dispatch import TRITON, Choice
 
 PADDED = (128, 192)
 # The second is half as large, the third has the size of the first, the fourth ends within a token.
@@ -29,6 +34,19 @@ class Model(BaseModel):
         return self.backbone(inputs)
 
 
+class OperatorCalls(TorchDispatchMode):
+    """Counts in ``total`` the operators that are no views and no allocations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        is_free = func.is_view or func.overloadpacket.__name__.startswith(("empty", "detach"))
+        self.total += not is_free
+        return func(*args, **(kwargs or {}))
+
+
 def build(family: str, **options) -> Model:
     torch.manual_seed(0)
     backbone = MODELS.build(dict(type=family, arch=NANO[family], **options))
@@ -36,6 +54,17 @@ def build(family: str, **options) -> Model:
         if parameter.dim() < 2 or "pos" in name:
             nn.init.normal_(parameter, std=0.3)
     return Model(backbone)
+
+
+# Families that can compute all images in one pass, as they do on CUDA.
+IN_ONE_PASS = ("FLattenPVT", "FLattenPVTv2")
+WAYS = [(family, False) for family in NANO] + [(family, True) for family in IN_ONE_PASS]
+
+
+def compute_in_one_pass(model: Model) -> Model:
+    """Do as on CUDA, by plain operations."""
+    model.backbone.computes_padded = lambda x: True
+    return model
 
 
 def samples(sizes) -> list[BaseDataElement]:
@@ -56,12 +85,15 @@ def own(maps, index: int, stride: int):
 
 
 @pytest.mark.parametrize("attn_types", ["LLSS", "SSLL"])
-@pytest.mark.parametrize("family", NANO)
+@pytest.mark.parametrize(("family", "in_one_pass"), WAYS)
 @pytest.mark.parametrize("train", [False, True])
-def test_alone_and_in_a_batch(family, attn_types, train):
+def test_alone_and_in_a_batch(family, in_one_pass, attn_types, train):
     model = build(family, attn_types=tuple(attn_types)).train(train)
     images = batch(padding=7.0)
     with torch.set_grad_enabled(train):
+        if in_one_pass:
+            compute_in_one_pass(model)
+            images[images == 7.0] = torch.nan
         together = model(images, samples(VALID))
         for index, (height, width) in enumerate(VALID):
             alone = model(images[index : index + 1, :, :height, :width])
@@ -72,10 +104,14 @@ def test_alone_and_in_a_batch(family, attn_types, train):
     assert [x.shape[2:] for x in together] == [(128 // s, 192 // s) for s in (4, 8, 16, 32)]
 
 
-@pytest.mark.parametrize("family", NANO)
-def test_gradients_are_those_of_the_images_alone(family):
-    model = build(family, out_indices=(1, 3)).train()
+@pytest.mark.parametrize(("family", "in_one_pass"), WAYS)
+def test_gradients_are_those_of_the_images_alone(family, in_one_pass):
+    types = dict(attn_types=tuple("SLLS")) if in_one_pass else {}
+    model = build(family, out_indices=(1, 3), **types).train()
     images = batch()
+    if in_one_pass:  # Plain operations do not round as those on the CPU do.
+        compute_in_one_pass(model).double()
+        images = images.double()
 
     def gradients(outputs):
         model.zero_grad()
@@ -164,6 +200,44 @@ def test_a_checkpointed_backbone_computes_the_same_again(reentrant):
         assert (a - b).norm() <= 1e-4 * b.norm() + 1e-5
 
 
+@pytest.mark.parametrize("policy", ["block", "mlp", "elementwise"])
+def test_checkpointed_blocks_know_the_padding(policy):
+    images, gradients = batch(), {}
+    for with_cp in (False, dict(policy=policy)):
+        model = compute_in_one_pass(build("FLattenPVTv2", with_cp=with_cp)).train()
+        sum(x.square().sum() for x in model(images, samples(VALID))).backward()
+        gradients[bool(with_cp)] = [p.grad for p in model.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(*gradients.values(), strict=True))
+
+
+def test_what_computes_all_images_in_one_pass():
+    """Where it is possible: on CUDA, and not with reduced keys, whose values are stretched over the map."""
+    images = dict(cpu=torch.empty(0), cuda=SimpleNamespace(is_cuda=True))
+    found = {
+        (family, device)
+        for family in NANO
+        for device, x in images.items()
+        if build(family).backbone.computes_padded(x)
+    }
+    assert found == {(family, "cuda") for family in IN_ONE_PASS}
+    reduced = build("FLattenPVT", la_sr_ratios=(2, 1, 1, 1)).backbone
+    assert not reduced.computes_padded(images["cuda"])
+
+
+def test_one_pass_saves_operators(monkeypatch):
+    """In training, the kernels being one operator, as on CUDA; two sizes one after the other take twice."""
+    monkeypatch.setattr(module, "choose", lambda *_, **__: Choice(TRITON))
+    backbone, (height, width) = build("FLattenPVT").train().backbone, PADDED
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        calls = {}
+        for sizes in (None, [PADDED, (height // 2, width)]):
+            with OperatorCalls() as counter:
+                outs = backbone.forward_images(torch.empty(2, 3, *PADDED), sizes)
+                torch.autograd.backward(outs, [torch.empty_like(x) for x in outs])
+            calls[sizes is not None] = counter.total
+    assert calls[True] < 0.65 * 2 * calls[False]
+
+
 @pytest.mark.slow
 def test_a_compiled_model_follows_the_sizes():
     model, images = build("FLattenPVT").eval(), batch()
@@ -207,9 +281,11 @@ def test_which_of_two_equal_branches_is_told_by_the_tensor():
         assert all(torch.equal(a, b) for a, b in zip(outputs, maps, strict=True))
 
 
-@pytest.mark.parametrize("family", NANO)
-def test_under_autocast(family):
+@pytest.mark.parametrize(("family", "in_one_pass"), WAYS)
+def test_under_autocast(family, in_one_pass):
     model, images = build(family).eval(), batch()
+    if in_one_pass:
+        compute_in_one_pass(model)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         together = model(images, samples(VALID))
         for index, (height, width) in enumerate(VALID):

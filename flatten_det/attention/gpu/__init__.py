@@ -40,6 +40,12 @@ that is 5-6 U forward and 17-20 U with backward. With many heads ``row_norms``, 
   memory, with two barriers each time, to get from the one into the other.
 - Sums over the tokens of a tile are products with ones, for the same reason.
 
+**Padding.** Maps of several sizes in one batch have their heights and widths as an argument. Kernels that
+walk over tokens count those of a map's own rows and columns, kernels that walk over regions cut its own map,
+and both step from row to row by the width of the padded one. So padding is neither read nor written; its
+zeros are filled in before (one operator forward, three backward, 1 U each). It takes 1-3 % more instructions
+per element, for the divisions, and none where there is no padding.
+
 **Numbers.** All arithmetic is float32; products of matrices have operands of 16 bits where the inputs do.
 
 - Rows are divided by their norms before they are cubed, so that no power over- or underflows.

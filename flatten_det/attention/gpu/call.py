@@ -134,6 +134,7 @@ def check_parameters(
     scale: Tensor | None,
     dwc_weight: Tensor | None,
     dwc_bias: Tensor | None,
+    sizes: Tensor | None = None,
 ) -> None:
     """The kernels would read beyond the end of parameters that are too small.
 
@@ -147,9 +148,12 @@ def check_parameters(
         ("scale", scale, [(1, 1, C), (C,)]),
         ("dwc_weight", dwc_weight, [(d, 1, K, K)]),
         ("dwc_bias", dwc_bias, [(d,)]),
+        ("sizes", sizes, [(call.B, 2)]),
     ):
         if x is not None and tuple(x.shape) not in shapes:
             raise ValueError(f"{name} has shape {tuple(x.shape)}, it must be {shapes[0]}")
+    if sizes is not None and not (sizes.dtype == torch.int32 and sizes.is_contiguous()):
+        raise ValueError(f"sizes must be contiguous int32; they are {sizes.dtype}")
     if K % 2 == 0:
         raise ValueError(f"dwc_weight has a kernel of {K}x{K}, its size must be odd")
 

@@ -1,7 +1,8 @@
 """Backward kernels: queries, keys and values, depthwise weights, sums.
 
 Notation as in :mod:`.tiles`; G is the gradient of the output. The length of a row may be treated as a
-constant where it is divided out, because the result does not depend on it.
+constant where it is divided out, because the result does not depend on it. ``sizes`` as in
+:mod:`.kernels_forward`.
 """
 
 import triton
@@ -28,6 +29,9 @@ from .tiles import (
     region_tokens,
     row_offsets,
     store_tile,
+    valid_count,
+    valid_size,
+    valid_tokens,
 )
 
 
@@ -84,7 +88,9 @@ def query_parameters(
     return tl.trans(operand), factor, mean, as_columns(middle, OPERAND)
 
 
-@triton.jit(do_not_specialize=["q_batch", "q_token", "grad_batch", "grad_token", "N"])
+@triton.jit(
+    do_not_specialize=["q_batch", "q_token", "grad_batch", "grad_token", "N", "sizes", "pitch"]
+)
 def query_norms(
     q,
     q_batch,
@@ -97,6 +103,8 @@ def query_norms(
     kv,
     norms,
     N,
+    sizes,
+    pitch,
     eps,
     C: tl.constexpr,
     HEADS: tl.constexpr,
@@ -105,14 +113,17 @@ def query_norms(
     BLOCK: tl.constexpr,
     HAS_SCALE: tl.constexpr,
     OPERAND: tl.constexpr,
+    HAS_SIZES: tl.constexpr,
 ):
     """What the heads of a row of queries share, for programs that see one head only.
 
     ``norms (B, N, 3)`` float32: 1 / n, sum of c^2, d loss / d floor. Grid (tiles, B).
     """
     batch = tl.program_id(1).to(tl.int64)
-    tokens = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    live = tokens < N
+    count, width = valid_count(sizes, batch, N, HAS_SIZES)
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    live = index < count
+    tokens = valid_tokens(index, width, pitch, HAS_SIZES)
     lanes = tl.arange(0, D)
     inside = lanes < HEAD_DIM
     rows = row_offsets(tokens, q_token)
@@ -151,6 +162,8 @@ def query_norms(
         "v_batch",
         "v_token",
         "N",
+        "sizes",
+        "pitch",
         "tiles_per_split",
     ]
 )
@@ -170,6 +183,8 @@ def backward_queries(
     d_k_mean,
     d_scale,
     N,
+    sizes,
+    pitch,
     tiles_per_split,
     eps,
     C: tl.constexpr,
@@ -180,6 +195,7 @@ def backward_queries(
     BLOCK: tl.constexpr,
     HAS_SCALE: tl.constexpr,
     OPERAND: tl.constexpr,
+    HAS_SIZES: tl.constexpr,
 ):
     """Gradient of q, and one split's part of the gradients of kv, k_mean (both / N) and of the scale.
 
@@ -201,6 +217,7 @@ def backward_queries(
     d_q += batch * N * C
     if GROUP < HEADS:
         norms += batch * N * 3
+    count, width = valid_count(sizes, batch, N, HAS_SIZES)
 
     inverses = inverse_scales(scale, first_head, lanes, inside, HEAD_DIM, GROUP, HAS_SCALE)
     parameters = ()
@@ -219,10 +236,11 @@ def backward_queries(
         sums = sums + (tl.zeros([D, 16], tl.float32),)
         scales = scales + (tl.zeros([D, 16], tl.float32),)
         units = units + (tl.full([], 1e-30, tl.float32),)
-    last = tl.minimum((split + 1) * tiles_per_split, tl.cdiv(N, BLOCK))
+    last = tl.minimum((split + 1) * tiles_per_split, tl.cdiv(count, BLOCK))
     for tile in range(split * tiles_per_split, last):
-        tokens = tile * BLOCK + tl.arange(0, BLOCK)
-        live = tokens < N
+        index = tile * BLOCK + tl.arange(0, BLOCK)
+        live = index < count
+        tokens = valid_tokens(index, width, pitch, HAS_SIZES)
         rows = row_offsets(tokens, q_token)
         grad_rows = row_offsets(tokens, grad_token)
         us, inverse_norm, sixths = focus(
@@ -283,7 +301,7 @@ def backward_queries(
     for g in tl.static_range(GROUP):
         head = (batch * splits + split) * HEADS + first_head + g
         # f(k) enters kv and k_mean divided by N.
-        factor = 1.0 / N
+        factor = 1.0 / count
         if OPERAND == tl.float16:
             factor *= units[g]
         tl.store(
@@ -291,7 +309,7 @@ def backward_queries(
             matrices[g] * factor,
             mask=inside[:, None] & inside[None, :],
         )
-        tl.store(d_k_mean + head * HEAD_DIM + lanes, tl.sum(sums[g], axis=1) / N, mask=inside)
+        tl.store(d_k_mean + head * HEAD_DIM + lanes, tl.sum(sums[g], axis=1) / count, mask=inside)
         tl.store(d_scale + head * HEAD_DIM + lanes, tl.sum(scales[g], axis=1), mask=inside)
 
 
@@ -345,6 +363,8 @@ def key_parameters(
         "positions_batch",
         "positions_token",
         "N",
+        "sizes",
+        "pitch",
     ]
 )
 def key_norms(
@@ -363,6 +383,8 @@ def key_norms(
     d_k_mean,
     norms,
     N,
+    sizes,
+    pitch,
     eps,
     C: tl.constexpr,
     HEADS: tl.constexpr,
@@ -372,6 +394,7 @@ def key_norms(
     HAS_POSITIONS: tl.constexpr,
     HAS_SCALE: tl.constexpr,
     OPERAND: tl.constexpr,
+    HAS_SIZES: tl.constexpr,
 ):
     """What the heads of a row of keys share, for programs that see one head only.
 
@@ -379,8 +402,10 @@ def key_norms(
     Grid (tiles, B).
     """
     batch = tl.program_id(1).to(tl.int64)
-    tokens = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    live = tokens < N
+    count, width = valid_count(sizes, batch, N, HAS_SIZES)
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    live = index < count
+    tokens = valid_tokens(index, width, pitch, HAS_SIZES)
     lanes = tl.arange(0, D)
     inside = lanes < HEAD_DIM
     rows = row_offsets(tokens, k_token)
@@ -422,6 +447,7 @@ def key_norms(
         "grad_token",
         "H",
         "W",
+        "sizes",
         "rows",
     ]
 )
@@ -449,6 +475,7 @@ def backward_keys(
     d_scale,
     H,
     W,
+    sizes,
     rows,
     eps,
     C: tl.constexpr,
@@ -463,6 +490,7 @@ def backward_keys(
     HAS_POSITIONS: tl.constexpr,
     HAS_SCALE: tl.constexpr,
     OPERAND: tl.constexpr,
+    HAS_SIZES: tl.constexpr,
 ):
     """Gradients of k and v of a region, and its part of that of the scale.
 
@@ -482,6 +510,8 @@ def backward_keys(
     d_scale += (batch * tl.num_programs(1) + tl.program_id(1)) * C
     if GROUP < HEADS:
         norms += batch * H * W * 3
+    pitch = W
+    H, W = valid_size(sizes, batch, H, W, HAS_SIZES)
 
     inverses = inverse_scales(scale, first_head, lanes, inside, HEAD_DIM, GROUP, HAS_SCALE)
     parameters = ()
@@ -497,7 +527,7 @@ def backward_keys(
     y, x, bottom = region_tokens(tl.program_id(1), H, W, rows, BLOCK, GROUPS, COLUMNS)
     for step in range(0, rows, BLOCK // (GROUPS * COLUMNS)):
         live = y + step < bottom
-        tokens = ((y + step) * W + x).to(tl.int64)
+        tokens = ((y + step) * pitch + x).to(tl.int64)
         v_rows = row_offsets(tokens, v_token)
         us, inverse_norm, sixths = focus(
             k, row_offsets(tokens, k_token), positions, row_offsets(tokens, positions_token),
@@ -546,7 +576,7 @@ def backward_keys(
         for g in range(GROUP):
             add_convolution(
                 grad + batch * grad_batch * 8, grad_token, weight, weight, d_v, C,
-                (first_head + g) * HEAD_DIM, tl.program_id(1), H, W, rows,
+                (first_head + g) * HEAD_DIM, tl.program_id(1), H, W, pitch, rows,
                 HEAD_DIM, D, K, GROUPS, COLUMNS, True, False,
             )  # fmt: skip
 
@@ -562,6 +592,7 @@ def backward_keys(
         "items_per_split",
         "H",
         "W",
+        "sizes",
         "rows",
     ]
 )
@@ -578,6 +609,7 @@ def backward_depthwise(
     items_per_split,
     H,
     W,
+    sizes,
     rows,
     HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -585,6 +617,7 @@ def backward_depthwise(
     GROUPS: tl.constexpr,
     COLUMNS: tl.constexpr,
     K: tl.constexpr,
+    HAS_SIZES: tl.constexpr,
 ):
     """One split's part of the gradients of the depthwise weight and bias.
 
@@ -603,8 +636,11 @@ def backward_depthwise(
     for item in range(split * items_per_split, tl.minimum((split + 1) * items_per_split, items)):
         batch = (item // (regions * HEADS)).to(tl.int64)
         channels = (item // regions % HEADS) * HEAD_DIM + lanes
-        top, left = region_groups(item % regions, tl.arange(0, GROUPS), W, rows, GROUPS, COLUMNS)
-        bottom = tl.minimum(top + rows, H)
+        height, width = valid_size(sizes, batch, H, W, HAS_SIZES)
+        top, left = region_groups(
+            item % regions, tl.arange(0, GROUPS), width, rows, GROUPS, COLUMNS
+        )
+        bottom = tl.minimum(top + rows, height)
         image = v + batch * v_batch * 8
         gradient = grad + batch * grad_batch * 8
         window = ()
@@ -618,17 +654,17 @@ def backward_depthwise(
             for j in tl.static_range(COLUMNS):
                 for i in tl.static_range(K - 1):
                     moved = moved + (window[j * K + i + 1],)
-                live = (newest < bottom) & (left + j < W)
+                live = (newest < bottom) & (left + j < width)
                 places = row_offsets(newest * W + left + j, grad_token)
                 g = load_tile(gradient, places, channels, live, inside).to(tl.float32)
                 moved = moved + (g,)
                 bias += g
             window = moved
             totals = sums
-            row_exists = (y >= 0) & (y < H)
+            row_exists = (y >= 0) & (y < height)
             for s in tl.static_range(COLUMNS + K - 1):
                 x = left + s - K // 2
-                live = row_exists & (x >= 0) & (x < W)
+                live = row_exists & (x >= 0) & (x < width)
                 value = load_tile(image, row_offsets(y * W + x, v_token), channels, live, inside)
                 value = value.to(tl.float32)
                 grown = ()

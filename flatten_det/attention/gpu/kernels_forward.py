@@ -1,6 +1,7 @@
 """Forward kernels: norms of rows, keys and values reduced per head, sum of the splits, queries.
 
-Notation as in :mod:`.tiles`.
+Notation as in :mod:`.tiles`. ``sizes (B, 2)`` int32, read if HAS_SIZES: height and width of the maps without
+their padding.
 """
 
 import triton
@@ -23,6 +24,9 @@ from .tiles import (
     region_tokens,
     row_offsets,
     store_tile,
+    valid_count,
+    valid_size,
+    valid_tokens,
 )
 
 
@@ -35,6 +39,8 @@ from .tiles import (
         "positions_batch",
         "positions_token",
         "N",
+        "sizes",
+        "pitch",
     ]
 )
 def row_norms(
@@ -50,6 +56,8 @@ def row_norms(
     scale,
     norms,
     N,
+    sizes,
+    pitch,
     eps,
     HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -57,14 +65,17 @@ def row_norms(
     BLOCK: tl.constexpr,
     HAS_POSITIONS: tl.constexpr,
     HAS_SCALE: tl.constexpr,
+    HAS_SIZES: tl.constexpr,
 ):
     """1 / n and the sum of c^2 of queries and keys, for programs that see one head only.
 
     ``norms (B, 2, N, 2)`` float32, those of the queries first. Grid (tiles, B, 2).
     """
     batch = tl.program_id(1).to(tl.int64)
-    tokens = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    live = tokens < N
+    count, width = valid_count(sizes, batch, N, HAS_SIZES)
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    live = index < count
+    tokens = valid_tokens(index, width, pitch, HAS_SIZES)
     lanes = tl.arange(0, D)
     inside = lanes < HEAD_DIM
     inverses = inverse_scales(scale, 0, lanes, inside, HEAD_DIM, HEADS, HAS_SCALE)
@@ -87,11 +98,24 @@ def row_norms(
 
 
 @triton.jit
-def centre_of_values(v, v_token, centre, N, channels, inside, is_first, SAMPLES: tl.constexpr):
+def centre_of_values(
+    v,
+    v_token,
+    centre,
+    count,
+    width,
+    pitch,
+    channels,
+    inside,
+    is_first,
+    SAMPLES: tl.constexpr,
+    HAS_SIZES: tl.constexpr,
+):
     """Mean of v over SAMPLES tokens spread over the map, exactly v where all agree; the first stores it."""
-    samples = (tl.arange(0, SAMPLES) * N) // SAMPLES
+    index = (tl.arange(0, SAMPLES) * count) // SAMPLES
+    samples = valid_tokens(index, width, pitch, HAS_SIZES)
     first = tl.load(v + channels, mask=inside, other=0.0).to(tl.float32)
-    values = load_tile(v, row_offsets(samples, v_token), channels, samples < N, inside)
+    values = load_tile(v, row_offsets(samples, v_token), channels, index < count, inside)
     mean = first + tl.sum(values.to(tl.float32) - first[None, :], axis=0) / SAMPLES
     if is_first:
         tl.store(centre + channels, mean, mask=inside)
@@ -108,6 +132,8 @@ def centre_of_values(v, v_token, centre, N, channels, inside, is_first, SAMPLES:
         "positions_token",
         "k_mean_stride",
         "N",
+        "sizes",
+        "pitch",
         "tiles_per_split",
     ]
 )
@@ -128,6 +154,8 @@ def reduce_keys(
     k_mean,
     k_mean_stride,
     N,
+    sizes,
+    pitch,
     tiles_per_split,
     eps,
     C: tl.constexpr,
@@ -140,6 +168,7 @@ def reduce_keys(
     HAS_POSITIONS: tl.constexpr,
     HAS_SCALE: tl.constexpr,
     OPERAND: tl.constexpr,
+    HAS_SIZES: tl.constexpr,
 ):
     """Parts of ``f(k)^T (v - centre) / N`` and ``sum f(k) / N`` of one split, for GROUP heads.
 
@@ -160,6 +189,7 @@ def reduce_keys(
     positions += batch * positions_batch * 8
     if GROUP < HEADS:
         norms += (batch * 2 + 1) * N * 2
+    count, width = valid_count(sizes, batch, N, HAS_SIZES)
 
     inverses = inverse_scales(scale, first_head, lanes, inside, HEAD_DIM, GROUP, HAS_SCALE)
     centres = ()
@@ -168,18 +198,20 @@ def reduce_keys(
     for g in tl.static_range(GROUP):
         channels = (first_head + g) * HEAD_DIM + lanes
         middle = centre_of_values(
-            v, v_token, means + (batch * 2 + 1) * C, N, channels, inside, split == 0, SAMPLES
-        )
+            v, v_token, means + (batch * 2 + 1) * C, count, width, pitch, channels, inside,
+            split == 0, SAMPLES, HAS_SIZES,
+        )  # fmt: skip
         centres = centres + (middle,)
         matrices = matrices + (tl.zeros([D, D], tl.float32),)
         sums = sums + (tl.zeros([D, 16], tl.float32),)
     ones = tl.full([BLOCK, 16], 1.0, OPERAND)
     # float16: of the lengths of the rows so far.
     unit = tl.full([], 1e-30, tl.float32)
-    last = tl.minimum((split + 1) * tiles_per_split, tl.cdiv(N, BLOCK))
+    last = tl.minimum((split + 1) * tiles_per_split, tl.cdiv(count, BLOCK))
     for tile in range(split * tiles_per_split, last):
-        tokens = tile * BLOCK + tl.arange(0, BLOCK)
-        live = tokens < N
+        index = tile * BLOCK + tl.arange(0, BLOCK)
+        live = index < count
+        tokens = valid_tokens(index, width, pitch, HAS_SIZES)
         us, inverse_norm, sixths = focus(
             k, row_offsets(tokens, k_token), positions, row_offsets(tokens, positions_token),
             inverses, norms, tokens.to(tl.int64) * 2, first_head, lanes, live, inside, eps,
@@ -208,7 +240,7 @@ def reduce_keys(
         sums = new_sums
 
     splits = tl.num_programs(1)
-    factor = 1.0 / N
+    factor = 1.0 / count
     double: tl.constexpr = 2.0 if OPERAND == tl.float16 else 1.0
     if OPERAND == tl.float16:
         factor *= unit
@@ -264,7 +296,9 @@ def sum_splits(
     tl.store(total + index, sums, mask=index < size)
 
 
-@triton.jit(do_not_specialize=["q_batch", "q_token", "v_batch", "v_token", "H", "W", "rows"])
+@triton.jit(
+    do_not_specialize=["q_batch", "q_token", "v_batch", "v_token", "H", "W", "sizes", "rows"]
+)
 def attend(
     q,
     q_batch,
@@ -283,6 +317,7 @@ def attend(
     out,
     H,
     W,
+    sizes,
     rows,
     eps,
     C: tl.constexpr,
@@ -297,6 +332,7 @@ def attend(
     HAS_BIAS: tl.constexpr,
     HAS_SCALE: tl.constexpr,
     OPERAND: tl.constexpr,
+    HAS_SIZES: tl.constexpr,
 ):
     """``out (B, N, C)``, contiguous: the queries' attention of a region, and, if K > 0, the convolution of v.
 
@@ -312,6 +348,8 @@ def attend(
     out += batch * H * W * C
     if GROUP < HEADS:
         norms += batch * H * W * 4
+    pitch = W
+    H, W = valid_size(sizes, batch, H, W, HAS_SIZES)
 
     inverses = inverse_scales(scale, first_head, lanes, inside, HEAD_DIM, GROUP, HAS_SCALE)
     centres = ()
@@ -348,7 +386,7 @@ def attend(
     y, x, bottom = region_tokens(tl.program_id(1), H, W, rows, BLOCK, GROUPS, COLUMNS)
     for step in range(0, rows, BLOCK // (GROUPS * COLUMNS)):
         live = y + step < bottom
-        tokens = ((y + step) * W + x).to(tl.int64)
+        tokens = ((y + step) * pitch + x).to(tl.int64)
         q_rows = row_offsets(tokens, q_token)
         us, inverse_norm, sixths = focus(
             q, q_rows, q, q_rows, inverses, norms, tokens * 2, first_head, lanes, live, inside, eps,
@@ -371,11 +409,11 @@ def attend(
         for g in range(GROUP):
             add_convolution(
                 v + batch * v_batch * 8, v_token, weight, bias, out, C, (first_head + g) * HEAD_DIM,
-                tl.program_id(1), H, W, rows, HEAD_DIM, D, K, GROUPS, COLUMNS, False, HAS_BIAS,
+                tl.program_id(1), H, W, pitch, rows, HEAD_DIM, D, K, GROUPS, COLUMNS, False, HAS_BIAS,
             )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["image_batch", "image_token", "H", "W", "rows"])
+@triton.jit(do_not_specialize=["image_batch", "image_token", "H", "W", "sizes", "rows"])
 def convolve(
     image,
     image_batch,
@@ -385,6 +423,7 @@ def convolve(
     out,
     H,
     W,
+    sizes,
     rows,
     C: tl.constexpr,
     HEADS: tl.constexpr,
@@ -395,14 +434,16 @@ def convolve(
     K: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     FLIP: tl.constexpr,
+    HAS_SIZES: tl.constexpr,
 ):
     """Add the convolution of ``image`` to ``out (B, N, C)``, for kernels that leave it out.
 
     Grid (B * h, regions).
     """
     batch = (tl.program_id(0) // HEADS).to(tl.int64)
+    height, width = valid_size(sizes, batch, H, W, HAS_SIZES)
     add_convolution(
         image + batch * image_batch * 8, image_token, weight, bias, out + batch * H * W * C, C,
-        (tl.program_id(0) % HEADS) * HEAD_DIM, tl.program_id(1), H, W, rows,
+        (tl.program_id(0) % HEADS) * HEAD_DIM, tl.program_id(1), height, width, W, rows,
         HEAD_DIM, D, K, GROUPS, COLUMNS, FLIP, HAS_BIAS,
     )  # fmt: skip

@@ -41,6 +41,7 @@ def forward(
     hw_shape: tuple[int, int],
     eps: float,
     plan: Plan | None = None,
+    sizes: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Focused linear attention with p = 3, as in :mod:`flatten_det.attention.reference`.
 
@@ -54,6 +55,9 @@ def forward(
         hw_shape: ``(H, W)``, H * W = N.
         eps: as in the reference.
         plan: block sizes; None: the fastest known, see :mod:`.tuning`.
+        sizes: ``(B, 2)`` int32, height and width of each map without its padding, which is to the right of
+            it and below: the result is that of the map alone, and zero in the padding. At least 1, at most
+            H and W, which is not checked: that would wait for the device. None: there is no padding.
 
     Returns:
         The result ``(B, N, C)`` in the dtype of v, and for :func:`backward`, in float32,
@@ -64,7 +68,7 @@ def forward(
         ValueError: if H * W is not N, or a parameter has another shape.
     """
     call = make_call(q, k, v, num_heads, hw_shape, plan, is_backward=False)
-    check_parameters(call, positions, scale, dwc_weight, dwc_bias)
+    check_parameters(call, positions, scale, dwc_weight, dwc_bias, sizes)
     if plan is None:
         tensors = q, k, v, positions, scale, dwc_weight, dwc_bias
         plan = _tuned(
@@ -74,10 +78,10 @@ def forward(
             call = make_call(q, k, v, num_heads, hw_shape, plan, is_backward=False)
     scale, dwc_weight = _contiguous(scale), _contiguous(dwc_weight)
     with torch.cuda.device_of(q):
-        norms = _row_norms(call, q, k, positions, scale, eps)
-        kv, means = _reduce_keys(call, k, v, positions, scale, norms, eps)
+        norms = _row_norms(call, q, k, positions, scale, eps, sizes)
+        kv, means = _reduce_keys(call, k, v, positions, scale, norms, eps, sizes)
         moved_kv, moved_means = empty(*kv.shape, like=kv), empty(*means.shape, like=means)
-        out = empty(call.B, call.N, call.C, like=v, dtype=v.dtype)
+        out = _tokens(call, v.dtype, v, sizes)
         plan = call.plan
         regions = call.regions(plan.attend_warps, plan.columns, plan.attend_block, call.groups)
         run(
@@ -96,6 +100,7 @@ def forward(
             out,
             call.H,
             call.W,
+            sizes,
             regions.rows,
             eps,
             **_constants(call),
@@ -105,11 +110,12 @@ def forward(
             K=_kernel_size(dwc_weight) if plan.fused_convolution else 0,
             HAS_BIAS=dwc_bias is not None,
             HAS_SCALE=scale is not None,
+            HAS_SIZES=sizes is not None,
             num_warps=plan.attend_warps,
             num_stages=plan.stages,
         )
         if dwc_weight is not None and not plan.fused_convolution:
-            _convolve(call, v, dwc_weight, dwc_bias, out, flip=False)
+            _convolve(call, v, dwc_weight, dwc_bias, out, sizes, flip=False)
     return out, moved_kv, moved_means
 
 
@@ -130,6 +136,7 @@ def backward(
     eps: float,
     needs: tuple[bool, ...],
     plan: Plan | None = None,
+    sizes: Tensor | None = None,
 ) -> tuple[Tensor | None, ...]:
     """Gradients of :func:`forward`.
 
@@ -137,6 +144,7 @@ def backward(
         grad_out: gradient of the result, ``(B, N, C)``.
         kv, means: from :func:`forward`; the other arguments are its own.
         needs: which of q, k, v, positions, scale, dwc_weight and dwc_bias need a gradient.
+        sizes: those of :func:`forward`.
 
     Returns:
         Their gradients, each in the shape and dtype of its tensor, None where not needed. They share no
@@ -166,10 +174,10 @@ def backward(
             k_dtype = torch.float32 if needs_positions and k.dtype == torch.float16 else k.dtype
             d_q, d_k, d_v, d_scale = _attention_gradients(
                 call, grad_out, q, k, v, positions, scale, dwc_weight, kv.contiguous(),
-                means.contiguous(), eps, k_dtype,
+                means.contiguous(), eps, sizes, k_dtype,
             )  # fmt: skip
         if needs_weight or needs_bias:
-            d_taps = _depthwise_gradients(call, grad_out, v, dwc_weight)
+            d_taps = _depthwise_gradients(call, grad_out, v, dwc_weight, sizes)
         sums = _sum_parameters(
             call,
             (d_taps, dwc_weight if needs_weight else None, dwc_bias if needs_bias else None),
@@ -182,6 +190,19 @@ def backward(
         d_v if needs_v else None,
         *sums,
     )
+
+
+def _tokens(call: Call, dtype: torch.dtype, like: Tensor, sizes: Tensor | None) -> Tensor:
+    """``(B, N, C)`` for a kernel to write, who leaves out the padding."""
+    shape = (call.B, call.N, call.C)
+    if sizes is None:
+        return empty(*shape, like=like, dtype=dtype)
+    return torch.zeros(shape, dtype=dtype, device=like.device)
+
+
+def _pitch(call: Call, sizes: Tensor | None) -> int | None:
+    """Width of a map with padding, for kernels that need none else."""
+    return None if sizes is None else call.W
 
 
 def _tuned(call: Call, q: Tensor, direction: str, trial: Callable[[], Trial]) -> Plan:
@@ -208,7 +229,13 @@ def _products(call: Call) -> dict[str, Any]:
 
 
 def _row_norms(
-    call: Call, q: Tensor, k: Tensor, positions: Tensor | None, scale: Tensor | None, eps: float
+    call: Call,
+    q: Tensor,
+    k: Tensor,
+    positions: Tensor | None,
+    scale: Tensor | None,
+    eps: float,
+    sizes: Tensor | None,
 ) -> Tensor | None:
     """Norms of queries and keys, ``(B, 2, N, 2)``, for programs that see one head only."""
     if call.groups == 1:
@@ -225,11 +252,14 @@ def _row_norms(
         scale,
         norms,
         call.N,
+        sizes,
+        _pitch(call, sizes),
         eps,
         **constants,
         BLOCK=call.plan.norm_block,
         HAS_POSITIONS=positions is not None,
         HAS_SCALE=scale is not None,
+        HAS_SIZES=sizes is not None,
         num_warps=call.plan.norm_warps,
     )
     return norms
@@ -243,6 +273,7 @@ def _reduce_keys(
     scale: Tensor | None,
     norms: Tensor | None,
     eps: float,
+    sizes: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """``f(k)^T (v - centre) / N (B, h, d, d)``; mean of f(k) and centre of v ``(B, 2, C)``."""
     splits, tiles_per_split = call.splits(call.plan.block)
@@ -262,6 +293,8 @@ def _reduce_keys(
         k_mean,
         2 * call.C if splits == 1 else call.C,
         call.N,
+        sizes,
+        _pitch(call, sizes),
         tiles_per_split,
         eps,
         **_constants(call),
@@ -270,6 +303,7 @@ def _reduce_keys(
         SAMPLES=call.plan.samples,
         HAS_POSITIONS=positions is not None,
         HAS_SCALE=scale is not None,
+        HAS_SIZES=sizes is not None,
         num_warps=call.plan.warps,
         num_stages=call.plan.stages,
     )
@@ -288,6 +322,7 @@ def _attention_gradients(
     kv: Tensor,
     means: Tensor,
     eps: float,
+    sizes: Tensor | None,
     k_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k and v, and the rows ``(..., C)`` whose sum times a factor is that of the scale."""
@@ -306,15 +341,17 @@ def _attention_gradients(
             *saved,
             norms,
             call.N,
+            sizes,
+            _pitch(call, sizes),
             eps,
             **_constants(call),
             BLOCK=plan.norm_block,
             HAS_SCALE=has_scale,
+            HAS_SIZES=sizes is not None,
             OPERAND=OPERANDS[call.operand],
             num_warps=plan.norm_warps,
         )
-    shape = (call.B, call.N, call.C)
-    d_q = empty(*shape, like=q, dtype=q.dtype)
+    d_q = _tokens(call, q.dtype, q, sizes)
     d_kv = empty(call.B, splits, call.heads, call.head_dim, call.head_dim, like=q)
     d_k_mean = empty(call.B, splits, call.C, like=q)
     regions = call.regions(plan.key_warps, plan.columns, plan.key_block, call.groups)
@@ -330,12 +367,15 @@ def _attention_gradients(
         d_k_mean,
         d_scale,
         call.N,
+        sizes,
+        _pitch(call, sizes),
         tiles_per_split,
         eps,
         **_constants(call),
         **_products(call),
         BLOCK=plan.query_block,
         HAS_SCALE=has_scale,
+        HAS_SIZES=sizes is not None,
         num_warps=plan.query_warps,
         num_stages=plan.backward_stages,
     )
@@ -357,16 +397,19 @@ def _attention_gradients(
             d_k_mean,
             norms,
             call.N,
+            sizes,
+            _pitch(call, sizes),
             eps,
             **_constants(call),
             BLOCK=plan.norm_block,
             HAS_POSITIONS=positions is not None,
             HAS_SCALE=has_scale,
+            HAS_SIZES=sizes is not None,
             OPERAND=OPERANDS[call.operand],
             num_warps=plan.norm_warps,
         )
-    d_k = empty(*shape, like=k, dtype=k_dtype)
-    d_v = empty(*shape, like=v, dtype=v.dtype)
+    d_k = _tokens(call, k_dtype, k, sizes)
+    d_v = _tokens(call, v.dtype, v, sizes)
     run(
         kernels_backward.backward_keys,
         (call.B * call.groups, regions.count),
@@ -383,6 +426,7 @@ def _attention_gradients(
         d_scale[call.B * splits :],
         call.H,
         call.W,
+        sizes,
         regions.rows,
         eps,
         **_constants(call),
@@ -392,11 +436,12 @@ def _attention_gradients(
         K=_kernel_size(dwc_weight) if plan.fused_convolution else 0,
         HAS_POSITIONS=positions is not None,
         HAS_SCALE=has_scale,
+        HAS_SIZES=sizes is not None,
         num_warps=plan.key_warps,
         num_stages=plan.backward_stages,
     )
     if dwc_weight is not None and not plan.fused_convolution:
-        _convolve(call, grad_out, dwc_weight, None, d_v, flip=True)
+        _convolve(call, grad_out, dwc_weight, None, d_v, sizes, flip=True)
     return d_q, d_k, d_v, d_scale
 
 
@@ -405,7 +450,13 @@ def _convolution_regions(call: Call, columns: int) -> Regions:
 
 
 def _convolve(
-    call: Call, image: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, flip: bool
+    call: Call,
+    image: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+    sizes: Tensor | None,
+    flip: bool,
 ) -> None:
     """Add the depthwise convolution of ``image`` to ``out``."""
     regions = _convolution_regions(call, call.plan.columns)
@@ -418,12 +469,14 @@ def _convolve(
         out,
         call.H,
         call.W,
+        sizes,
         regions.rows,
         **_constants(call),
         **regions.constants,
         K=_kernel_size(weight),
         HAS_BIAS=bias is not None,
         FLIP=flip,
+        HAS_SIZES=sizes is not None,
         num_warps=call.plan.depthwise_warps,
     )
 
@@ -455,7 +508,9 @@ def _sum_splits(matrices: Tensor, vectors: Tensor, vector_sums: Tensor) -> Tenso
     return matrix_sums
 
 
-def _depthwise_gradients(call: Call, grad_out: Tensor, v: Tensor, dwc_weight: Tensor) -> Tensor:
+def _depthwise_gradients(
+    call: Call, grad_out: Tensor, v: Tensor, dwc_weight: Tensor, sizes: Tensor | None
+) -> Tensor:
     """Parts of the gradients of weight and bias, ``(splits, K*K + 1, d)``, float32."""
     K = _kernel_size(dwc_weight)
     regions = _convolution_regions(call, call.plan.depthwise_columns)
@@ -476,10 +531,12 @@ def _depthwise_gradients(call: Call, grad_out: Tensor, v: Tensor, dwc_weight: Te
         per_split,
         call.H,
         call.W,
+        sizes,
         regions.rows,
         **constants,
         **regions.constants,
         K=K,
+        HAS_SIZES=sizes is not None,
         num_warps=call.plan.depthwise_warps,
     )
     return d_taps

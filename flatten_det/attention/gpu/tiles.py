@@ -2,8 +2,10 @@
 
 Tiles are ``[tokens, channels]``, one for each head of a row. Channels that a tile has beyond the head's are
 masked by an inverse scale of 0, which makes their focused entries 0. Tokens beyond the last are read as zeros
-and are ordinary zero rows from there on, hence finite; their values and gradients are 0. Strides are in units
-of eight elements: the compiler then knows that 16-byte accesses are aligned, whatever the image size.
+and are ordinary zero rows from there on, hence finite; their values and gradients are 0. Maps with padding
+have their valid part in the top left corner: kernels walk over that alone (HAS_SIZES), and neither read nor
+write anything else. Strides are in units of eight elements: the compiler then knows that 16-byte accesses are
+aligned, whatever the image size.
 
 Notation: u is a rectified row, n its norm, t = u / n, c = t^3, so that f(u) = n c / ||c||. No power of t
 over- or underflows, because its entries are at most 1 and their squares sum to 1.
@@ -17,6 +19,38 @@ import triton.language as tl
 def row_offsets(tokens, stride):
     """Element offsets of tokens, int64: a map of a million tokens passes 2^31."""
     return tokens.to(tl.int64) * stride * 8
+
+
+@triton.jit
+def valid_size(sizes, batch, H, W, HAS_SIZES: tl.constexpr):
+    """Height and width of a map without its padding: of ``sizes (B, 2)``, or all of it."""
+    if HAS_SIZES:
+        H = tl.load(sizes + batch * 2)
+        W = tl.load(sizes + batch * 2 + 1)
+    return H, W
+
+
+@triton.jit
+def valid_count(sizes, batch, N, HAS_SIZES: tl.constexpr):
+    """Number of tokens that are no padding, and the width of their map, which only padded ones have."""
+    width = N
+    if HAS_SIZES:
+        height, width = valid_size(sizes, batch, N, N, HAS_SIZES)
+        N = height * width
+    return N, width
+
+
+@triton.jit
+def valid_tokens(index, width, pitch, HAS_SIZES: tl.constexpr):
+    """The tokens of these indices among those that are no padding.
+
+    Args:
+        width: of :func:`valid_count`.
+        pitch: width of the map with its padding.
+    """
+    if HAS_SIZES:
+        index = index // width * pitch + index % width
+    return index
 
 
 @triton.jit
@@ -306,6 +340,7 @@ def add_convolution(
     tile,
     H,
     W,
+    pitch,
     rows,
     HEAD_DIM: tl.constexpr,
     D: tl.constexpr,
@@ -325,6 +360,7 @@ def add_convolution(
         weight: ``(d, 1, K, K)``.
         bias: ``(d,)``; read if HAS_BIAS.
         channel: first channel of the head.
+        pitch: tokens from a row to the next one, which may be padding.
         FLIP: turn the kernel by 180 degrees, which gives the gradient of the convolution.
     """
     lanes = tl.arange(0, D)
@@ -354,7 +390,7 @@ def add_convolution(
             for i in tl.static_range(K - 1):
                 moved = moved + (sums[j * K + i + 1],)
             live = (newest < bottom) & (left + j < W)
-            tokens = (newest * W + left + j).to(tl.int64) * out_stride
+            tokens = (newest * pitch + left + j).to(tl.int64) * out_stride
             first = load_tile(out, tokens, channels, live, inside).to(tl.float32)
             moved = moved + (first + start[None, :],)
         sums = moved
@@ -362,7 +398,7 @@ def add_convolution(
         for s in tl.static_range(COLUMNS + K - 1):
             x = left + s - K // 2
             live = row_exists & (x >= 0) & (x < W)
-            value = load_tile(image, row_offsets(y * W + x, stride), channels, live, inside)
+            value = load_tile(image, row_offsets(y * pitch + x, stride), channels, live, inside)
             value = value.to(tl.float32)
             grown = ()
             for j in tl.static_range(COLUMNS):
@@ -376,5 +412,5 @@ def add_convolution(
         oldest = y - K // 2
         for j in tl.static_range(COLUMNS):
             live = (oldest >= top) & (oldest < H) & (left + j < W)
-            tokens = (oldest * W + left + j).to(tl.int64) * out_stride
+            tokens = (oldest * pitch + left + j).to(tl.int64) * out_stride
             store_tile(out, tokens, channels, live, inside, sums[j * K])

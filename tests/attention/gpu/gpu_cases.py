@@ -1,5 +1,6 @@
 """Inputs of the kernels, and the reference in float64 to compare with."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -66,18 +67,56 @@ def run_reference(case: Case) -> Results:
     return Results(out.detach(), [None if x is None else next(grads) for x in tensors])
 
 
-def run_kernels(case: Case, plan: Plan | None = None) -> Results:
-    """The kernels, asked for every gradient there is."""
-    sizes = (case.num_heads, case.hw_shape, EPS)
-    out, *saved = gpu.forward(*case.tensors, *sizes, plan=plan)
+def run_kernels(
+    case: Case, plan: Plan | None = None, valid: Sequence[tuple[int, int]] | None = None
+) -> Results:
+    """The kernels, asked for every gradient there is; ``valid``: sizes of the maps without padding."""
+    settings = (case.num_heads, case.hw_shape, EPS)
+    sizes = None if valid is None else torch.tensor(valid, dtype=torch.int32)
+    out, *saved = gpu.forward(*case.tensors, *settings, plan=plan, sizes=sizes)
     needs = tuple(x is not None for x in case.tensors)
-    grads = gpu.backward(case.grad, *case.tensors, *saved, *sizes, needs, plan=plan)
+    grads = gpu.backward(case.grad, *case.tensors, *saved, *settings, needs, plan=plan, sizes=sizes)
     return Results(out, list(grads))
 
 
-def check(case: Case, plan: Plan | None = None) -> None:
+def run_reference_on_each(case: Case, valid: Sequence[tuple[int, int]]) -> Results:
+    """The reference in float64 for each map alone; zeros in the padding, sums of parameters' gradients."""
+    H, W = case.hw_shape
+    q = case.tensors[0]
+    expected = Results(torch.zeros(q.shape).double(), [None] * len(NAMES))
+    for index, (height, width) in enumerate(valid):
+        own = torch.arange(H * W).view(H, W)[:height, :width].flatten()
+
+        def cut(x: Tensor) -> Tensor:
+            return x[min(index, len(x) - 1), own][None]  # noqa: B023
+
+        alone = run_reference(
+            Case(
+                [cut(x) if i < 4 and x is not None else x for i, x in enumerate(case.tensors)],
+                case.num_heads,
+                (height, width),
+                cut(case.grad),
+            )
+        )
+        expected.out[index, own] = alone.out[0]
+        for i, (x, grad) in enumerate(zip(case.tensors, alone.grads, strict=True)):
+            if x is None:
+                continue
+            if expected.grads[i] is None:
+                expected.grads[i] = torch.zeros(x.shape).double()
+            if i < 4:
+                expected.grads[i][min(index, len(x) - 1), own] += grad[0]
+            else:
+                expected.grads[i] += grad
+    return expected
+
+
+def check(
+    case: Case, plan: Plan | None = None, valid: Sequence[tuple[int, int]] | None = None
+) -> None:
     """Values and all gradients of the kernels against the reference, by relative error of the norm."""
-    expected, ours = run_reference(case), run_kernels(case, plan)
+    expected = run_reference(case) if valid is None else run_reference_on_each(case, valid)
+    ours = run_kernels(case, plan, valid)
     dtype = case.tensors[2].dtype
     pairs = zip(
         ("out", *NAMES), (ours.out, *ours.grads), (expected.out, *expected.grads), strict=True
@@ -89,4 +128,6 @@ def check(case: Case, plan: Plan | None = None) -> None:
             continue
         assert (value.shape, value.dtype) == (exact.shape, like.dtype), name
         errors[name] = relative_error(value, exact)
+        if valid is not None and name in ("out", "q", "k", "v"):
+            assert not value[exact == 0].any(), name
     assert all(error <= TOLERANCES[dtype] for error in errors.values()), errors

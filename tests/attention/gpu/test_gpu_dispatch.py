@@ -137,9 +137,9 @@ def test_one_graph(card, capability):
     torch._dynamo.reset()
 
 
-def on_cuda(q, k, v, positions, scale, dwc_weight, dwc_bias, num_heads, hw_shape):
+def on_cuda(q, k, v, positions, scale, dwc_weight, dwc_bias, num_heads, hw_shape, sizes=None):
     return ops.attention_on_cuda(
-        q, k, v, positions, scale, dwc_weight, dwc_bias, num_heads, hw_shape, 1e-6
+        q, k, v, positions, scale, dwc_weight, dwc_bias, num_heads, hw_shape, 1e-6, sizes
     )
 
 
@@ -147,17 +147,18 @@ def on_cuda(q, k, v, positions, scale, dwc_weight, dwc_bias, num_heads, hw_shape
 def plain_forward(monkeypatch):
     """In place of the kernels' forward pass."""
 
-    def forward(*inputs):
+    def forward(*inputs, sizes):
         q, k, v, *others = inputs
         options = dict(zip((*NAMES[3:], "num_heads", "hw_shape", "eps"), others, strict=True))
-        out = plain(q, k, v, **options)
+        out = plain(q, k, v, **options, sizes=sizes)
         return out, torch.zeros(2, 2, 16, 16), torch.zeros(2, 2, 32)
 
     monkeypatch.setattr(gpu, "forward", forward, raising=False)
 
 
 def test_eager_calls_leave_the_operator_out(plain_forward, monkeypatch):
-    def backward(grad, *inputs):
+    def backward(grad, *inputs, sizes):
+        assert sizes is None
         *tensors, kv, means, num_heads, hw_shape, eps, needs = inputs
         assert (kv.shape, means.shape) == ((2, 2, 16, 16), (2, 2, 32))
         assert (num_heads, hw_shape, eps) == (2, (5, 7), 1e-6)
@@ -188,9 +189,11 @@ def fail_with(error):
     return names["run"]
 
 
+@pytest.mark.parametrize("sizes", [None, [[5, 4], [3, 7]]])
 @pytest.mark.parametrize("failing", ["forward", "backward"])
-def test_kernels_that_cannot_be_built(failing, plain_forward, monkeypatch):
+def test_kernels_that_cannot_be_built(failing, sizes, plain_forward, monkeypatch):
     inputs, options = make_inputs((5, 7), 2, 16), dict(num_heads=2, hw_shape=(5, 7))
+    options["sizes"] = None if sizes is None else torch.tensor(sizes)
     grad = torch.randn(2, 35, 32)
     error = RuntimeError("Failed to find C compiler.")
     monkeypatch.setattr(gpu, failing, fail_with(error), raising=False)

@@ -93,6 +93,19 @@ def test_a_map_of_another_size():
 
 
 @pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        (torch.ones(1, 2, dtype=torch.int32), r"sizes has shape \(1, 2\), it must be \(2, 2\)"),
+        (torch.ones(2, 2), "sizes must be contiguous int32; they are torch.float32"),
+    ],
+)
+def test_sizes_of_another_kind(sizes, message):
+    case = make_case((3, 5), 1, 16, 3)
+    with pytest.raises(ValueError, match=message):
+        gpu.forward(*case.tensors, 1, (3, 5), 1e-6, sizes=sizes)
+
+
+@pytest.mark.parametrize(
     ("index", "shape", "message"),
     [
         (3, (1, 14, 16), r"positions has shape \(1, 14, 16\), it must be \(1, 15, 16\)"),

@@ -1,10 +1,13 @@
 """The kernels against the reference in float64: values and every gradient."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from gpu_cases import check, make_case, run_kernels
 
 from flatten_det.attention import gpu
+from flatten_det.attention.gpu.plan import plan_for
 
 pytestmark = pytest.mark.usefixtures("interpreter")
 
@@ -117,6 +120,34 @@ def test_batches_of_positions():
     case = make_case((3, 5), 2, 16, 3)
     case.tensors[3] = torch.randn(2, 15, 32, generator=torch.Generator().manual_seed(1))
     check(case)
+
+
+@pytest.mark.parametrize(
+    ("num_heads", "dtype", "columns"),
+    [
+        (1, torch.float32, None),
+        pytest.param(4, torch.float32, 4, marks=pytest.mark.slow),
+        pytest.param(1, torch.bfloat16, 2, marks=pytest.mark.slow),
+        pytest.param(4, torch.float16, None, marks=pytest.mark.slow),
+    ],
+)
+def test_padding(num_heads, dtype, columns):
+    """Each map as alone, whatever the padding holds: NaN here."""
+    hw_shape, valid = (4, 5), [(4, 3), (2, 5), (1, 1)]
+    case = make_case(hw_shape, num_heads, 16, 3, dtype, B=3)
+    case.tensors[3] = torch.randn(3, 20, 16 * num_heads, generator=torch.Generator().manual_seed(1))
+    for x in (*case.tensors[:4], case.grad):
+        for image, (height, width) in zip(x.unflatten(1, hw_shape), valid, strict=True):
+            image[height:] = image[:, width:] = torch.nan
+    plan = plan_for(16 * num_heads, num_heads, dtype, 20, 5)
+    if columns:
+        plan = replace(plan, fused_convolution=False, columns=columns, depthwise_columns=columns)
+    check(case, plan, valid)
+
+
+def test_padding_of_maps_with_the_same_positions():
+    case = make_case((3, 5), 1, 16, 0)
+    check(case, valid=[(2, 4), (3, 5)])
 
 
 def test_views_that_16_byte_accesses_cannot_read():
