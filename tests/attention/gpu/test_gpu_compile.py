@@ -32,8 +32,17 @@ def fresh_cache(monkeypatch, tmp_path):
     ],
 )
 def test_kernels_compile(dim, num_heads, dtype):
+    compile_kernels(dim, num_heads, dtype)
+
+
+@pytest.mark.parametrize(("dim", "num_heads"), [(64, 1), (128, 2)])
+def test_kernels_with_padding_compile(dim, num_heads):
+    compile_kernels(dim, num_heads, torch.bfloat16, valid=[(16, 9), (7, 17)])
+
+
+def compile_kernels(dim, num_heads, dtype, valid=None):
     with compiled_for(90) as launches:
-        run_kernels(make_case((16, 17), num_heads, dim // num_heads, 5, dtype))
+        run_kernels(make_case((16, 17), num_heads, dim // num_heads, 5, dtype), valid=valid)
     names = {x.name for x in launches}
     assert {"reduce_keys", "attend", "backward_queries", "backward_keys"} <= names
     for launched in launches:
@@ -42,15 +51,16 @@ def test_kernels_compile(dim, num_heads, dtype):
 
 
 @pytest.mark.parametrize(
-    ("num_heads", "batch"),
-    [(1, 1), (1, 2), (4, 2)],
+    ("num_heads", "batch", "padded"),
+    [(1, 1, False), (1, 2, False), (4, 2, False), (1, 3, True), (4, 2, True)],
 )
-def test_other_image_sizes_compile_nothing(monkeypatch, num_heads, batch):
+def test_other_image_sizes_compile_nothing(monkeypatch, num_heads, batch, padded):
     monkeypatch.setattr(call, "PROGRAMS_PER_MULTIPROCESSOR", 4 * 132)
     seen = {}
     for hw_shape in [(30, 40), (16, 16), (17, 31), (25, 41), (1, 256)]:
+        case = make_case(hw_shape, num_heads, 16, 3, torch.bfloat16, B=batch)
         with compiled_for(90) as launches:
-            run_kernels(make_case(hw_shape, num_heads, 16, 3, torch.bfloat16, B=batch))
+            run_kernels(case, valid=[(1, 9)] * batch if padded else None)
         seen[hw_shape] = {(x.name, x.compiled.hash) for x in launches}
     assert len({name for name, _ in seen[30, 40]}) == len(seen[30, 40])
     assert all(with_size == seen[30, 40] for with_size in seen.values())
