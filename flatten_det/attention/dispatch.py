@@ -181,9 +181,8 @@ def choose(
     variable = None if implementation else os.environ.get(VARIABLE)
     modes = (is_layer, torch.jit.is_tracing(), implementation or None, variable or None)
     call = (device, dtypes, channels, num_heads, focusing_factor, has_fewer_keys, is_empty)
-    if (
-        torch.compiler.is_compiling()
-    ):  # It traces what follows: sizes are symbols, and decide as such.
+    if torch.compiler.is_compiling():
+        # It traces what follows: sizes are symbols, and decide as such.
         choice = _decide(*modes, *call)
     else:
         choice = _choose(torch.is_grad_enabled(), *modes, *call)

@@ -47,11 +47,11 @@ class Call:
     Attributes:
         B, N, C: of q.
         heads, head_dim: h and d.
-        group: heads per program, all or 1.
         H, W: of the map, H * W = N.
         operand: dtype of the products.
         plan: block sizes.
         programs: that fill the device.
+        is_backward: the direction.
     """
 
     B: int
@@ -59,12 +59,17 @@ class Call:
     C: int
     heads: int
     head_dim: int
-    group: int
     H: int
     W: int
     operand: torch.dtype
     plan: Plan
     programs: int
+    is_backward: bool
+
+    @property
+    def group(self) -> int:
+        """Heads per program, all or 1."""
+        return self.plan.backward_group if self.is_backward else self.plan.group
 
     @property
     def groups(self) -> int:
@@ -124,8 +129,7 @@ def make_call(
     widest = torch.float32 if torch.float32 in (q.dtype, k.dtype, v.dtype) else v.dtype
     plan = plan or plan_for(C, num_heads, widest, N, W)
     programs = PROGRAMS_PER_MULTIPROCESSOR * _multiprocessors(q.device)
-    group = plan.backward_group if is_backward else plan.group
-    return Call(B, N, C, num_heads, C // num_heads, group, H, W, widest, plan, programs)
+    return Call(B, N, C, num_heads, C // num_heads, H, W, widest, plan, programs, is_backward)
 
 
 def check_parameters(

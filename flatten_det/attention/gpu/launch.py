@@ -1,6 +1,7 @@
 """Launching the kernels: forward and backward of one attention."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -71,11 +72,7 @@ def forward(
     check_parameters(call, positions, scale, dwc_weight, dwc_bias, sizes)
     if plan is None:
         tensors = q, k, v, positions, scale, dwc_weight, dwc_bias
-        plan = _tuned(
-            call, q, "forward", lambda: forward_trial(forward, tensors, num_heads, hw_shape, eps)
-        )
-        if plan is not call.plan:
-            call = make_call(q, k, v, num_heads, hw_shape, plan, is_backward=False)
+        call = _tuned(call, q, lambda: forward_trial(forward, tensors, num_heads, hw_shape, eps))
     scale, dwc_weight = _contiguous(scale), _contiguous(dwc_weight)
     with torch.cuda.device_of(q):
         norms = _row_norms(call, q, k, positions, scale, eps, sizes)
@@ -156,14 +153,13 @@ def backward(
     call = make_call(q, k, v, num_heads, hw_shape, plan, is_backward=True)
     if plan is None:
         default, tensors = call.plan, (q, k, v, positions, scale, dwc_weight, dwc_bias)
-        plan = _tuned(
-            call, q, "backward",
+        call = _tuned(
+            call,
+            q,
             lambda: backward_trial(
                 forward, backward, tensors, num_heads, hw_shape, eps, needs, default
             ),
-        )  # fmt: skip
-        if plan is not call.plan:
-            call = make_call(q, k, v, num_heads, hw_shape, plan, is_backward=True)
+        )
     needs_q, needs_k, needs_v, needs_positions, needs_scale, needs_weight, needs_bias = needs
     scale, dwc_weight = _contiguous(scale), _contiguous(dwc_weight)
     d_q = d_k = d_v = d_scale = d_taps = None
@@ -205,9 +201,12 @@ def _pitch(call: Call, sizes: Tensor | None) -> int | None:
     return None if sizes is None else call.W
 
 
-def _tuned(call: Call, q: Tensor, direction: str, trial: Callable[[], Trial]) -> Plan:
+def _tuned(call: Call, q: Tensor, trial: Callable[[], Trial]) -> Call:
+    """The call with the fastest plan that is known for its kind."""
+    direction = "backward" if call.is_backward else "forward"
     key = make_key(direction, call.B, call.N, call.W, call.C, call.heads, call.operand)
-    return tuner.plan(key, call.plan, q, trial)
+    plan = tuner.plan(key, call.plan, q, trial)
+    return call if plan is call.plan else replace(call, plan=plan)
 
 
 def _contiguous(x: Tensor | None) -> Tensor | None:
@@ -218,9 +217,14 @@ def _kernel_size(dwc_weight: Tensor | None) -> int:
     return 0 if dwc_weight is None else dwc_weight.shape[-1]
 
 
+def _heads(call: Call) -> dict[str, Any]:
+    """Compile-time arguments of all kernels that walk over the tokens."""
+    return dict(HEADS=call.heads, HEAD_DIM=call.head_dim, D=head_block(call.head_dim))
+
+
 def _constants(call: Call) -> dict[str, Any]:
-    """Compile-time arguments that most kernels have."""
-    return dict(C=call.C, HEADS=call.heads, HEAD_DIM=call.head_dim, D=head_block(call.head_dim))
+    """Those of the kernels that need C too."""
+    return dict(C=call.C, **_heads(call))
 
 
 def _products(call: Call) -> dict[str, Any]:
@@ -241,8 +245,6 @@ def _row_norms(
     if call.groups == 1:
         return None
     norms = empty(call.B, 2, call.N, 2, like=q)
-    constants = _constants(call)
-    del constants["C"]
     run(
         kernels_forward.row_norms,
         (call.tiles(call.plan.norm_block), call.B, 2),
@@ -255,7 +257,7 @@ def _row_norms(
         sizes,
         _pitch(call, sizes),
         eps,
-        **constants,
+        **_heads(call),
         BLOCK=call.plan.norm_block,
         HAS_POSITIONS=positions is not None,
         HAS_SCALE=scale is not None,
@@ -518,8 +520,6 @@ def _depthwise_gradients(
     per_split = ceil_div(items, min(items, call.programs))
     splits = ceil_div(items, per_split)
     d_taps = empty(splits, K * K + 1, call.head_dim, like=v)
-    constants = _constants(call)
-    del constants["C"]
     run(
         kernels_backward.backward_depthwise,
         (splits,),
@@ -533,7 +533,7 @@ def _depthwise_gradients(
         call.W,
         sizes,
         regions.rows,
-        **constants,
+        **_heads(call),
         **regions.constants,
         K=K,
         HAS_SIZES=sizes is not None,

@@ -33,9 +33,8 @@ def unavailable_reason() -> str | None:
     if os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"):
         return None
     if triton.knobs.build.impl or any(Path(triton.knobs.cache.dir).glob("*/*.so")):
-        return (
-            None  # What was built before needs no compiler. Should it not be enough: see give_up.
-        )
+        # What was built before needs no compiler. Should it not be enough: see give_up.
+        return None
     return "no C compiler, which triton needs for launching: install gcc, or name one in CC"
 
 
@@ -121,9 +120,8 @@ def _is_failure_of_triton(error: Exception) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return False
     text = str(error)
-    if (
-        "CUDA error" in text or "Pointer argument" in text
-    ):  # The latter: a tensor of another device.
+    # The latter: a tensor of another device.
+    if "CUDA error" in text or "Pointer argument" in text:
         return False
     if "Triton Error [" in text:
         return any(words in text for words in _LAUNCH_ERRORS)

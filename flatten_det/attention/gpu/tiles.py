@@ -232,6 +232,14 @@ def as_operand(x, OPERAND: tl.constexpr):
 
 
 @triton.jit
+def as_operands(x, OPERAND: tl.constexpr):
+    """Two operands whose sum has twice the digits, and the factor as for :func:`as_operand`."""
+    high, factor = as_operand(x, OPERAND)
+    low = (x * (1.0 / factor) - high.to(tl.float32)).to(OPERAND)
+    return high, low, factor
+
+
+@triton.jit
 def centred_values(v, rows, channels, live, inside, centre, OPERAND: tl.constexpr):
     """v - centre as an operand, and what its products are to be multiplied with.
 
@@ -248,13 +256,8 @@ def as_columns(x, OPERAND: tl.constexpr):
 
     With what the sum is to be multiplied with, as for :func:`as_operand`.
     """
-    factor = 1.0
-    if OPERAND == tl.float16:
-        factor = tl.maximum(tl.max(tl.abs(x)), 1e-30) / headroom(OPERAND)
-        x = x * (1.0 / factor)
     column = tl.arange(0, 16)[None, :]
-    high = x.to(OPERAND)
-    low = (x - high.to(tl.float32)).to(OPERAND)
+    high, low, factor = as_operands(x, OPERAND)
     rest = tl.zeros([x.shape[0], 16], OPERAND)
     columns = tl.where(column == 0, high[:, None], tl.where(column == 1, low[:, None], rest))
     return columns, factor
@@ -271,11 +274,10 @@ def add_column_sums(total, x, OPERAND: tl.constexpr, EXACT: tl.constexpr):
         total += (tl.sum(x, axis=0) * (1.0 / 16))[:, None]
     else:
         ones = tl.full([x.shape[0], 16], 1.0 / 16, OPERAND)
-        operand, factor = as_operand(x, OPERAND)
-        sums = multiply(tl.trans(operand), ones)
+        high, low, factor = as_operands(x, OPERAND)
+        sums = multiply(tl.trans(high), ones)
         if EXACT:
-            rest = (x * (1.0 / factor) - operand.to(tl.float32)).to(OPERAND)
-            sums = multiply_add(tl.trans(rest), ones, sums)
+            sums = multiply_add(tl.trans(low), ones, sums)
         total += sums * factor
     return total
 
