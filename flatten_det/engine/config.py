@@ -41,7 +41,7 @@ def load_config(
     if cfg_options:
         try:
             cfg.merge_from_dict(cfg_options)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"--cfg-options does not fit config file {path}: {error.args[0]}"
             ) from error
