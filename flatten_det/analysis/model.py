@@ -102,7 +102,8 @@ def load_model(
                 name: preprocessor.get(name, default) for name, default in _IMAGENET.items()
             }
             max_pixels = pixel_limit(target.cfg)
-    return AnalysedModel(backbone.eval(), size or target.size(), normalisation, max_pixels)
+    backbone.eval()  # MMDetection's ResNet returns None.
+    return AnalysedModel(backbone, size or target.size(), normalisation, max_pixels)
 
 
 def _backbone_of(target: Target, checkpoint: str | None) -> nn.Module:

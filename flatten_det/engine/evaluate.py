@@ -9,7 +9,7 @@ from ..large_images.segmentation import PredictLargeImagesInBands
 from .annotations import named_annotation_errors
 from .building import named_building_errors
 from .checkpoint import CheckFitHook, check_checkpoint
-from .config import build_runner
+from .config import build_runner, is_segmentor
 from .drawing import DrawPredictionsHook
 from .errors import UserError
 from .unreadable import LeaveOutUnreadableHook, left_out
@@ -72,7 +72,7 @@ def evaluate(
 
 def _dumps(cfg: Config, out: str) -> list[DumpDetResults]:
     """What is to write raw predictions; mmseg's own metrics write label maps."""
-    if cfg.get("default_scope") != "mmseg":
+    if not is_segmentor(cfg):
         if Path(out).suffix in (".pkl", ".pickle"):
             return [DumpDetResults(out_file_path=out)]
         raise UserError(f"--out {out}: for detection give a file that ends in .pkl")

@@ -8,7 +8,6 @@ from mmengine.config import Config
 
 from flatten_det.engine.config import (
     build_runner,
-    dataset_under_test,
     enable_amp,
     enable_auto_scale_lr,
     load_config,
@@ -145,11 +144,12 @@ def test_resume_from_nothing(tmp_path):
         resume_from(cfg, "auto")
 
 
-def test_dataset_under_test_looks_into_wrappers():
+def test_datasets_under_test_looks_into_wrappers():
     inner = {"type": "CocoDataset", "pipeline": []}
-    wrapped = {"datasets": [{"dataset": inner}, {}]}
+    mixed = {"type": "MultiImageMixDataset", "dataset": inner, "pipeline": [{"type": "PackDetInputs"}]}
+    wrapped = {"datasets": [{"dataset": inner}, {"dataset": {"datasets": [inner]}}, mixed]}
     cfg = Config({"test_dataloader": {"dataset": wrapped}})
-    assert dataset_under_test(cfg) == inner
+    assert datasets_under_test(cfg) == [inner, inner, mixed]
 
 
 def test_runner_type_is_honoured(tmp_path):
