@@ -1,5 +1,6 @@
 """Draw predictions into the images, with the visualizers of mmdet and mmseg."""
 
+import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +14,10 @@ from mmengine.visualization import Visualizer
 
 from ..data_doctor.findings import printable
 from ..visualization.shrinking import shrink
-from .errors import explain
+from .errors import UserError
 from .naming import output_names
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def draw_prediction(
@@ -38,7 +41,8 @@ def draw_prediction(
     try:
         _draw(visualizer, sample, out_file, score_thr, **options)
     except Exception as error:
-        if explain(error) is not None:  # such as a full disk
+        is_full = isinstance(error, OSError) and error.errno in NO_ROOM
+        if is_full or isinstance(error, UserError):
             raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         what = f"warning: no picture of {sample.img_path}: {reason}"

@@ -8,7 +8,10 @@ from typing import NamedTuple
 import pytest
 import torch
 from fixtures import write_detector_config, write_segmentor_config
+from mmengine.registry import MODELS, DefaultScope
 from tool_modules import load_tool
+
+from flatten_det.engine.config import load_config
 
 
 class Trained(NamedTuple):
@@ -89,3 +92,22 @@ def trained_segmentor(train_tool, ade20k_folder, tmp_path_factory) -> Trained:
     folder = tmp_path_factory.mktemp("segmentor")
     config = write_segmentor_config(folder / "tiny-fpn.py", ade20k_folder)
     return _train(train_tool, config, "--amp")
+
+
+@pytest.fixture(scope="session")
+def one_channel(trained_segmentor, tmp_path_factory) -> Trained:
+    """A segmentor of two classes whose one map is the probability of the second, with random weights."""
+    folder = tmp_path_factory.mktemp("one_channel")
+    config, checkpoint = folder / "one-channel.py", folder / "random.pth"
+    config.write_text(
+        f"_base_ = {str(trained_segmentor.config)!r}\n"
+        "model = dict(decode_head=dict(num_classes=2, out_channels=1, threshold=0.5,"
+        " loss_decode=dict(use_sigmoid=True)))\n"
+        "test_dataloader = dict(dataset=dict(metainfo=dict(classes=('wall', 'building'))))\n"
+    )
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        model = MODELS.build(load_config(config).model)
+    torch.nn.init.normal_(model.decode_head.conv_seg.weight)
+    torch.save({"state_dict": model.state_dict()}, checkpoint)
+    return Trained(config, checkpoint, {})

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from mmengine.config import Config
 
-from ...engine.config import datasets_under_test, load_config, type_name
+from ...engine.config import datasets_under_test, is_segmentor, load_config, type_name
 from ...engine.errors import UserError
 from .config_text import Code, literal
 
@@ -42,7 +42,9 @@ def load_zoo_config(path: Path) -> Config:
     """
     cfg = load_config(path)
     hint = f"choose a detector such as {DETECTOR}"
-    if cfg.get("default_scope") == "mmseg":
+    if hasattr(cfg, "_imported_names"):  # mmengine's mark of them
+        raise UserError(f"{path} names classes, and no config with _base_ can inherit it: {hint}")
+    if is_segmentor(cfg):
         raise UserError(
             f"{path} is a semantic segmentor, which learns from label maps, not from COCO files: {hint}"
         )
