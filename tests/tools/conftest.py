@@ -104,10 +104,14 @@ def one_channel(trained_segmentor, tmp_path_factory) -> Trained:
         "model = dict(decode_head=dict(num_classes=2, out_channels=1, threshold=0.5,"
         " loss_decode=dict(use_sigmoid=True)))\n"
         "test_dataloader = dict(dataset=dict(metainfo=dict(classes=('wall', 'building'))))\n"
+        "tta_model = tta_pipeline = None\n"
     )
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope("mmseg"):
         model = MODELS.build(load_config(config).model)
-    torch.nn.init.normal_(model.decode_head.conv_seg.weight)
+    last = model.decode_head.conv_seg
+    torch.nn.init.normal_(last.weight)
+    with torch.no_grad():
+        last.bias -= model.eval()(torch.randn(1, 3, 64, 96), mode="tensor").median()
     torch.save({"state_dict": model.state_dict()}, checkpoint)
     return Trained(config, checkpoint, {})
