@@ -5,40 +5,36 @@ from typing import Any
 
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_leaves
 
 
 class CpuRecorder:
-    """In place of ``flatten_det.backbones.cuda_graphs.Recorder``."""
+    """In place of ``flatten_det.backbones.cuda_graphs.Recorder``; it counts."""
 
     device_type = "cpu"
-    made = 0
+    captured = replayed = 0
 
     def __init__(self, device: torch.device) -> None:
-        self.turns = 0
+        pass
 
     def record(self, run: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
         run()
-        outputs = None
-
-        def traced(_):
-            nonlocal outputs
-            outputs = run()
-            return outputs
-
-        program = make_fx(traced)(torch.zeros(()))
-        found = program(torch.zeros(()))
-        # As addresses: a tensor whose memory is another one later is read where it was.
-        for name, value in list(vars(program).items()) + list(program._buffers.items()):
+        program = make_fx(lambda _: run())(torch.zeros(()))
+        # As by addresses: where a tensor's memory is another one later, the former is read.
+        for name, value in [*vars(program).items(), *program._buffers.items()]:
             if isinstance(value, torch.Tensor):
                 setattr(program, name, value.detach())
-        CpuRecorder.made += 1
+        outputs = program(torch.zeros(()))
+        CpuRecorder.captured += 1
 
         def replay() -> None:
+            CpuRecorder.replayed += 1
             with torch.no_grad():
-                for kept, new in zip(found, program(torch.zeros(())), strict=True):
+                found = tree_leaves(program(torch.zeros(())))
+                for kept, new in zip(tree_leaves(outputs), found, strict=True):
                     kept.copy_(new)
 
-        return replay, found
+        return replay, outputs
 
     def take_turn(self) -> None:
-        self.turns += 1
+        pass

@@ -38,8 +38,13 @@ def use_cuda_graphs(model: nn.Module) -> None:
     if not backbones:
         raise ValueError("CUDA graphs are for backbones of flatten_det, and the model has none")
     for backbone in backbones:
-        if not isinstance(backbone.forward, CudaGraphs):
-            backbone.forward = CudaGraphs(backbone)
+        replay_forward(backbone)
+
+
+def replay_forward(module: nn.Module, strict: bool = False) -> None:
+    """Put :meth:`CudaGraphs.forward` in the place of a module's own; for the arguments see there."""
+    if not isinstance(getattr(module.forward, "__self__", None), CudaGraphs):
+        module.forward = CudaGraphs(module, strict).forward
 
 
 class CudaGraphs:
@@ -71,7 +76,8 @@ class CudaGraphs:
         self._recorder: Recorder | None = None
         self._parts: _Parts | None = None
 
-    def __call__(self, x: Tensor, sizes: Sequence[tuple[int, int]] | None = None) -> Any:
+    def forward(self, x: Tensor, sizes: Sequence[tuple[int, int]] | None = None) -> Any:
+        """What the module's own gives."""
         arguments = (x,) if sizes is None else (x, tuple(map(tuple, sizes)))
         is_inference = not torch.is_grad_enabled() and not self._module.training
         # Compilers, traces and others' captures get what they would without graphs.

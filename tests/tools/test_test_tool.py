@@ -8,6 +8,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from graph_recorder import CpuRecorder
+
+from flatten_det.backbones import cuda_graphs
 
 
 def printed_metrics(capsys) -> dict[str, float]:
@@ -50,9 +53,14 @@ def test_detector_dumps_and_draws(run, trained_detector, coco_folder, tmp_path, 
 
 
 @pytest.mark.parametrize("kind", ["detector", "segmentor"])
-def test_tta(run, kind, request, tmp_path, capsys):
+def test_tta(run, kind, request, tmp_path, capsys, monkeypatch):
+    """Views of an image have its size: with ``--cuda-graphs`` they are replayed."""
+    monkeypatch.setattr(cuda_graphs, "Recorder", CpuRecorder)
+    before = CpuRecorder.replayed
     trained = request.getfixturevalue(f"trained_{kind}")
-    assert run(trained, "--tta", "--show-dir", str(tmp_path / "pictures")) == 0
+    options = ("--tta", "--cuda-graphs", "--show-dir", str(tmp_path / "pictures"))
+    assert run(trained, *options) == 0
+    assert CpuRecorder.replayed > before
     assert {"detector": "coco/segm_mAP", "segmentor": "mIoU"}[kind] in capsys.readouterr().out
     assert len(list((tmp_path / "pictures").iterdir())) == 3
 

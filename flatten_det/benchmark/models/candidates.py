@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-_COMPILED, _GRAPHS = " compiled", " graphs"
+_COMPILED, _GRAPHS = VARIANTS = (" compiled", " graphs")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def is_flatten(name: str) -> bool:
 
 def variant_of(name: str) -> str:
     """What tells a candidate from the others of its model: nothing if it is the model as it is."""
-    return next((variant for variant in (_COMPILED, _GRAPHS) if name.endswith(variant)), "")
+    return next((variant for variant in VARIANTS if name.endswith(variant)), "")
 
 
 def make_candidates(

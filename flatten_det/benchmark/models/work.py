@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ...backbones.cuda_graphs import CudaGraphs
+from ...backbones.cuda_graphs import replay_forward
 from ..dtypes import DTYPES
 from .candidates import Candidate
 from .settings import Setting
@@ -36,8 +36,7 @@ def build_work(setting: Setting, candidate: Candidate) -> "Work":
     if candidate.compiled:
         _compile(source, model)
     if candidate.graphs:
-        backbone = model.backbone if source.whole else model
-        backbone.forward = CudaGraphs(backbone, strict=True)
+        replay_forward(model.backbone if source.whole else model, strict=True)
     return Work(setting, _forward(source, setting, model, images), list(model.parameters()))
 
 
