@@ -53,16 +53,23 @@ def test_detector_dumps_and_draws(run, trained_detector, coco_folder, tmp_path, 
 
 
 @pytest.mark.parametrize("kind", ["detector", "segmentor"])
-def test_tta(run, kind, request, tmp_path, capsys, monkeypatch):
-    """Views of an image have its size: with ``--cuda-graphs`` they are replayed."""
-    monkeypatch.setattr(cuda_graphs, "Recorder", CpuRecorder)
-    before = CpuRecorder.replayed
+def test_tta(run, kind, request, tmp_path, capsys):
     trained = request.getfixturevalue(f"trained_{kind}")
-    options = ("--tta", "--cuda-graphs", "--show-dir", str(tmp_path / "pictures"))
-    assert run(trained, *options) == 0
-    assert CpuRecorder.replayed > before
+    assert run(trained, "--tta", "--show-dir", str(tmp_path / "pictures")) == 0
     assert {"detector": "coco/segm_mAP", "segmentor": "mIoU"}[kind] in capsys.readouterr().out
     assert len(list((tmp_path / "pictures").iterdir())) == 3
+
+
+def test_cuda_graphs(run, random_segmentor, monkeypatch, capsys):
+    """Images of one size: the metrics are those of the backbone itself."""
+    monkeypatch.setattr(cuda_graphs, "Recorder", CpuRecorder)
+    before, metrics = CpuRecorder.replayed, []
+    of_one_size = ["--cfg-options", "test_dataloader.dataset.pipeline.1.keep_ratio=False"]
+    for options in ([], ["--cuda-graphs"]):
+        assert run(random_segmentor, *options, *of_one_size) == 0
+        metrics.append(printed_metrics(capsys))
+    assert CpuRecorder.replayed == before + 2
+    assert metrics[1] == pytest.approx(metrics[0], abs=0.1)
 
 
 def test_tta_without_a_recipe_for_segmentation(run, trained_segmentor, tmp_path, capsys):
