@@ -110,15 +110,16 @@ class CudaGraphs:
         return None
 
     def _replay(self, x: Tensor, *sizes: Hashable) -> Any:
-        """The outputs by a graph; None if there is none, or not yet."""
+        """The outputs, by a graph from the second pass on; None if there is to be none."""
         key = (x.shape, x.stride(), x.dtype, x.device, sizes, _settings(x.device.type))
         if key not in self._graphs:
             if len(self._graphs) == LIMIT:
                 self._tell(f"{LIMIT} sizes have one already, others go without")
                 return None
             if key not in self._seen:
-                self._seen.add(key)
-                return None
+                outputs = self._forward(x, *sizes)
+                self._seen.add(key)  # What fails by itself is no failure of a capture.
+                return outputs
             try:
                 self._graphs[key] = self._capture(x, *sizes)
             except Exception as error:

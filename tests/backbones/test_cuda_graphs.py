@@ -268,6 +268,17 @@ def test_a_pass_that_cannot_be_captured(captures, monkeypatch):
 
 
 @torch.no_grad()
+def test_images_that_do_not_fit_are_no_failure_of_a_capture(captures):
+    module = network()
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match="expected input"):
+            module(images(1, 4, 8, 9))
+    for _ in range(2):
+        check(module, images())
+    assert captures() == (1, 1)
+
+
+@torch.no_grad()
 def test_elsewhere_than_on_a_gpu(monkeypatch):
     monkeypatch.setattr(cuda_graphs, "Recorder", Recorder)
     module = network()
