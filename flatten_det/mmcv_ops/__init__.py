@@ -23,6 +23,7 @@ from .focal_loss import (
     softmax_focal_loss_forward,
 )
 from .masked_conv import masked_col2im_forward, masked_im2col_forward
+from .missing import MissingOpError, hide_missing_ops
 from .multi_scale_deform_attn import ms_deform_attn_backward, ms_deform_attn_forward
 from .nms import line_nms_forward, nms, nms_match, softnms
 from .psa_mask import psamask_backward, psamask_forward
@@ -88,16 +89,13 @@ def get_compiling_cuda_version():
 
 
 def __getattr__(name):
-    # mmcv checks at import that every op exists, so a missing one can only complain when called.
+    # mmcv checks at import that every op exists, so it gets one that complains when called.
     if name.startswith("_"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    hide_missing_ops()
 
     def missing_op(*args, **kwargs):
-        raise NotImplementedError(
-            f"mmcv op {name!r} has no compile-free version in flatten_det; install a compiled mmcv"
-            " over this one: `pip install --no-build-isolation --no-deps --no-cache-dir"
-            " --force-reinstall onedl-mmcv` (needs a C++ compiler, and nvcc for CUDA tensors)"
-        )
+        raise MissingOpError(name)
 
     missing_op.__name__ = missing_op.__qualname__ = name
     return missing_op
