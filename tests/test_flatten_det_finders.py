@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import re
 import subprocess
 import sys
 import sysconfig
@@ -119,8 +120,57 @@ def test_the_module_looks_like_an_extension_to_mmengine():
     assert mmcv.ops.get_compiling_cuda_version() == "not available"
 
 
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("mmcv.ops", "nms_rotated"),
+        ("mmcv.ops", "RoIAlignRotated"),
+        ("mmcv.ops", "ball_query"),  # also a module's name
+        ("mmcv.ops.ball_query", "ball_query"),
+        ("mmcv.ops.nms", "nms_rotated"),
+    ],
+)
+def test_an_op_without_a_compile_free_version_cannot_be_imported(module, name):
+    with pytest.raises(ImportError, match=rf"'{name}'.*install a compiled mmcv"):
+        exec(f"from {module} import {name}", {})
+    assert name not in dir(sys.modules[module])
+
+
+def test_what_can_be_imported_from_mmcv_ops():
+    """Ops that are here, and what mmcv has in Python; a stub is never asked for at import."""
+    everything = {}
+    exec("from mmcv.ops import *", everything)
+    assert {"nms", "line_nms", "DeformRoIPoolPack", "SyncBatchNorm", "CornerPool"} <= set(
+        everything
+    )
+    assert not {"nms_rotated", "RoIAlignRotated", "knn"} & set(everything)
+    tensor = torch.rand(1, 1, 4, 4)
+    assert everything["upsample2d"](tensor, torch.rand(3, 3)).shape == (1, 1, 8, 8)
+
+    modules = {name: sys.modules[f"mmcv.ops.{name}"] for name in ("nms", "ball_query", "knn")}
+    assert modules["nms"].nms is everything["nms"]
+    # Every name that needs a function which is not here is hidden, or has a version in Python.
+    in_python = {"bias_act", "filtered_lrelu", "fused_bias_leakyrelu", "upfirdn2d"}
+    asking = {}
+    for path in Path(mmcv.ops.__file__).parent.glob("*.py"):
+        functions = set(re.findall(r"ext_module\.(\w+)", path.read_text())) - set(_ext.__all__)
+        if functions:
+            asking[path.stem] = functions
+    assert in_python < set(asking)
+    visible = {
+        value.__module__.removeprefix("mmcv.ops.")
+        for value in everything.values()
+        if getattr(value, "__module__", "").startswith("mmcv.ops.")
+    }
+    # nms also holds ops that are here, group_points GroupAll, which has none.
+    assert visible & set(asking) == in_python | {"nms", "group_points"}
+
+
 def test_an_op_without_a_compile_free_version_says_so_when_called():
     boxes = torch.tensor([[5.0, 5, 2, 3, 0.1]])
     with pytest.raises(NotImplementedError, match=r"'nms_rotated'.*install a compiled mmcv"):
         mmcv.ops.nms_rotated(boxes, torch.ones(1), 0.5)
+    rotated = dict(type="nms_rotated", iou_threshold=0.5)
+    with pytest.raises(NotImplementedError, match=r"'nms_rotated'.*install a compiled mmcv"):
+        mmcv.ops.batched_nms(boxes, torch.ones(1), torch.zeros(1, dtype=torch.long), rotated)
     assert not hasattr(_ext, "__wrapped__")

@@ -195,9 +195,8 @@ def _leading(name, maps, channels, size):
     needed = channels * size.numel()
     if flat.size(1) < needed:
         raise ValueError(
-            f"modulated_deform_conv got {flat.size(1)} numbers of {name} per image, shape"
-            f" {tuple(maps.shape)}; its output of {size[0]} x {size[1]} cells needs {needed},"
-            f" shape {(maps.size(0), channels, *size)}"
+            f"modulated_deform_conv got {name}s of shape {tuple(maps.shape[1:])} per image;"
+            f" its output needs {(channels, *size)}"
         )
     return flat[:, :needed].unflatten(1, (channels, *size))
 

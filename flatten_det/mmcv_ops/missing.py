@@ -10,7 +10,7 @@ from types import ModuleType
 
 # Names that mmcv.ops exports. Not among them are ops that mmcv also has in Python, for the CPU:
 # bias_act, filtered_lrelu, fused_bias_leakyrelu, upfirdn2d and what is made of them.
-MISSING = frozenset(
+MISSING = set(
     """
     BezierAlign BorderAlign Correlation DynamicScatter PointsSampler PrRoIPool QueryAndGroup
     RiRoIAlignRotated RoIAlignRotated RoIAwarePool3d RoIPointPool3d SparseConv2d SparseConv3d
@@ -24,7 +24,7 @@ MISSING = frozenset(
     points_in_boxes_all points_in_boxes_cpu points_in_boxes_part points_in_polygons prroi_pool
     riroi_align_rotated roi_align_rotated rotated_feature_align three_interpolate three_nn
     tin_shift voxelization
-    """.split()
+    """.split()  # noqa: SIM905
 )
 
 
