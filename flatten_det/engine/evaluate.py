@@ -9,6 +9,7 @@ from ..large_images.segmentation import PredictLargeImagesInBands
 from .annotations import named_annotation_errors
 from .building import named_building_errors
 from .checkpoint import CheckFitHook, check_checkpoint
+from .cli import replay_cuda_graphs
 from .config import build_runner, is_segmentor
 from .drawing import DrawPredictionsHook
 from .errors import UserError
@@ -22,6 +23,7 @@ def evaluate(
     show_dir: str | None = None,
     show: bool = False,
     wait_time: float = 2.0,
+    cuda_graphs: bool = False,
 ) -> dict[str, float]:
     """Evaluate a checkpoint on the config's test data, and print the metrics.
 
@@ -35,13 +37,14 @@ def evaluate(
         show_dir: Folder for drawn pictures.
         show: Open a window for each picture.
         wait_time: Seconds for which a window stays open.
+        cuda_graphs: Replay the backbone from CUDA graphs, see :mod:`flatten_det.backbones.cuda_graphs`.
 
     Returns:
         The metrics by name.
 
     Raises:
-        UserError: The checkpoint, the data or ``out`` do not fit the config; or, after all others are
-            done, some images cannot be read.
+        UserError: The checkpoint, the data, ``out`` or ``cuda_graphs`` do not fit the config; or, after
+            all others are done, some images cannot be read.
     """
     check_checkpoint(checkpoint)
     cfg.load_from = checkpoint
@@ -52,6 +55,8 @@ def evaluate(
         runner.register_hook(stage)
         unreadable = LeaveOutUnreadableHook()
         runner.register_hook(unreadable)
+        if cuda_graphs:
+            replay_cuda_graphs(runner.model)
         runner.register_hook(CheckFitHook(checkpoint))
         runner.register_hook(PredictLargeImagesInBands())
         if show or show_dir:
