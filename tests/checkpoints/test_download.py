@@ -238,8 +238,8 @@ def test_a_server_cannot_refer_to_where_no_certificate_counts(server, monkeypatc
     class Connection(http.client.HTTPConnection):
         """Has all but the encryption."""
 
-        def __init__(self, *args, context=None, **options):
-            super().__init__(*args, **options)
+        def __init__(self, host, timeout, **of_encryption):
+            super().__init__(host, timeout=timeout)
 
     monkeypatch.setattr(http.client, "HTTPSConnection", Connection)
     address = server.url.replace("http://", "https://")
