@@ -148,7 +148,7 @@ def _history(args: tuple, state: Any) -> HistoryBuffer:
 
 def _attribute(owner: Any, name: str) -> str:
     """Stands for ``getattr``, by which logs name their own statistics: nothing that can be called."""
-    _need(owner is _History and isinstance(name, str), "an attribute")
+    _need(owner is _History and isinstance(name, str) and name[:1] != "_", "an attribute")
     return f"HistoryBuffer.{name}"
 
 
