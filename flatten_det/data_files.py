@@ -97,7 +97,7 @@ class DataYamlHandler(YamlHandler):
         """
         try:
             return finished(yaml.load(file, Loader=_DataLoader), _size(file))
-        except (yaml.YAMLError, pickle.UnpicklingError) as error:
+        except (yaml.YAMLError, pickle.UnpicklingError, ValueError, RecursionError) as error:
             reason = " ".join(str(error).split())
             raise UserError(
                 f"a YAML file{_named(file)} cannot be read: it is damaged, or asks for Python objects, "

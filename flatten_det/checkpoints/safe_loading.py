@@ -11,6 +11,7 @@ import torch
 from .data_types import DATA_TYPES, finished
 from .errors import CheckpointError
 
+_LONGEST_REASON = 300
 # PyTorch calls what is in this list and in its own, and nothing else.
 SAFE_GLOBALS = [(stand_in, name) for name, stand_in in DATA_TYPES.items()]
 
@@ -81,7 +82,8 @@ def _checked_size(file: str | Path | BinaryIO) -> int:
 def refused_part(error: pickle.UnpicklingError) -> str:
     """What PyTorch met, without its advice on how to run it."""
     met = error.__context__ if isinstance(error.__context__, pickle.UnpicklingError) else error
-    return (str(met).strip().splitlines() or ["no pickle"])[0].split(" was not an allowed")[0]
+    first = (str(met).strip().splitlines() or ["no pickle"])[0].split(" was not an allowed")[0]
+    return first[:_LONGEST_REASON]  # It may quote the file.
 
 
 def refusal(name: Any, reason: str) -> CheckpointError:
