@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import mmengine.runner.checkpoint as mmengine_checkpoint
+import mmengine.utils.dl_utils as dl_utils
 import torch
 from mmengine.infer.infer import BaseInferencer
 from mmengine.runner import CheckpointLoader
@@ -39,7 +40,8 @@ def read_mmengine_checkpoints_as_data() -> None:
         mmengine_checkpoint._safe_torch_load = _load_file
     else:
         CheckpointLoader.register_scheme(prefixes="", loader=load_from_local, force=True)
-    mmengine_checkpoint.load_url = _load_url
+    for module in (mmengine_checkpoint, dl_utils, dl_utils.hub):
+        module.load_url = _load_url
     BaseInferencer._init_model = _with_config_given(BaseInferencer._init_model)
 
 

@@ -66,7 +66,7 @@ def server(tmp_path, monkeypatch):
     buffer = io.BytesIO()
     torch.save({"model": {"weight": torch.arange(250_000)}}, buffer)
     server = Server(buffer.getvalue())
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield server
     server.shutdown()
     server.server_close()
@@ -186,7 +186,7 @@ def test_compressed_downloads_are_refused(server, read):
         zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as target,
     ):
         for name in source.namelist():
-            target.writestr(name, source.read(name) + bytes(10_000_000))
+            target.writestr(name, source.read(name) + bytes(3_000_000))
     server.content = buffer.getvalue()
     with pytest.raises(
         CheckpointError, match=r"flatten_pvt_t\.pth cannot be read: it would unpack"

@@ -314,6 +314,25 @@ def test_compressed_checkpoints_are_not_unpacked(tmp_path):
         load_as_data(bomb)
 
 
+def test_even_what_hardly_shrinks_is_not_unpacked(tmp_path):
+    torch.save({"weight": torch.rand(1000)}, tmp_path / "plain.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pth") as source,
+        zipfile.ZipFile(tmp_path / "a.pth", "w", zipfile.ZIP_DEFLATED) as target,
+    ):
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    for file in (tmp_path / "a.pth", io.BytesIO((tmp_path / "a.pth").read_bytes())):
+        with pytest.raises(CheckpointError, match="PyTorch does not compress"):
+            load_as_data(file)
+
+
+def test_torchscript_is_refused_as_such(tmp_path):
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="TorchScript"):
+        load_as_data(tmp_path / "a.pth")
+
+
 def test_safetensors_are_read(tmp_path):
     from safetensors.torch import save_file
 
