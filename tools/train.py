@@ -1,6 +1,7 @@
 """Train a detector or a segmentor: ``tools/train.py CONFIG``."""
 
 import argparse
+import contextlib
 import sys
 
 import _quiet  # noqa: F401
@@ -21,6 +22,7 @@ from flatten_det.engine.config import (
     load_config,
     resume_from,
 )
+from flatten_det.engine.newest_checkpoint import NoCheckpointError
 from flatten_det.engine.train import train
 
 
@@ -75,6 +77,10 @@ def run(args: argparse.Namespace) -> None:
     with trusted_checkpoints(args.trust_checkpoint):
         if args.resume:
             resume_from(cfg, args.resume)
+        elif cfg.get("resume") and not cfg.get("load_from"):
+            # mmengine would take what last_checkpoint names, whatever that is, or start anew.
+            with contextlib.suppress(NoCheckpointError):
+                resume_from(cfg, "auto")
         train(cfg, check_data=not args.no_data_check)
 
 

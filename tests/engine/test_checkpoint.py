@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from malicious_files import served
 from mmengine.logging import HistoryBuffer
 from torch import nn
 
@@ -44,6 +45,33 @@ def test_no_other_attribute_is_looked_up(tmp_path, owner, name):
     path = save(tmp_path / "a.pth", {"x": CallsAttribute(owner, name)})
     with pytest.raises(UserError, match=r"a\.pth cannot be read.* is not data"):
         check_checkpoint(path)
+
+
+def test_class_names_are_not_longer_than_names(tmp_path):
+    """They are written beside each of the objects that are found."""
+    weights = nn.Linear(2, 2).state_dict()
+    for length in (1000, 1001):
+        meta = {"dataset_meta": {"classes": ("cat", "x" * length)}}
+        path = save(tmp_path / "a.pth", {"state_dict": weights, "meta": meta})
+        if length == 1000:
+            check_checkpoint(path)
+    with pytest.raises(UserError, match=r"a\.pth cannot be used: its meta data is damaged"):
+        check_checkpoint(path)
+
+
+def test_downloads_are_looked_at_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    (tmp_path / "served").mkdir()
+    save(tmp_path / "served" / "a.pth", nn.Linear(2, 2).state_dict())
+    save(tmp_path / "served" / "b.pth", {"epoch": 3})
+    with served(tmp_path / "served") as address:
+        check_checkpoint(f"{address}/a.pth")
+        with pytest.raises(
+            UserError, match=r"checkpoint http.*b\.pth cannot be used: .*no weights"
+        ):
+            check_checkpoint(f"{address}/b.pth")
+        with pytest.raises(UserError, match=r"checkpoint http.*c\.pth cannot be read .*404"):
+            check_checkpoint(f"{address}/c.pth")
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04broken zip"])

@@ -53,6 +53,19 @@ def test_options_reach_the_config(train_tool, captured, config, tmp_path):
     assert captured["resume"] is False
 
 
+def test_a_config_that_resumes_looks_for_the_newest_checkpoint(
+    train_tool, captured, config, tmp_path, capsys
+):
+    """mmengine would open what the record names, or die of it."""
+    command = [str(config), "--work-dir", str(tmp_path), "--cfg-options", "resume=True"]
+    assert train_tool.main(command) == 0
+    assert captured["load_from"] is None  # A new training, as by mmengine.
+    (tmp_path / "last_checkpoint").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "epoch_1.pth").write_bytes(b"half")
+    assert train_tool.main(command) == 2
+    assert "none of the 1 checkpoints" in one_line_error(capsys)
+
+
 @pytest.mark.parametrize(("dtype", "field"), [("fp16", "float16"), ("bf16", "bfloat16")])
 def test_amp_takes_a_dtype(train_tool, captured, config, dtype, field):
     assert train_tool.main([str(config), "--amp", dtype]) == 0
