@@ -1,21 +1,31 @@
 """What an image file says about itself, before anything is decoded."""
 
+import contextlib
 import math
 import os
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
+import cv2
+import numpy as np
 from mmengine.config import Config
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from .engine.errors import UserError
+from .user_files import why_not_read
 
 # What Pillow may decode. No vector formats: for EPS, it would start another program.
-FORMATS = ("BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ("BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "SUN", "TIFF", "WEBP")
+if find_spec("PIL.AvifImagePlugin"):  # Not in older ones.
+    FORMATS += ("AVIF",)
 LIMIT_FIELD = "max_image_pixels"
 # OpenCV's own limit, from an environment variable that it reads when it is imported.
 _OPENCV_VARIABLE = "OPENCV_IO_MAX_IMAGE_PIXELS"
 _OPENCV_LIMIT = int(os.environ.get(_OPENCV_VARIABLE) or 1 << 30)
+_ORIENTATION = 0x0112
+_TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
+_BIG_TIFF = (b"II\x2b\0", b"MM\0\x2b")
 
 
 def pixel_limit(cfg: Config) -> int:
@@ -47,21 +57,103 @@ def set_pixel_limit(limit: int) -> None:
 
 
 def why_not_decoded(path: str | Path) -> str | None:
-    """Say in one line why a file must not be decoded, by its first bytes; None if it may.
+    """Say in one line why an image must not be decoded, or opened at all; None if it may.
 
-    A file that is no image, or none that Pillow knows, is left to its decoder.
+    It may be if it is a file that states its size, and no more pixels than the limit. One that is not
+    there, or is of no kind that OpenCV knows, is left to its reader.
     """
+    reason = why_not_read(path)
+    if reason is not None:
+        return None if reason == "was not found" else f"image {path} {reason}: it was not opened"
     try:
         with Image.open(path, formats=(*FORMATS, "EPS")) as image:
             is_program = image.format == "EPS"
     except Image.DecompressionBombError as error:
-        reason = str(error).split(",")[0]
-        return (
-            f"image {path} was not decoded: {reason}: if it is meant to be so large, raise "
-            f"{LIMIT_FIELD} in the config (--cfg-options {LIMIT_FIELD}=...)"
-        )
+        return _too_large(path, str(error).split(",")[0])
     except Exception:
-        return None
+        return _why_not_decoded_by_opencv(path)
     if is_program:
         return f"image {path} was not decoded: it is PostScript, a program: convert it to PNG"
     return None
+
+
+def _too_large(path: str | Path, reason: str) -> str:
+    return (
+        f"image {path} was not decoded: {reason}: if it is meant to be so large, raise "
+        f"{LIMIT_FIELD} in the config (--cfg-options {LIMIT_FIELD}=...)"
+    )
+
+
+def _why_not_decoded_by_opencv(path: str | Path) -> str | None:
+    """For what Pillow does not know: OpenCV looks at the first bytes, and not at the name."""
+    if not cv2.haveImageReader(str(path)):
+        return None
+    try:
+        pixels = math.prod(_tiff_size(path))
+    except Exception:
+        return (
+            f"image {path} cannot be decoded ({os.path.getsize(path)} bytes): how large it is cannot be told "
+            "beforehand: get it again if it is damaged, or convert it to PNG (HDR, PFM, PAM, EXR, ...)"
+        )
+    limit = 2 * Image.MAX_IMAGE_PIXELS
+    if pixels > limit:
+        return _too_large(path, f"Image size ({pixels} pixels) exceeds limit of {limit} pixels")
+    return None
+
+
+def _tiff_size(path: str | Path) -> tuple[int, int]:
+    """Of its first page, with pixels of any kind, such as many channels or fractions of each."""
+    with open(path, "rb") as file:
+        header = file.read(8)
+        if header.startswith(_BIG_TIFF):
+            header += file.read(8)
+        tags = TiffImagePlugin.ImageFileDirectory_v2(header)
+        file.seek(tags.next)
+        tags.load(file)
+    return tags[_TIFF_WIDTH], tags[_TIFF_HEIGHT]
+
+
+def decoded(content: bytes, flag: int = cv2.IMREAD_COLOR) -> np.ndarray | None:
+    """What OpenCV, with which the pipelines read, makes of a file's content; None if it cannot.
+
+    Args:
+        content: of the file.
+        flag: how it is read, such as ``cv2.IMREAD_UNCHANGED`` for a label map.
+    """
+    try:
+        return cv2.imdecode(np.frombuffer(content, np.uint8), flag)
+    except cv2.error:
+        return None
+
+
+def seen_size(path: str | Path) -> tuple[int, int]:
+    """Width and height of an image as OpenCV gives it to a training.
+
+    Whether OpenCV turns an image as its metadata say depends on the format and on OpenCV's version: it
+    is asked where they say something.
+
+    Raises:
+        UserError: It must not be decoded, or cannot be.
+    """
+    reason = why_not_read(path)
+    if reason is not None:
+        raise UserError(f"image {path} {reason}: get it again")
+    if refusal := why_not_decoded(path):
+        raise UserError(refusal)
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            if not states_orientation(image):
+                return image.size
+    except Exception:  # Of a kind that OpenCV alone knows.
+        pass
+    picture = decoded(Path(path).read_bytes())
+    if picture is None:
+        raise UserError(f"image {path} cannot be decoded: get it again")
+    return picture.shape[1::-1]
+
+
+def states_orientation(image: Image.Image) -> bool:
+    """Whether an image's metadata ask for it to be turned or mirrored."""
+    with contextlib.suppress(Exception):  # Damaged metadata, which readers pass over.
+        return image.getexif().get(_ORIENTATION, 1) not in (0, 1)
+    return False

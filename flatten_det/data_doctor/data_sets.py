@@ -41,6 +41,8 @@ class DataSet:
         learns_masks: whether the model learns instance masks.
         open_vocabulary: the classes are told to the model as text, not counted by its heads.
         labels: how label maps are read; None unless they are semantic.
+        color_type: the ``flag`` with which mmcv reads images.
+        backend: that of mmcv, likewise.
     """
 
     name: str
@@ -55,6 +57,15 @@ class DataSet:
     learns_masks: bool = False
     open_vocabulary: bool = False
     labels: LabelRules | None = None
+    color_type: str = "color"
+    backend: str = "cv2"
+
+    @property
+    def image_reading(self) -> dict[str, str]:
+        """The options of ``mmcv.imfrombytes`` with which the data set's images are read."""
+        if self.backend in ("turbojpeg", "tifffile"):  # They need not be there, and never turn images.
+            return dict(flag="color_ignore_orientation", backend="cv2")
+        return dict(flag=self.color_type, backend=self.backend)
 
     @property
     def place(self) -> str:
@@ -88,7 +99,7 @@ def find_data_sets(cfg: Config, render: bool = False) -> list[DataSet]:
         for number, leaf in enumerate(leaves):
             name = loader if len(leaves) == 1 else f"{loader}[{number}]"
             dataset = _build(leaf, name, render)
-            data_set = _unknown(leaf) if dataset is None else _described(dataset, cfg)
+            data_set = _unknown(leaf) if dataset is None else _described(dataset, leaf, cfg)
             found.setdefault(data_set, []).append((name, loader != "train"))
     if not found:
         raise UserError(f"config file {cfg.filename} has no data loader: there is nothing to check")
@@ -137,7 +148,7 @@ def _build(leaf: ConfigDict, name: str, render: bool) -> Any:
     return dataset
 
 
-def _described(dataset: Any, cfg: Config) -> DataSet:
+def _described(dataset: Any, leaf: ConfigDict, cfg: Config) -> DataSet:
     task = _task(dataset)
     if task is UNKNOWN:
         return _unknown(dict(type=type(dataset)))
@@ -150,6 +161,7 @@ def _described(dataset: Any, cfg: Config) -> DataSet:
         # "classes" that lack a comma are text; NumClassCheckHook and this count one class then.
         classes=(classes,) if isinstance(classes, str) else tuple(classes),
         annotation_file=dataset.ann_file or "",
+        **_image_reading(leaf),
     )
     if task is SEMANTIC:
         return DataSet(
@@ -166,6 +178,15 @@ def _described(dataset: Any, cfg: Config) -> DataSet:
         learns_masks=bool(cfg.get("model")) and has_mask_head(cfg),
         open_vocabulary=bool(dataset.return_classes),
     )
+
+
+def _image_reading(leaf: ConfigDict) -> dict[str, str]:
+    """How the first step of a pipeline reads images, as far as it does not do so by default."""
+    steps = [step for step in leaf.get("pipeline") or () if isinstance(step, dict)]
+    if not steps or str(steps[0].get("type")).rpartition(".")[2] != "LoadImageFromFile":
+        return {}
+    options = dict(color_type="color_type", backend="imdecode_backend")
+    return {ours: steps[0][theirs] for ours, theirs in options.items() if theirs in steps[0]}
 
 
 def _unknown(leaf: dict[str, Any]) -> DataSet:

@@ -249,7 +249,8 @@ LABEL_MAP_FORMAT = Kind(
     "label-map-format",
     ERROR,
     "label maps in another form than this data set reads",
-    "write one 8-bit label per pixel; for panoptic data, the segments' ids as RGB",
+    "write one 8-bit label per pixel; for panoptic data, the segments' ids as RGB; turned like the image "
+    "that a training sees, and without metadata",
 )
 UNKNOWN_LABEL = Kind(
     "unknown-label",

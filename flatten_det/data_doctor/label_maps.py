@@ -7,12 +7,20 @@ from pathlib import Path
 
 import numpy as np
 from mmengine.fileio import list_dir_or_file
-from PIL import Image
 
 from ..datasets.coco_values import stays_inside
 from .data_sets import DataSet
 from .findings import Finding, counted, quoted
-from .images import LABEL_MAPS, ImageFault, by, described, opened, opened_picture, seen_size
+from .images import (
+    LABEL_MAPS,
+    ImageFault,
+    Picture,
+    by,
+    described,
+    opened,
+    opened_picture,
+    turned_label_map,
+)
 from .kinds import (
     ANNOTATION_FILE,
     DUPLICATE_FILE_NAME,
@@ -134,7 +142,7 @@ class LabelledImages:
         path = os.path.join(data_set.images, name + data_set.labels.image_suffix)
         findings, picture = [], None
         try:
-            picture = opened_picture(path)
+            picture = opened_picture(path, data_set)
         except ImageFault as fault:
             findings.append(
                 data_set.finding(fault.kind, f"image {quoted(name)} {fault}", file=path)
@@ -144,7 +152,7 @@ class LabelledImages:
         outcome = self._label_map(name, picture)
         return Outcome(findings + outcome.findings, outcome.labels)
 
-    def _label_map(self, name: str, picture: Image.Image | None) -> Outcome:
+    def _label_map(self, name: str, picture: Picture | None) -> Outcome:
         data_set = self.data_set
         path = os.path.join(data_set.label_maps, name + data_set.labels.label_suffix)
         if not os.path.exists(path):  # Reported with the pairs.
@@ -161,8 +169,10 @@ class LabelledImages:
         if labels.ndim != 2 or labels.dtype.kind not in "bui":
             what = f"holds no labels, but colours or fractions (Pillow's mode {image.mode})"
             return Outcome([finding(LABEL_MAP_FORMAT, what)])
+        if what := turned_label_map(image):
+            return Outcome([finding(LABEL_MAP_FORMAT, what)])
         findings = []
-        if picture is not None and image.size != seen_size(picture):
+        if picture is not None and image.size != picture.size:
             what = f"is {by(image.size)}, its image {described(picture)}"
             findings.append(finding(LABEL_MAP_SIZE, what))
         if labels.dtype != np.uint8:

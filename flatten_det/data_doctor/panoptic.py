@@ -12,7 +12,7 @@ from ..panoptic_api.utils import rgb2id
 from .data_sets import DataSet
 from .entries import category_findings, duplicate_entries, repeated
 from .findings import Finding, quoted
-from .images import LABEL_MAPS, ImageFault, by, image_findings, opened
+from .images import LABEL_MAPS, ImageFault, by, image_findings, opened, turned_label_map
 from .json_file import CocoContent, image_name
 from .kinds import (
     DUPLICATE_ANNOTATION_ID,
@@ -134,6 +134,9 @@ class Images:
             label_map = opened(path, LABEL_MAPS)
         except ImageFault as fault:
             yield finding(fault.kind, str(fault))
+            return
+        if what := turned_label_map(label_map):
+            yield finding(LABEL_MAP_FORMAT, what)
             return
         stated = image.get("width"), image.get("height")
         if None not in stated and label_map.size != stated:

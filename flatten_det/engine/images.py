@@ -8,54 +8,47 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
 from mmengine.dataset import Compose
 from mmengine.hooks import Hook
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..datasets.coco_values import is_size
-from ..image_files import FORMATS, pixel_limit, set_pixel_limit, why_not_decoded
+from ..image_files import FORMATS, decoded, pixel_limit, set_pixel_limit, why_not_decoded
 from .errors import UserError
 
-_READ_FROM = {"img_path": cv2.IMREAD_COLOR, "seg_map_path": cv2.IMREAD_UNCHANGED}
+_READ_FROM = {
+    "img_path": cv2.IMREAD_COLOR,
+    "img_path2": cv2.IMREAD_COLOR,
+    "seg_map_path": cv2.IMREAD_UNCHANGED,
+    "depth_map_path": cv2.IMREAD_UNCHANGED,
+}
 
 
 class ImageError(UserError):
     """An image or label map that is missing or cannot be decoded."""
 
 
-def decodes(content: bytes, flag: int = cv2.IMREAD_COLOR) -> bool:
-    """Whether OpenCV, with which the pipelines read, makes an image of a file's content.
-
-    Args:
-        content: of the file.
-        flag: how it is read, such as ``cv2.IMREAD_UNCHANGED`` for a label map.
-    """
-    try:
-        return cv2.imdecode(np.frombuffer(content, np.uint8), flag) is not None
-    except cv2.error:
-        return False
-
-
 def image_error(path: str | Path, flag: int = cv2.IMREAD_COLOR) -> str | None:
-    """Say in one line why an image or label map cannot be decoded; None if it can.
+    """Say in one line why an image or label map cannot, or must not, be decoded; None if it can.
 
     Args:
         path: of the file.
         flag: how OpenCV would read it.
     """
     path = Path(path)
+    if refusal := why_not_decoded(path):
+        return refusal
     if not path.is_file():
         return f"image {path} not found: check the data folder"
     content = path.read_bytes()
     try:
-        # What is too large for Pillow's taste is not broken.
+        # What OpenCV alone knows is not broken.
         with (
-            contextlib.suppress(Image.DecompressionBombError),
+            contextlib.suppress(UnidentifiedImageError),
             Image.open(path, formats=FORMATS) as image,
         ):
             image.load()
-        readable = decodes(content, flag)
+        readable = decoded(content, flag) is not None
     except Exception:
         # Decoders of damaged content raise anything: OSError, SyntaxError, struct.error, ...
         readable = False

@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from ...engine.errors import UserError
-from ...image_files import FORMATS, why_not_decoded
+from ...image_files import seen_size
 from ..coco_values import is_id, is_number, is_size, parse_json, stays_inside
 from .text import listed
 
@@ -186,15 +184,7 @@ def completed(file: CocoFile, images: Path) -> tuple[dict[str, Any], list[str]]:
         if "width" in item and "height" in item:
             return item
         added.add("width and height of images")
-        if refusal := why_not_decoded(images / item["file_name"]):
-            raise UserError(refusal)
-        try:
-            with Image.open(images / item["file_name"], formats=FORMATS) as opened:
-                width, height = opened.size
-        except OSError as error:
-            raise UserError(
-                f"image {images / item['file_name']} cannot be read ({error}): get it again"
-            ) from error
+        width, height = seen_size(images / item["file_name"])
         return {**item, "width": width, "height": height}
 
     def annotation(item: dict) -> dict:
