@@ -9,6 +9,7 @@ from typing import Any
 
 import cv2
 from mmengine.dataset import Compose
+from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
 from PIL import Image, UnidentifiedImageError
 
@@ -90,7 +91,7 @@ class CheckedPipeline(Compose):
         # The transforms may replace these, or, with mosaics, hand on another sample's.
         paths = [(data[key], flag) for key, flag in _READ_FROM.items() if data.get(key)]
         for path, _ in paths:
-            if refusal := self._refusal(str(path)):
+            if refusal := _why_not_opened(str(path), self._folders):
                 raise ImageError(refusal)
         if refusal := self._mask_refusal(data):
             raise ImageError(f"image {data.get('img_path')}: {refusal}")
@@ -108,14 +109,6 @@ class CheckedPipeline(Compose):
                 ) from error
             raise
 
-    def _refusal(self, path: str) -> str | None:
-        if self._folders and not any(_lies_in(path, folder) for folder in self._folders):
-            return (
-                f"image {path} was not opened: it is outside of its data folder "
-                f"({', '.join(self._folders)}): correct its file name in the annotations"
-            )
-        return None if "://" in path else why_not_decoded(path)
-
     def _mask_refusal(self, data: dict[str, Any]) -> str | None:
         """Run lengths state the size of the mask that they become, whatever the image's."""
         for instance in data.get("instances") or ():
@@ -131,6 +124,15 @@ class CheckedPipeline(Compose):
         return None
 
 
+def _why_not_opened(path: str, folders: Sequence[str]) -> str | None:
+    if folders and not any(_lies_in(path, folder) for folder in folders):
+        return (
+            f"image {path} was not opened: it is outside of its data folder ({', '.join(folders)}): correct "
+            "its file name in the annotations"
+        )
+    return None if "://" in path else why_not_decoded(path)
+
+
 def _lies_in(path: str, folder: str) -> bool:
     """By the names alone: links are the user's own."""
     return os.path.abspath(path).startswith(os.path.join(folder, ""))
@@ -141,7 +143,13 @@ def _no_pixels_are_left(error: Exception) -> bool:
 
 
 class CheckImagesHook(Hook):
-    """Puts a :class:`CheckedPipeline` into every data set, before workers copy it."""
+    """Puts a :class:`CheckedPipeline` into every data set, before workers copy it.
+
+    What panoptic metrics open by themselves is looked at before the first epoch.
+    """
+
+    def __init__(self) -> None:
+        self._checked_metrics: set[int] = set()
 
     def before_train_epoch(self, runner) -> None:
         """Check the training images."""
@@ -150,10 +158,25 @@ class CheckImagesHook(Hook):
     def before_val_epoch(self, runner) -> None:
         """Check the validation images."""
         _check_images(runner.val_dataloader.dataset, pixel_limit(runner.cfg))
+        self._check_metrics(runner.val_evaluator, pixel_limit(runner.cfg))
 
     def before_test_epoch(self, runner) -> None:
         """Check the test images."""
         _check_images(runner.test_dataloader.dataset, pixel_limit(runner.cfg))
+        self._check_metrics(runner.test_evaluator, pixel_limit(runner.cfg))
+
+    def _check_metrics(self, evaluator: Evaluator, max_pixels: int) -> None:
+        set_pixel_limit(max_pixels)
+        for metric in evaluator.metrics:
+            folder, content = getattr(metric, "seg_prefix", None), getattr(metric, "_coco_api", None)
+            if not folder or "://" in folder or content is None or id(metric) in self._checked_metrics:
+                continue
+            self._checked_metrics.add(id(metric))
+            folder = os.path.abspath(folder)
+            for annotation in content.dataset["annotations"]:
+                path = os.path.join(folder, str(annotation.get("file_name", "")))
+                if refusal := _why_not_opened(path, [folder]):
+                    raise ImageError(refusal)
 
 
 def _check_images(dataset: Any, max_pixels: int) -> None:

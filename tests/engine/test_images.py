@@ -1,12 +1,20 @@
 """Broken images are named; everything else is left alone."""
 
+import json
+import os
+from types import SimpleNamespace
+
 import cv2
 import numpy as np
 import pytest
+from bombs import huge_files
+from mmdet.evaluation import CocoPanopticMetric
+from mmengine.config import Config
 from mmengine.dataset import Compose
+from mmengine.evaluator import Evaluator
 from PIL import Image
 
-from flatten_det.engine.images import CheckedPipeline, ImageError, image_error
+from flatten_det.engine.images import CheckedPipeline, CheckImagesHook, ImageError, image_error
 
 
 @pytest.fixture(params=[".jpg", ".png"])
@@ -76,3 +84,30 @@ def test_pipeline_gives_what_the_plain_one_gives():
         return {**data, "x": data["x"] * 2}
 
     assert CheckedPipeline([double, double])({"x": 1}) == Compose([double, double])({"x": 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("bomb.png", "cannot be told beforehand"),
+        ("pipe.png", "is a named pipe"),
+        ("../secret.png", "outside of its data folder"),
+    ],
+)
+def test_label_maps_that_a_panoptic_metric_opens(tmp_path, name, said):
+    folder = tmp_path / "labels"
+    folder.mkdir()
+    (folder / "bomb.png").write_bytes(huge_files(20_000, 20_000)["pam"])
+    os.mkfifo(folder / "pipe.png")
+    annotation = {"id": 1, "image_id": 1, "file_name": name, "segments_info": []}
+    image = {"id": 1, "file_name": "a.jpg", "width": 8, "height": 8}
+    content = {"images": [image], "annotations": [annotation], "categories": []}
+    (tmp_path / "panoptic.json").write_text(json.dumps(content))
+    metric = CocoPanopticMetric(str(tmp_path / "panoptic.json"), str(folder))
+    runner = SimpleNamespace(
+        cfg=Config(),
+        test_dataloader=SimpleNamespace(dataset=None),
+        test_evaluator=Evaluator([metric]),
+    )
+    with pytest.raises(ImageError, match=said):
+        CheckImagesHook().before_test_epoch(runner)
