@@ -78,7 +78,7 @@ def test_bombs_of_every_kind_in_every_reader(kind, tmp_path, no_decoder):
         completed(CocoFile(tmp_path / "a.json", content), folder)
     with pytest.raises(UserError, match=refused):
         write_train_ids(tmp_path, "train")
-    with pytest.raises(ImageFault, match="was not decoded|cannot be told beforehand"):
+    with pytest.raises(ImageFault, match=r"was not decoded|cannot be told beforehand"):
         opened(str(path), IMAGES)
 
 

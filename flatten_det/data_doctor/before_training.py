@@ -16,7 +16,7 @@ _SHOWN = 3
 
 
 def check_before_training(cfg: Config, logger: MMLogger) -> None:
-    """Check the annotations of the config's data sets; no image is opened.
+    """Check the annotations of the config's data sets, see :func:`.check.check_annotations`.
 
     One process of a distributed run reads the files, and all end if it finds errors.
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator
 
+from ..datasets.coco_values import are_of_one_type
 from .data_sets import DataSet
 from .findings import Finding, quoted
 from .json_file import CocoContent
@@ -12,6 +13,7 @@ from .kinds import (
     DUPLICATE_FILE_NAME,
     DUPLICATE_IMAGE_ID,
     IGNORED_CATEGORY,
+    MISREAD_ID,
     MISSING_CATEGORY,
     UNUSED_CATEGORY,
     Kind,
@@ -38,9 +40,30 @@ def duplicate_entries(data_set: DataSet, content: CocoContent) -> Iterator[Findi
         yield from _duplicates(data_set, kind, what, values)
 
 
+def mixed_id_findings(data_set: DataSet, content: CocoContent) -> Iterator[Finding]:
+    """Images or categories whose ids an evaluation cannot sort."""
+    for noun, entries in (("image", content.images), ("category", content.categories)):
+        ids = [entry["id"] for entry in entries]
+        if not are_of_one_type(ids):
+            number, text = (next(id_ for id_ in ids if type(id_) is kind) for kind in (int, str))
+            what = (
+                f"{noun} ids are numbers and texts, such as {quoted(number)} and {quoted(text)!r}"
+            )
+            yield data_set.finding(MISREAD_ID, what)
+
+
 def _duplicates(data_set: DataSet, kind: Kind, what: str, values: list) -> Iterator[Finding]:
     for value, count in repeated(values).items():
         yield data_set.finding(kind, f"{what} {quoted(value)} occurs {count} times", value)
+
+
+def classes_of(data_set: DataSet, content: CocoContent) -> dict[Hashable, dict]:
+    """The file's categories, by id, that are classes of the config."""
+    return {
+        category["id"]: category
+        for category in content.categories
+        if not data_set.classes or category["name"] in data_set.classes
+    }
 
 
 def category_findings(

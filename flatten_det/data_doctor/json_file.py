@@ -98,14 +98,14 @@ def _well_formed(data_set, noun, entries, fault, findings: list[Finding]) -> lis
 
 def _image_fault(image: dict) -> str | None:
     if not is_id(image.get("id")):
-        return "has no id"
+        return "has no id that is a whole number or a text"
     name = image.get("file_name")
     return None if isinstance(name, str) and name else "has no file_name"
 
 
 def _category_fault(category: dict) -> str | None:
     if not is_id(category.get("id")):
-        return "has no id"
+        return "has no id that is a whole number or a text"
     name = category.get("name")
     return None if isinstance(name, str) and name.strip() else "has no name"
 

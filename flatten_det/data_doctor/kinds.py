@@ -83,6 +83,31 @@ MALFORMED_ENTRY = Kind(
     "entries without what the format asks for",
     "complete or remove them; tools/prepare_data.py custom completes sizes, area and iscrowd",
 )
+MISREAD_ID = Kind(
+    "misread-id",
+    ERROR,
+    "ids that an evaluation with pycocotools cannot take, or misreads",
+    "number annotations from 1 on, and images, and categories, all by numbers or all by texts; "
+    "tools/prepare_data.py custom does so",
+)
+NOTHING_TO_LEARN = Kind(
+    "nothing-to-learn",
+    ERROR,
+    "data sets from which nothing can be learned",
+    "add annotated objects, or correct what leaves them out",
+)
+NOTHING_TO_MEASURE = Kind(
+    "nothing-to-measure",
+    ERROR,
+    "data sets on which nothing can be measured",
+    "add annotated objects, correct what leaves them out, or take the validation out of the config",
+)
+IGNORED_FOREGROUND = Kind(
+    "ignored-foreground",
+    ERROR,
+    "label maps whose foreground is the ignored label",
+    "store the label of its class instead, such as 1 for the second one",
+)
 DUPLICATE_IMAGE_ID = Kind(
     "duplicate-image-id",
     ERROR,

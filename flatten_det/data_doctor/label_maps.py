@@ -1,7 +1,7 @@
 """Semantic label maps: which files belong together, and one pair at a time."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from .kinds import (
     DUPLICATE_FILE_NAME,
     FILE_NAME_LEAVES,
     FOLDER_MISSING,
+    IGNORED_FOREGROUND,
     LABEL_MAP_FORMAT,
     LABEL_MAP_MISSING,
     LABEL_MAP_SIZE,
@@ -152,6 +153,10 @@ class LabelledImages:
         outcome = self._label_map(name, picture)
         return Outcome(findings + outcome.findings, outcome.labels)
 
+    def labels(self) -> Iterator[set[int]]:
+        """The labels of one label map after the other, as a training sees them; no image is opened."""
+        return (self._label_map(name, None).labels for name in self.names)
+
     def _label_map(self, name: str, picture: Picture | None) -> Outcome:
         data_set = self.data_set
         path = os.path.join(data_set.label_maps, name + data_set.labels.label_suffix)
@@ -202,6 +207,26 @@ def _shown(values: np.ndarray, counts: np.ndarray) -> str:
     return f"{', '.join(shown[:_MAX_LABELS])}{more}"
 
 
+def why_nothing_counts(data_set: DataSet, labels: Iterable[set[int]]) -> str | None:
+    """Say why no label map shows anything; None if one does, at which the others are not looked at.
+
+    Args:
+        data_set: where they belong.
+        labels: of each map, as a training sees them.
+    """
+    ignored, seen = data_set.labels.ignored(), set()
+    for of_map in labels:
+        seen |= of_map
+        if seen - ignored:
+            return None
+    if not seen:  # None could be read, which is said of each.
+        return None
+    left_out = (
+        ", and 0, which reduce_zero_label leaves out" if data_set.labels.reduce_zero_label else ""
+    )
+    return f"no label map shows anything but the ignored label ({data_set.labels.ignore_index}{left_out})"
+
+
 def unused_classes(data_set: DataSet, seen: set[int]) -> Iterator[Finding]:
     """Classes that no label map shows.
 
@@ -209,6 +234,20 @@ def unused_classes(data_set: DataSet, seen: set[int]) -> Iterator[Finding]:
         data_set: with the classes.
         seen: the labels of all maps, as a training sees them.
     """
+    ignored = data_set.labels.ignore_index
+    shown = seen - data_set.labels.ignored()
+    if (
+        not data_set.labels.changes_labels
+        and ignored in seen
+        and len(shown) == 1 < len(data_set.classes)
+    ):
+        missing = [name for label, name in enumerate(data_set.classes) if label not in shown]
+        names = ", ".join(map(quoted, missing[:_MAX_LABELS]))
+        more = ", ..." if len(missing) > _MAX_LABELS else ""
+        what = f"all label maps hold {shown.pop()} and {ignored} only: {ignored} is the ignored label: "
+        what += f"your foreground is ignored, and there is nothing of {names}{more}"
+        yield data_set.finding(IGNORED_FOREGROUND, what, ignored, data_set.label_maps)
+        return
     for label, name in enumerate(data_set.classes):
         if label not in seen:
             what = f"class {label} ({quoted(name)}) is in no label map"

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -19,6 +20,19 @@ def parse_json(content: bytes) -> Any:
 def is_id(value: Any) -> bool:
     """Whether this can be the id of an image, an object or a category."""
     return isinstance(value, int | str) and not isinstance(value, bool)
+
+
+def can_be_matched(id_: int | str) -> bool:
+    """Whether pycocotools can note that an annotation of this id was found: as a number that is not 0."""
+    try:
+        return float(id_) != 0
+    except (ValueError, OverflowError):
+        return False
+
+
+def are_of_one_type(ids: Iterable[int | str]) -> bool:
+    """Whether pycocotools can sort these ids."""
+    return len(set(map(type, ids))) < 2
 
 
 def is_size(value: Any) -> bool:

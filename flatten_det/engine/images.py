@@ -168,8 +168,16 @@ class CheckImagesHook(Hook):
     def _check_metrics(self, evaluator: Evaluator, max_pixels: int) -> None:
         set_pixel_limit(max_pixels)
         for metric in evaluator.metrics:
-            folder, content = getattr(metric, "seg_prefix", None), getattr(metric, "_coco_api", None)
-            if not folder or "://" in folder or content is None or id(metric) in self._checked_metrics:
+            folder, content = (
+                getattr(metric, "seg_prefix", None),
+                getattr(metric, "_coco_api", None),
+            )
+            if (
+                not folder
+                or "://" in folder
+                or content is None
+                or id(metric) in self._checked_metrics
+            ):
                 continue
             self._checked_metrics.add(id(metric))
             folder = os.path.abspath(folder)
