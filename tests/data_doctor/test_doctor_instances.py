@@ -1,10 +1,14 @@
 """Faults planted into a COCO file of instances and its images: each is found, in its place, alone."""
 
+import contextlib
+import io
 import json
 
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from shapes_patient import Patient
 
 from flatten_det.data_doctor import kinds
@@ -163,6 +167,63 @@ def test_files_outside_of_the_folder_are_not_opened(patient, monkeypatch):
     one(patient.findings("instances"), kinds.FILE_NAME_LEAVES)
     assert len(opened) == 7 + 5
     assert all("secret" not in path for path in opened)
+
+
+MATCHED = [1, -3, 2**63, "7"]
+MISREAD = [0, "0", "a0-x", 10**400]
+
+
+@pytest.mark.parametrize("id_", MATCHED + MISREAD)
+def test_annotation_ids_that_an_evaluation_misreads(patient, id_):
+    """The rule is what pycocotools makes of perfect predictions; a training does not mind."""
+    for split in ("train", "val"):
+        with patient.annotations(split=split) as content:
+            content["annotations"] = content["annotations"][:1]
+            content["annotations"][0] |= {"id": id_, "bbox": [1, 1, 9, 9]}
+    truth = COCO()
+    truth.dataset = content
+    found = []
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+        result = truth.loadRes([{**content["annotations"][0], "id": 1, "score": 1.0}])
+        evaluation = COCOeval(truth, result, "bbox")
+        with contextlib.suppress(ValueError, OverflowError):
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+            found.append(evaluation.stats[0] > 0.99)
+    assert found == [True] if id_ in MATCHED else found in ([], [False])
+    findings = [f for f in patient.quick_findings("instances") if f.kind == kinds.MISREAD_ID]
+    assert len(findings) == (id_ in MISREAD)
+    if findings:
+        assert findings[0].data_set == "val, test"
+        assert "means no match to pycocotools" in findings[0].message
+
+
+def test_ids_of_mixed_types_cannot_be_sorted(patient):
+    with patient.annotations(split="val") as content:
+        content["images"].append({**content["images"][0], "id": "x1", "file_name": "b.jpg"})
+        content["categories"].append({"id": "seven", "name": "hexagon"})
+    found = [f.message for f in patient.quick_findings("instances") if f.kind == kinds.MISREAD_ID]
+    assert found == [
+        "image ids are numbers and texts, such as 0 and 'x1'",
+        "category ids are numbers and texts, such as 1 and 'seven'",
+    ]
+    with patient.annotations(split="val") as content:
+        for image in content["images"]:
+            image["id"] = f"{image['id']}"
+        for annotation in content["annotations"]:
+            annotation["image_id"] = f"{annotation['image_id']}"
+        content["categories"].pop()
+    assert patient.quick_findings("instances") == []
+
+
+@pytest.mark.parametrize("id_", [1.5, True, None, [1]])
+def test_ids_of_other_types(patient, id_):
+    with patient.annotations() as content:
+        content["annotations"][1]["id"] = id_
+    finding = one(patient.quick_findings("instances"), kinds.MALFORMED_ENTRY)
+    assert "has no id that is a whole number or a text" in finding.message
 
 
 def test_category_without_objects(patient):
