@@ -3,6 +3,7 @@
 import codecs
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 _MARKS = (
@@ -36,27 +37,46 @@ def why_not_read(path: str | Path) -> str | None:
     return None if os.access(path, os.R_OK) else "cannot be read: permission denied"
 
 
-def utf8_problem(content: bytes) -> str | None:
-    """Say why the frameworks, which take UTF-8 without a mark, misread a text file; None if they do not.
+class NotUtf8Error(ValueError):
+    """A text file that the frameworks, which take UTF-8 without a mark, misread; completes "it ..."."""
 
-    The words complete "it ...".
+
+def utf8_text(content: bytes) -> str:
+    """The text of a file.
+
+    Raises:
+        NotUtf8Error: It is not in UTF-8, or begins with a byte order mark.
     """
     for mark, _, name in _MARKS:
         if content.startswith(mark):
-            return f"begins with {name}: save it as UTF-8 without one"
+            raise NotUtf8Error(f"begins with {name}: save it as UTF-8 without one")
     try:
-        content.decode("utf-8")
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        return f"is not UTF-8 (line {line}: byte 0x{content[error.start]:02x}): save it as UTF-8"
-    return None
+        raise NotUtf8Error(
+            f"is not UTF-8 (byte 0x{content[error.start]:02x} in line {line}): save it as UTF-8"
+        ) from error
 
 
-def decoded_text(content: bytes) -> str:
-    """The text of a file in UTF-8, or in what its byte order mark says.
+def text_with_mark(content: bytes) -> tuple[str, bool]:
+    """The text of a file in UTF-8, or in what its byte order mark says, and whether it has one.
 
     Raises:
-        UnicodeDecodeError: It is in another encoding.
+        NotUtf8Error: It is in another encoding.
     """
-    encodings = (encoding for mark, encoding, _ in _MARKS if content.startswith(mark))
-    return content.decode(next(encodings, "utf-8"))
+    for mark, encoding, _ in _MARKS:
+        if content.startswith(mark):
+            return content.decode(encoding, "replace"), True
+    return utf8_text(content), False
+
+
+def list_faults(content: bytes) -> Iterator[tuple[int, str]]:
+    """The lines of a list of files, from 1 on, that the frameworks take for other names, and why.
+
+    Raises:
+        NotUtf8Error: see :func:`utf8_text`.
+    """
+    for number, line in enumerate(utf8_text(content).splitlines(), start=1):
+        if not line.strip():
+            yield number, "is blank: remove it"

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator
 
-from ..datasets.coco_values import are_of_one_type
+from ..datasets.coco_values import are_of_one_type, root_categories
 from .data_sets import DataSet
 from .findings import Finding, quoted
 from .json_file import CocoContent
@@ -15,6 +15,7 @@ from .kinds import (
     IGNORED_CATEGORY,
     MISREAD_ID,
     MISSING_CATEGORY,
+    ROOT_CATEGORY,
     UNUSED_CATEGORY,
     Kind,
 )
@@ -77,6 +78,11 @@ def category_findings(
         used: ids of the categories that objects have.
     """
     categories, classes = content.categories, data_set.classes
+    roots = root_categories(categories, used)
+    for root in roots:
+        id_, name = root["id"], quoted(root["name"])
+        what = f"category {quoted(id_)} ({name}) is the root of a Roboflow export, and no class"
+        yield data_set.finding(ROOT_CATEGORY, what, id_)
     if not classes:  # A config that takes the classes as they come.
         classes = tuple(category["name"] for category in categories)
     names, of_model = {category["name"] for category in categories}, set(classes)
@@ -86,6 +92,8 @@ def category_findings(
                 MISSING_CATEGORY, f"class {quoted(name)} is not in the file", str(name)
             )
     for category in categories:
+        if category in roots:
+            continue
         name, id_ = quoted(category["name"]), category["id"]
         if category["name"] not in of_model:
             yield data_set.finding(

@@ -10,7 +10,7 @@ import cv2
 import mmcv
 from PIL import Image, UnidentifiedImageError
 
-from ..datasets.coco_values import stays_inside
+from ..datasets.coco_values import is_of_windows, stays_inside
 from ..image_files import FORMATS, states_orientation, why_not_decoded
 from ..user_files import why_not_read
 from .data_sets import DataSet
@@ -118,11 +118,12 @@ def opened_picture(path: str, data_set: DataSet) -> Picture:
 def image_findings(data_set: DataSet, image: dict) -> Iterator[Finding]:
     """Whether an image of a COCO file can be decoded and has the size that it should.
 
-    A file name that leaves the folder is not opened.
+    A file name that leaves the folder is not opened, nor one with backslashes, which has been reported.
     """
-    if not stays_inside(image["file_name"]):
+    name = image["file_name"]
+    if not stays_inside(name) or is_of_windows(name, data_set.images):
         return
-    path = os.path.join(data_set.images, image["file_name"])
+    path = os.path.join(data_set.images, name)
     try:
         picture = opened_picture(path, data_set)
     except ImageFault as fault:

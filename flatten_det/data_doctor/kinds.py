@@ -71,6 +71,12 @@ IGNORED_CATEGORY = Kind(
     "categories that the config leaves out",
     "add them to the classes in the config's metainfo, unless their objects should be background",
 )
+ROOT_CATEGORY = Kind(
+    "root-category",
+    WARNING,
+    "categories that only stand for all classes",
+    "remove them from the file and from the config's classes; tools/prepare_data.py custom does so",
+)
 UNUSED_CATEGORY = Kind(
     "unused-category",
     WARNING,
@@ -137,6 +143,12 @@ FILE_NAME_LEAVES = Kind(
     ERROR,
     "file names that leave the data folder (they were not opened)",
     "make them relative to the image folder, without '..'",
+)
+FILE_NAME_BACKSLASHES = Kind(
+    "file-name-backslashes",
+    ERROR,
+    "file names as Windows writes them",
+    "write / instead of \\; tools/prepare_data.py custom does so",
 )
 UNKNOWN_IMAGE = Kind(
     "unknown-image",

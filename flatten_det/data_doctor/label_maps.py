@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from mmengine.fileio import list_dir_or_file
 
-from ..datasets.coco_values import stays_inside
+from ..datasets.coco_values import is_of_windows, stays_inside
+from ..user_files import NotUtf8Error, list_faults, utf8_text, why_not_read
 from .data_sets import DataSet
 from .findings import Finding, counted, quoted
 from .images import (
@@ -24,6 +25,7 @@ from .images import (
 from .kinds import (
     ANNOTATION_FILE,
     DUPLICATE_FILE_NAME,
+    FILE_NAME_BACKSLASHES,
     FILE_NAME_LEAVES,
     FOLDER_MISSING,
     IGNORED_FOREGROUND,
@@ -31,6 +33,7 @@ from .kinds import (
     LABEL_MAP_MISSING,
     LABEL_MAP_SIZE,
     LABEL_MAP_UNUSED,
+    MALFORMED_ENTRY,
     NO_IMAGES,
     UNKNOWN_LABEL,
     UNUSED_CATEGORY,
@@ -66,9 +69,8 @@ def pair_files(data_set: DataSet) -> Pairing:
     if listed and not os.path.isdir(listed):
         try:
             names = _listed_names(data_set, findings)
-        except (OSError, UnicodeDecodeError) as error:
-            reason = "not found" if isinstance(error, FileNotFoundError) else f"unreadable: {error}"
-            finding = data_set.finding(ANNOTATION_FILE, f"list of images {listed} {reason}")
+        except (OSError, NotUtf8Error) as error:
+            finding = data_set.finding(ANNOTATION_FILE, f"list of images {listed} {error}")
             return Pairing([], [finding])
     else:
         names = _names(data_set.images, rules.image_suffix)
@@ -82,11 +84,22 @@ def pair_files(data_set: DataSet) -> Pairing:
 
 
 def _listed_names(data_set: DataSet, findings: list[Finding]) -> list[str]:
-    lines = Path(data_set.annotation_file).read_text(encoding="utf-8").splitlines()
+    if reason := why_not_read(data_set.annotation_file):
+        raise OSError(reason.removeprefix("was "))
+    content = Path(data_set.annotation_file).read_bytes()
+    faults = dict(list_faults(content))
     names: dict[str, None] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(utf8_text(content).splitlines(), start=1):
         name = line.strip()
-        if not stays_inside(name):
+        if number in faults:
+            what = f"line {number} {faults[number]}"
+            findings.append(data_set.finding(MALFORMED_ENTRY, what, number))
+        elif is_of_windows(name + data_set.labels.image_suffix, data_set.images):
+            what = (
+                f"line {number} ({quoted(name)}) is written with backslashes, which are no / here"
+            )
+            findings.append(data_set.finding(FILE_NAME_BACKSLASHES, what, number))
+        elif not stays_inside(name):
             what = f"line {number} ({quoted(name)}) leaves the image folder"
             findings.append(data_set.finding(FILE_NAME_LEAVES, what, number))
         elif name in names:

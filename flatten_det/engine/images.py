@@ -40,7 +40,8 @@ def image_error(path: str | Path, flag: int = cv2.IMREAD_COLOR) -> str | None:
     if refusal := why_not_decoded(path):
         return refusal
     if not path.is_file():
-        return f"image {path} not found: check the data folder"
+        hint = ": write / instead of \\ in the annotations" if "\\" in path.name else ""
+        return f"image {path} not found{hint or ': check the data folder'}"
     content = path.read_bytes()
     try:
         # What OpenCV alone knows is not broken.
