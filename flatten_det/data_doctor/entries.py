@@ -29,9 +29,22 @@ def repeated(values: Iterable[Hashable]) -> dict[Hashable, int]:
     return {value: count for value, count in Counter(values).items() if count > 1}
 
 
-def duplicate_entries(data_set: DataSet, content: CocoContent) -> Iterator[Finding]:
-    """Images and categories that share an id or a name."""
-    images, categories = content.images, content.categories
+def duplicate_entries(
+    data_set: DataSet, content: CocoContent, used: set[Hashable]
+) -> Iterator[Finding]:
+    """Images and categories that share an id or a name.
+
+    Args:
+        data_set: where they belong.
+        content: of its annotation file.
+        used: ids of the categories that objects have.
+    """
+    images, roots = content.images, root_categories(content.categories, used)
+    categories = [category for category in content.categories if category not in roots]
+    for root in roots:
+        id_, name = quoted(root["id"]), quoted(root["name"])
+        what = f"category {id_} ({name}), which has no object, is the root of a Roboflow export, and no class"
+        yield data_set.finding(ROOT_CATEGORY, what, root["id"])
     for values, kind, what in (
         ([image["id"] for image in images], DUPLICATE_IMAGE_ID, "image id"),
         ([image["file_name"] for image in images], DUPLICATE_FILE_NAME, "file name"),
@@ -78,11 +91,6 @@ def category_findings(
         used: ids of the categories that objects have.
     """
     categories, classes = content.categories, data_set.classes
-    roots = root_categories(categories, used)
-    for root in roots:
-        id_, name = root["id"], quoted(root["name"])
-        what = f"category {quoted(id_)} ({name}) is the root of a Roboflow export, and no class"
-        yield data_set.finding(ROOT_CATEGORY, what, id_)
     if not classes:  # A config that takes the classes as they come.
         classes = tuple(category["name"] for category in categories)
     names, of_model = {category["name"] for category in categories}, set(classes)
@@ -92,8 +100,6 @@ def category_findings(
                 MISSING_CATEGORY, f"class {quoted(name)} is not in the file", str(name)
             )
     for category in categories:
-        if category in roots:
-            continue
         name, id_ = quoted(category["name"]), category["id"]
         if category["name"] not in of_model:
             yield data_set.finding(

@@ -29,7 +29,7 @@ def annotation_findings(
     if not Path(data_set.images).is_dir():
         folder = data_set.images
         yield data_set.finding(FOLDER_MISSING, f"image folder {folder} not found", file=folder)
-    yield from duplicate_entries(data_set, content)
+    yield from duplicate_entries(data_set, content, set(objects.category_ids()))
     for id_, count in repeated(id_column(objects.entries, "id")).items():
         if id_ is not None:
             yield data_set.finding(

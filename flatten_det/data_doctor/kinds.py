@@ -73,9 +73,9 @@ IGNORED_CATEGORY = Kind(
 )
 ROOT_CATEGORY = Kind(
     "root-category",
-    WARNING,
-    "categories that only stand for all classes",
-    "remove them from the file and from the config's classes; tools/prepare_data.py custom does so",
+    ERROR,
+    "categories above all classes that are named like one of them",
+    "remove them from the file; tools/prepare_data.py custom does so",
 )
 UNUSED_CATEGORY = Kind(
     "unused-category",

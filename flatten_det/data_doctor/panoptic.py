@@ -54,7 +54,7 @@ def annotation_findings(
     for noun, folder in (("image", data_set.images), ("label map", data_set.label_maps)):
         if folder is not None and not Path(folder).is_dir():
             yield data_set.finding(FOLDER_MISSING, f"{noun} folder {folder} not found", file=folder)
-    yield from duplicate_entries(data_set, content)
+    yield from duplicate_entries(data_set, content, set(segments.category_ids()))
     for category in content.categories:
         if category.get("isthing") not in (0, 1):
             what = f"category {quoted(category['id'])} has no isthing of 0 or 1"

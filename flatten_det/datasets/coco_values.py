@@ -63,19 +63,19 @@ def is_of_windows(name: str, folder: str) -> bool:
 
 
 def root_categories(categories: Sequence[Any], used: Collection[int | str]) -> list[dict[str, Any]]:
-    """The categories that Roboflow adds as a root of the classes, and that are none.
+    """The categories that Roboflow adds above all classes, and that are named like one of these.
 
     Args:
         categories: of a COCO file, whatever they are.
         used: ids of the categories that have objects.
     """
     good = [category for category in categories if isinstance(category, dict)]
-    parents = [category.get("supercategory") for category in good]
+    names = [category.get("name") for category in good]
     return [
         category
         for category in good
         if category.get("supercategory") == "none"
-        and category.get("name") in parents
+        and names.count(category.get("name")) > 1
         and is_id(category.get("id"))
         and category["id"] not in used
     ]

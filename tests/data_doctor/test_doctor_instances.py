@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 
 import numpy as np
 import pytest
@@ -226,6 +227,32 @@ def test_ids_of_other_types(patient, id_):
     assert "has no id that is a whole number or a text" in finding.message
 
 
+def test_root_of_a_roboflow_export(patient):
+    """Named like a class, it would have labels of its own."""
+    root = {"id": 0, "name": "circle", "supercategory": "none"}
+    with patient.annotations() as content:
+        content["categories"].insert(0, root)
+    finding = one(patient.quick_findings("instances"), kinds.ROOT_CATEGORY)
+    assert "category 0 (circle), which has no object, is the root" in finding.message
+    with patient.annotations() as content:
+        content["annotations"][0]["category_id"] = 0
+    assert patient.quick_findings("instances")[0].kind == kinds.DUPLICATE_CATEGORY
+
+
+def test_names_of_windows(patient):
+    """A file of that very name is one."""
+    for path in (patient.path("train/images"), patient.path("val/images")):
+        (path / "sub").mkdir()
+    patient.path("train/images/000002.jpg").rename(patient.path("train/images/sub/000002.jpg"))
+    with patient.annotations() as content:
+        content["images"][2]["file_name"] = "sub\\000002.jpg"
+    for found in (patient.quick_findings("instances"), patient.findings("instances")):
+        finding = one(found, kinds.FILE_NAME_BACKSLASHES)
+        assert "image 2 (sub\\000002.jpg) is written with backslashes" in finding.message
+    patient.path("train/images/sub/000002.jpg").rename(patient.path("train/images/sub\\000002.jpg"))
+    assert patient.findings("instances") == []
+
+
 def test_category_without_objects(patient):
     with patient.annotations() as content:
         objects = content["annotations"]
@@ -255,6 +282,34 @@ def test_masks_are_not_asked_of_a_detector_of_boxes(patient):
     cfg = patient.config("instances")
     cfg.model = dict()
     assert not any(checked.findings for checked in check_annotations(cfg))
+
+
+@pytest.mark.parametrize(
+    ("encoding", "said"),
+    [
+        (
+            "utf-8-sig",
+            "begins with a byte order mark (UTF-8 with BOM): save it as UTF-8 without one",
+        ),
+        ("utf-16", "begins with the byte order mark of UTF-16: save it as UTF-8"),
+        ("utf-32", "begins with the byte order mark of UTF-32: save it as UTF-8"),
+        ("latin-1", "is not UTF-8 (byte 0xc4 in line 2): save it as UTF-8"),
+    ],
+)
+def test_other_encodings(patient, encoding, said):
+    path = patient.path("annotations/instances_train.json")
+    content = {"note": "\u00c4pfel", **json.loads(path.read_text())}
+    path.write_bytes(json.dumps(content, indent=0, ensure_ascii=False).encode(encoding))
+    finding = one(patient.quick_findings("instances"), kinds.ANNOTATION_FILE)
+    assert finding.message.startswith(f"annotation file {path} {said}")
+
+
+def test_pipe_in_the_place_of_annotations(patient):
+    path = patient.path("annotations/instances_train.json")
+    path.unlink()
+    os.mkfifo(path)
+    finding = one(patient.findings("instances"), kinds.ANNOTATION_FILE)
+    assert finding.message == f"annotation file {path} is a named pipe, not a file"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Faults planted into semantic label maps."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -231,6 +233,35 @@ class TestListOfImages:
             (kinds.DUPLICATE_FILE_NAME, 3),
             (kinds.LABEL_MAP_MISSING, None),
         ]
+
+    @pytest.mark.parametrize("blank", ["", "  ", "\r"])
+    def test_blank_line(self, patient, blank):
+        (finding,) = self.listed(patient, "000001", "000002", blank)
+        assert finding.message == "line 3 is blank: remove it"
+
+    def test_names_of_windows(self, patient):
+        (finding,) = self.listed(patient, "000001", "sub\\000002")
+        assert finding.kind == kinds.FILE_NAME_BACKSLASHES
+        assert "line 2 (sub\\000002)" in finding.message
+
+    @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+    def test_other_encodings(self, patient, encoding):
+        patient.path("list.txt").write_bytes("000001\r\n".encode(encoding))
+        finding = one(
+            patient.quick_findings("semantic", ann_file="list.txt"), kinds.ANNOTATION_FILE
+        )
+        assert "byte order mark" in finding.message
+
+    def test_line_ends_of_windows(self, patient):
+        patient.path("list.txt").write_bytes(b"000001\r\n000002\r\n")
+        assert patient.quick_findings("semantic", ann_file="list.txt") == []
+
+    def test_pipe(self, patient):
+        os.mkfifo(patient.path("list.txt"))
+        found = patient.quick_findings("semantic", ann_file="list.txt")
+        assert one(found, kinds.ANNOTATION_FILE).message.endswith(
+            "list.txt is a named pipe, not a file"
+        )
 
     def test_missing(self, patient):
         found = patient.findings("semantic", ann_file="list.txt")

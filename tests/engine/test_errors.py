@@ -1,6 +1,7 @@
 """Which exceptions are told in one line, and how."""
 
 import json
+import os
 import re
 
 import pytest
@@ -10,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from flatten_det.engine.annotations import named_annotation_errors
 from flatten_det.engine.errors import UserError, explain
+from flatten_det.engine.images import ImageError
 
 
 class Failing(Dataset):
@@ -81,6 +83,36 @@ def test_broken_annotation_file_is_found_among_good_ones(tmp_path):
         named_annotation_errors(cfg),
     ):
         json.loads((tmp_path / "broken.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.json", b"\xef\xbb\xbf{}", "begins with a byte order mark"),
+        ("list.txt", b"one\ntwo\n\n", "is misread: line 3 is blank: remove it"),
+        ("list.txt", b"\xef\xbb\xbfone\ntwo\n", "begins with a byte order mark"),
+    ],
+)
+def test_what_the_frameworks_misread_is_named(tmp_path, name, content, said):
+    """A blank line names an image without a name; a mark is a part of the first name."""
+    (tmp_path / name).write_bytes(content)
+    cfg = Config({"test_dataloader": {"dataset": {"data_root": str(tmp_path), "ann_file": name}}})
+    with (
+        pytest.raises(UserError, match=f"annotation file {tmp_path / name} {said}"),
+        named_annotation_errors(cfg),
+    ):
+        raise ImageError("image .jpg not found") if name == "list.txt" else ValueError("JSON")
+
+
+def test_pipe_in_the_place_of_annotations(tmp_path):
+    """It is refused before it is waited for."""
+    os.mkfifo(tmp_path / "a.json")
+    cfg = Config({"test_evaluator": [{"ann_file": str(tmp_path / "a.json")}]})
+    with (
+        pytest.raises(UserError, match=r"a\.json is a named pipe, not a file: correct ann_file"),
+        named_annotation_errors(cfg),
+    ):
+        pytest.fail("opened")
 
 
 def test_other_value_errors_pass(tmp_path):

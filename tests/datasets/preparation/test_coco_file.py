@@ -3,8 +3,10 @@
 import json
 from copy import deepcopy
 
+import cv2
 import pytest
 from custom_folder import CATEGORIES, make_custom_split, write_json
+from PIL import Image
 
 from flatten_det.datasets.preparation.coco_file import completed, read_coco_file
 from flatten_det.datasets.preparation.coco_split import divide
@@ -74,6 +76,14 @@ def change(*keys_and_value):
         (change("annotations", 3, "bbox", [1, 2, 3, None]), "have no bbox of four numbers"),
         (change("annotations", 3, "area", "big"), "have an area that is no number"),
         (change("annotations", 3, 17), "1 of 60 annotations have no id"),
+        (
+            lambda content: [a.update(iscrowd=1) for a in content["annotations"]],
+            r"of its 60 annotations, 60 are crowds \(iscrowd 1\).* nothing to learn",
+        ),
+        (
+            lambda content: [a.update(bbox=[1, 1, 0, 5]) for a in content["annotations"]],
+            "0 are crowds .*the others have no area",
+        ),
         (change("images", "none"), "is no COCO file of objects"),
     ],
 )
@@ -125,6 +135,73 @@ def test_what_exporters_leave_out_is_filled_in(read, content, made):
     for annotation, original in zip(full["annotations"], content["annotations"], strict=True):
         _, _, width, height = original["bbox"]
         assert annotation == {**original, "area": width * height}
+
+
+def test_photographs_are_sized_as_a_training_sees_them(tmp_path, read):
+    """The sides that EXIF turns; what is not turned, or not to be turned, keeps its own."""
+    names = {}
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        name = f"{orientation}.jpg"
+        Image.new("RGB", (60, 40)).save(tmp_path / name, exif=exif)
+        names[name] = cv2.imread(str(tmp_path / name)).shape[1::-1]
+    assert set(names.values()) == {(60, 40), (40, 60)}
+    images = [{"id": i, "file_name": name} for i, name in enumerate(names)]
+    annotation = {"id": 1, "image_id": 0, "category_id": 1, "bbox": [1, 1, 9, 9]}
+    categories = [{"id": 1, "name": "pear"}]
+    file = read({"images": images, "annotations": [annotation], "categories": categories})
+    content, _ = completed(file, tmp_path)
+    assert {i["file_name"]: (i["width"], i["height"]) for i in content["images"]} == names
+
+
+@pytest.mark.parametrize("id_", ["a0-x", 0, "0", 10**400])
+def test_annotation_ids_that_pycocotools_misreads(read, content, made, id_):
+    content["annotations"][0]["id"] = id_
+    full, added = completed(read(content), made[0])
+    assert added == ["annotation ids from 1 on"]
+    assert [annotation["id"] for annotation in full["annotations"]] == [*range(1, 61)]
+
+
+def test_ids_of_mixed_types_are_counted_anew(read, content, made):
+    content["images"][3]["id"] = 3
+    for annotation in content["annotations"]:
+        if annotation["image_id"] == "3":
+            annotation["image_id"] = 3
+        if annotation["category_id"] == 7:
+            annotation["category_id"] = "seven"
+    content["categories"][0]["id"] = "seven"
+    full, added = completed(read(content), made[0])
+    assert added == ["category ids from 1 on", "image ids from 1 on"]
+    assert [image["id"] for image in full["images"]] == [*range(1, 21)]
+    assert [category["id"] for category in full["categories"]] == [1, 2, 3]
+    assert [(a["image_id"], a["category_id"]) for a in full["annotations"]] == [
+        (image, category) for image in range(1, 21) for category in (1, 2, 3)
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32-le"])
+def test_files_with_a_byte_order_mark(tmp_path, content, made, encoding):
+    path = tmp_path / "a.json"
+    text = json.dumps(content, ensure_ascii=False)
+    mark = "\ufeff" if encoding == "utf-32-le" else ""
+    path.write_bytes((mark + text).encode(encoding))
+    full, added = completed(read_coco_file(path), made[0])
+    assert (full, added) == (content, ["UTF-8 without a byte order mark"])
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=r"is not UTF-8 \(byte 0xc4 in line 1\): save it as UTF-8"):
+        read_coco_file(path)
+
+
+def test_root_of_a_roboflow_export_is_left_out(read, content, made):
+    root = {"id": 0, "name": "o'range", "supercategory": "none"}
+    content["categories"][0]["supercategory"] = "o'range"
+    with_root = {**content, "categories": [root, *content["categories"]]}
+    full, added = completed(read(with_root), made[0])
+    assert (full, added) == (content, ["the classes without their root (Roboflow's)"])
+    with_root["annotations"][0]["category_id"] = 0
+    with pytest.raises(UserError, match="categories share a name: o'range"):
+        read(with_root)
 
 
 def test_division_keeps_images_together(read, content):
