@@ -93,6 +93,7 @@ def category_findings(
     categories, classes = content.categories, data_set.classes
     if not classes:  # A config that takes the classes as they come.
         classes = tuple(category["name"] for category in categories)
+    roots = root_categories(categories, used)  # They have been reported.
     names, of_model = {category["name"] for category in categories}, set(classes)
     for name in classes:
         if name not in names:
@@ -105,7 +106,7 @@ def category_findings(
             yield data_set.finding(
                 IGNORED_CATEGORY, f"category {id_} ({name}) is no class of the config", id_
             )
-        elif id_ not in used:
+        elif id_ not in used and category not in roots:
             yield data_set.finding(UNUSED_CATEGORY, f"category {id_} ({name}) has no object", id_)
     of_file = [c["name"] for c in categories if c["name"] in of_model]
     of_config = [name for name in classes if name in names]
