@@ -3,7 +3,6 @@
 import codecs
 import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 _MARKS = (
@@ -69,14 +68,3 @@ def text_with_mark(content: bytes) -> tuple[str, bool]:
         if content.startswith(mark):
             return content.decode(encoding, "replace"), True
     return utf8_text(content), False
-
-
-def list_faults(content: bytes) -> Iterator[tuple[int, str]]:
-    """The lines of a list of files, from 1 on, that the frameworks take for other names, and why.
-
-    Raises:
-        NotUtf8Error: see :func:`utf8_text`.
-    """
-    for number, line in enumerate(utf8_text(content).splitlines(), start=1):
-        if not line.strip():
-            yield number, "is blank: remove it"

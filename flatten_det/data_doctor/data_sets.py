@@ -198,7 +198,9 @@ def _described(dataset: Any, leaf: ConfigDict, cfg: Config) -> DataSet:
 def _image_reading(leaf: ConfigDict) -> dict[str, str]:
     """How the first step of a pipeline reads images, as far as it does not do so by default."""
     steps = [step for step in leaf.get("pipeline") or () if isinstance(step, dict)]
-    if not steps or str(steps[0].get("type")).rpartition(".")[2] != "LoadImageFromFile":
+    kind = steps[0].get("type") if steps else None
+    name = kind if isinstance(kind, str) else getattr(kind, "__name__", "")
+    if name.rpartition(".")[2] != "LoadImageFromFile":
         return {}
     options = dict(color_type="color_type", backend="imdecode_backend")
     return {ours: steps[0][theirs] for ours, theirs in options.items() if theirs in steps[0]}

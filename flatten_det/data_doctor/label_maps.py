@@ -9,7 +9,7 @@ import numpy as np
 from mmengine.fileio import list_dir_or_file
 
 from ..datasets.coco_values import is_of_windows, stays_inside
-from ..user_files import NotUtf8Error, list_faults, utf8_text, why_not_read
+from ..user_files import NotUtf8Error, utf8_text, why_not_read
 from .data_sets import DataSet
 from .findings import Finding, counted, quoted
 from .images import (
@@ -86,13 +86,12 @@ def pair_files(data_set: DataSet) -> Pairing:
 def _listed_names(data_set: DataSet, findings: list[Finding]) -> list[str]:
     if reason := why_not_read(data_set.annotation_file):
         raise OSError(reason.removeprefix("was "))
-    content = Path(data_set.annotation_file).read_bytes()
-    faults = dict(list_faults(content))
+    text = utf8_text(Path(data_set.annotation_file).read_bytes())
     names: dict[str, None] = {}
-    for number, line in enumerate(utf8_text(content).splitlines(), start=1):
+    for number, line in enumerate(text.splitlines(), start=1):
         name = line.strip()
-        if number in faults:
-            what = f"line {number} {faults[number]}"
+        if not name:
+            what = f"line {number} is blank, which stands for an image without a name: remove it"
             findings.append(data_set.finding(MALFORMED_ENTRY, what, number))
         elif is_of_windows(name + data_set.labels.image_suffix, data_set.images):
             what = (

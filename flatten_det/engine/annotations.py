@@ -1,4 +1,4 @@
-"""Name the annotation file or the list of images behind an error, which itself does not."""
+"""Name the annotation file behind an error, which itself does not."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from typing import Any
 from mmengine.config import Config
 
 from ..datasets.coco_values import parse_json
-from ..user_files import NotUtf8Error, list_faults, why_not_read
+from ..user_files import NotUtf8Error, why_not_read
 from .errors import UserError
 
 
@@ -17,8 +17,7 @@ def named_annotation_errors(cfg: Config) -> Iterator[None]:
     """Refuse what is no file, and turn errors within the block into ones that name the broken file.
 
     Raises:
-        UserError: An annotation file of the config cannot be opened, is not valid JSON, or is a list
-            that the frameworks misread.
+        UserError: An annotation file of the config cannot be opened, or is not valid JSON.
     """
     files = list(dict.fromkeys(_annotation_files(cfg.to_dict())))
     for path in files:
@@ -26,12 +25,9 @@ def named_annotation_errors(cfg: Config) -> Iterator[None]:
             raise UserError(f"annotation file {path} {reason}: correct ann_file in the config")
     try:
         yield
-    except Exception as error:
-        of_json = isinstance(error, ValueError | RecursionError)
+    except (ValueError, RecursionError) as error:
         for path in files:
-            is_json = path.suffix == ".json"
-            reason = _json_error(path) if is_json and of_json else None
-            reason = _list_error(path) if path.suffix == ".txt" else reason
+            reason = _json_error(path) if path.suffix == ".json" else None
             if reason:
                 raise UserError(f"annotation file {path} {reason}") from error
         raise
@@ -60,12 +56,3 @@ def _json_error(path: Path) -> str | None:
     except (ValueError, RecursionError) as error:
         return f"is not valid JSON ({error}): get it again"
     return None
-
-
-def _list_error(path: Path) -> str | None:
-    try:
-        return next(
-            (f"is misread: line {n} {why}" for n, why in list_faults(path.read_bytes())), None
-        )
-    except NotUtf8Error as error:
-        return str(error)

@@ -11,7 +11,7 @@ from .checkpoint import CheckFitHook, check_checkpoint
 from .config import build_runner
 from .drawing import DrawPredictionsHook
 from .errors import UserError
-from .images import CheckImagesHook
+from .images import CheckImagesHook, CheckMetricsHook
 
 
 def evaluate(
@@ -53,6 +53,7 @@ def evaluate(
     with named_annotation_errors(cfg):
         runner = build_runner(cfg)
         runner.register_hook(CheckImagesHook())
+        runner.register_hook(CheckMetricsHook())
         runner.register_hook(CheckFitHook(checkpoint))
         runner.register_hook(PredictLargeImagesInBands())
         if show or show_dir:

@@ -40,8 +40,7 @@ def image_error(path: str | Path, flag: int = cv2.IMREAD_COLOR) -> str | None:
     if refusal := why_not_decoded(path):
         return refusal
     if not path.is_file():
-        hint = ": write / instead of \\ in the annotations" if "\\" in path.name else ""
-        return f"image {path} not found{hint or ': check the data folder'}"
+        return f"image {path} not found: {_why_missing(path)}"
     content = path.read_bytes()
     try:
         # What OpenCV alone knows is not broken.
@@ -57,6 +56,16 @@ def image_error(path: str | Path, flag: int = cv2.IMREAD_COLOR) -> str | None:
     if readable:
         return None
     return f"image {path} cannot be decoded ({len(content)} bytes): get the file again or remove it"
+
+
+def _why_missing(path: Path) -> str:
+    if "\\" in path.name:
+        return "write / instead of \\ in the annotations"
+    if "\ufeff" in str(path):
+        return "the list of images begins with a byte order mark: save it as UTF-8 without one"
+    if path.name.startswith(".") and not path.suffix:
+        return "remove the blank line from the list of images"
+    return "check the data folder"
 
 
 class CheckedPipeline(Compose):
@@ -144,13 +153,7 @@ def _no_pixels_are_left(error: Exception) -> bool:
 
 
 class CheckImagesHook(Hook):
-    """Puts a :class:`CheckedPipeline` into every data set, before workers copy it.
-
-    What panoptic metrics open by themselves is looked at before the first epoch.
-    """
-
-    def __init__(self) -> None:
-        self._checked_metrics: set[int] = set()
+    """Puts a :class:`CheckedPipeline` into every data set, before workers copy it."""
 
     def before_train_epoch(self, runner) -> None:
         """Check the training images."""
@@ -159,33 +162,35 @@ class CheckImagesHook(Hook):
     def before_val_epoch(self, runner) -> None:
         """Check the validation images."""
         _check_images(runner.val_dataloader.dataset, pixel_limit(runner.cfg))
-        self._check_metrics(runner.val_evaluator, pixel_limit(runner.cfg))
 
     def before_test_epoch(self, runner) -> None:
         """Check the test images."""
         _check_images(runner.test_dataloader.dataset, pixel_limit(runner.cfg))
-        self._check_metrics(runner.test_evaluator, pixel_limit(runner.cfg))
 
-    def _check_metrics(self, evaluator: Evaluator, max_pixels: int) -> None:
-        set_pixel_limit(max_pixels)
-        for metric in evaluator.metrics:
-            folder, content = (
-                getattr(metric, "seg_prefix", None),
-                getattr(metric, "_coco_api", None),
-            )
-            if (
-                not folder
-                or "://" in folder
-                or content is None
-                or id(metric) in self._checked_metrics
-            ):
-                continue
-            self._checked_metrics.add(id(metric))
-            folder = os.path.abspath(folder)
-            for annotation in content.dataset["annotations"]:
-                path = os.path.join(folder, str(annotation.get("file_name", "")))
-                if refusal := _why_not_opened(path, [folder]):
-                    raise ImageError(refusal)
+
+class CheckMetricsHook(Hook):
+    """Looks at the label maps that panoptic metrics open by themselves, before they do so."""
+
+    def before_val(self, runner) -> None:
+        """Look at those of the validation."""
+        _check_metrics(runner.val_evaluator, pixel_limit(runner.cfg))
+
+    def before_test(self, runner) -> None:
+        """Look at those of the test."""
+        _check_metrics(runner.test_evaluator, pixel_limit(runner.cfg))
+
+
+def _check_metrics(evaluator: Evaluator, max_pixels: int) -> None:
+    set_pixel_limit(max_pixels)
+    for metric in evaluator.metrics:
+        folder, content = getattr(metric, "seg_prefix", None), getattr(metric, "_coco_api", None)
+        if not folder or "://" in folder or content is None:
+            continue
+        folder = os.path.abspath(folder)
+        for annotation in content.dataset["annotations"]:
+            path = os.path.join(folder, str(annotation.get("file_name", "")))
+            if refusal := _why_not_opened(path, [folder]):
+                raise ImageError(refusal)
 
 
 def _check_images(dataset: Any, max_pixels: int) -> None:

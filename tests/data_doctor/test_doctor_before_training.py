@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shlex
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 from flatten_det.data_doctor import before_training
 from flatten_det.data_doctor.before_training import check_before_training
 from flatten_det.data_doctor.check import check_data
-from flatten_det.data_doctor.report import findings_of
+from flatten_det.data_doctor.report import check_command, findings_of
 from flatten_det.engine.errors import UserError
 
 
@@ -58,10 +59,23 @@ def test_errors_end_it_with_one_line(patient, logger, warnings):
         f"the data has 2 errors, the first: {patient.path('annotations/instances_train.json')}: "
         "annotation 2 of image 0 has the box [90, 0, 5, 5], image 64x64 (box-outside: correct "
     )
-    assert "uv run tools/check_data.py" in message
+    assert "The whole list: uv run tools/check_data.py" in message
     assert message.endswith("--no-data-check")
     assert "\n" not in message
     assert warnings == []
+
+
+def test_the_command_that_shows_all_is_complete(patient, logger):
+    no_annotations(patient, "train")
+    options = ["classes=['traffic light']", "load_from=/my run/a.pth"]
+    command = check_command("my config.py", options)
+    with pytest.raises(UserError) as caught:
+        check_before_training(patient.config("instances"), logger, command)
+    (shown,) = re.findall("The whole list: (.*) ; to train", str(caught.value))
+    assert shlex.split(shown) == [
+        *("uv", "run", "tools/check_data.py", "my config.py", "--cfg-options"),
+        *options,
+    ]
 
 
 def test_warnings_are_logged_once_per_kind(patient, logger, warnings):

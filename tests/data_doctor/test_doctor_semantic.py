@@ -237,7 +237,10 @@ class TestListOfImages:
     @pytest.mark.parametrize("blank", ["", "  ", "\r"])
     def test_blank_line(self, patient, blank):
         (finding,) = self.listed(patient, "000001", "000002", blank)
-        assert finding.message == "line 3 is blank: remove it"
+        assert (
+            finding.message
+            == "line 3 is blank, which stands for an image without a name: remove it"
+        )
 
     def test_names_of_windows(self, patient):
         (finding,) = self.listed(patient, "000001", "sub\\000002")

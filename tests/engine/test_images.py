@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from types import SimpleNamespace
 
 import cv2
@@ -14,7 +15,12 @@ from mmengine.dataset import Compose
 from mmengine.evaluator import Evaluator
 from PIL import Image
 
-from flatten_det.engine.images import CheckedPipeline, CheckImagesHook, ImageError, image_error
+from flatten_det.engine.images import (
+    CheckedPipeline,
+    CheckMetricsHook,
+    ImageError,
+    image_error,
+)
 
 
 @pytest.fixture(params=[".jpg", ".png"])
@@ -53,6 +59,24 @@ def test_missing_image_is_named(tmp_path):
     assert image_error(tmp_path / "a.jpg") == (
         f"image {tmp_path / 'a.jpg'} not found: check the data folder"
     )
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("", "remove the blank line from the list of images"),
+        (
+            "\ufeffa",
+            "the list of images begins with a byte order mark: save it as UTF-8 without one",
+        ),
+        ("sub\\a", "write / instead of \\ in the annotations"),
+    ],
+)
+def test_why_an_image_is_missing(tmp_path, line, said):
+    """As MMSegmentation makes a path of a line, and MMDetection of a file name."""
+    path = os.path.join(tmp_path, f"{line}.jpg")
+    with pytest.raises(ImageError, match=f"not found: {re.escape(said)}"):
+        CheckedPipeline([fail])({"img_path": path})
 
 
 def fail(data):
@@ -106,8 +130,7 @@ def test_label_maps_that_a_panoptic_metric_opens(tmp_path, name, said):
     metric = CocoPanopticMetric(str(tmp_path / "panoptic.json"), str(folder))
     runner = SimpleNamespace(
         cfg=Config(),
-        test_dataloader=SimpleNamespace(dataset=None),
         test_evaluator=Evaluator([metric]),
     )
     with pytest.raises(ImageError, match=said):
-        CheckImagesHook().before_test_epoch(runner)
+        CheckMetricsHook().before_test(runner)

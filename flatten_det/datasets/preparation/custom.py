@@ -3,6 +3,7 @@
 import colorsys
 import json
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -241,4 +242,4 @@ def _report(
             f"{weights} is not there yet: get it from {RELEASE_PAGE}, or write the config "
             "with --from-scratch"
         )
-    print(f"written to {out}; train with\n  uv run tools/train.py {out}")
+    print(f"written to {out}; train with\n  uv run tools/train.py {shlex.quote(str(out))}")
