@@ -12,6 +12,7 @@ from torch import nn
 
 from ..checkpoints.errors import CheckpointError
 from ..checkpoints.trust import load_local
+from ..user_files import why_not_read
 from .errors import UserError
 
 
@@ -25,8 +26,9 @@ def check_checkpoint(path: str) -> None:
     """
     if "://" in str(path):
         return
-    if not Path(path).is_file():
-        raise UserError(f"checkpoint {path} not found: check the path (here: {Path.cwd()})")
+    if reason := why_not_read(path):
+        reason = reason.removeprefix("was ")
+        raise UserError(f"checkpoint {path} {reason}: check the path (here: {Path.cwd()})")
     try:
         content = load_local(path, map_location="cpu")
     except CheckpointError as error:

@@ -35,6 +35,8 @@ def _explain_others(error: BaseException) -> str | None:
         return f"{what}: check the paths in the config and the command"
     if isinstance(error, PermissionError | IsADirectoryError | NotADirectoryError):
         return f"{error.filename}: {error.strerror}: check the path and its permissions"
+    if isinstance(error, FileExistsError) and error.filename is None:
+        return str(error)  # Shapes' own, which says what to do.
     if isinstance(error, KeyError) and " registry. Please check" in str(error):
         component = str(error.args[0]).split(". Please check")[0]
         return (

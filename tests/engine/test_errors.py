@@ -9,6 +9,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 from torch.utils.data import DataLoader, Dataset
 
+from flatten_det.datasets.shapes import ShapesOptions, prepare_shapes
 from flatten_det.engine.annotations import named_annotation_errors
 from flatten_det.engine.errors import UserError, explain
 
@@ -64,6 +65,13 @@ def test_names_with_line_ends_stay_in_one_line(tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
         (tmp_path / "a\nb").read_text()
     assert rf"{tmp_path}/a\nb not found" in explain(caught.value)
+
+
+def test_shapes_that_would_be_lost_are_told_in_one_line(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError) as caught:
+        prepare_shapes(tmp_path, ShapesOptions())
+    assert "holds files that flatten_det did not render" in explain(caught.value)
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), RuntimeError("x"), ValueError("x")])
