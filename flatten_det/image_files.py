@@ -3,14 +3,17 @@
 import contextlib
 import math
 import os
+import re
+import struct
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
 from mmengine.config import Config
-from PIL import Image, TiffImagePlugin
+from PIL import Image
 
 from .engine.errors import UserError
 from .user_files import why_not_read
@@ -24,8 +27,12 @@ LIMIT_FIELD = "max_image_pixels"
 _OPENCV_VARIABLE = "OPENCV_IO_MAX_IMAGE_PIXELS"
 _OPENCV_LIMIT = int(os.environ.get(_OPENCV_VARIABLE) or 1 << 30)
 _ORIENTATION = 0x0112
-_TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
-_BIG_TIFF = (b"II\x2b\0", b"MM\0\x2b")
+_TIFF_WIDTH, _TIFF_HEIGHT, _BIG_TIFF = 256, 257, 43
+_TIFF_ORDERS = {b"II": "<", b"MM": ">"}
+# By version: how the number of entries is stored, and an entry as tag, type, count and value.
+_TIFF_KINDS = {42: ("H", "HHI4s"), _BIG_TIFF: ("Q", "HHQ8s")}
+# By type: bytes, and the kind of number.
+_TIFF_NUMBERS = {1: (1, "B"), 3: (2, "H"), 4: (4, "I"), 16: (8, "Q")}
 
 
 def pixel_limit(cfg: Config) -> int:
@@ -67,13 +74,17 @@ def why_not_decoded(path: str | Path) -> str | None:
         return None if reason == "was not found" else f"image {path} {reason}: it was not opened"
     try:
         with Image.open(path, formats=(*FORMATS, "EPS")) as image:
-            is_program = image.format == "EPS"
+            kind = image.format
+            is_read_alike = kind != "PPM" or _is_read_alike(path, image.tile[0][2])
     except Image.DecompressionBombError as error:
         return _too_large(path, str(error).split(",")[0])
     except Exception:
-        return _why_not_decoded_by_opencv(path)
-    if is_program:
+        # OpenCV looks at the first bytes, and not at the name.
+        kind, is_read_alike = None, not cv2.haveImageReader(str(path))
+    if kind == "EPS":
         return f"image {path} was not decoded: it is PostScript, a program: convert it to PNG"
+    if kind == "TIFF" or not is_read_alike:
+        return _why_not_decoded_by_opencv(path)
     return None
 
 
@@ -84,10 +95,14 @@ def _too_large(path: str | Path, reason: str) -> str:
     )
 
 
+def _is_read_alike(path: str | Path, header_size: int) -> bool:
+    """Whether the sides in a PNM's header are the same to all: a comment ends a number to OpenCV alone."""
+    with open(path, "rb") as file:
+        return not re.search(rb"\d#", file.read(header_size))
+
+
 def _why_not_decoded_by_opencv(path: str | Path) -> str | None:
-    """For what Pillow does not know: OpenCV looks at the first bytes, and not at the name."""
-    if not cv2.haveImageReader(str(path)):
-        return None
+    """For what Pillow does not know, or may read otherwise."""
     try:
         pixels = math.prod(_tiff_size(path))
     except Exception:
@@ -102,15 +117,29 @@ def _why_not_decoded_by_opencv(path: str | Path) -> str | None:
 
 
 def _tiff_size(path: str | Path) -> tuple[int, int]:
-    """Of its first page, with pixels of any kind, such as many channels or fractions of each."""
+    """Of its first page, with pixels of any kind, such as many channels or fractions of each.
+
+    Of a side that is stated twice, readers take the first or the last: the larger one counts here.
+    """
     with open(path, "rb") as file:
-        header = file.read(8)
-        if header.startswith(_BIG_TIFF):
-            header += file.read(8)
-        tags = TiffImagePlugin.ImageFileDirectory_v2(header)
-        file.seek(tags.next)
-        tags.load(file)
-    return tags[_TIFF_WIDTH], tags[_TIFF_HEIGHT]
+        order, version, offset = _unpack(file, "2sHI", "<" if file.peek(2)[:2] == b"II" else ">")
+        order, (count_kind, entry_kind) = _TIFF_ORDERS[order], _TIFF_KINDS[version]
+        if version == _BIG_TIFF:
+            (offset,) = _unpack(file, "Q", order)
+        file.seek(offset)
+        (count,) = _unpack(file, count_kind, order)
+        sides = {_TIFF_WIDTH: 0, _TIFF_HEIGHT: 0}
+        for _ in range(count):
+            tag, kind, _, field = _unpack(file, entry_kind, order)
+            if tag in sides:
+                size, value_kind = _TIFF_NUMBERS[kind]
+                sides[tag] = max(sides[tag], *struct.unpack(order + value_kind, field[:size]))
+    width, height = sides.values()
+    return width, height
+
+
+def _unpack(file: BinaryIO, kind: str, order: str) -> tuple:
+    return struct.unpack(order + kind, file.read(struct.calcsize(order + kind)))
 
 
 def decoded(content: bytes, flag: int = cv2.IMREAD_COLOR) -> np.ndarray | None:

@@ -11,7 +11,7 @@ import mmcv
 from PIL import Image, UnidentifiedImageError
 
 from ..datasets.coco_values import is_of_windows, stays_inside
-from ..image_files import FORMATS, states_orientation, why_not_decoded
+from ..image_files import FORMATS, LIMIT_FIELD, states_orientation, why_not_decoded
 from ..user_files import why_not_read
 from .data_sets import DataSet
 from .findings import Finding, quoted
@@ -69,26 +69,25 @@ def opened(path: str, kinds: FileKinds) -> Image.Image:
         It, in memory.
 
     Raises:
-        ImageFault: It is not there, has more pixels than Pillow decodes, or cannot be decoded.
+        ImageFault: It is not there, must not be decoded, or cannot be.
     """
     reason = why_not_read(path)
     if reason is not None:
         raise ImageFault(kinds.missing, reason)
+    if refusal := why_not_decoded(path):
+        kind = kinds.too_large if LIMIT_FIELD in refusal else kinds.unreadable
+        raise ImageFault(kind, refusal.removeprefix(f"image {path} "))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Large, odd metadata: what can be decoded is good.
             with Image.open(path, formats=FORMATS) as image:
                 image.load()
                 return image
-    except Image.DecompressionBombError as error:
-        reason = str(error).split(",")[0]
-        raise ImageFault(kinds.too_large, f"was not decoded: {reason}") from error
-    except UnidentifiedImageError as error:
-        refusal = why_not_decoded(path) or "cannot be decoded: its content is no image"
-        raise ImageFault(kinds.unreadable, refusal.removeprefix(f"image {path} ")) from error
     except Exception as error:
         # Decoders of damaged content raise anything: OSError, SyntaxError, struct.error, ...
-        raise ImageFault(kinds.unreadable, f"cannot be decoded: {quoted(error)}") from error
+        is_known = not isinstance(error, UnidentifiedImageError)
+        reason = quoted(error) if is_known else "its content is no image"
+        raise ImageFault(kinds.unreadable, f"cannot be decoded: {reason}") from error
 
 
 def opened_picture(path: str, data_set: DataSet) -> Picture:

@@ -34,10 +34,10 @@ def warnings(logger):
 
 @pytest.mark.parametrize("task", ["instances", "panoptic", "semantic"])
 def test_healthy_data_is_not_worth_a_word(patient, logger, warnings, task, monkeypatch):
-    opened, real_open = [], Image.open
+    opened, real_open = {}, Image.open
 
     def recording_open(path, **options):
-        opened.append(patient.root.joinpath(path).relative_to(patient.root).as_posix())
+        opened[patient.root.joinpath(path).relative_to(patient.root).as_posix()] = True
         return real_open(path, **options)
 
     monkeypatch.setattr(Image, "open", recording_open)
@@ -45,7 +45,7 @@ def test_healthy_data_is_not_worth_a_word(patient, logger, warnings, task, monke
     assert warnings == []
     # A label map, of which each set has one that shows something.
     maps = ["train/semantic/000000.png", "val/semantic/000000.png"]
-    assert opened == (maps if task == "semantic" else [])
+    assert list(opened) == (maps if task == "semantic" else [])
 
 
 def test_errors_end_it_with_one_line(patient, logger, warnings):

@@ -166,7 +166,7 @@ def test_files_outside_of_the_folder_are_not_opened(patient, monkeypatch):
 
     monkeypatch.setattr(Image, "open", recording_open)
     one(patient.findings("instances"), kinds.FILE_NAME_LEAVES)
-    assert len(opened) == 7 + 5
+    assert len(set(opened)) == 7 + 5
     assert all("secret" not in path for path in opened)
 
 
