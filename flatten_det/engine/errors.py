@@ -43,6 +43,13 @@ def _explain_others(error: BaseException) -> str | None:
             f"the config asks for something unknown: {component}: check its spelling, and that "
             "custom_imports names the module that defines it"
         )
+    if "Cannot find valid image after" in str(
+        error
+    ):  # mmengine's, of an Exception, by a worker too.
+        return (
+            "the pipeline of a data set filtered out one image after the other, up to its max_refetch: check "
+            "what it filters by, such as the min_gt_bbox_wh of FilterAnnotations, and the objects' sizes"
+        )
     if is_out_of_memory(error):
         lines = str(error).strip().splitlines()
         return (

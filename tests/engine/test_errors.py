@@ -6,6 +6,7 @@ import re
 
 import pytest
 from mmengine.config import Config
+from mmengine.dataset import BaseDataset
 from mmengine.registry import MODELS
 from torch.utils.data import DataLoader, Dataset
 
@@ -72,6 +73,19 @@ def test_shapes_that_would_be_lost_are_told_in_one_line(tmp_path):
     with pytest.raises(FileExistsError) as caught:
         prepare_shapes(tmp_path, ShapesOptions())
     assert "holds files that flatten_det did not render" in explain(caught.value)
+
+
+class OneImage(BaseDataset):
+    def load_data_list(self):
+        return [{"img_path": "a.jpg"}]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_pipeline_that_filters_everything_out(workers):
+    dataset = OneImage(pipeline=[lambda data: None], max_refetch=2)
+    with pytest.raises(Exception, match="valid image") as caught:
+        next(iter(DataLoader(dataset, num_workers=workers)))
+    assert "filtered out one image after the other" in explain(caught.value)
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), RuntimeError("x"), ValueError("x")])
