@@ -241,7 +241,7 @@ def completed(file: CocoFile, images: Path) -> tuple[dict[str, Any], list[str]]:
         if the file is good as it is.
 
     Raises:
-        UserError: An image whose size is asked for cannot be read.
+        UserError: An image whose size is asked for cannot be read, or a mask has another size.
     """
     added = set(file.mended)
 
@@ -266,6 +266,7 @@ def completed(file: CocoFile, images: Path) -> tuple[dict[str, Any], list[str]]:
         "images": [image(item) for item in file.content["images"]],
         "annotations": [annotation(item) for item in file.content["annotations"]],
     }
+    _check_masks(file.path, content)
     for noun in ("image", "category"):
         _renumber_mixed(content, noun, added)
     if not all(can_be_matched(item["id"]) for item in content["annotations"]):
@@ -274,6 +275,23 @@ def completed(file: CocoFile, images: Path) -> tuple[dict[str, Any], list[str]]:
             {**item, "id": i} for i, item in enumerate(content["annotations"], start=1)
         ]
     return content, sorted(added)
+
+
+def _check_masks(path: Path, content: dict[str, Any]) -> None:
+    """Run lengths state the size of their image, which EXIF may turn."""
+    sizes = {image["id"]: [image["height"], image["width"]] for image in content["images"]}
+    bad = [
+        annotation
+        for annotation in content["annotations"]
+        if isinstance(annotation.get("segmentation"), dict)
+        and annotation["segmentation"].get("size") != sizes[annotation["image_id"]]
+    ]
+    if bad:
+        raise UserError(
+            f"{path}: {len(bad)} masks have another size than their image, such as that of annotation "
+            f"{bad[0]['id']!r}, not {sizes[bad[0]['image_id']]} (height, width, after EXIF turns the image): "
+            "export them for the images as they are seen"
+        )
 
 
 def _renumber_mixed(content: dict[str, Any], noun: str, added: set[str]) -> None:

@@ -155,6 +155,22 @@ def test_photographs_are_sized_as_a_training_sees_them(tmp_path, read):
     assert {i["file_name"]: (i["width"], i["height"]) for i in content["images"]} == names
 
 
+def test_masks_of_photographs_that_are_turned(tmp_path, read):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (60, 40)).save(tmp_path / "a.jpg", exif=exif)
+    annotation = {"id": 1, "image_id": 0, "category_id": 1, "bbox": [1, 1, 9, 9]}
+    content = {
+        "images": [{"id": 0, "file_name": "a.jpg"}],
+        "annotations": [{**annotation, "segmentation": {"size": [40, 60], "counts": [0, 2400]}}],
+        "categories": [{"id": 1, "name": "pear"}],
+    }
+    with pytest.raises(UserError, match=r"1 masks .* annotation 1, not \[60, 40\]"):
+        completed(read(content), tmp_path)
+    content["annotations"][0]["segmentation"]["size"] = [60, 40]
+    assert completed(read(content), tmp_path)[0]["images"][0]["height"] == 60
+
+
 @pytest.mark.parametrize("id_", ["a0-x", 0, "0", 10**400])
 def test_annotation_ids_that_pycocotools_misreads(read, content, made, id_):
     content["annotations"][0]["id"] = id_
