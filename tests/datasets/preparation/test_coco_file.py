@@ -5,8 +5,12 @@ from copy import deepcopy
 
 import cv2
 import pytest
+import torch
 from custom_folder import CATEGORIES, make_custom_split, write_json
+from mmcv.transforms import LoadImageFromFile
+from mmdet.evaluation import CocoMetric
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from flatten_det.datasets.preparation.coco_file import completed, read_coco_file
 from flatten_det.datasets.preparation.coco_split import divide
@@ -153,6 +157,34 @@ def test_photographs_are_sized_as_a_training_sees_them(tmp_path, read):
     file = read({"images": images, "annotations": [annotation], "categories": categories})
     content, _ = completed(file, tmp_path)
     assert {i["file_name"]: (i["width"], i["height"]) for i in content["images"]} == names
+
+
+def test_perfect_predictions_on_photographs_are_perfect(tmp_path, read):
+    """Of an image that is loaded, sized and compared in the same way everywhere."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (60, 40)).save(tmp_path / "a.jpg", exif=exif)
+    polygon = [5, 42, 30, 42, 30, 57, 5, 57]  # As seen: 40 wide, 60 high.
+    annotation = {"id": 1, "image_id": 0, "category_id": 1, "bbox": [5, 42, 25, 15]}
+    content = {
+        "images": [{"id": 0, "file_name": "a.jpg"}],
+        "annotations": [{**annotation, "segmentation": [polygon]}],
+        "categories": [{"id": 1, "name": "pear"}],
+    }
+    full, _ = completed(read(content), tmp_path)
+    shape = LoadImageFromFile()({"img_path": str(tmp_path / "a.jpg")})["ori_shape"]
+    rle = coco_mask.merge(coco_mask.frPyObjects([polygon], *shape))
+    metric = CocoMetric(str(write_json(tmp_path / "full.json", full)), metric=["bbox", "segm"])
+    metric.dataset_meta = {"classes": ("pear",)}
+    found = {
+        "bboxes": torch.tensor([[5.0, 42, 30, 57]]),
+        "scores": torch.ones(1),
+        "labels": torch.zeros(1, dtype=torch.int64),
+        "masks": [rle],
+    }
+    metric.process({}, [{"img_id": 0, "ori_shape": shape, "pred_instances": found}])
+    values = metric.evaluate(1)
+    assert values["coco/bbox_mAP"] == values["coco/segm_mAP"] == 1
 
 
 def test_masks_of_photographs_that_are_turned(tmp_path, read):
