@@ -12,6 +12,7 @@ from torch import nn
 
 from ..checkpoints.errors import CheckpointError
 from ..checkpoints.trust import load_local
+from ..user_files import why_not_read
 from .errors import UserError
 
 _LONGEST_NAME = 1000  # of a class, which results repeat for each object.
@@ -24,8 +25,9 @@ def check_checkpoint(path: str) -> None:
         UserError: The file is missing, broken, or holds something other than data.
     """
     is_local = "://" not in str(path)
-    if is_local and not Path(path).is_file():
-        raise UserError(f"checkpoint {path} not found: check the path (here: {Path.cwd()})")
+    if is_local and (reason := why_not_read(path)):
+        reason = reason.removeprefix("was ")
+        raise UserError(f"checkpoint {path} {reason}: check the path (here: {Path.cwd()})")
     try:
         if is_local:
             content = load_local(path, map_location="cpu")

@@ -1,5 +1,7 @@
 """Checkpoints are data, and must fill the model."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -93,3 +95,9 @@ def test_fit_names_what_is_missing_or_of_another_shape():
         UserError, match=r"a\.pth .* 2 of 6 weights .*\(0\.weight, 1\.running_var\)"
     ):
         check_fit(model, weights, "a.pth")
+
+
+def test_pipe_in_the_place_of_a_checkpoint(tmp_path):
+    os.mkfifo(tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"checkpoint .*a\.pth is a named pipe, not a file"):
+        check_checkpoint(str(tmp_path / "a.pth"))

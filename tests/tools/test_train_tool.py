@@ -1,6 +1,7 @@
 """tools/train.py: options, results, and one-line errors."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -185,6 +186,24 @@ def test_missing_checkpoint_to_resume(train_tool, capsys, config, tmp_path):
 
 
 _NO_VAL = ["val_dataloader=None", "val_evaluator=None"]
+
+
+def test_options_are_repeated_where_all_errors_are_shown(train_tool, tmp_path, monkeypatch):
+    """The command that lists them all reads the same data."""
+    config = tmp_path / "a config.py"
+    config.write_text("x = 1\n")
+    commands = []
+    monkeypatch.setattr(
+        train_tool, "train", lambda cfg, check_command, **rest: commands.append(check_command)
+    )
+    options = ["x=/my run/a b", "y='it''s'"]
+    assert train_tool.main([f"{config}", "--cfg-options", *options, "--no-data-check"]) == 0
+    assert train_tool.main([f"{config}"]) == 0
+    start = ["uv", "run", "tools/check_data.py", f"{config}"]
+    assert [shlex.split(command) for command in commands] == [
+        [*start, "--cfg-options", *options],
+        start,
+    ]
 
 
 class TestBrokenData:
