@@ -13,6 +13,7 @@ from .cli import replay_cuda_graphs
 from .config import build_runner, is_segmentor
 from .drawing import DrawPredictionsHook
 from .errors import UserError
+from .images import CheckMetricsHook
 from .unreadable import LeaveOutUnreadableHook, left_out
 
 
@@ -57,6 +58,7 @@ def evaluate(
         runner.register_hook(unreadable)
         if cuda_graphs:
             replay_cuda_graphs(runner.model)
+        runner.register_hook(CheckMetricsHook())
         runner.register_hook(CheckFitHook(checkpoint))
         runner.register_hook(PredictLargeImagesInBands())
         if show or show_dir:

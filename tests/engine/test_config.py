@@ -181,3 +181,11 @@ def test_classes_in_place_of_their_names(tmp_path):
     assert cfg.auto_scale_lr.enable
     parts = (cfg.model, cfg.model.neck, cfg.train_dataloader.dataset, {})
     assert list(map(type_name, parts)) == ["RetinaNet", "FPN", "CocoDataset", ""]
+
+
+@pytest.mark.parametrize("name", ["a.py", "a.json"])
+def test_config_with_a_byte_order_mark(tmp_path, name):
+    path = tmp_path / name
+    path.write_text("{}", encoding="utf-8-sig")
+    with pytest.raises(UserError, match=r"a byte order mark .*: save it as UTF-8 without one"):
+        load_config(path)
