@@ -1,12 +1,16 @@
 """Tiny data sets in the layouts of COCO and ADE20K, made by hand-sized code."""
 
+import importlib
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import mmseg
 import numpy as np
 from mmdet.datasets import CocoDataset
+from mmengine.config import Config
+from mmengine.registry import Registry
 from pycocotools import mask as coco_mask
 
 # The official ids of the 80 classes have gaps.
@@ -263,4 +267,37 @@ def write_segmentor_config(path: Path, data_root: Path) -> Path:
     """Write a config of a tiny Semantic FPN (mmseg's own parts only) on an ADE20K-layout folder."""
     bases = Path(mmseg.__file__).parent / ".mim" / "configs" / "_base_"
     path.write_text(SEGMENTOR_CONFIG.format(data_root=data_root, bases=bases))
+    return path
+
+
+class _Name(str):
+    __repr__ = str.__str__
+
+
+def write_pure_python_config(path: Path, config: Path) -> Path:
+    """Write a config again as mmengine's new style has it: with classes in place of their names."""
+    cfg = Config.fromfile(config)
+    scope = cfg.pop("default_scope")
+    importlib.import_module(f"{scope}.utils").register_all_modules()
+    module = vars(importlib.import_module(f"{scope}.registry"))
+    registries = [each for each in module.values() if isinstance(each, Registry)]
+    imports = set()
+
+    def convert(node: Any, key: str = "") -> Any:
+        if isinstance(node, dict):
+            return {name: convert(value, name) for name, value in node.items()}
+        if isinstance(node, list | tuple):
+            return type(node)([convert(each) for each in node])
+        if key != "type" or not isinstance(node, str):
+            return node
+        kinds = [kind for each in registries if isinstance(kind := each.get(node), type)]
+        if not kinds:
+            return node  # a function, such as "nms"
+        # The framework's own of this name, if it has one.
+        kind = max(kinds, key=lambda kind: kind.__module__.startswith(scope))
+        imports.add(f"from {kind.__module__} import {kind.__name__}")
+        return _Name(kind.__name__)
+
+    fields = [f"{name} = {value!r}" for name, value in convert(cfg.to_dict()).items()]
+    path.write_text("\n".join([*sorted(imports), *fields]))
     return path

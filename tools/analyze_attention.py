@@ -25,6 +25,7 @@ from flatten_det.engine.cli import (
 )
 from flatten_det.engine.errors import UserError
 from flatten_det.engine.inputs import find_images
+from flatten_det.engine.unreadable import left_out
 
 CHECKPOINT_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 LEAST_SIDE = 32  # pixels, the stride of the last stage
@@ -192,6 +193,8 @@ def run(args: argparse.Namespace) -> None:
     console.print(
         f"figures and {JSON} in {args.out_dir}", highlight=False, markup=False, soft_wrap=True
     )
+    if analysis.unreadable:
+        raise left_out(analysis.unreadable, len(images), ", without which the statistics are")
 
 
 def main(argv: list[str] | None = None) -> int:

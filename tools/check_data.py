@@ -11,6 +11,7 @@ from rich.console import Console
 from flatten_det.data_doctor.check import check_data
 from flatten_det.data_doctor.findings import count_errors
 from flatten_det.data_doctor.report import findings_of, print_report, write_json
+from flatten_det.engine.building import named_building_errors
 from flatten_det.engine.cli import add_common_options, run_tool
 from flatten_det.engine.config import load_config
 from flatten_det.engine.errors import UserError
@@ -58,7 +59,8 @@ def run(args: argparse.Namespace) -> int:
     cfg = load_config(args.config, args.cfg_options)
     if args.json and args.json.is_dir():
         raise UserError(f"--json {args.json} is a folder: give a file")
-    checked = check_data(cfg, args.workers)
+    with named_building_errors(cfg):
+        checked = check_data(cfg, args.workers)
     print_report(checked, args.show, Console(highlight=False))
     if args.json:
         write_json(args.json, args.config, checked)

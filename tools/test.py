@@ -6,6 +6,7 @@ import sys
 import _quiet  # noqa: F401
 
 from flatten_det.checkpoints import trusted_checkpoints
+from flatten_det.engine.building import named_building_errors
 from flatten_det.engine.cli import (
     add_common_options,
     add_cuda_graphs_option,
@@ -54,7 +55,8 @@ def run(args: argparse.Namespace) -> None:
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
     cfg.launcher = args.launcher
     if args.tta:
-        enable_tta(cfg)
+        with named_building_errors(cfg):
+            enable_tta(cfg)
     with trusted_checkpoints(args.trust_checkpoint):
         evaluate(
             cfg,

@@ -9,6 +9,7 @@ import _quiet  # noqa: F401
 from flatten_det.checkpoints import trusted_checkpoints
 from flatten_det.data_doctor.report import check_command
 from flatten_det.engine.amp import AMP_DTYPES
+from flatten_det.engine.building import named_building_errors
 from flatten_det.engine.cli import (
     add_common_options,
     add_launcher_options,
@@ -74,10 +75,11 @@ def run(args: argparse.Namespace) -> None:
     use_matplotlib_without_display()
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
     cfg.launcher = args.launcher
-    if args.amp:
-        enable_amp(cfg, None if args.amp == "auto" else args.amp)
-    if args.auto_scale_lr:
-        enable_auto_scale_lr(cfg)
+    with named_building_errors(cfg):
+        if args.amp:
+            enable_amp(cfg, None if args.amp == "auto" else args.amp)
+        if args.auto_scale_lr:
+            enable_auto_scale_lr(cfg)
     with trusted_checkpoints(args.trust_checkpoint):
         if args.resume:
             resume_from(cfg, args.resume)

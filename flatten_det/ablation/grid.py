@@ -9,6 +9,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from ..engine.building import named_building_errors
 from ..engine.config import load_config
 from ..engine.errors import UserError
 from .variants import vary
@@ -88,7 +89,8 @@ def make_grid(
         base = load_config(config, options)
         cfgs = {name: copy.deepcopy(base) for name in variants}
         for name, cfg in cfgs.items():
-            vary(cfg, name, str(config))
+            with named_building_errors(cfg):
+                vary(cfg, name, str(config))
     return [_make_run(cfgs[variant], variant, seed, out) for seed in seeds for variant in cfgs]
 
 

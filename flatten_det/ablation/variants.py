@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
+from ..engine.config import type_name
 from ..engine.errors import UserError
 
 SOFTMAX = "softmax"
@@ -34,7 +35,7 @@ def vary(cfg: Config, name: str, path: str) -> None:
     options = _options(cfg, backbone.get("type"))
     if "focusing_factor" not in options:
         raise UserError(
-            f"{path}: its backbone {backbone.get('type')} has no focused linear attention to vary: give a "
+            f"{path}: its backbone {type_name(backbone)} has no focused linear attention to vary: give a "
             "config with one of flatten_det's"
         )
     if match:
@@ -45,8 +46,8 @@ def vary(cfg: Config, name: str, path: str) -> None:
         backbone.attn_types = "S" * len(options["attn_types"].default)
 
 
-def _options(cfg: Config, kind: str | None) -> Mapping[str, inspect.Parameter]:
+def _options(cfg: Config, kind: str | type | None) -> Mapping[str, inspect.Parameter]:
     """The arguments of a backbone's class; none if there is no such class."""
     init_default_scope(cfg.get("default_scope", "mmdet"))
-    found = MODELS.get(kind) if isinstance(kind, str) else None
+    found = MODELS.get(kind) if isinstance(kind, str) else kind
     return {} if found is None else inspect.signature(found).parameters

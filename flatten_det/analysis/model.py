@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from ..checkpoints import load_backbone, read_checkpoint
 from ..complexity.target import Target
+from ..engine.building import named_building_errors
 from ..engine.errors import UserError
-from ..engine.images import image_error
+from ..engine.images import ImageError, image_error
 from ..engine.predictor import load_weights
 from ..image_files import pixel_limit, set_pixel_limit, why_not_decoded
 from .targets import build_named
@@ -47,15 +48,15 @@ class AnalysedModel:
             ``(H, W)``, grey values from 0 to 1 to draw upon, and ``(1, 3, H, W)`` for the backbone.
 
         Raises:
-            UserError: it is missing, too large or cannot be decoded.
+            ImageError: it is missing, too large or cannot be decoded.
         """
         set_pixel_limit(self.max_pixels)
         problem = why_not_decoded(path) if Path(path).is_file() else image_error(path)
         if problem:
-            raise UserError(problem)
+            raise ImageError(problem)
         image = cv2.imread(str(path), cv2.IMREAD_COLOR)
         if image is None:
-            raise UserError(image_error(path) or f"image {path} cannot be decoded: remove it")
+            raise ImageError(image_error(path) or f"image {path} cannot be decoded: remove it")
         height, width = self.size
         shrinks = image.shape[0] * image.shape[1] > height * width
         method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
@@ -94,13 +95,15 @@ def load_model(
             load_backbone(backbone, read_checkpoint(checkpoint), checkpoint)
         normalisation, max_pixels = _IMAGENET, pixel_limit(Config())
     else:
-        backbone = _backbone_of(target, checkpoint)
-        preprocessor = target.cfg.model.get("data_preprocessor") or {}
-        normalisation = {
-            name: preprocessor.get(name, default) for name, default in _IMAGENET.items()
-        }
-        max_pixels = pixel_limit(target.cfg)
-    return AnalysedModel(backbone.eval(), size or target.size(), normalisation, max_pixels)
+        with named_building_errors(target.cfg):
+            backbone = _backbone_of(target, checkpoint)
+            preprocessor = target.cfg.model.get("data_preprocessor") or {}
+            normalisation = {
+                name: preprocessor.get(name, default) for name, default in _IMAGENET.items()
+            }
+            max_pixels = pixel_limit(target.cfg)
+    backbone.eval()  # MMDetection's ResNet returns None.
+    return AnalysedModel(backbone, size or target.size(), normalisation, max_pixels)
 
 
 def _backbone_of(target: Target, checkpoint: str | None) -> nn.Module:

@@ -10,7 +10,9 @@ import numpy as np
 
 from ..engine.atomic_files import write_atomically
 from ..engine.errors import UserError
+from ..engine.images import ImageError
 from ..engine.naming import output_names
+from ..engine.unreadable import left_out
 from .capture import LayerCall, capture
 from .confidence import LayerSummary, summarise
 from .layers import AttentionLayer
@@ -47,14 +49,16 @@ class Analysis:
     """All results.
 
     Attributes:
-        images: paths, in order.
-        results: for each image, of each layer.
-        summaries: of each layer over the images.
+        images: paths, in order, of those that can be read.
+        results: for each of these images, of each layer.
+        summaries: of each layer over these images.
+        unreadable: one line for each other image.
     """
 
     images: list[str]
     results: list[list[LayerResult]]
     summaries: list[LayerSummary]
+    unreadable: list[str]
 
     def record(self) -> dict[str, Any]:
         """For JSON."""
@@ -64,6 +68,7 @@ class Analysis:
                 dict(image=image, layers=[result.record() for result in results])
                 for image, results in zip(self.images, self.results, strict=True)
             ],
+            unreadable=self.unreadable,
         )
 
 
@@ -106,21 +111,26 @@ def analyse(
     Args:
         model: with its images' size.
         layers: of its backbone.
-        images: paths; the statistics are means over them.
+        images: paths; the statistics are means over those that can be read.
         options: what to do.
         out_dir: :data:`JSON`, :data:`STATISTICS_FIGURE` and, for each image drawn, a folder of its name.
         about: goes into the JSON: what was analysed.
         advance: told what is done, for each layer of each image once.
 
     Raises:
-        UserError: an image cannot be read.
+        UserError: none of the images can be read.
     """
     names = output_names(images)
-    results = []
-    for number, image in enumerate(images):
-        is_drawn = number < options.drawn
+    read, results, unreadable = [], [], []
+    for image in images:
+        try:
+            grey, pixels = model.read(image)
+        except ImageError as error:
+            unreadable.append(str(error))
+            continue
+        is_drawn = len(read) < options.drawn
+        read.append(image)
         plan = options.plan if is_drawn else replace(options.plan, spectra=False)
-        grey, pixels = model.read(image)
         calls = capture(model.backbone, layers, pixels)
         of_image = []
         for call in calls:
@@ -129,9 +139,11 @@ def analyse(
         results.append(of_image)
         if is_drawn:
             _draw_image(grey, calls, of_image, options, out_dir / names[image])
+    if not read:
+        raise left_out(unreadable, len(images))
     summaries = summarise(result for of_image in results for result in of_image)
     draw_statistics(summaries, out_dir / STATISTICS_FIGURE)
-    analysis = Analysis(list(images), results, summaries)
+    analysis = Analysis(read, results, summaries, unreadable)
     content = json.dumps(about | analysis.record(), indent=1)
     write_atomically(out_dir / JSON, content.encode())
     return analysis

@@ -1,6 +1,7 @@
-"""Telling backbones what a detector or segmentor is called with; predicting images without batch mates."""
+"""Telling backbones, and heads, what they are called with; predicting images without batch mates."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from mmengine.model import BaseModel
@@ -22,6 +23,8 @@ def tell_backbones_of_padding() -> None:
 def _call(model: BaseModel, *args: Any, **kwargs: Any) -> Any:
     given = dict(zip(("inputs", "data_samples", "mode"), args, strict=False)) | kwargs
     images, data_samples = given.get("inputs"), given.get("data_samples")
+    if given.get("mode") == "predict":
+        _tell_sizes_of_windows(model)
     if given.get("mode") == "predict" and isinstance(images, Tensor) and images.dim() == 4:
         # Each image's own share of the padding, up to the divisor; MMDetection's preprocessor says it.
         sizes = sizes_within(images, data_samples, "pad_shape")
@@ -29,6 +32,25 @@ def _call(model: BaseModel, *args: Any, **kwargs: Any) -> Any:
             return _predict_by_size(model, images, data_samples, sizes)
     with valid_regions(images, data_samples):
         return nn.Module.__call__(model, *args, **kwargs)
+
+
+def _tell_sizes_of_windows(model: BaseModel) -> None:
+    """Let the heads of a segmentor know how large a sliding window is.
+
+    MMSegmentation tells the first image's ``img_shape`` only; Mask2Former goes by ``pad_shape``, which
+    stays that of the whole image.
+    """
+    slides = getattr(getattr(model, "test_cfg", None), "mode", None) == "slide"
+    if slides and "encode_decode" not in vars(model) and hasattr(model, "encode_decode"):
+        model.encode_decode = partial(_encode_decode_window, model)
+
+
+def _encode_decode_window(
+    model: BaseModel, inputs: Tensor, batch_img_metas: Sequence[Mapping[str, Any]]
+) -> Tensor:
+    size = inputs.shape[2:]
+    shapes = dict.fromkeys(("img_shape", "pad_shape", "batch_input_shape"), size)
+    return type(model).encode_decode(model, inputs, [meta | shapes for meta in batch_img_metas])
 
 
 def _masks_padding(model: nn.Module) -> bool:

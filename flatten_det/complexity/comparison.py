@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..engine.building import named_building_errors
 from ..engine.config import load_config
 from ..engine.errors import UserError
 from .paper import PaperCount, count_as_published
@@ -84,9 +85,7 @@ def compare_config(target: Target, size: tuple[int, int] | None) -> Comparison:
         size = published.size if published else target.size()
     if published and published.size != size:
         published = None
-    try:
+    with named_building_errors(target.cfg):
         count = count_as_published(target.cfg, size)
-    except ValueError as error:
-        raise UserError(f"{target.name}: {error}") from error
     title = published.title if published else Path(target.name).name
     return Comparison(title, published, count)

@@ -9,6 +9,7 @@ import torch
 from mmengine.config import Config
 
 from ..backbones import BACKBONES, build_backbone
+from ..engine.building import named_building_errors
 from ..engine.config import load_config
 from ..engine.errors import UserError
 from ..engine.training_size import training_size
@@ -34,7 +35,10 @@ class Target:
 
     def size(self) -> tuple[int, int]:
         """``(H, W)`` of the images if nothing else is said: the config's, or 224x224."""
-        return CLASSIFICATION_SIZE if self.cfg is None else training_size(self.cfg)
+        if self.cfg is None:
+            return CLASSIFICATION_SIZE
+        with named_building_errors(self.cfg):
+            return training_size(self.cfg)
 
     def count(self, size: tuple[int, int]) -> Complexity:
         """Count it for images of ``(H, W)`` pixels.
@@ -46,10 +50,8 @@ class Target:
             with torch.device("meta"):
                 backbone = build_backbone(self.name)
             return count_backbone(backbone, size)
-        try:
+        with named_building_errors(self.cfg):
             return count_model(build_without_values(self.cfg), size)
-        except ValueError as error:
-            raise UserError(f"{self.name}: {error}") from error
 
 
 def find_target(text: str, cfg_options: dict[str, Any] | None = None) -> Target:

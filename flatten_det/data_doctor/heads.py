@@ -5,6 +5,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from ..engine.config import type_name
 from .data_sets import PANOPTIC, DataSet
 from .findings import Finding, quoted
 from .kinds import CLASS_COUNT
@@ -34,7 +35,7 @@ def class_count_findings(cfg: Config, data_set: DataSet) -> Iterator[Finding]:
 
 def _counts(node: Any, place: str, in_head: bool) -> Iterator[tuple[str, str, Any]]:
     if isinstance(node, dict):
-        if node.get("type") in _OTHER_TYPES:
+        if type_name(node) in _OTHER_TYPES:
             return
         for key, value in node.items():
             if key in _FIELDS and in_head:

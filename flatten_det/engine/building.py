@@ -1,4 +1,4 @@
-"""What goes wrong between a config and the iterations of a training: whose fault it is, in one line."""
+"""What goes wrong between a config and the work that it is for: whose fault it is, in one line."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +11,13 @@ from .errors import UserError, explain
 
 
 class StageHook(Hook):
-    """Knows how far a training has come.
+    """Knows how far a training or a test has come.
 
     Attributes:
         checkpoint_is_read: what follows, until it has begun, comes of the checkpoint's content.
         has_begun: everything is built and restored, and, after a checkpoint, one iteration was done:
-            the optimizer and the schedulers take what they were given as it is until then.
+            the optimizer and the schedulers take what they were given as it is until then. Of a test, one
+            iteration was done.
     """
 
     priority = "HIGHEST"
@@ -35,6 +36,16 @@ class StageHook(Hook):
         self.has_begun = self._iterations > 0 or not self.checkpoint_is_read
         self._iterations += 1
 
+    def before_test(self, runner: Runner) -> None:
+        """Note that the checkpoint fits: :class:`~.checkpoint.CheckFitHook` has looked at it."""
+        self.checkpoint_is_read = False
+
+    def after_test_iter(
+        self, runner: Runner, batch_idx: int, data_batch=None, outputs=None
+    ) -> None:
+        """Note that an iteration was done."""
+        self.has_begun = True
+
 
 @contextmanager
 def named_building_errors(cfg: Config) -> Iterator[StageHook]:
@@ -43,10 +54,11 @@ def named_building_errors(cfg: Config) -> Iterator[StageHook]:
     The parts of the frameworks fail on them in a hundred ways, deep down and without a file's name.
 
     Yields:
-        A hook for the runner; without it all errors are taken for those of the config.
+        A hook for the runner, if there is one; until its ``has_begun``, errors are taken for those of the
+        config.
 
     Raises:
-        UserError: Something raised an unexpected error before the training had begun to go well.
+        UserError: Something raised an unexpected error before the work had begun to go well.
     """
     stage = StageHook()
     try:

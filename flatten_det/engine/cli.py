@@ -8,49 +8,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib
-from mmengine.config import DictAction
 from torch import nn
 
 from ..backbones import use_cuda_graphs
 from ..data_doctor.findings import printable
+from .cfg_options import CfgOptions
 from .errors import UserError, explain
 
 USER_ERROR_EXIT = 2  # as argparse does
 INTERRUPT_EXIT = 130  # 128 + SIGINT
-
-
-class CfgOptions(DictAction):
-    """mmengine's ``--cfg-options KEY=VALUE ...``, with a usage error for anything else."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        """Parse the pairs into one dict of dotted keys."""
-        try:
-            parsed = parse_cfg_options(values)
-        except UserError as error:
-            parser.error(printable(f"argument --cfg-options: {error}"))
-        setattr(namespace, self.dest, {**(getattr(namespace, self.dest) or {}), **parsed})
-
-
-def parse_cfg_options(pairs: Sequence[str]) -> dict[str, Any]:
-    """``KEY=VALUE`` pairs as one dict of dotted keys, as ``--cfg-options`` understands them.
-
-    Raises:
-        UserError: if one of them is no pair, or its value is not complete.
-    """
-    for pair in pairs:
-        if "=" not in pair:
-            raise UserError(f"expected KEY=VALUE, got {pair!r}")
-    parsed = argparse.Namespace()
-    try:
-        DictAction([], "options")(None, parsed, pairs)
-    except AssertionError as error:
-        raise UserError(f"{' '.join(pairs)}: {error}") from error
-    except RecursionError as error:
-        # mmengine's parser, on lists side by side: "[1],[2]".
-        raise UserError(
-            f"{' '.join(pairs)}: put brackets around a list of lists, as in KEY=[[1],[2]]"
-        ) from error
-    return parsed.options
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:

@@ -1,5 +1,6 @@
 """From a config file and command-line options to the config that a Runner gets."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,41 @@ def load_config(
     if cfg_options:
         try:
             cfg.merge_from_dict(cfg_options)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"--cfg-options does not fit config file {path}: {error.args[0]}"
             ) from error
+    if not cfg.get("default_scope") and (scope := _scope_of_model(cfg)):
+        cfg.default_scope = scope
     cfg.work_dir = work_dir or cfg.get("work_dir") or str(Path("work_dirs", path.stem))
     return cfg
+
+
+def _scope_of_model(cfg: Config) -> str | None:
+    """Pure-Python configs name classes, which need no scope; other names in them, and we, do."""
+    model = cfg.get("model")
+    kind = model.get("type") if isinstance(model, Mapping) else None
+    package = kind.__module__.partition(".")[0] if isinstance(kind, type) else None
+    return package if package in ("mmdet", "mmseg") else None
+
+
+def type_name(node: Mapping[str, Any]) -> str:
+    """The name of the class that a part of a config is built of, without scope or module.
+
+    ``type`` may be ``'Resize'``, ``'mmdet.Resize'`` or the class itself; ``''`` if there is none.
+    """
+    kind = node.get("type") or ""
+    return kind.rpartition(".")[2] if isinstance(kind, str) else getattr(kind, "__name__", "")
+
+
+def loads_annotations(step: Mapping[str, Any]) -> bool:
+    """Whether this step of a pipeline reads the ground truth."""
+    return type_name(step).endswith("Annotations")
+
+
+def is_segmentor(cfg: Config) -> bool:
+    """Whether a config is of MMSegmentation."""
+    return cfg.get("default_scope") == "mmseg"
 
 
 def enable_amp(cfg: Config, dtype: str | None = None) -> None:
@@ -65,7 +95,7 @@ def enable_amp(cfg: Config, dtype: str | None = None) -> None:
         UserError: The config's optimizer wrapper has no mixed-precision counterpart.
     """
     wrapper = cfg.optim_wrapper
-    kind = wrapper.get("type", "OptimWrapper")
+    kind = type_name(wrapper) or "OptimWrapper"
     if kind not in ("OptimWrapper", "AmpOptimWrapper", "CPUAmpOptimWrapper"):
         raise UserError(f"--amp works with OptimWrapper, not with this config's {kind}: drop --amp")
     on_cuda = torch.cuda.is_available()
@@ -87,7 +117,7 @@ def enable_amp(cfg: Config, dtype: str | None = None) -> None:
 def use_amp_of_cpu(cfg: Config) -> None:
     """Have the CPU's counterpart in place of a config's ``AmpOptimWrapper``, which needs a GPU."""
     wrapper = cfg.get("optim_wrapper") or {}
-    if wrapper.get("type") != "AmpOptimWrapper":
+    if type_name(wrapper) != "AmpOptimWrapper":
         return
     wrapper.type = "CPUAmpOptimWrapper"
     wrapper.pop("use_fsdp", None)
@@ -129,12 +159,19 @@ def resume_from(cfg: Config, checkpoint: str) -> None:
     cfg.load_from = checkpoint
 
 
-def dataset_under_test(cfg: Config) -> ConfigDict:
-    """The config of the data set that is tested on, inside wrappers like ``ConcatDataset``."""
-    dataset = cfg.test_dataloader.dataset
-    while "pipeline" not in dataset:
-        dataset = dataset["dataset"] if "dataset" in dataset else dataset["datasets"][0]
-    return dataset
+def datasets_under_test(cfg: Config) -> list[ConfigDict]:
+    """The configs of the data sets that are tested on, inside wrappers like ``ConcatDataset``.
+
+    A wrapper with a pipeline of its own (``MultiImageMixDataset``) is among them, not what is inside.
+    """
+    return _with_pipeline(cfg.test_dataloader.dataset)
+
+
+def _with_pipeline(dataset: ConfigDict) -> list[ConfigDict]:
+    if dataset.get("pipeline"):
+        return [dataset]
+    inner = dataset.get("datasets") or ([dataset["dataset"]] if "dataset" in dataset else [])
+    return [found for each in inner for found in _with_pipeline(each)] or [dataset]
 
 
 def build_runner(cfg: Config) -> Runner:

@@ -1,5 +1,7 @@
 """Draw predictions into the images, with the visualizers of mmdet and mmseg."""
 
+import errno
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,8 +12,12 @@ from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement, PixelData
 from mmengine.visualization import Visualizer
 
+from ..data_doctor.findings import printable
 from ..visualization.shrinking import shrink
+from .errors import UserError
 from .naming import output_names
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def draw_prediction(
@@ -23,6 +29,8 @@ def draw_prediction(
 ) -> None:
     """Draw a detector's or a segmentor's prediction into its image, which is shrunk if it is large.
 
+    A picture that cannot be drawn or written is left out, with a warning: the prediction counts.
+
     Args:
         visualizer: ``DetLocalVisualizer`` or ``SegLocalVisualizer``, with its ``dataset_meta``.
         sample: A prediction that knows its ``img_path``; masks may be COCO's RLE.
@@ -30,6 +38,24 @@ def draw_prediction(
         score_thr: Detections below it are not drawn.
         **options: Passed to the visualizer's ``add_datasample``.
     """
+    try:
+        _draw(visualizer, sample, out_file, score_thr, **options)
+    except Exception as error:
+        is_full = isinstance(error, OSError) and error.errno in NO_ROOM
+        if is_full or isinstance(error, UserError):
+            raise
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        what = f"warning: no picture of {sample.img_path}: {reason}"
+        print(printable(what), file=sys.stderr)
+
+
+def _draw(
+    visualizer: Visualizer,
+    sample: BaseDataElement,
+    out_file: str | Path | None,
+    score_thr: float,
+    **options,
+) -> None:
     if "pred_instances" in sample:
         options["pred_score_thr"] = score_thr
     if "pred_panoptic_seg" in sample and _is_void(sample, visualizer.dataset_meta["classes"]):

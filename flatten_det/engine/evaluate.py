@@ -7,12 +7,14 @@ from mmengine.config import Config
 
 from ..large_images.segmentation import PredictLargeImagesInBands
 from .annotations import named_annotation_errors
+from .building import named_building_errors
 from .checkpoint import CheckFitHook, check_checkpoint
 from .cli import replay_cuda_graphs
-from .config import build_runner
+from .config import build_runner, is_segmentor
 from .drawing import DrawPredictionsHook
 from .errors import UserError
-from .images import CheckImagesHook, CheckMetricsHook
+from .images import CheckMetricsHook
+from .unreadable import LeaveOutUnreadableHook, left_out
 
 
 def evaluate(
@@ -25,6 +27,8 @@ def evaluate(
     cuda_graphs: bool = False,
 ) -> dict[str, float]:
     """Evaluate a checkpoint on the config's test data, and print the metrics.
+
+    Images that cannot be read are left out, counted among the metrics and, at the end, an error.
 
     Args:
         cfg: A complete config, see :mod:`flatten_det.engine.config`.
@@ -40,24 +44,20 @@ def evaluate(
         The metrics by name.
 
     Raises:
-        UserError: The checkpoint, the data, ``out`` or ``cuda_graphs`` do not fit the config.
+        UserError: The checkpoint, the data, ``out`` or ``cuda_graphs`` do not fit the config; or, after
+            all others are done, some images cannot be read.
     """
     check_checkpoint(checkpoint)
     cfg.load_from = checkpoint
     cfg.resume = False
-    dumps = []
-    if out is not None:
-        if cfg.get("default_scope") == "mmseg":
-            _dump_label_maps(cfg, out)
-        elif Path(out).suffix in (".pkl", ".pickle"):
-            dumps.append(DumpDetResults(out_file_path=out))
-        else:
-            raise UserError(f"--out {out}: for detection give a file that ends in .pkl")
-    with named_annotation_errors(cfg):
+    with named_building_errors(cfg) as stage, named_annotation_errors(cfg):
+        dumps = [] if out is None else _dumps(cfg, out)
         runner = build_runner(cfg)
+        runner.register_hook(stage)
+        unreadable = LeaveOutUnreadableHook()
+        runner.register_hook(unreadable)
         if cuda_graphs:
             replay_cuda_graphs(runner.model)
-        runner.register_hook(CheckImagesHook())
         runner.register_hook(CheckMetricsHook())
         runner.register_hook(CheckFitHook(checkpoint))
         runner.register_hook(PredictLargeImagesInBands())
@@ -71,12 +71,21 @@ def evaluate(
         for title, path in (("predictions", out), ("pictures", show_dir)):
             if path:
                 print(f"{title:<28}{path}")
+    if unreadable.reasons:
+        total = len(runner.test_dataloader.dataset)
+        raise left_out(unreadable.reasons, total, ", without which the metrics are")
     return metrics
 
 
-def _dump_label_maps(cfg: Config, folder: str) -> None:
-    if Path(folder).is_file():
-        raise UserError(f"--out {folder} is a file: for segmentation give a folder")
+def _dumps(cfg: Config, out: str) -> list[DumpDetResults]:
+    """What is to write raw predictions; mmseg's own metrics write label maps."""
+    if not is_segmentor(cfg):
+        if Path(out).suffix in (".pkl", ".pickle"):
+            return [DumpDetResults(out_file_path=out)]
+        raise UserError(f"--out {out}: for detection give a file that ends in .pkl")
+    if Path(out).is_file():
+        raise UserError(f"--out {out} is a file: for segmentation give a folder")
     evaluators = cfg.test_evaluator
     for metric in evaluators if isinstance(evaluators, list) else [evaluators]:
-        metric.output_dir = folder
+        metric.output_dir = out
+    return []

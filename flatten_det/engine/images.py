@@ -153,19 +153,15 @@ def _no_pixels_are_left(error: Exception) -> bool:
 
 
 class CheckImagesHook(Hook):
-    """Puts a :class:`CheckedPipeline` into every data set, before workers copy it."""
+    """Puts a :class:`CheckedPipeline` into the data sets of a training, before workers copy them."""
 
     def before_train_epoch(self, runner) -> None:
         """Check the training images."""
-        _check_images(runner.train_dataloader.dataset, pixel_limit(runner.cfg))
+        check_images(runner.train_dataloader.dataset, pixel_limit(runner.cfg))
 
     def before_val_epoch(self, runner) -> None:
         """Check the validation images."""
-        _check_images(runner.val_dataloader.dataset, pixel_limit(runner.cfg))
-
-    def before_test_epoch(self, runner) -> None:
-        """Check the test images."""
-        _check_images(runner.test_dataloader.dataset, pixel_limit(runner.cfg))
+        check_images(runner.val_dataloader.dataset, pixel_limit(runner.cfg))
 
 
 class CheckMetricsHook(Hook):
@@ -193,11 +189,14 @@ def _check_metrics(evaluator: Evaluator, max_pixels: int) -> None:
                 raise ImageError(refusal)
 
 
-def _check_images(dataset: Any, max_pixels: int) -> None:
+def check_images(
+    dataset: Any, max_pixels: int, kind: type[CheckedPipeline] = CheckedPipeline
+) -> None:
+    """Put a pipeline of a kind into a data set, and into those within it."""
     for inner in _unwrap(dataset):
         pipeline = getattr(inner, "pipeline", None)
         if type(pipeline) is Compose:
-            inner.pipeline = CheckedPipeline(pipeline.transforms, max_pixels, _folders(inner))
+            inner.pipeline = kind(pipeline.transforms, max_pixels, _folders(inner))
 
 
 def _folders(dataset: Any) -> list[str]:

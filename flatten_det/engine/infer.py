@@ -8,13 +8,14 @@ from mmengine.config import Config
 from rich.progress import Progress
 
 from ..large_images.tiles import Tiling
+from .building import named_building_errors
 from .drawing import draw_prediction
-from .errors import UserError
 from .inputs import find_images
 from .naming import output_names
 from .predictions import save_prediction
 from .predictor import Predictor
 from .tiled_predictor import TiledPredictor
+from .unreadable import left_out
 
 
 def infer(
@@ -49,38 +50,38 @@ def infer(
             another backbone than ours.
     """
     images = find_images(inputs)
-    progress = Progress()
-    if tiling is None:
-        predictor = Predictor(cfg, checkpoint, device, full_size)
-    else:
-        of_image = progress.add_task("Tiles of image")
-        predictor = TiledPredictor(
-            cfg,
-            checkpoint,
-            device,
-            tiling,
-            full_size,
-            lambda done, total: progress.update(of_image, completed=done, total=total),
-        )
-    if cuda_graphs:
-        predictor.replay_cuda_graphs()
-    if checkpoint is None:
-        print(
-            "warning: no checkpoint given: weights, and so predictions, are random",
-            file=sys.stderr,
-        )
     names = output_names(images)
-    with progress:
-        samples = predictor(images, batch_size)
-        for sample in progress.track(samples, len(images), description="Predicting"):
-            name = names[sample.img_path]
-            picture = Path(out_dir, "vis", f"{name}.jpg")
-            draw_prediction(predictor.visualizer, sample, picture, score_thr, draw_gt=False)
-            target = Path(out_dir, "preds", name)
-            save_prediction(sample, predictor.dataset_meta["classes"], target, score_thr)
+    progress = Progress()
+    with named_building_errors(cfg) as stage:
+        if tiling is None:
+            predictor = Predictor(cfg, checkpoint, device, full_size)
+        else:
+            of_image = progress.add_task("Tiles of image")
+            predictor = TiledPredictor(
+                cfg,
+                checkpoint,
+                device,
+                tiling,
+                full_size,
+                lambda done, total: progress.update(of_image, completed=done, total=total),
+            )
+        if cuda_graphs:
+            predictor.replay_cuda_graphs()
+        classes = predictor.dataset_meta["classes"]
+        if checkpoint is None:
+            print(
+                "warning: no checkpoint given: weights, and so predictions, are random",
+                file=sys.stderr,
+            )
+        with progress:
+            samples = predictor(images, batch_size)
+            for sample in progress.track(samples, len(images), description="Predicting"):
+                stage.has_begun = True
+                name = names[sample.img_path]
+                save_prediction(sample, classes, Path(out_dir, "preds", name), score_thr)
+                picture = Path(out_dir, "vis", f"{name}.jpg")
+                draw_prediction(predictor.visualizer, sample, picture, score_thr, draw_gt=False)
     done = len(images) - len(predictor.broken)
     print(f"{done} images: pictures in {out_dir}/vis, predictions in {out_dir}/preds")
     if predictor.broken:
-        raise UserError(
-            f"{len(predictor.broken)} of {len(images)} images: " + "; ".join(predictor.broken)
-        )
+        raise left_out(predictor.broken, len(images))

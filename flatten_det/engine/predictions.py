@@ -36,12 +36,13 @@ def save_prediction(
         content |= detections(sample, classes, score_thr)
     if "pred_panoptic_seg" in sample:
         ids, found = segments(sample, classes)
-        Image.fromarray(id2rgb(ids)).save(file)
+        Image.fromarray(id2rgb(ids)).save(file, "PNG")
         content |= {"panoptic_map": file.name, "segments": found}
     if "pred_sem_seg" in sample:
-        label_map = sample.pred_sem_seg.data.squeeze(0).numpy()
         kind = np.uint8 if len(classes) <= 256 else np.uint16
-        Image.fromarray(label_map.astype(kind)).save(file)
+        # Those of a model with one channel are floats.
+        label_map = sample.pred_sem_seg.data.squeeze(0).numpy().astype(kind)
+        Image.fromarray(label_map).save(file, "PNG")
         content |= {"label_map": file.name, "classes": class_shares(label_map, classes)}
     path.with_name(f"{path.name}.json").write_text(json.dumps(content))
 

@@ -18,7 +18,7 @@ from ..large_images.own_size import without_resizing
 from ..large_images.segmentation import predict_in_bands_when_large
 from .checkpoint import check_checkpoint, check_fit
 from .cli import replay_cuda_graphs
-from .config import dataset_under_test
+from .config import datasets_under_test, is_segmentor, loads_annotations
 from .errors import UserError
 from .images import CheckedPipeline, ImageError
 
@@ -66,7 +66,7 @@ class Predictor:
             without_resizing(pipeline) if full_size else pipeline, self._max_pixels
         )
         # mmseg stacks the images of a batch without padding them.
-        self._equal_shapes = cfg.get("default_scope") == "mmseg"
+        self._equal_shapes = is_segmentor(cfg)
         self.visualizer = VISUALIZERS.build(
             cfg.visualizer | {"name": f"predictor-{id(self)}", "vis_backends": None}
         )
@@ -129,14 +129,22 @@ def load_weights(model: nn.Module, path: str) -> dict[str, Any]:
 
 def _config_dataset_meta(cfg: Config) -> dict[str, Any]:
     """What the tested data set says about itself, without its files being there."""
-    dataset = dataset_under_test(cfg)
-    with DATASETS.switch_scope_and_registry(None) as registry:
-        kind = registry.get(dataset.type)
+    dataset = datasets_under_test(cfg)[0]
+    while "dataset" in dataset:
+        dataset = dataset["dataset"]
+    kind = dataset.type
+    if isinstance(kind, str):
+        with DATASETS.switch_scope_and_registry(None) as registry:
+            kind = registry.get(kind)
     meta = dict(getattr(kind, "METAINFO", {})) | dict(dataset.get("metainfo") or {})
     return {key.lower(): value for key, value in meta.items()}
 
 
 def _inference_pipeline(cfg: Config) -> list[dict]:
     """The test pipeline without what reads annotations."""
-    pipeline = deepcopy(dataset_under_test(cfg).pipeline)
-    return [t for t in pipeline if not t["type"].split(".")[-1].endswith("Annotations")]
+    dataset = datasets_under_test(cfg)[0]
+    pipeline = list(dataset.pipeline)
+    while "dataset" in dataset:
+        dataset = dataset["dataset"]
+        pipeline = [*dataset.get("pipeline", ()), *pipeline]
+    return [deepcopy(step) for step in pipeline if not loads_annotations(step)]

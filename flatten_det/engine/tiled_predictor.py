@@ -7,14 +7,13 @@ import numpy as np
 from mmcv.transforms import LoadImageFromFile
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
-from mmengine.dataset import Compose
 from mmengine.structures import InstanceData
 from mmseg.models.segmentors import BaseSegmentor
 
 from ..large_images.merging import merge, move_to_image
 from ..large_images.tiles import Tiling, Window
 from .errors import UserError
-from .images import CheckedPipeline
+from .images import CheckedPipeline, ImageError
 from .predictor import Predictor
 
 # mmdet's limit on COCO, for a model without one of its own.
@@ -61,7 +60,7 @@ class TiledPredictor(Predictor):
                 f"{type(load).__name__}: predict without --tile"
             )
         self._pipeline = CheckedPipeline([load], self._max_pixels)
-        self._transform_tile = Compose(transforms)
+        self._transform_tile = CheckedPipeline(transforms, self._max_pixels)
         self._max_count = _max_per_image(cfg.model)
         self._tiling = tiling
         self._on_tile = on_tile
@@ -77,7 +76,10 @@ class TiledPredictor(Predictor):
             batch_size: Tiles per forward pass.
         """
         for image in self._load(paths):
-            yield self._predict_image(image, batch_size)
+            try:
+                yield self._predict_image(image, batch_size)
+            except ImageError as error:  # Resized, nothing is left of a narrow tile.
+                self.broken.append(str(error))
 
     def _predict_image(self, image: dict[str, Any], batch_size: int) -> DetDataSample:
         height, width = image["img"].shape[:2]

@@ -3,6 +3,7 @@
 from mmengine.config import Config
 
 from ..datasets.shapes.options import ShapesOptions
+from .config import datasets_under_test, type_name
 from .errors import UserError
 
 # Detection papers count at 1280x800, for images of at most 1333x800.
@@ -21,11 +22,11 @@ def training_size(cfg: Config) -> tuple[int, int]:
     fixed = [preprocessor, *(preprocessor.get("batch_augments") or ())]
     size = next((part["size"] for part in fixed if part.get("size")), None)
     if size is None:
-        dataset = cfg.get("test_dataloader", {}).get("dataset", {})
+        dataset = datasets_under_test(cfg)[0] if cfg.get("test_dataloader") else {}
         scales = (
             step["scale"]
             for step in dataset.get("pipeline", ())
-            if step["type"] == "Resize" and "scale" in step
+            if type_name(step) == "Resize" and "scale" in step
         )
         scale = next(scales, None)
         if scale is None and "image_size" in dataset:  # Shapes, as it was rendered.

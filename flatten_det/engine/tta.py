@@ -5,12 +5,14 @@ from copy import deepcopy
 import torch
 from mmcv.ops import batched_nms
 from mmdet.models.test_time_augs import DetTTAModel
-from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config, ConfigDict
-from mmengine.structures import InstanceData
+from mmengine.registry import MODELS
+from mmengine.structures import InstanceData, PixelData
+from mmseg.models import SegTTAModel
+from mmseg.structures import SegDataSample
 
-from .config import dataset_under_test
+from .config import datasets_under_test, is_segmentor, loads_annotations, type_name
 
 FLIPS = [
     {"type": "RandomFlip", "prob": 0.0},
@@ -57,6 +59,25 @@ class MaskTTAModel(DetTTAModel):
         return merged
 
 
+@MODELS.register_module()
+class ProbabilityTTAModel(SegTTAModel):
+    """mmseg's merging of augmented label maps, also for a model of one channel.
+
+    mmseg takes the sigmoid of what is one already: all pixels come out as foreground.
+    """
+
+    def merge_preds(self, data_samples_list: list[list[SegDataSample]]) -> list[SegDataSample]:
+        """Merge the views of each image."""
+        if self.module.out_channels > 1:
+            return super().merge_preds(data_samples_list)
+        threshold = self.module.decode_head.threshold
+        for first, *others in data_samples_list:
+            views = [sample.seg_logits.data for sample in (first, *others)]
+            labels = torch.stack(views).mean(0) > threshold
+            first.set_data({"pred_sem_seg": PixelData(data=labels.long())})
+        return [samples[0] for samples in data_samples_list]
+
+
 def _unflip(masks: torch.Tensor, meta: dict) -> torch.Tensor:
     """Bring masks (n, H, W) of a flipped view back to the image."""
     if not meta["flip"]:
@@ -72,20 +93,20 @@ def enable_tta(cfg: Config) -> None:
     detection merged by an NMS at IoU 0.5 (mmdet's own default), for segmentation by the mean of
     the class probabilities.
     """
-    segmentation = cfg.get("default_scope") == "mmseg"
+    segmentation = is_segmentor(cfg)
     if cfg.get("tta_model") is None:
         cfg.tta_model = (
-            {"type": "SegTTAModel"}
+            {"type": "ProbabilityTTAModel"}
             if segmentation
             else {
                 "type": "MaskTTAModel",
                 "tta_cfg": {"nms": {"type": "nms", "iou_threshold": 0.5}, "max_per_img": 100},
             }
         )
-    dataset = dataset_under_test(cfg)
-    if cfg.get("tta_pipeline") is None:
-        cfg.tta_pipeline = _mirrored(dataset.pipeline, segmentation)
-    dataset.pipeline = cfg.tta_pipeline
+    elif type_name(cfg.tta_model) == "SegTTAModel":
+        cfg.tta_model.type = "ProbabilityTTAModel"
+    for dataset in datasets_under_test(cfg):
+        dataset.pipeline = cfg.get("tta_pipeline") or _mirrored(dataset.pipeline, segmentation)
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
 
 
@@ -97,7 +118,7 @@ def _mirrored(pipeline: list[dict], segmentation: bool) -> list[dict]:
         pack.setdefault("meta_keys", DET_META_KEYS)
         pack["meta_keys"] = tuple(dict.fromkeys((*pack["meta_keys"], "flip", "flip_direction")))
     # mmdet's metrics take the ground truth from the annotation file, mmseg's from the sample.
-    loaders = [t for t in transforms if t["type"].endswith("LoadAnnotations")]
-    others = [t for t in transforms if not t["type"].endswith("LoadAnnotations")]
+    loaders = [step for step in transforms if loads_annotations(step)]
+    others = [step for step in transforms if not loads_annotations(step)]
     branches = [deepcopy(FLIPS), *([loader] for loader in loaders), [pack]]
     return [*others, {"type": "TestTimeAug", "transforms": branches}]

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..engine.config import type_name
+
 RESIZES = ("Resize", "FixScaleResize", "FixShapeResize", "ResizeShortestEdge")
 
 
@@ -11,11 +13,12 @@ def without_resizing(pipeline: Sequence[Mapping[str, Any]]) -> list[dict[str, An
 
     They stay in it, by a factor of 1: detectors need the factor that they note down.
     """
-    return [_by_factor_1(step["type"]) or dict(step) for step in pipeline]
+    return [_by_factor_1(step) or dict(step) for step in pipeline]
 
 
-def _by_factor_1(kind: str) -> dict[str, Any] | None:
-    scope, dot, name = kind.rpartition(".")
-    if name not in RESIZES:
+def _by_factor_1(step: Mapping[str, Any]) -> dict[str, Any] | None:
+    if type_name(step) not in RESIZES:
         return None
-    return {"type": f"{scope}{dot}Resize", "scale_factor": 1.0, "keep_ratio": True}
+    scope, dot, _ = step["type"].partition(".") if isinstance(step["type"], str) else ("",) * 3
+    kind = f"{scope}{dot}Resize" if dot else "Resize"
+    return {"type": kind, "scale_factor": 1.0, "keep_ratio": True}

@@ -8,6 +8,9 @@ from mmdet.visualization import DetLocalVisualizer
 from mmengine.registry import VISUALIZERS
 from mmengine.structures import InstanceData
 
+# A strip of three pixels would become as long as no canvas is.
+MAX_SIDE = 4096
+
 
 @VISUALIZERS.register_module()
 class EnlargingDetVisualizer(DetLocalVisualizer):
@@ -16,7 +19,7 @@ class EnlargingDetVisualizer(DetLocalVisualizer):
     Args:
         name: of the instance, as for every visualizer of mmengine.
         min_size: images whose shorter side is smaller, in pixels, are enlarged by the least whole
-            factor that makes it at least this long.
+            factor that makes it at least this long, while the longer one stays below 4096 pixels.
         **kwargs: as for ``DetLocalVisualizer``.
     """
 
@@ -33,7 +36,8 @@ class EnlargingDetVisualizer(DetLocalVisualizer):
         **kwargs,
     ) -> None:
         """Draw a sample, see ``DetLocalVisualizer.add_datasample``; ``image`` is ``(H, W, 3)``."""
-        factor = -(-self.min_size // min(image.shape[:2]))
+        shorter, longer = sorted(image.shape[:2])
+        factor = min(-(-self.min_size // shorter), MAX_SIDE // longer)
         if factor > 1:
             image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
             data_sample = data_sample and _enlarged(data_sample, factor)

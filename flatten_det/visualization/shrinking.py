@@ -10,6 +10,8 @@ from pycocotools import mask as coco_mask
 # The frameworks draw with several copies of the image, and of each mask or class: 4 MP take them
 # gigabytes of memory already.
 MAX_PIXELS = 1 << 22
+# Neither matplotlib's canvas nor a JPEG of two pictures side by side is longer than 65,535.
+MAX_SIDE = 1 << 14
 
 
 def shrink(
@@ -23,11 +25,11 @@ def shrink(
         max_pixels: the largest H times W that is left as it is.
 
     Returns:
-        The image of at most ``max_pixels``, aspect ratio kept, and a copy of the sample to go with it. It
-        has no ``seg_logits`` if it is smaller, and no RLE.
+        The image of at most ``max_pixels`` and :data:`MAX_SIDE`, aspect ratio kept, and a copy of the
+        sample to go with it. It has no ``seg_logits`` if it is smaller, and no RLE.
     """
     height, width = image.shape[:2]
-    factor = min((max_pixels / (height * width)) ** 0.5, 1)
+    factor = min((max_pixels / (height * width)) ** 0.5, MAX_SIDE / max(height, width), 1)
     size = (max(int(height * factor), 1), max(int(width * factor), 1))
     if factor < 1:
         image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)

@@ -8,11 +8,12 @@ from mmengine.config import Config
 
 from flatten_det.engine.config import (
     build_runner,
-    dataset_under_test,
+    datasets_under_test,
     enable_amp,
     enable_auto_scale_lr,
     load_config,
     resume_from,
+    type_name,
     use_amp_of_cpu,
 )
 from flatten_det.engine.errors import UserError
@@ -145,16 +146,41 @@ def test_resume_from_nothing(tmp_path):
         resume_from(cfg, "auto")
 
 
-def test_dataset_under_test_looks_into_wrappers():
+def test_datasets_under_test_looks_into_wrappers():
     inner = {"type": "CocoDataset", "pipeline": []}
-    wrapped = {"datasets": [{"dataset": inner}, {}]}
+    mixed = {
+        "type": "MultiImageMixDataset",
+        "dataset": inner,
+        "pipeline": [{"type": "PackDetInputs"}],
+    }
+    wrapped = {"datasets": [{"dataset": inner}, {"dataset": {"datasets": [inner]}}, mixed]}
     cfg = Config({"test_dataloader": {"dataset": wrapped}})
-    assert dataset_under_test(cfg) == inner
+    assert datasets_under_test(cfg) == [inner, inner, mixed]
 
 
 def test_runner_type_is_honoured(tmp_path):
     with pytest.raises(KeyError, match="NoSuchRunner"):
         build_runner(Config({"runner_type": "NoSuchRunner", "work_dir": str(tmp_path)}))
+
+
+def test_classes_in_place_of_their_names(tmp_path):
+    """mmengine's pure-Python configs."""
+    lines = [
+        "from mmengine.optim import OptimWrapper",
+        "from mmdet.models import RetinaNet",
+        "model = dict(type=RetinaNet)",
+        "optim_wrapper = dict(type=OptimWrapper)",
+        "auto_scale_lr = dict(base_batch_size=4)",
+        "train_dataloader = dict(dataset=dict(type='mmdet.CocoDataset'))",
+    ]
+    cfg = load_config(write(tmp_path, "\n".join(lines)), {"model.neck.type": "FPN"})
+    assert cfg.default_scope == "mmdet"
+    enable_amp(cfg, "bf16")
+    enable_auto_scale_lr(cfg)
+    assert "AmpOptimWrapper" in cfg.optim_wrapper.type
+    assert cfg.auto_scale_lr.enable
+    parts = (cfg.model, cfg.model.neck, cfg.train_dataloader.dataset, {})
+    assert list(map(type_name, parts)) == ["RetinaNet", "FPN", "CocoDataset", ""]
 
 
 @pytest.mark.parametrize("name", ["a.py", "a.json"])

@@ -1,5 +1,7 @@
 """Test-time augmentation: views are merged in the image's own frame."""
 
+import itertools
+
 import cv2
 import numpy as np
 import pytest
@@ -8,9 +10,10 @@ from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.registry import TRANSFORMS, DefaultScope
-from mmengine.structures import InstanceData
+from mmengine.structures import InstanceData, PixelData
+from mmseg.structures import SegDataSample
 
-from flatten_det.engine.tta import MaskTTAModel, enable_tta
+from flatten_det.engine.tta import MaskTTAModel, ProbabilityTTAModel, enable_tta
 
 HEIGHT, WIDTH = 20, 30
 FLIPPED_AXES = {None: (), "horizontal": (1,), "vertical": (0,), "diagonal": (0, 1)}
@@ -90,8 +93,9 @@ def test_mirrored_segmentation_keeps_the_ground_truth(tmp_path):
     ]
     dataset = {"type": "ADE20KDataset", "pipeline": pipeline}
     cfg = Config({"default_scope": "mmseg", "model": {}, "test_dataloader": {"dataset": dataset}})
+    cfg.tta_model = {"type": "SegTTAModel"}
     enable_tta(cfg)
-    assert cfg.model.type == "SegTTAModel"
+    assert cfg.model.type == "ProbabilityTTAModel"
     data = {"img_path": str(tmp_path / "image.png"), "seg_map_path": str(tmp_path / "labels.png")}
     data |= {"seg_fields": [], "reduce_zero_label": False}
     with DefaultScope.overwrite_default_scope("mmseg"):
@@ -101,3 +105,41 @@ def test_mirrored_segmentation_keeps_the_ground_truth(tmp_path):
     assert torch.equal(plain.flip(-1), mirrored)
     for sample in data["data_samples"]:
         np.testing.assert_array_equal(sample.gt_sem_seg.data[0], labels)
+
+
+def test_one_channel_is_a_mean_of_probabilities():
+    model = ProbabilityTTAModel(module=Untested())
+    model.module.out_channels, model.module.decode_head = 1, Config({"threshold": 0.3})
+    probabilities = [torch.tensor([[[0.1, 0.5, 0.1]]]), torch.tensor([[[0.2, 0.3, 0.6]]])]
+    views = [SegDataSample(seg_logits=PixelData(data=each)) for each in probabilities]
+    (merged,) = model.merge_preds([views])
+    assert merged.pred_sem_seg.data.tolist() == [[[0, 1, 1]]]
+    assert not merged.pred_sem_seg.data.is_floating_point()
+
+
+@pytest.mark.parametrize("own_recipe", [False, True])
+def test_all_data_sets_in_wrappers_are_augmented(own_recipe):
+    kinds = ("LoadImageFromFile", "LoadAnnotations", "PackDetInputs")
+    load, annotate, pack = ({"type": kind} for kind in kinds)
+    plain = {"type": "CocoDataset", "pipeline": [load, annotate, pack]}
+    mixed = {"type": "CocoDataset", "pipeline": [load]}
+    repeated = {"type": "RepeatDataset", "times": 2, "dataset": {**plain, "pipeline": [load, pack]}}
+    mix = {"type": "MultiImageMixDataset", "dataset": mixed, "pipeline": [annotate, pack]}
+    joined = {"type": "ConcatDataset", "datasets": [plain, repeated, mix]}
+    cfg = Config({"model": {}, "test_dataloader": {"dataset": joined}})
+    recipe = [load, {"type": "TestTimeAug", "transforms": []}]
+    if own_recipe:
+        cfg.tta_pipeline = recipe
+    enable_tta(cfg)
+    first, second, third = cfg.test_dataloader.dataset.datasets
+    pipelines = [first.pipeline, second.dataset.pipeline, third.pipeline]
+    steps = [[step["type"] for step in pipeline] for pipeline in pipelines]
+    views = "TestTimeAug"
+    if own_recipe:
+        assert steps == [["LoadImageFromFile", views]] * 3
+    else:
+        assert steps == [["LoadImageFromFile", views]] * 2 + [[views]]
+        kinds = [list(itertools.chain(*last[-1].transforms)) for last in pipelines]
+        has_annotations = ["LoadAnnotations" in [step["type"] for step in each] for each in kinds]
+        assert has_annotations == [True, False, True]
+    assert [step["type"] for step in third.dataset.pipeline] == ["LoadImageFromFile"]

@@ -17,6 +17,7 @@ from flatten_det.large_images.segmentation import label_map, predict_in_bands_wh
 
 MIB = 1 << 20
 SEMANTIC_FPN = "configs/semantic_fpn/flatten-pvt-t_semantic-fpn_4xb4-80k_ade20k-512x512.py"
+MASK2FORMER = "configs/mask2former/flatten-swin-t_mask2former_8xb2-160k_ade20k-512x512.py"
 NANO = "configs/quickstart/flatten-pvt-nano_semantic-fpn_shapes.py"
 
 
@@ -134,9 +135,29 @@ def test_other_ways_to_predict_are_left_to_mmseg():
         assert "predict" not in vars(model)
 
 
+@torch.inference_mode()
+def test_mask2former_in_windows(image):
+    """Each window is predicted as an image of its size; where they overlap, scores are averaged."""
+    model = build(MASK2FORMER)
+    model.test_cfg.update(mode="slide", crop_size=(64, 96), stride=(33, 35))
+    padded = [sample((97, 131), (97, 131), pad_shape=(97, 131)) for _ in range(2)]
+    found = model(image, padded, mode="predict")
+    scores, counts = torch.zeros(2, 150, 97, 131), torch.zeros(97, 131)
+    for top in (0, 33):
+        for left in (0, 35):
+            window = (..., slice(top, top + 64), slice(left, left + 96))
+            features = model.extract_feat(image[window])
+            scores[window] += model.decode_head.predict(
+                features, [dict(img_shape=(64, 96))] * 2, None
+            )
+            counts[window] += 1
+    for one, expected in zip(found, scores / counts, strict=True):
+        torch.testing.assert_close(one.seg_logits.data, expected)
+
+
 def test_mask2former(image):
     """Its class scores are not linear in what is resized."""
-    model = build("configs/mask2former/flatten-swin-t_mask2former_8xb2-160k_ade20k-512x512.py")
+    model = build(MASK2FORMER)
     # At its random weights, all masks are alike and of one class.
     for layer in (model.decode_head.cls_embed, *model.decode_head.mask_embed[::2]):
         nn.init.normal_(layer.weight)

@@ -12,6 +12,8 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from tool_modules import load_tool
 
+from flatten_det.engine.config import load_config
+
 
 class Trained(NamedTuple):
     """A finished training."""
@@ -91,6 +93,29 @@ def trained_segmentor(train_tool, ade20k_folder, tmp_path_factory) -> Trained:
     folder = tmp_path_factory.mktemp("segmentor")
     config = write_segmentor_config(folder / "tiny-fpn.py", ade20k_folder)
     return _train(train_tool, config, "--amp")
+
+
+@pytest.fixture(scope="session")
+def one_channel(trained_segmentor, tmp_path_factory) -> Trained:
+    """A segmentor of two classes whose one map is the probability of the second, with random weights."""
+    folder = tmp_path_factory.mktemp("one_channel")
+    config, checkpoint = folder / "one-channel.py", folder / "random.pth"
+    config.write_text(
+        f"_base_ = {str(trained_segmentor.config)!r}\n"
+        "model = dict(decode_head=dict(num_classes=2, out_channels=1, threshold=0.5,"
+        " loss_decode=dict(use_sigmoid=True)))\n"
+        "test_dataloader = dict(dataset=dict(metainfo=dict(classes=('wall', 'building'))))\n"
+        "tta_model = tta_pipeline = None\n"
+    )
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        model = MODELS.build(load_config(config).model)
+    last = model.decode_head.conv_seg
+    torch.nn.init.normal_(last.weight)
+    with torch.no_grad():
+        last.bias -= model.eval()(torch.randn(1, 3, 64, 96), mode="tensor").median()
+    torch.save({"state_dict": model.state_dict()}, checkpoint)
+    return Trained(config, checkpoint, {})
 
 
 @pytest.fixture

@@ -132,7 +132,21 @@ def test_layers_without_the_heads_are_named(tool, images, tmp_path, capsys):
         ([QUICKSTART, "nowhere.pth", "IMAGES"], "checkpoint nowhere.pth not found"),
         ([QUICKSTART, "IMAGES", "--layers", "7"], "--layers 7: no such stage or block"),
         ([QUICKSTART, "IMAGES", "--heads", "9"], "no chosen layer has a head 9"),
-        ([QUICKSTART, "BROKEN"], "broken.png cannot be decoded"),
+        ([QUICKSTART, "BROKEN"], "error: 1 of 1 images: image BROKEN cannot be decoded"),
+        ([QUICKSTART, "IMAGES", "--cfg-options", "model.backbone.foo=1"], "keyword argument 'foo'"),
+        (
+            [QUICKSTART, "IMAGES", "--cfg-options", "model=3"],
+            f"config file {QUICKSTART}: what it says",
+        ),
+        (
+            [
+                QUICKSTART,
+                "IMAGES",
+                "--cfg-options",
+                "model.backbone={'_delete_': True, 'type': 'ResNet', 'depth': 18}",
+            ],
+            "ResNet has no attention to analyse",
+        ),
     ],
 )
 def test_mistakes(tool, images, tmp_path, capsys, argv, message):
@@ -141,7 +155,24 @@ def test_mistakes(tool, images, tmp_path, capsys, argv, message):
     places = {"IMAGES": str(images), "BROKEN": str(broken)}
     out = ["--out-dir", str(tmp_path / "out")]
     assert tool.main([*(places.get(word, word) for word in argv), *out]) == 2
-    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert message.replace("BROKEN", str(broken)) in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_broken_image_among_others(tool, images, tmp_path, capsys):
+    broken = tmp_path / "0.png"
+    broken.write_bytes(b"no image")
+    out = tmp_path / "out"
+    options = ["--size", "64", "64", "--layers", "4", "--no-spectra", "--out-dir", str(out)]
+    assert tool.main([QUICKSTART, str(broken), str(images / "a.png"), *options]) == 2
+    content = json.loads((out / "analysis.json").read_text())
+    assert [Path(image["image"]).name for image in content["images"]] == ["a.png"]
+    assert content["unreadable"] == [
+        f"image {broken} cannot be decoded (8 bytes): get the file again or remove it"
+    ]
+    assert (out / "statistics.png").is_file()
+    assert (
+        "error: 1 of 2 images, without which the statistics are: image" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(

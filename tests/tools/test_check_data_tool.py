@@ -168,6 +168,10 @@ def test_number_of_findings_shown(check, patient, capsys):
             [INSTANCES, "--cfg-options", "train_dataloader.dataset.type=Unheard"],
             "Unheard is not in",
         ),
+        (
+            [INSTANCES, "--cfg-options", "train_dataloader=3"],
+            f"config file {INSTANCES}: what it says",
+        ),
     ],
 )
 def test_mistakes_of_the_user(check_data_tool, options, said, capsys):

@@ -96,6 +96,8 @@ def test_mistakes_are_one_line(get_flops_tool, argv, message, capsys):
         ("x = 1", "it has no model"),
         ("model = dict(type='FLattenPVT')", "cannot count a FLattenPVT"),
         ("model = dict(type='Nonsense')", "Nonsense"),
+        ("model = 3", "what it says cannot be built"),
+        ("model = dict(type='FLattenPVT', foo=1)", "unexpected keyword argument 'foo'"),
     ],
 )
 @pytest.mark.parametrize("style", [[], ["--paper"]])

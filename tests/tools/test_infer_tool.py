@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from fixtures import write_pure_python_config
 from graph_recorder import CpuRecorder
 from mmdet.datasets import CocoDataset
 from pycocotools import mask as coco_mask
@@ -115,6 +116,92 @@ def test_unreadable_image_is_named_after_the_others_are_done(
     assert f"error: 1 of 3 images: image {broken} cannot be decoded" in captured.err
     assert "2 images: pictures in" in captured.out
     assert len(list((tmp_path / "out" / "preds").iterdir())) == 2
+
+
+@pytest.fixture
+def odd_images(tmp_path) -> Path:
+    """Images that are far too narrow, and a good one that comes last."""
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    shapes = {"a": (3, 700), "b": (2000, 10), "c": (40, 60)}
+    for name, shape in shapes.items():
+        pixels = np.random.default_rng(0).integers(0, 255, (*shape, 3), np.uint8)
+        (folder / f"{name}.jpg").write_bytes(cv2.imencode(".jpg", pixels)[1].tobytes())
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["detector", "segmentor"])
+def test_pictures_that_cannot_be_drawn_are_warnings(
+    run, kind, request, odd_images, tmp_path, capsys
+):
+    trained = request.getfixturevalue(f"trained_{kind}")
+    in_its_place = tmp_path / "out" / "vis" / "b.jpg"
+    in_its_place.mkdir(parents=True)
+    options = ["--full-size", "--score-thr", 0]
+    if kind == "detector":
+        options += ["--cfg-options", "visualizer.type=EnlargingDetVisualizer"]
+    assert run(trained, trained.checkpoint, odd_images, *options) == 0
+    predictions = [path.name for path in (tmp_path / "out" / "preds").glob("*.json")]
+    assert sorted(predictions) == ["a.json", "b.json", "c.json"]
+    shapes = [cv2.imread(str(tmp_path / "out" / "vis" / name)).shape for name in ("a.jpg", "c.jpg")]
+    enlarged = kind == "detector"
+    assert shapes == [(15, 3500, 3), (400, 600, 3)] if enlarged else [(3, 700, 3), (40, 60, 3)]
+    assert f"warning: no picture of {odd_images}/b.jpg: IsADirector" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [[], ["--tile", "2000"]])
+def test_images_of_which_nothing_is_left_are_named(
+    run, trained_detector, odd_images, tmp_path, capsys, options
+):
+    """Resized to 64 pixels at most, two of them have no width."""
+    assert run(trained_detector, trained_detector.checkpoint, odd_images, *options) == 2
+    error = capsys.readouterr().err
+    assert f"error: 2 of 3 images: image {odd_images}/a.jpg is too narrow" in error
+    predictions = [path.name for path in (tmp_path / "out" / "preds").glob("*.json")]
+    assert sorted(predictions) == ["c.json"]
+
+
+def test_one_channel(run, one_channel, ade20k_folder, tmp_path):
+    assert run(one_channel, one_channel.checkpoint, ade20k_folder / "images" / "validation") == 0
+    folder = tmp_path / "out" / "preds"
+    found = json.loads((folder / "ADE_val_00000002.json").read_text())
+    label_map = cv2.imread(str(folder / found["label_map"]), cv2.IMREAD_UNCHANGED)
+    assert set(np.unique(label_map)) == {0, 1}
+    assert [entry["share"] for entry in found["classes"]] == pytest.approx(
+        [1 - label_map.mean(), label_map.mean()]
+    )
+    assert (tmp_path / "out" / "vis" / "ADE_val_00000002.jpg").is_file()
+
+
+@pytest.mark.parametrize("options", [[], ["--full-size"], ["--tile", "40"]])
+def test_config_of_classes(run, trained_detector, coco_folder, tmp_path, options):
+    config = write_pure_python_config(tmp_path / "pure.py", trained_detector.config)
+    image = coco_folder / "val2017" / f"{1:012d}.jpg"
+    arguments = [trained_detector.checkpoint, image, "--score-thr", 0, *options]
+    contents = []
+    for trained in (trained_detector, trained_detector._replace(config=config)):
+        assert run(trained, *arguments) == 0
+        contents.append((tmp_path / "out" / "preds" / f"{1:012d}.json").read_text())
+    assert contents[0] == contents[1]
+
+
+@pytest.mark.parametrize(
+    ("field", "reason"),
+    [
+        ("model.backbone.foo=1", "unexpected keyword argument 'foo'"),
+        ("test_dataloader=None", "has no attribute 'dataset'"),
+        ("test_dataloader.dataset.pipeline.1.scale=None", "can not both be `None`"),
+        ("model.test_cfg.rcnn.nms=3", "'int' object has no attribute"),
+        ("visualizer.foo=1", "unexpected keyword argument 'foo'"),
+    ],
+)
+def test_config_that_cannot_be_built(run, trained_detector, coco_folder, capsys, field, reason):
+    arguments = [trained_detector.checkpoint, coco_folder / "val2017", "--cfg-options", field]
+    assert run(trained_detector, *arguments) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    about = f"error: config file {trained_detector.config}: what it says cannot be built: "
+    assert error.startswith(about)
+    assert reason in error
 
 
 @pytest.mark.parametrize("given", ["missing.jpg", "*.jpg", "empty"])

@@ -1,13 +1,16 @@
 """tools/test.py: metrics, dumps, pictures, TTA, and one-line errors."""
 
+import json
 import pickle
 import re
+import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from fixtures import write_pure_python_config
 from graph_recorder import CpuRecorder
 
 from flatten_det.backbones import cuda_graphs
@@ -54,8 +57,12 @@ def test_detector_dumps_and_draws(run, trained_detector, coco_folder, tmp_path, 
 
 @pytest.mark.parametrize("kind", ["detector", "segmentor"])
 def test_tta(run, kind, request, tmp_path, capsys):
+    """Also where the config names classes."""
     trained = request.getfixturevalue(f"trained_{kind}")
-    assert run(trained, "--tta", "--show-dir", str(tmp_path / "pictures")) == 0
+    config = write_pure_python_config(tmp_path / "pure.py", trained.config)
+    assert (
+        run(trained._replace(config=config), "--tta", "--show-dir", str(tmp_path / "pictures")) == 0
+    )
     assert {"detector": "coco/segm_mAP", "segmentor": "mIoU"}[kind] in capsys.readouterr().out
     assert len(list((tmp_path / "pictures").iterdir())) == 3
 
@@ -76,6 +83,117 @@ def test_tta_without_a_recipe_for_segmentation(run, trained_segmentor, tmp_path,
     own.write_text(text + "\ntta_pipeline = None\ntta_model = None\n")
     assert run(trained_segmentor._replace(config=own), "--tta") == 0
     assert printed_metrics(capsys)["aAcc"] > 0
+
+
+def test_one_channel(run, one_channel, tmp_path):
+    """Test-time augmentation changes no more than pixels close to the threshold."""
+    maps = []
+    for options in ([], ["--tta"]):
+        out = tmp_path / f"maps{len(maps)}"
+        pictures = tmp_path / f"pictures{len(maps)}"
+        assert run(one_channel, "--out", str(out), "--show-dir", str(pictures), *options) == 0
+        maps.append(cv2.imread(str(out / "ADE_val_00000002.png"), -1))
+        assert len(list(pictures.iterdir())) == 3
+    labels = [set(np.unique(each)) for each in maps]
+    assert labels == [{1, 2}, {1, 2}]  # 0 is ADE20K's "not labelled"
+    assert (maps[0] == maps[1]).mean() > 0.7
+
+
+def test_tta_of_joined_data_sets(run, trained_detector, tmp_path, capsys):
+    joined = tmp_path / "joined.py"
+    joined.write_text(
+        f"_base_ = {str(trained_detector.config)!r}\n"
+        "_one = _base_.test_dataloader.dataset\n"
+        "test_dataloader = dict(dataset=dict(_delete_=True, type='ConcatDataset', datasets=["
+        "dict(_one, indices=[0]), dict(type='RepeatDataset', times=1, dataset=dict(_one, indices=[1, 2]))]))"
+    )
+    metrics = []
+    for each in (trained_detector, trained_detector._replace(config=joined)):
+        assert run(each, "--tta") == 0
+        metrics.append(printed_metrics(capsys))
+    assert metrics[0] == metrics[1]
+
+
+BROKEN = {
+    "detector": "val2017/000000000002.jpg",
+    "segmentor": "images/validation/ADE_val_00000002.jpg",
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_broken_image_is_left_out_and_named(run, kind, request, tmp_path, capsys):
+    """The metrics are those of the others, and say so."""
+    trained = request.getfixturevalue(f"trained_{kind}")
+    folder = request.getfixturevalue(
+        {"detector": "coco_folder", "segmentor": "ade20k_folder"}[kind]
+    )
+    metrics = []
+    for name in ("broken", "without"):
+        data = shutil.copytree(folder, tmp_path / name)
+        config = tmp_path / f"{name}.py"
+        config.write_text(trained.config.read_text().replace(str(folder), str(data)))
+        image = data / BROKEN[kind]
+        if name == "broken":
+            image.write_bytes(b"no image")
+            assert run(trained._replace(config=config), "--show-dir", str(tmp_path / "drawn")) == 2
+            captured = capsys.readouterr()
+            reason = f"image {image} cannot be decoded"
+            assert f"error: 1 of 3 images, without which the metrics are: {reason}" in captured.err
+            printed = captured.out
+        else:
+            image.unlink()
+            if kind == "detector":
+                file = data / "annotations" / "instances_val2017.json"
+                content = json.loads(file.read_text())
+                content["images"] = [each for each in content["images"] if each["id"] != 2]
+                content["annotations"] = [
+                    each for each in content["annotations"] if each["image_id"] != 2
+                ]
+                file.write_text(json.dumps(content))
+            assert run(trained._replace(config=config)) == 0
+            printed = capsys.readouterr().out
+        pairs = re.findall(r"^(\S+) +(-?\d+\.\d{4})$", printed, re.MULTILINE)
+        metrics.append(dict(pairs))
+    assert metrics[0].pop("unreadable_images") == "1.0000"
+    assert metrics[0] == metrics[1]
+    assert len(list((tmp_path / "drawn").iterdir())) == 2
+
+
+def test_no_image_can_be_read(run, trained_segmentor, ade20k_folder, tmp_path, capsys):
+    config = tmp_path / "none.py"
+    config.write_text(
+        trained_segmentor.config.read_text().replace(str(ade20k_folder), str(tmp_path))
+    )
+    for number in (1, 2, 3):
+        for kind in ("images", "annotations"):
+            file = tmp_path / kind / "validation" / f"ADE_val_{number:08d}.jpg"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(b"")
+    assert run(trained_segmentor._replace(config=config)) == 2
+    assert "error: 3 of 3 images: image" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (
+            ["test_dataloader.persistent_workers=True"],
+            "persistent_workers option needs num_workers > 0",
+        ),
+        (["model.backbone.foo=1"], "unexpected keyword argument 'foo'"),
+        (["model.backbone.foo=1", "--tta"], "unexpected keyword argument 'foo'"),
+        (["test_dataloader=None", "--tta"], "has no attribute 'dataset'"),
+        (["test_dataloader.dataset.pipeline.1.scale=None"], "can not both be `None`"),
+        (["test_evaluator.metric=foo"], "but got foo"),
+        (["model.test_cfg.rcnn.nms=3"], "'int' object has no attribute"),
+    ],
+)
+def test_config_that_cannot_be_built(run, trained_detector, capsys, options, reason):
+    assert run(trained_detector, "--cfg-options", *options) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    about = f"error: config file {trained_detector.config}: what it says cannot be built: "
+    assert error.startswith(about)
+    assert reason in error
 
 
 def test_missing_checkpoint(run, trained_detector, tmp_path, capsys):

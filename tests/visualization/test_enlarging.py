@@ -2,6 +2,7 @@
 
 import cv2
 import numpy as np
+import pytest
 import torch
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
@@ -74,3 +75,11 @@ def test_image_without_detections(request, tmp_path):
         visualizer, np.zeros((40, 60, 3), np.uint8), DetDataSample(pred_instances=empty), tmp_path
     )
     assert picture.shape == (120, 2 * 180, 3)
+
+
+@pytest.mark.parametrize(("shape", "size"), [((3, 700), (15, 3500)), ((2000, 10), (4000, 20))])
+def test_narrow_images_are_enlarged_to_what_can_be_drawn(request, tmp_path, shape, size):
+    found = sample(*shape)
+    del found.gt_instances
+    picture = drawn(enlarging(request), np.zeros((*shape, 3), np.uint8), found, tmp_path)
+    assert picture.shape[:2] == (size[0], 2 * size[1])

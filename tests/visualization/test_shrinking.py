@@ -56,6 +56,10 @@ def test_label_map():
 def test_long_image_keeps_a_row():
     image, _ = shrink(np.zeros((2, 100000, 3), np.uint8), DetDataSample(), max_pixels=1000)
     assert image.shape[0] == 1
+    image, _ = shrink(
+        np.zeros((70000, 8, 3), np.uint8), DetDataSample()
+    )  # JPEG has no more than 65,535.
+    assert image.shape[:2] == (16384, 1)
 
 
 @pytest.mark.parametrize("kind", MASKS)

@@ -1,9 +1,12 @@
 """What is compared: models by name, as they are, compiled, or replayed from CUDA graphs."""
 
-import shlex
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+from ...engine.cfg_options import split_outside
+from ...engine.errors import UserError
 
 _COMPILED, _GRAPHS = VARIANTS = (" compiled", " graphs")
 
@@ -41,11 +44,21 @@ def short_name(model: str) -> str:
 
 
 def as_config(model: str) -> tuple[str, list[str]] | None:
-    """Path and ``KEY=VALUE`` options of a model that is a config; None for others."""
-    if model.endswith(".py"):
-        return model, []
-    path, *options = shlex.split(model)
-    return (path, options) if path.endswith(".py") else None
+    """Path and ``KEY=VALUE`` options of a model that is a config; None for others.
+
+    Raises:
+        UserError: if brackets or quotes of the options are not closed.
+    """
+    parts = re.fullmatch(r"[\"']?(.+?\.py)[\"']?(?:\s+(.*))?", model.strip(), re.DOTALL)
+    if parts is None:
+        return None
+    path, options = parts.groups(default="")
+    try:
+        pairs = split_outside(options, " ")
+    except ValueError as error:
+        raise UserError(f"--models {model}: {error}") from error
+    # Quotes around a whole pair are those of a shell.
+    return path, [pair[1:-1] if pair[0] in "\"'" else pair for pair in pairs if pair]
 
 
 def _short_option(option: str) -> str:

@@ -16,7 +16,7 @@ from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from ...backbones import BACKBONES, build_backbone
-from ...engine.cli import parse_cfg_options
+from ...engine.cfg_options import parse_cfg_options
 from ...engine.config import load_config
 from ...engine.errors import UserError
 from .candidates import as_config

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from mmengine.config import Config
 
-from ...engine.config import dataset_under_test, load_config
+from ...engine.config import datasets_under_test, is_segmentor, load_config, type_name
 from ...engine.errors import UserError
 from .config_text import Code, literal
 
@@ -42,7 +42,9 @@ def load_zoo_config(path: Path) -> Config:
     """
     cfg = load_config(path)
     hint = f"choose a detector such as {DETECTOR}"
-    if cfg.get("default_scope") == "mmseg":
+    if hasattr(cfg, "_imported_names"):  # mmengine's mark of them
+        raise UserError(f"{path} names classes, and no config with _base_ can inherit it: {hint}")
+    if is_segmentor(cfg):
         raise UserError(
             f"{path} is a semantic segmentor, which learns from label maps, not from COCO files: {hint}"
         )
@@ -162,7 +164,7 @@ def _loader_changes(cfg: Config, name: str, data: Data) -> dict[str, Any]:
     }
     if pipeline is not None:
         changes["pipeline"] = pipeline
-    if dataset.type == "CocoDataset":
+    if type_name(dataset) == "CocoDataset":
         if set(dataset.get("data_prefix", {})) - {"img"}:
             changes["data_prefix"] = {"_delete_": True, "img": data.images}
     else:
@@ -184,9 +186,9 @@ def _pipeline_changes(pipeline: list, cfg: Config, data: Data) -> list[dict] | N
     changed = False
     if not any(_find(step, key) is not None for step in steps for key in ("scale", "scales")):
         # Made for images that all have the size of the training.
-        test_steps = (_plain(step) for step in dataset_under_test(cfg).pipeline)
-        resize = next((step for step in test_steps if step["type"] == "Resize"), None)
-        loading = [i for i, step in enumerate(steps) if step["type"].startswith("Load")]
+        test_steps = (_plain(step) for step in datasets_under_test(cfg)[0].pipeline)
+        resize = next((step for step in test_steps if type_name(step) == "Resize"), None)
+        loading = [i for i, step in enumerate(steps) if type_name(step).startswith("Load")]
         if resize is not None:
             steps.insert(loading[-1] + 1, resize)
             changed = True
@@ -199,7 +201,7 @@ def _pipeline_changes(pipeline: list, cfg: Config, data: Data) -> list[dict] | N
 
 def _evaluator_changes(evaluator: Any, data: Data) -> dict[str, Any]:
     in_list = isinstance(evaluator, list | tuple)
-    metrics = [m for m in (evaluator if in_list else [evaluator]) if m.get("type") == "CocoMetric"]
+    metrics = [m for m in (evaluator if in_list else [evaluator]) if type_name(m) == "CocoMetric"]
     if not metrics:
         raise UserError(f"the config has no CocoMetric: choose another one such as {DETECTOR}")
     ann_file = data.annotations if Path(data.annotations).is_absolute() else _below_root(data)
