@@ -8,7 +8,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..attention import FocusedLinearAttention
-from ..attention.grid import ResizedGrids, resize_grid_to_each
+from ..attention.grid import resize_grid, resize_grid_to_each
 from ..attention.layer_norm import layer_norm
 from .arch import check_attn_types, check_frozen_stages, drop_path_rates, map_sizes, resolve_arch
 from .base import DenseBackbone
@@ -127,7 +127,6 @@ class FLattenDeiT(DenseBackbone):
 
         self.patch_embed = PatchEmbed(in_channels, dim, stride=_STRIDE, norm=False)
         self.pos_embed = nn.Parameter(torch.zeros(1, self.grid_size[0] * self.grid_size[1], dim))
-        self._positions = ResizedGrids()
         self.blocks = nn.ModuleList(
             TransformerBlock(
                 dim, attention(), mlp_ratio, drop_path=rate, norm_eps=1e-6, cp_policy=cp_policy
@@ -150,7 +149,7 @@ class FLattenDeiT(DenseBackbone):
             x, (padding,) = fill_padding(x, sizes, self.strides, [self.grid_size])
         x, hw_shape = self.patch_embed(x, inplace)
         if padding is None:
-            x = x + self._positions(self.pos_embed, self.grid_size, hw_shape)
+            x = x + resize_grid(self.pos_embed, self.grid_size, hw_shape)
         else:
             x = x + resize_grid_to_each(self.pos_embed, padding)
         for block in self.blocks:
@@ -159,10 +158,6 @@ class FLattenDeiT(DenseBackbone):
         if padding is not None:
             x = x.masked_fill(padding.mask, 0)
         return (as_contiguous_image(x, hw_shape),)
-
-    def train(self, mode: bool = True) -> "FLattenDeiT":
-        self._positions.clear()
-        return super().train(mode)
 
     def frozen_modules(self) -> Iterable[nn.Module | nn.Parameter]:
         if self.frozen_stages >= 0:
