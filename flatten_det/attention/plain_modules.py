@@ -53,6 +53,6 @@ def is_observed(module: nn.Module) -> bool:
 
 @cache
 def is_known(kind: type[nn.Module]) -> bool:
-    """Whether modules of a class call what is in them, and hold on to nothing that they are given or return."""
+    """Whether modules of a class call what is in them, and keep nothing that they are given or return."""
     own = __name__.partition(".")[0]
     return kind.__module__.startswith((f"{own}.", "torch.nn.modules.", "timm.layers."))

@@ -16,9 +16,9 @@ _PORTION = 1 << 18
 def computes_in_place(module: nn.Module, x: Tensor) -> bool:
     """Whether the tensors between the parts of ``module``, called with ``x``, are nobody else's.
 
-    Autograd needs them as they were, so may hooks and modules of strangers that were given one, and a compiler
-    plans the memory itself. Other devices than the CPU keep freed memory at hand: nothing to gain, and looking
-    for hooks takes a millisecond in a large backbone.
+    Autograd needs them as they were, so may hooks and strangers' modules that were given one, and a compiler
+    plans the memory itself. Other devices than the CPU keep freed memory at hand: nothing to gain, and
+    looking for hooks takes a millisecond in a large backbone.
     """
     if x.device.type != "cpu" or torch.is_grad_enabled() or not tensors_have_values():
         return False
