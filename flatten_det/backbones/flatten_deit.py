@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 import torch
 from mmengine.registry import MODELS
+from timm.models._manipulate import MATCH_PREV_GROUP
 from torch import Tensor, nn
 
 from ..attention import FocusedLinearAttention
@@ -80,7 +81,7 @@ class FLattenDeiT(DenseBackbone):
         "small": _deit(embed_dims=384, num_heads=6),
         "base": _deit(embed_dims=768, num_heads=12),
     }
-    strides: ClassVar[tuple[int, ...]] = (_STRIDE,)
+    stage_strides: ClassVar[tuple[int, ...]] = (_STRIDE,)
     out_indices = (0,)
 
     def __init__(
@@ -158,6 +159,12 @@ class FLattenDeiT(DenseBackbone):
         if padding is not None:
             x = x.masked_fill(padding.mask, 0)
         return (as_contiguous_image(x, hw_shape),)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        return dict(
+            stem=r"^(?:patch|pos)_embed",
+            blocks=[(r"^blocks\.(\d+)", None), (r"^norm", MATCH_PREV_GROUP)],
+        )
 
     def frozen_modules(self) -> Iterable[nn.Module | nn.Parameter]:
         if self.frozen_stages >= 0:

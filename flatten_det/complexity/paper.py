@@ -72,7 +72,7 @@ def count_as_published(cfg: Config, size: tuple[int, int], **backbone: Any) -> P
     with _modules_counted(model) as counts:
         complete = count_model(model, size)
     if "attn_types" in signature(type(model.backbone)).parameters:
-        backbone["attn_types"] = "S" * len(model.backbone.strides)
+        backbone["attn_types"] = "S" * len(model.backbone.stage_strides)
     baseline = build_without_values(cfg, **backbone).backbone
     softmax = count_backbone(baseline, size).macs_by_operator
     return PaperCount(
