@@ -302,7 +302,10 @@ class FocusedLinearAttention(nn.Module):
         """Whether the whole layer can run tile by tile: on the CPU, without gradients, in float32."""
         if x.device.type != "cpu" or torch.is_grad_enabled():
             return False
-        if not x.dtype == dtype == torch.float32 or torch.compiler.is_compiling():
+        if not x.dtype == dtype == torch.float32:
+            return False
+        # What is looked at becomes part of a trace.
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return False
         if self.window_size is not None or self.sr_ratio > 1:
             return False

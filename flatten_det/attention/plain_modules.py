@@ -28,11 +28,10 @@ def is_plain_depthwise(module: nn.Module) -> bool:
     """Whether calling ``module`` is to convolve each channel alone, with a result of the map's size."""
     if not is_plain(module, nn.Conv2d):
         return False
-    weight, (height, width) = module.weight, module.kernel_size
+    height, width = module.kernel_size
     return (
         height == width
-        and weight.shape[1] == 1
-        and module.groups == len(weight)
+        and module.groups == module.in_channels == module.out_channels
         and module.stride == module.dilation == (1, 1)
         and module.padding == (height // 2, height // 2)
         and module.padding_mode == "zeros"

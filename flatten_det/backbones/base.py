@@ -102,7 +102,7 @@ class DenseBackbone(BaseModule):
         raise NotImplementedError
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """timm's patterns of the parameters of a layer: the embedding, then each block, or ``coarse`` stage."""
+        """timm's patterns of each layer's parameters: the embedding, then blocks, or ``coarse`` stages."""
         raise NotImplementedError
 
     def no_weight_decay(self) -> set[str]:
@@ -117,7 +117,7 @@ class DenseBackbone(BaseModule):
     def get_layer_depth(self, param_name: str, prefix: str = "") -> tuple[int, int]:
         """A parameter's layer and the number of layers, by the convention of MMPretrain's backbones.
 
-        The embedding is layer 0, and what is not of the backbone, whose names begin with ``prefix``, the last.
+        The embedding is layer 0; what is not of the backbone, whose names begin with ``prefix``, is the last.
         """
         depths = self.layer_depths()
         num_layers = max(depths.values()) + 2

@@ -63,7 +63,9 @@ class PyramidBackbone(DenseBackbone):
         paddings = [None] * self.num_stages
         if sizes is not None:
             stages = slice(0, self.num_stages)
-            x, paddings = fill_padding(x, sizes, self.stage_strides[stages], self.grid_sizes[stages])
+            x, paddings = fill_padding(
+                x, sizes, self.stage_strides[stages], self.grid_sizes[stages]
+            )
         for stage, padding in enumerate(paddings):
             x, hw_shape = getattr(self, f"patch_embed{stage + 1}")(x, inplace)
             x = self.before_blocks(stage, x, hw_shape, inplace, padding)

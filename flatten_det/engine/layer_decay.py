@@ -52,8 +52,10 @@ class LayerDecayOptimWrapperConstructor(GroupingOptimWrapperConstructor):
                     not_decaying.add(parameter)
         for group in params:
             (parameter,) = group["params"]
-            if self.base_wd is not None and (parameter.dim() == 1 or parameter in not_decaying):
-                group.setdefault("weight_decay", 0.0)
+            # mmengine gives those of custom_keys without a decay_mult the optimizer's own.
+            is_told = "weight_decay" in group and ("decay_mult" in group or "lr_mult" not in group)
+            if not is_told and (parameter.dim() == 1 or parameter in not_decaying):
+                group["weight_decay"] = 0.0
             if parameter in exponents and self.base_lr is not None:
                 group["lr"] = group.get("lr", self.base_lr) * rate ** exponents[parameter]
 

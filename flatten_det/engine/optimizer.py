@@ -69,7 +69,6 @@ class GroupingOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             members = ", ".join(names[parameter] for parameter in group["params"])
             print_log(f"optimizer group {number}: {members}", "current", logging.DEBUG)
 
-
     def adjust(self, params: list[dict[str, Any]], model: nn.Module) -> None:
         """Change the settings of the groups, which are of one parameter each."""
 

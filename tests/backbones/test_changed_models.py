@@ -9,7 +9,7 @@ from mmdet.engine.hooks import MeanTeacherHook
 from mmengine.hooks import EMAHook
 from mmengine.model import ExponentialMovingAverage
 from mmengine.registry import MODELS
-from nano_backbones import NANO
+from nano_backbones import DEIT, NANO
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.optim import swa_utils
@@ -18,7 +18,6 @@ from flatten_det.attention import FocusedLinearAttention
 from flatten_det.attention.cpu import tiles
 from flatten_det.backbones import in_place, mlp
 
-DEIT = dict(embed_dims=(32,), num_heads=(2,), mlp_ratios=(2,), depths=(2,))
 ARCHS = NANO | {"FLattenDeiT": DEIT}
 
 
