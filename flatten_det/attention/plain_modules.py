@@ -39,13 +39,17 @@ def is_plain_depthwise(module: nn.Module) -> bool:
 
 
 def is_observed(module: nn.Module) -> bool:
-    """Whether something acts when ``module`` is called, or when any module is, as for counters."""
+    """Whether something else acts when ``module`` is called: hooks, or a ``forward`` of this one's own."""
+    return "forward" in module.__dict__ or has_hooks(module)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody listens to calls of ``module``, or of any there is, as counters do."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
-        or "forward" in module.__dict__  # Replaced in this one module.
         or torch_module._has_any_global_hook()
     )
 
