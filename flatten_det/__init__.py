@@ -17,9 +17,11 @@ if find_spec("mmengine") is not None:
     from .backbones.model_calls import tell_backbones_of_padding
     from .checkpoints.mmengine_loading import read_mmengine_checkpoints_as_data
     from .data_files import read_mmengine_files_as_data
+    from .engine.layer_decay import decay_layers_of_our_backbones
 
     read_mmengine_checkpoints_as_data()
     read_mmengine_files_as_data()
     tell_backbones_of_padding()
+    decay_layers_of_our_backbones()
 if find_spec("mmdet") is not None:
     from . import visualization  # noqa: F401

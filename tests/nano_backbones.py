@@ -6,3 +6,4 @@ NANO = {
     "FLattenSwin": dict(embed_dims=16, depths=(2, 1, 2, 1), num_heads=(1, 2, 4, 8)),
     "FLattenCSwin": dict(embed_dims=16, depths=(2, 1, 2, 1), num_heads=(2, 2, 4, 8)),
 }
+DEIT = dict(embed_dims=(32,), num_heads=(2,), mlp_ratios=(2,), depths=(2,))

@@ -50,7 +50,7 @@ def _focused(layer: FocusedLinearAttention, x: Tensor, hw_shape: tuple[int, int]
     queries, tokens = _cut(_pad(image, window), window), _cut(_pad_tokens(tokens, window), window)
     reduced, key_shape = queries, window
     if layer.sr_ratio > 1:
-        reduced, key_shape = reduce_tokens(queries, hw_shape, layer.sr, layer.norm)
+        reduced, key_shape = reduce_tokens(queries, hw_shape, layer.sr_ratio, layer.sr, layer.norm)
     if layer.fused_qkv:
         q, k, v = layer.qkv(queries).chunk(3, dim=-1)
     else:
@@ -81,7 +81,7 @@ def _reduced_softmax(
 ) -> list[Windows]:
     reduced, key_shape = x[None], hw_shape
     if layer.sr_ratio > 1:
-        reduced, key_shape = reduce_tokens(x[None], hw_shape, layer.sr, layer.norm)
+        reduced, key_shape = reduce_tokens(x[None], hw_shape, layer.sr_ratio, layer.sr, layer.norm)
     k, v = layer.kv(reduced).chunk(2, dim=-1)
     tokens = _token_map(hw_shape).view(1, -1)
     heads = tuple(range(layer.num_heads))

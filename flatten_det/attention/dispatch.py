@@ -212,8 +212,9 @@ def _decide(
         source = "implementation" if implementation else VARIABLE
         raise ValueError(f"{source} must be one of {', '.join(IMPLEMENTATIONS)}; got {forced!r}")
     fast, obstacle = _fast(is_tracing, device, *call)
-    # The variable is the whole process's, whose tensors may be on several devices.
-    if variable in (TILED, TRITON) and variable != fast:
+    # The variable is the whole process's, whose tensors may be on several devices, and which may count
+    # operations by a trace.
+    if variable in (TILED, TRITON) and (variable != fast or is_tracing):
         forced = None
     if forced in (REFERENCE, PLAIN):
         return Choice(forced, "it was asked for")

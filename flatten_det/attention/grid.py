@@ -6,37 +6,6 @@ from torch import Tensor
 
 from .maps import Padding, as_image, as_tokens
 from .reference import without_autocast
-from .size_cache import SizeCache, tensors_have_values
-
-
-class ResizedGrids:
-    """A learned grid on the maps of the last few sizes, for inference.
-
-    In training the grid changes with every step, and its gradient is needed: then nothing is kept. A
-    change of the weights in place (``load_state_dict``, an optimizer's step) or for others (``.data``,
-    ``.to``) is noticed. Only what is written through ``.data`` into the same memory is not, as little as
-    by autograd: a call of ``train()`` forgets everything.
-    """
-
-    def __init__(self) -> None:
-        self._cache = SizeCache()
-        self._grid: tuple[int, int] | None = None
-
-    def __call__(self, grid: Tensor, from_hw: tuple[int, int], to_hw: tuple[int, int]) -> Tensor:
-        """As :func:`resize_grid`; the result is not to be changed."""
-        is_same = tuple(from_hw) == tuple(to_hw)
-        if torch.is_grad_enabled() or is_same or not tensors_have_values() or grid.is_inference():
-            return resize_grid(grid, from_hw, to_hw)
-        state = (grid.data_ptr(), grid._version)
-        if state != self._grid:
-            self.clear()
-            self._grid = state
-        key = (*to_hw, grid.dtype, grid.device)
-        return self._cache(key, lambda: resize_grid(grid, from_hw, to_hw))
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._cache.clear()
 
 
 class GridRows:
@@ -53,7 +22,7 @@ class GridRows:
 
     def __init__(self, grid: Tensor, from_hw: tuple[int, int], to_hw: tuple[int, int]) -> None:
         (height, width), (to_height, to_width) = from_hw, to_hw
-        rows = grid.view(height, width, -1)
+        rows = grid.reshape(height, width, -1)  # A parametrised one may have any layout.
         if width != to_width:
             shares = _shares(_places(0, to_width, width, to_width), slice(0, width))
             rows = torch.matmul(shares.to(rows), rows)
@@ -124,7 +93,7 @@ def resize_grid_to_each(grid: Tensor, padding: Padding) -> Tensor:
     rows, columns = padding.rows, padding.columns
     (B, W, w), h = columns.shape, rows.shape[-1]
     with without_autocast(grid.device):
-        image = grid.view(h, w, -1).to(rows.dtype)
+        image = grid.reshape(h, w, -1).to(rows.dtype)
         # Along its width at first, while it is low: two products, and nothing is copied.
         image = torch.bmm(columns.view(1, B * W, w).expand(h, -1, -1), image)  # [h, B*W, C]
         image = image.unflatten(1, (B, W)).transpose(0, 1).flatten(2)  # [B, h, W*C]

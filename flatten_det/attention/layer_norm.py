@@ -12,15 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
 from . import gpu
-from .observers import is_observed
+from .plain_modules import PLAIN_TENSORS, is_observed, is_plain
 from .size_cache import tensors_have_values
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_TENSORS = (Tensor, nn.Parameter, FakeTensor)
 
 # By hand, not by torch.library.custom_op, whose wrappers in Python take several times as long per call.
 _library = torch.library.Library("flatten_det", "FRAGMENT")
@@ -82,13 +80,11 @@ def _obstacle(x: Tensor, branch: Tensor | None, norm: nn.Module) -> str | None:
     reason = _device_obstacle(x.device)
     if reason is not None:
         return reason
-    if type(norm) is not nn.LayerNorm:
-        return "the norm is no plain LayerNorm with weight and bias"
+    if not is_plain(norm, nn.LayerNorm):
+        return "the norm is no plain LayerNorm: of another class, or with hooks"
     weight, bias = norm.weight, norm.bias  # Looked up once: a module takes its time to answer.
     if weight is None or bias is None:
         return "the norm is no plain LayerNorm with weight and bias"
-    if is_observed(norm) or norm._backward_hooks or norm._backward_pre_hooks:
-        return "the norm has hooks"
     C = x.shape[-1]
     if weight.shape != (C,) or C % 8 or C > 1024:
         return f"{tuple(weight.shape)} channels, the kernel takes multiples of 8 up to 1024"
@@ -102,7 +98,7 @@ def _obstacle(x: Tensor, branch: Tensor | None, norm: nn.Module) -> str | None:
     for tensor in tensors:
         if tensor.dtype not in _DTYPES:
             return f"{tensor.dtype}, the kernel takes float32, float16 and bfloat16"
-        if type(tensor) not in _TENSORS or tensor.device != device:
+        if type(tensor) not in PLAIN_TENSORS or tensor.device != device:
             return f"{type(tensor).__name__} on {tensor.device} instead of a tensor on {device}"
     if not (weight.dtype == bias.dtype == dtype or torch.is_autocast_enabled(device.type)):
         return f"weights of another dtype than {dtype}, without autocast"
@@ -125,8 +121,10 @@ def _capability_obstacle(device: torch.device) -> str | None:
 
 def _drop_factors(branch: Tensor, drop_path: nn.Module) -> tuple[Tensor, Tensor | None]:
     """The branch, and factors ``(B,)`` that stochastic depth still has to multiply it with."""
-    probability = getattr(drop_path, "drop_prob", None)
-    if probability is None or is_observed(drop_path):
+    # Of timm alone is known what it does, but only torch is needed here.
+    is_known = type(drop_path).__module__.startswith("timm.") and not is_observed(drop_path)
+    probability = drop_path.drop_prob if is_known else None
+    if probability is None:
         return drop_path(branch), None
     if not (probability and drop_path.training):
         return branch, None

@@ -10,9 +10,10 @@ from .cpu.layer import Norm
 from .cpu.layer import forward as cpu_layer
 from .dispatch import TILED_LAYER, TRITON, Choice, choose, run
 from .folding import FoldedProjections, fold_projections
-from .grid import ResizedGrids, resize_grid_to_each
+from .grid import resize_grid, resize_grid_to_each
 from .maps import Padding, as_image, as_tokens
-from .observers import is_observed
+from .plain_modules import is_plain, is_plain_depthwise
+from .reference import values_as_image
 from .size_cache import tensors_have_values
 from .spatial_reduction import reduce_tokens
 from .window import pad_to_multiple, window_merge, window_partition
@@ -91,7 +92,6 @@ class FocusedLinearAttention(nn.Module):
             torch.zeros(1, self.grid_size[0] * self.grid_size[1], dim)
         )
         head_dim = dim // num_heads
-        self._positions = ResizedGrids()
         self.dwc = (
             nn.Conv2d(head_dim, head_dim, kernel_size, padding=kernel_size // 2, groups=head_dim)
             if kernel_size
@@ -103,14 +103,7 @@ class FocusedLinearAttention(nn.Module):
             else None
         )
         self.proj = nn.Linear(dim, dim)
-        for name in FoldedProjections._fields:
-            self.register_buffer(f"folded_{name}", None, persistent=False)
-        self.register_load_state_dict_post_hook(_fold_again)
-
-    @property
-    def is_fused(self) -> bool:
-        """Whether :meth:`fuse_for_inference` is in effect."""
-        return self.folded_weight is not None
+        self.is_fused = False
 
     @property
     def takes_padding(self) -> bool:
@@ -118,36 +111,37 @@ class FocusedLinearAttention(nn.Module):
         return self.window_size is None and self.sr_ratio == 1 and self.lepe is None
 
     def fuse_for_inference(self) -> None:
-        """Keep projections with scale, eps and bias folded in, and use them where no gradient is needed.
+        """Fold scale, eps and bias into the projections where no gradient is needed.
 
-        On a GPU, the kernels have these for free and nothing changes.
-        The weights are not to change meanwhile: loading a state dict folds again, training mode ends it,
-        and so does :meth:`unfuse`. The parameters, and so the state dict, stay as they are.
+        On a GPU, the kernels have these for free and nothing changes. It is done in every call, which takes
+        no time that could be measured, and knows no weights but the present ones. Training mode ends it.
         """
-        for name, value in self._fold()._asdict().items():
-            setattr(self, f"folded_{name}", value.detach())
+        self.is_fused = True
 
     def unfuse(self) -> None:
         """Undo :meth:`fuse_for_inference`."""
-        for name in FoldedProjections._fields:
-            setattr(self, f"folded_{name}", None)
+        self.is_fused = False
 
     def train(self, mode: bool = True) -> "FocusedLinearAttention":
         if mode:
             self.unfuse()
-            self._positions.clear()
         return super().train(mode)
 
+    def _projections(self) -> list[nn.Module]:
+        return [self.qkv] if self.fused_qkv else [self.q, self.kv]
+
+    def _can_be_folded(self) -> bool:
+        """Whether the projections may be read, and are of one kind."""
+        parts = self._projections()
+        if not all(is_plain(part, nn.Linear) for part in parts):
+            return False
+        return len({part.bias is None for part in parts}) == 1
+
     def _fold(self) -> FoldedProjections:
-        parts = [self.qkv] if self.fused_qkv else [self.q, self.kv]
+        parts = self._projections()
         weight = torch.cat([part.weight for part in parts])
         bias = None if parts[0].bias is None else torch.cat([part.bias for part in parts])
         return fold_projections(weight, bias, self.positional_encoding, self.scale, EPS)
-
-    def _folded(self) -> FoldedProjections:
-        return FoldedProjections(
-            *(getattr(self, f"folded_{name}") for name in FoldedProjections._fields)
-        )
 
     def forward(
         self, x: Tensor, hw_shape: tuple[int, int], padding: Padding | None = None
@@ -178,8 +172,12 @@ class FocusedLinearAttention(nn.Module):
 
     def adds_in_tiles(self, x: Tensor, norm: nn.Module) -> bool:
         """Whether :meth:`add_in_tiles` can compute ``x + self(norm(x))``."""
-        is_affine = getattr(norm, "weight", None) is not None and norm.bias is not None
-        if not (is_affine and _is_plain(norm, nn.LayerNorm) and tensors_have_values()):
+        if not (is_plain(norm, nn.LayerNorm) and tensors_have_values()):
+            return False
+        weight, bias = norm.weight, norm.bias
+        if weight is None or bias is None or weight.shape != x.shape[-1:]:
+            return False
+        if weight.dtype != torch.float32:
             return False
         return self._choose(x).implementation == TILED_LAYER
 
@@ -194,11 +192,10 @@ class FocusedLinearAttention(nn.Module):
             norm: of a block that :meth:`adds_in_tiles`.
             inplace: overwrite x, which must be contiguous.
         """
-        folded = self._folded() if self.is_fused else self._fold()
         pairs = ((self.dwc, self.num_heads), (self.lepe, 1))
         return cpu_layer(
             x,
-            folded,
+            self._fold(),
             self.grid_size,
             [Convolution(c.weight, c.bias, heads) for c, heads in pairs if c is not None],
             self.proj.weight,
@@ -238,18 +235,23 @@ class FocusedLinearAttention(nn.Module):
         """Attention and convolutions of V, without the output projection."""
         # The Triton kernels scale what they have read anyway: nothing to gain from folding.
         uses_folded = (
-            self.is_fused and not torch.is_grad_enabled() and choice.implementation != TRITON
+            self.is_fused
+            and not torch.is_grad_enabled()
+            and choice.implementation != TRITON
+            and self._can_be_folded()
         )
-        folded = self._folded() if uses_folded else None
+        folded = self._fold() if uses_folded else None
         reduced, key_shape = x, hw_shape
         if self.sr_ratio > 1:
-            reduced, key_shape = reduce_tokens(x, hw_shape, self.sr, self.norm)
+            reduced, key_shape = reduce_tokens(x, hw_shape, self.sr_ratio, self.sr, self.norm)
         q, k, v = self._project(x, reduced, folded)
         grid = self.positional_encoding if folded is None else folded.positions
         if padding is None:
-            positions = self._positions(grid, self.grid_size, key_shape)
+            positions = resize_grid(grid, self.grid_size, key_shape)
         else:
             positions = resize_grid_to_each(grid, padding)
+        dwc = self.dwc
+        is_read = dwc is not None and is_plain_depthwise(dwc)
         out = run(
             choice,
             q,
@@ -259,16 +261,28 @@ class FocusedLinearAttention(nn.Module):
             hw_shape=hw_shape,
             positions=positions,
             scale=self.scale if folded is None else None,
-            dwc_weight=self.dwc.weight if self.dwc is not None else None,
-            dwc_bias=self.dwc.bias if self.dwc is not None else None,
+            dwc_weight=dwc.weight if is_read else None,
+            dwc_bias=dwc.bias if is_read else None,
             focusing_factor=self.focusing_factor,
             eps=EPS,
             floor=None if folded is None else folded.floor,
             sizes=None if padding is None else padding.sizes,
         )
+        if dwc is not None and not is_read:
+            if padding is not None:
+                v = v.masked_fill(padding.mask, 0)
+            out = out + self._call_dwc(v, hw_shape)
         if self.lepe is not None:
             out = out + as_tokens(self.lepe(as_image(v, hw_shape)))
         return out
+
+    def _call_dwc(self, v: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+        """The depthwise convolution of ``v (B, M, C)`` as its module computes it, ``(B, N, C)``."""
+        B, heads = v.shape[0], self.num_heads
+        image = (
+            values_as_image(v, hw_shape).unflatten(1, (heads, -1)).flatten(0, 1)
+        )  # [B*h, d, H, W]
+        return as_tokens(self.dwc(image).unflatten(0, (B, heads)).flatten(1, 2))
 
     def _project(
         self, x: Tensor, reduced: Tensor, folded: FoldedProjections | None
@@ -288,23 +302,32 @@ class FocusedLinearAttention(nn.Module):
         """Whether the whole layer can run tile by tile: on the CPU, without gradients, in float32."""
         if x.device.type != "cpu" or torch.is_grad_enabled():
             return False
-        if not x.dtype == dtype == torch.float32 or torch.compiler.is_compiling():
+        if not x.dtype == dtype == torch.float32:
+            return False
+        # What is looked at becomes part of a trace.
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return False
         if self.window_size is not None or self.sr_ratio > 1:
             return False
-        projections = [self.qkv] if self.fused_qkv else [self.q, self.kv]
-        # A replaced, hooked or quantised part must be called, not read.
-        return all(_is_plain(part, nn.Linear) for part in (*projections, self.proj))
+        convolutions = (part for part in (self.dwc, self.lepe) if part is not None)
+        return (
+            self._can_be_folded()
+            and is_plain(self.proj, nn.Linear)
+            and self.proj.bias is not None
+            and all(
+                part.weight.dtype == torch.float32 for part in (*self._projections(), self.proj)
+            )
+            and all(is_plain_depthwise(part) for part in convolutions)
+        )
 
     def _forward_in_tiles(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        folded = self._folded() if self.is_fused else self._fold()
         convolutions = []
         for convolution in (self.dwc, self.lepe):
             is_there = convolution is not None
             convolutions += [convolution.weight, convolution.bias] if is_there else [None, None]
         return ops.layer(
             x,
-            *folded,
+            *self._fold(),
             *self.grid_size,
             *convolutions,
             self.proj.weight,
@@ -313,12 +336,3 @@ class FocusedLinearAttention(nn.Module):
             *hw_shape,
             EPS,
         )
-
-
-def _is_plain(part: nn.Module, kind: type[nn.Module]) -> bool:
-    return type(part) is kind and not is_observed(part) and part.weight.dtype == torch.float32
-
-
-def _fold_again(module: FocusedLinearAttention, incompatible_keys: object) -> None:
-    if module.is_fused:
-        module.fuse_for_inference()

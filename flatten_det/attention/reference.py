@@ -147,17 +147,21 @@ def depthwise_values(
     Returns:
         ``(B, H*W, C)``.
     """
-    B, M, C = v.shape
-    H, W = hw_shape
-    image = v.transpose(1, 2)  # [B, C, M]
-    if H * W != M:
-        image = F.interpolate(image, size=H * W, mode="linear", align_corners=False)
-    image = image.reshape(B, C, H, W)
+    image = values_as_image(v, hw_shape)
     # Repeating the kernel over the heads is one convolution over C channels: no copy of V per head.
     weight = weight.repeat(num_heads, 1, 1, 1)
     bias = bias.repeat(num_heads) if bias is not None else None
-    image = F.conv2d(image, weight, bias, padding=weight.shape[-1] // 2, groups=C)
+    image = F.conv2d(image, weight, bias, padding=weight.shape[-1] // 2, groups=v.shape[-1])
     return as_tokens(image)
+
+
+def values_as_image(v: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+    """Values ``(B, M, C)`` as ``(B, C, H, W)``; M other than H*W are resized as in the original."""
+    H, W = hw_shape
+    image = v.transpose(1, 2)  # [B, C, M]
+    if v.shape[1] != H * W:
+        image = F.interpolate(image, size=H * W, mode="linear", align_corners=False)
+    return image.reshape(*image.shape[:2], H, W)
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager:

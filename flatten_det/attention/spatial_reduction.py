@@ -9,7 +9,7 @@ from .window import pad_to_multiple
 
 
 def reduce_tokens(
-    x: Tensor, hw_shape: tuple[int, int], conv: nn.Conv2d, norm: nn.LayerNorm
+    x: Tensor, hw_shape: tuple[int, int], ratio: int, conv: nn.Module, norm: nn.Module
 ) -> tuple[Tensor, tuple[int, int]]:
     """Merge each ``R x R`` patch of tokens into one by a strided convolution, then normalise.
 
@@ -18,6 +18,7 @@ def reduce_tokens(
     Args:
         x: ``(B, H*W, C)``.
         hw_shape: ``(H, W)``.
+        ratio: R.
         conv: kernel and stride ``(R, R)``.
         norm: over C.
 
@@ -25,6 +26,6 @@ def reduce_tokens(
         Tokens ``(B, ceil(H/R)*ceil(W/R), C)`` and their map size.
     """
     B, _, C = x.shape
-    image = pad_to_multiple(x.view(B, *hw_shape, C), conv.stride).permute(0, 3, 1, 2)
+    image = pad_to_multiple(x.view(B, *hw_shape, C), (ratio, ratio)).permute(0, 3, 1, 2)
     image = strided_convolution(conv, image)
     return layer_norm(as_tokens(image), norm, for_product=True), tuple(image.shape[2:])

@@ -70,17 +70,24 @@ def check_attn_types(attn_types: Sequence[str], num_stages: int = NUM_STAGES) ->
     return tuple(attn_types)
 
 
-def check_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
-    """Stages to return: distinct, ascending, from 0 to 3.
+def check_out_indices(out_indices: int | Sequence[int]) -> tuple[int, ...]:
+    """Stages to return, ascending; one, or the last by -1, as the frameworks' backbones take them.
 
     Raises:
         ValueError: for anything else.
     """
-    indices = tuple(out_indices) if isinstance(out_indices, Iterable) else ()
-    valid = all(is_count(i, NUM_STAGES - 1, 0) for i in indices)
-    if not indices or not valid or list(indices) != sorted(set(indices)):
+    given = (out_indices,) if isinstance(out_indices, int) else out_indices
+    given = tuple(given) if isinstance(given, Iterable) else ()
+    if not given or not all(is_count(i, NUM_STAGES - 1, -NUM_STAGES) for i in given):
         raise ValueError(
-            f"out_indices needs distinct ascending stages from 0 to {NUM_STAGES - 1}; got {out_indices!r}"
+            f"out_indices needs stages from 0 to {NUM_STAGES - 1}, or from the last one on, -1 to "
+            f"{-NUM_STAGES}; got {out_indices!r}"
+        )
+    indices = tuple(i % NUM_STAGES for i in given)
+    if list(indices) != (ascending := sorted(set(indices))):
+        raise ValueError(
+            "out_indices needs each stage once, from the finest map to the coarsest, as they are "
+            f"returned: {tuple(ascending)}; got {out_indices!r}"
         )
     return indices
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from ..attention import FocusedLinearAttention
+from ..attention.plain_modules import is_known, is_plain
 from ..attention.size_cache import keeps_tensors
 
 
@@ -22,25 +23,31 @@ class AutocastWeights:
 
     def __init__(self) -> None:
         self._owner: nn.Module | None = None
-        self._layers: list[dict[str, Tensor | None]] = []
+        self._layers: list[tuple[nn.Module, str, nn.Module]] = []
         self._memory: dict[tuple[int, str], Tensor] = {}
 
     @contextmanager
     def used_by(self, backbone: nn.Module, x: Tensor) -> Iterator[None]:
         """While this lasts, the layers of ``backbone``, called with x, have weights of autocast's dtype.
 
-        Weights of other kinds than plain float32 parameters are left to autocast.
+        Weights of other kinds than plain float32 parameters are left to autocast, and so are those of layers
+        that somebody else looks into: hooked, pruned or wrapped ones.
         """
         if not _pays(x):
             yield
             return
-        if self._owner is not backbone:
+        if self._owner is not backbone or any(
+            parent._modules.get(name) is not layer for parent, name, layer in self._layers
+        ):
             self._owner, self._memory = backbone, {}
-            self._layers = [layer._parameters for layer in _called_layers(backbone)]
+            self._layers = list(_called_layers(backbone))
         dtype = torch.get_autocast_dtype(x.device.type)
         memory = self._memory if keeps_tensors() else {}
         replaced = []
-        for index, parameters in enumerate(self._layers):
+        for index, (_, _, layer) in enumerate(self._layers):
+            if not (is_plain(layer, nn.Linear) or is_plain(layer, nn.Conv2d)):
+                continue
+            parameters = layer._parameters
             for name, weight in parameters.items():
                 if type(weight) in _PLAIN and weight.dtype == torch.float32:
                     cast = _cast(memory, (index, name), dtype, weight)
@@ -84,9 +91,12 @@ def _cast(
     return kept
 
 
-def _called_layers(backbone: nn.Module) -> Iterator[nn.Module]:
-    """The layers whose weights nothing but autocast's products and convolutions read."""
-    read = {m.dwc for m in backbone.modules() if isinstance(m, FocusedLinearAttention)}
-    for module in backbone.modules():
-        if type(module) in (nn.Linear, nn.Conv2d) and module not in read:
-            yield module
+def _called_layers(backbone: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+    """The layers whose weights nothing but autocast's products and convolutions read, each with its place."""
+    for parent in backbone.modules():
+        if not is_known(type(parent)):
+            continue
+        for name, layer in parent.named_children():
+            is_read = isinstance(parent, FocusedLinearAttention) and name == "dwc"
+            if type(layer) in (nn.Linear, nn.Conv2d) and not is_read:
+                yield parent, name, layer

@@ -1,9 +1,10 @@
 """What the dense backbones share: initialisation, official checkpoints, freezing."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from timm.layers import trunc_normal_
+from timm.models import group_parameters
 from torch import Tensor, nn
 
 from ..attention import FocusedLinearAttention
@@ -11,6 +12,7 @@ from ..checkpoints.initialising import ExplainedModule
 from .autocast_weights import AutocastWeights
 from .valid_region import apply_to_valid, valid_sizes
 
+_NOT_DECAYING = (".scale", ".relative_position_bias_table")
 NORM_LAYERS = (nn.LayerNorm, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
 
 
@@ -18,7 +20,8 @@ class DenseBackbone(ExplainedModule):
     """Base of all families: one feature map for each stage that is returned.
 
     Attributes:
-        strides: of the stages' maps, in pixels.
+        stage_strides: of the stages' maps, in pixels.
+        feature_dims: channels of the stages' maps.
         out_indices: the stages that are returned, ascending.
 
     Args:
@@ -34,7 +37,8 @@ class DenseBackbone(ExplainedModule):
         ValueError: for both ``init_cfg`` and ``pretrained``, or one that names no file.
     """
 
-    strides: ClassVar[tuple[int, ...]] = (4, 8, 16, 32)
+    stage_strides: ClassVar[tuple[int, ...]] = (4, 8, 16, 32)
+    feature_dims: tuple[int, ...]
     out_indices: tuple[int, ...]
 
     def __init__(
@@ -58,9 +62,27 @@ class DenseBackbone(ExplainedModule):
         self.norm_eval = norm_eval
         self._autocast_weights = AutocastWeights()
 
-    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+    @property
+    def out_channels(self) -> tuple[int, ...]:
+        """Channels of each map that is returned."""
+        return tuple(self.feature_dims[index] for index in self.out_indices)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Of each map that is returned, in pixels."""
+        return tuple(self.stage_strides[index] for index in self.out_indices)
+
+    @property
+    def num_features(self) -> tuple[int, ...]:
+        """Channels of each stage, as MMDetection's and MMSegmentation's Swin has them."""
+        return self.feature_dims
+
+    def __call__(
+        self, x: Tensor, sizes: Sequence[tuple[int, int]] | None = None
+    ) -> tuple[Tensor, ...]:
         """:meth:`forward`, told what the call of the detector or segmentor around says about ``x``."""
-        sizes = valid_sizes(x) if self.mask_padding else None
+        if sizes is None and self.mask_padding:
+            sizes = valid_sizes(x)
         # An argument, so that activation checkpointing of the whole backbone repeats what was computed.
         return super().__call__(x) if sizes is None else super().__call__(x, sizes)
 
@@ -77,8 +99,7 @@ class DenseBackbone(ExplainedModule):
                 return self.forward_images(x)
             if len(set(sizes)) > 1 and self.computes_padded(x):
                 return self.forward_images(x, sizes)
-            strides = [self.strides[index] for index in self.out_indices]
-            return apply_to_valid(self.forward_images, x, sizes, strides)
+            return apply_to_valid(self.forward_images, x, sizes, self.strides)
 
     def computes_padded(self, x: Tensor) -> bool:
         """Whether images of several sizes go through in one pass, and not one size after the other.
@@ -94,6 +115,29 @@ class DenseBackbone(ExplainedModule):
         If it :meth:`computes_padded`, also with ``sizes`` as a second argument.
         """
         raise NotImplementedError
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """timm's patterns of each layer's parameters: the embedding, then blocks, or ``coarse`` stages."""
+        raise NotImplementedError
+
+    def no_weight_decay(self) -> set[str]:
+        """timm's names of parameters that are not to decay: tables of positions and scales."""
+        tables = {name for name, _ in self.named_parameters() if name.endswith(_NOT_DECAYING)}
+        return tables | set(self.grid_shapes())
+
+    def layer_depths(self, coarse: bool = False) -> dict[str, int]:
+        """The layer of each parameter: 0 for the embedding, then those of :meth:`group_matcher`."""
+        return group_parameters(self, self.group_matcher(coarse), reverse=True)
+
+    def get_layer_depth(self, param_name: str, prefix: str = "") -> tuple[int, int]:
+        """A parameter's layer and the number of layers, by the convention of MMPretrain's backbones.
+
+        The embedding is layer 0; what is not of the backbone, whose names begin with ``prefix``, is the last.
+        """
+        depths = self.layer_depths()
+        num_layers = max(depths.values()) + 2
+        own = param_name.removeprefix(prefix) if param_name.startswith(prefix) else None
+        return depths.get(own, num_layers - 1), num_layers
 
     def frozen_modules(self) -> Iterable[nn.Module | nn.Parameter]:
         """The modules and parameters that ``frozen_stages`` freezes."""

@@ -12,7 +12,7 @@ from ..attention.maps import Padding
 from ..attention.size_cache import tensors_have_values
 from .checkpointing import BLOCK, ELEMENTWISE, MLP, recompute, recompute_elementwise
 from .in_place import computes_in_place
-from .mlp import DepthwiseMlp, TokenMlp, pays_in_portions
+from .mlp import DepthwiseMlp, TokenMlp, adds_in_portions
 
 
 class TransformerBlock(nn.Module):
@@ -93,7 +93,7 @@ class TransformerBlock(nn.Module):
         return x + self.drop_path(self.mlp(normed, *maps))
 
     def _is_dropping(self) -> bool:
-        return self.training and not isinstance(self.drop_path, nn.Identity)
+        return self.drop_path.training and not isinstance(self.drop_path, nn.Identity)
 
     def _forward_in_place(self, x: Tensor, hw_shape: tuple[int, int], inplace: bool) -> Tensor:
         """The same in one tensor of x's size: the first touch of fresh memory costs more than arithmetic."""
@@ -103,7 +103,7 @@ class TransformerBlock(nn.Module):
         else:
             attended = self.attn(self.norm1(x), hw_shape)
             x = attended.add_(x) if attended.dtype == x.dtype else attended + x
-        if x.is_contiguous() and pays_in_portions(x, self.mlp.fc1.out_features):
+        if adds_in_portions(self.mlp, x, self.norm2):
             self.mlp.add_in_portions(x, hw_shape, self.norm2)
             return x
         return self._add_mlp(x, hw_shape)

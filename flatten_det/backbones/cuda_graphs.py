@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from ..attention.dispatch import VARIABLE
-from ..attention.observers import is_observed
+from ..attention.plain_modules import has_hooks
 from ..attention.size_cache import keeping_nothing, keeps_tensors, tensors_have_values
 from .base import DenseBackbone
 
@@ -105,7 +105,7 @@ class CudaGraphs:
         if self._parts is None or self._parts.have_changed():
             self._forget()
             self._parts = _Parts(self._module)
-        if is_observed(*self._parts.inner):
+        if any(map(has_hooks, self._parts.inner)):
             return "modules have hooks, which a replay does not call"
         return None
 

@@ -32,7 +32,7 @@ class FLattenCSwin(PyramidBackbone):
             of the first stage, ``depths``, ``num_heads``) of ``base`` (default ``'tiny'``). CSwin itself
             has ``depths=(1, 2, 21, 1)`` in its tiny and ``(2, 4, 32, 2)`` in its base model.
         in_channels: of the image.
-        out_indices: stages to return, ascending. Later stages are not built.
+        out_indices: stages to return, ascending, or one. Later stages are not built.
         attn_types: per stage ``'L'``: focused linear attention over the whole map, ``'S'``: CSwin's
             cross-shaped windows (in the last stage: softmax attention over the whole map).
         split_size: width of the stripes in the softmax stages, in tokens (the models pretrained at
@@ -71,7 +71,7 @@ class FLattenCSwin(PyramidBackbone):
         self,
         arch: str | Mapping[str, Any] = "tiny",
         in_channels: int = 3,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
+        out_indices: int | Sequence[int] = (0, 1, 2, 3),
         attn_types: Sequence[str] = ("L", "L", "S", "S"),
         split_size: Sequence[int] = (1, 2, 7, 7),
         la_window_size: int | None = None,

@@ -5,10 +5,11 @@ from typing import Any, ClassVar
 
 import torch
 from mmengine.registry import MODELS
+from timm.models._manipulate import MATCH_PREV_GROUP
 from torch import Tensor, nn
 
 from ..attention import FocusedLinearAttention
-from ..attention.grid import ResizedGrids, resize_grid_to_each
+from ..attention.grid import resize_grid, resize_grid_to_each
 from ..attention.layer_norm import layer_norm
 from .arch import check_attn_types, check_frozen_stages, drop_path_rates, map_sizes, resolve_arch
 from .base import DenseBackbone
@@ -82,7 +83,7 @@ class FLattenDeiT(DenseBackbone):
         "small": _deit(embed_dims=384, num_heads=6),
         "base": _deit(embed_dims=768, num_heads=12),
     }
-    strides: ClassVar[tuple[int, ...]] = (_STRIDE,)
+    stage_strides: ClassVar[tuple[int, ...]] = (_STRIDE,)
     out_indices = (0,)
 
     def __init__(
@@ -133,7 +134,6 @@ class FLattenDeiT(DenseBackbone):
 
         self.patch_embed = PatchEmbed(in_channels, dim, stride=_STRIDE, norm=False)
         self.pos_embed = nn.Parameter(torch.zeros(1, self.grid_size[0] * self.grid_size[1], dim))
-        self._positions = ResizedGrids()
         self.blocks = nn.ModuleList(
             TransformerBlock(
                 dim, attention(), mlp_ratio, drop_path=rate, norm_eps=1e-6, cp_policy=cp_policy
@@ -156,7 +156,7 @@ class FLattenDeiT(DenseBackbone):
             x, (padding,) = fill_padding(x, sizes, self.strides, [self.grid_size])
         x, hw_shape = self.patch_embed(x, inplace)
         if padding is None:
-            x = x + self._positions(self.pos_embed, self.grid_size, hw_shape)
+            x = x + resize_grid(self.pos_embed, self.grid_size, hw_shape)
         else:
             x = x + resize_grid_to_each(self.pos_embed, padding)
         for block in self.blocks:
@@ -166,9 +166,11 @@ class FLattenDeiT(DenseBackbone):
             x = x.masked_fill(padding.mask, 0)
         return (as_contiguous_image(x, hw_shape),)
 
-    def train(self, mode: bool = True) -> "FLattenDeiT":
-        self._positions.clear()
-        return super().train(mode)
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        return dict(
+            stem=r"^(?:patch|pos)_embed",
+            blocks=[(r"^blocks\.(\d+)", None), (r"^norm", MATCH_PREV_GROUP)],
+        )
 
     def frozen_modules(self) -> Iterable[nn.Module | nn.Parameter]:
         if self.frozen_stages >= 0:

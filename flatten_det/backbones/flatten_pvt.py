@@ -6,7 +6,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..attention.grid import GridRows, ResizedGrids, resize_grid_to_each
+from ..attention.grid import GridRows, resize_grid, resize_grid_to_each
 from ..attention.maps import Padding
 from .in_place import row_portions
 from .patch_embed import PatchEmbed
@@ -47,7 +47,6 @@ class FLattenPVT(PVTFamily):
         return PatchEmbed(in_channels, embed_dims, stride=2 if stage else 4)
 
     def add_own_parameters(self) -> None:
-        self._positions = [ResizedGrids() for _ in self.feature_dims]
         for stage, dim in enumerate(self.feature_dims):
             height, width = self.grid_sizes[stage]
             grid = nn.Parameter(torch.zeros(1, height * width, dim))
@@ -66,18 +65,13 @@ class FLattenPVT(PVTFamily):
             return x + resize_grid_to_each(grid, padding)
         is_exact = grid.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
         if not (inplace and is_exact and x.dtype == torch.float32 and x.is_contiguous()):
-            return x + self._positions[stage](grid, from_hw, hw_shape)
+            return x + resize_grid(grid, from_hw, hw_shape)
         # As large as x itself: by rows there is no fresh memory to fill.
         positions = GridRows(grid, from_hw, hw_shape)
         for rows in row_portions(hw_shape, x.shape[-1]):
             for tokens in x[:, rows.start * hw_shape[1] : rows.stop * hw_shape[1]]:
                 positions.add_to(tokens, rows)
         return x
-
-    def train(self, mode: bool = True) -> "FLattenPVT":
-        for positions in self._positions:
-            positions.clear()
-        return super().train(mode)
 
     def grid_shapes(self) -> dict[str, tuple[int, int]]:
         own = {f"pos_embed{i + 1}": self.grid_sizes[i] for i in range(self.num_stages)}

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from mmengine.registry import MODELS
+from timm.models._manipulate import MATCH_PREV_GROUP
 from torch import Tensor, nn
 
 from ..attention import FocusedLinearAttention
@@ -81,7 +82,7 @@ class FLattenSwin(DenseBackbone):
         arch: ``'tiny'``, ``'small'``, ``'base'``, or a dict that changes single fields (``embed_dims``
             of the first stage, ``depths``, ``num_heads``) of ``base`` (default ``'tiny'``).
         in_channels: of the image.
-        out_indices: stages to return, ascending. Later stages are not built.
+        out_indices: stages to return, ascending, or one. Later stages are not built.
         attn_types: per stage ``'L'``: focused linear attention, ``'S'``: Swin's window attention.
         window_size: of the softmax stages, in tokens (12 for the model pretrained at 384).
         la_window_size: windows of the linear stages in tokens; None: the whole map (Table 6's best).
@@ -118,7 +119,7 @@ class FLattenSwin(DenseBackbone):
         self,
         arch: str | Mapping[str, Any] = "tiny",
         in_channels: int = 3,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
+        out_indices: int | Sequence[int] = (0, 1, 2, 3),
         attn_types: Sequence[str] = ("L", "L", "S", "S"),
         window_size: int = 7,
         la_window_size: int | None = None,
@@ -201,6 +202,19 @@ class FLattenSwin(DenseBackbone):
             if layer.downsample is not None:
                 x, hw_shape = layer.downsample(x, hw_shape)
         return tuple(outs)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        stem = r"^patch_embed"
+        if coarse:
+            return dict(stem=stem, blocks=[(r"^layers\.(\d)", None), (r"^norm(\d)", None)])
+        return dict(
+            stem=stem,
+            blocks=[
+                (r"^layers\.(\d)\.blocks\.(\d+)", None),
+                (r"^layers\.(\d)\.downsample", MATCH_PREV_GROUP),
+                (r"^norm(\d)", MATCH_PREV_GROUP),
+            ],
+        )
 
     def frozen_modules(self) -> Iterable[nn.Module | nn.Parameter]:
         if self.frozen_stages >= 0:

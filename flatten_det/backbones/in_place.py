@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attention.maps import as_image
-from ..attention.observers import is_observed
+from ..attention.plain_modules import is_known, is_observed
 from ..attention.size_cache import tensors_have_values
 
 # Entries of a portion of tokens: 1 MB in float32.
@@ -16,15 +16,15 @@ _PORTION = 1 << 18
 def computes_in_place(module: nn.Module, x: Tensor) -> bool:
     """Whether the tensors between the parts of ``module``, called with ``x``, are nobody else's.
 
-    Autograd needs them as they were, so may hooks that were given one, and a compiler plans the memory
-    itself. Other devices than the CPU keep freed memory at hand: nothing to gain, and looking for hooks takes
-    a millisecond in a large backbone.
+    Autograd needs them as they were, so may hooks and strangers' modules that were given one, and a compiler
+    plans the memory itself. Other devices than the CPU keep freed memory at hand: nothing to gain, and
+    looking for hooks takes a millisecond in a large backbone.
     """
     if x.device.type != "cpu" or torch.is_grad_enabled() or not tensors_have_values():
         return False
     parts = module.modules()
     next(parts)  # Hooks of the module itself are given its inputs and outputs alone.
-    return not is_observed(*parts)
+    return all(is_known(type(part)) and not is_observed(part) for part in parts)
 
 
 def apply_in_place(norm: nn.Module, x: Tensor) -> Tensor:

@@ -11,14 +11,26 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 
 from ..attention.maps import Padding, as_image, as_tokens
+from ..attention.plain_modules import is_plain, is_plain_depthwise
 
 # Entries of the hidden activations of a portion: 4 MB in float32.
 _PORTION = 1 << 20
 
 
-def pays_in_portions(x: Tensor, hidden_dim: int) -> bool:
-    """Whether the hidden activations are fresh memory worth saving."""
-    return x.shape[:-1].numel() * hidden_dim > 2 * _PORTION
+def adds_in_portions(mlp: nn.Module, x: Tensor, norm: nn.Module) -> bool:
+    """Whether ``mlp`` can add itself, after ``norm``, to ``x`` in portions, and that is worth it.
+
+    It is where the hidden activations are fresh memory. What is not plain may see all tokens at once.
+    """
+    if not isinstance(mlp, TokenMlp | DepthwiseMlp) or not x.is_contiguous():
+        return False
+    linear = (mlp.fc1, mlp.fc2)
+    if not all(is_plain(fc, nn.Linear) for fc in linear):
+        return False
+    if x.shape[:-1].numel() * mlp.fc1.out_features <= 2 * _PORTION:
+        return False
+    is_norm = is_plain(norm, nn.LayerNorm) and norm.normalized_shape == (x.shape[-1],)
+    return is_norm and is_plain(mlp.act, nn.GELU) and mlp.sees_portions()
 
 
 class TokenMlp(Mlp):
@@ -33,25 +45,29 @@ class TokenMlp(Mlp):
         """``(B, N, C)`` -> ``(B, N, C)``; where the tokens lie on the map does not matter."""
         return super().forward(x)
 
+    def sees_portions(self) -> bool:
+        """Whether what is beside the linear layers and the activation does the same to a portion."""
+        drops = (self.drop1, self.drop2)
+        return is_plain(self.norm, nn.Identity) and all(
+            is_plain(drop, nn.Dropout) and not (drop.training and drop.p) for drop in drops
+        )
+
     def add_in_portions(self, x: Tensor, hw_shape: tuple[int, int], norm: nn.Module) -> None:
-        """Add the MLP of ``norm(x)`` to the contiguous ``x (B, N, C)`` in place."""
+        """Add the MLP of ``norm(x)`` to the ``x (B, N, C)`` that it :func:`adds_in_portions`, in place."""
         tokens = max(_PORTION // self.fc1.out_features, 1)
-        hidden = torch.empty(tokens, self.fc1.out_features) if self._is_plain(x) else None
+        hidden = torch.empty(tokens, self.fc1.out_features) if self._is_exact(x) else None
         for part in x.flatten(0, 1).split(tokens):
             if hidden is None:
                 part += self(norm(part))
             else:
                 self._add(norm(part), hidden[: len(part)], part)
 
-    def _is_plain(self, x: Tensor) -> bool:
+    def _is_exact(self, x: Tensor) -> bool:
         """Whether nothing but two products and a GELU is to be computed, in float32."""
-        if torch.is_autocast_enabled("cpu") or (self.training and self.drop1.p + self.drop2.p):
-            return False
         linear = (self.fc1, self.fc2)
         return (
-            all(type(fc) is nn.Linear and fc.bias is not None for fc in linear)
-            and type(self.act) is nn.GELU
-            and type(self.norm) is nn.Identity
+            not torch.is_autocast_enabled("cpu")
+            and all(fc.bias is not None for fc in linear)
             and {x.dtype, *(fc.weight.dtype for fc in linear)} == {torch.float32}
         )
 
@@ -86,8 +102,12 @@ class DepthwiseMlp(nn.Module):
         """
         return self._rows(x, hw_shape, slice(0, hw_shape[0]), padding)
 
+    def sees_portions(self) -> bool:
+        """Whether what is beside the linear layers and the activation does the same to rows of the map."""
+        return is_plain_depthwise(self.dwconv) and self.dwconv.kernel_size == (3, 3)
+
     def add_in_portions(self, x: Tensor, hw_shape: tuple[int, int], norm: nn.Module) -> None:
-        """Add the MLP of ``norm(x)`` to the contiguous ``x (B, N, C)``, N = H*W, in place."""
+        """Add the MLP of ``norm(x)`` to the ``x (B, N, C)`` that it :func:`adds_in_portions`, in place."""
         height, width = hw_shape
         rows = max(_PORTION // (self.fc1.out_features * width), 1)
         for image in x.split(1):

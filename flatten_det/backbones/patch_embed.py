@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ..attention.layer_norm import layer_norm, product_dtype
 from ..attention.maps import as_tokens
+from ..attention.plain_modules import is_plain
 from ..attention.strided_convolution import strided_convolution
 from .in_place import apply_in_place
 
@@ -35,7 +36,8 @@ class PatchEmbed(nn.Module):
         norm: bool = True,
     ) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(in_channels, embed_dims, patch_size or stride, stride, padding)
+        self.geometry = (patch_size or stride, stride, padding)
+        self.proj = nn.Conv2d(in_channels, embed_dims, *self.geometry)
         self.norm = nn.LayerNorm(embed_dims) if norm else nn.Identity()
 
     def forward(self, x: Tensor, inplace: bool = False) -> tuple[Tensor, tuple[int, int]]:
@@ -43,11 +45,7 @@ class PatchEmbed(nn.Module):
 
         With ``inplace``, of :func:`.in_place.computes_in_place`, norms overwrite what they are given.
         """
-        (patch, _), (stride, _), (padding, _) = (
-            self.proj.kernel_size,
-            self.proj.stride,
-            self.proj.padding,
-        )
+        patch, stride, padding = self.geometry
         missing = [
             max(0, (-(-size // stride) - 1) * stride + patch - 2 * padding - size)
             for size in x.shape[2:]
@@ -61,11 +59,13 @@ class PatchEmbed(nn.Module):
             )  # Autocast's cast and ours.
         x = strided_convolution(self.proj, x.contiguous(memory_format=torch.channels_last))
         tokens, hw_shape = as_tokens(x), tuple(x.shape[2:])
-        if isinstance(self.norm, nn.Identity):
-            return tokens, hw_shape
-        # Under autocast the norm's result is of another dtype than what it is given.
-        keeps_dtype = tokens.dtype == self.norm.weight.dtype
-        if inplace and keeps_dtype and tokens.is_contiguous():
+        if inplace and tokens.is_contiguous() and self._norms_in_place(tokens):
             # No view of the map any more: the compiler tells views from what other blocks are given.
             return apply_in_place(self.norm, tokens).data, hw_shape
         return layer_norm(tokens, self.norm), hw_shape
+
+    def _norms_in_place(self, tokens: Tensor) -> bool:
+        if not is_plain(self.norm, nn.LayerNorm) or self.norm.weight is None:
+            return False
+        # Under autocast the norm's result is of another dtype than what it is given.
+        return tokens.dtype == self.norm.weight.dtype

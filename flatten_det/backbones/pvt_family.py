@@ -24,7 +24,7 @@ class PVTFamily(PyramidBackbone):
             (``embed_dims, num_heads, mlp_ratios, depths``, four values each, and ``sr_ratios`` of the
             softmax stages) of ``base`` (default: the smallest).
         in_channels: of the image.
-        out_indices: stages to return, ascending. Later stages are not built.
+        out_indices: stages to return, ascending, or one. Later stages are not built.
         attn_types: per stage ``'L'``: focused linear attention, ``'S'``: the softmax attention of the
             original with spatially reduced keys and values.
         la_sr_ratios: spatial reduction of keys and values in the linear stages (the original: none).
@@ -57,7 +57,7 @@ class PVTFamily(PyramidBackbone):
         self,
         arch: str | Mapping[str, Any] | None = None,
         in_channels: int = 3,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
+        out_indices: int | Sequence[int] = (0, 1, 2, 3),
         attn_types: Sequence[str] = ("L", "L", "L", "L"),
         la_sr_ratios: Sequence[int] = (1, 1, 1, 1),
         focusing_factor: float = 3,

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from timm.models._manipulate import MATCH_PREV_GROUP
 from torch import Tensor, nn
 
 from ..attention.maps import Padding, as_image
@@ -35,7 +36,7 @@ class PyramidBackbone(DenseBackbone):
         *,
         arch: str | Mapping[str, Any],
         in_channels: int,
-        out_indices: Sequence[int],
+        out_indices: int | Sequence[int],
         pretrain_img_size: int | Sequence[int],
         frozen_stages: int,
         norm_eval: bool,
@@ -65,7 +66,9 @@ class PyramidBackbone(DenseBackbone):
         paddings = [None] * self.num_stages
         if sizes is not None:
             stages = slice(0, self.num_stages)
-            x, paddings = fill_padding(x, sizes, self.strides[stages], self.grid_sizes[stages])
+            x, paddings = fill_padding(
+                x, sizes, self.stage_strides[stages], self.grid_sizes[stages]
+            )
         for stage, padding in enumerate(paddings):
             x, hw_shape = getattr(self, f"patch_embed{stage + 1}")(x, inplace)
             x = self.before_blocks(stage, x, hw_shape, inplace, padding)
@@ -102,6 +105,19 @@ class PyramidBackbone(DenseBackbone):
     def to_output(self, stage: int, x: Tensor) -> Tensor:
         """Tokens ``(B, N, C)`` on their way to the output alone."""
         return x
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        stem = r"^(?:patch|pos)_embed1\b"
+        if coarse:
+            return dict(stem=stem, blocks=[(r"^(?:patch_embed|pos_embed|block|norm)(\d)", None)])
+        return dict(
+            stem=stem,
+            blocks=[
+                (r"^(?:patch|pos)_embed(\d)", (0,)),
+                (r"^block(\d)\.(\d+)", None),
+                (r"^norm(\d)", MATCH_PREV_GROUP),
+            ],
+        )
 
     def frozen_modules(self) -> Iterable[nn.Module | nn.Parameter]:
         for name, part in (*self.named_children(), *self.named_parameters(recurse=False)):

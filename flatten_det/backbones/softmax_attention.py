@@ -46,7 +46,7 @@ class SpatialReductionAttention(nn.Module):
                 # What has a valid token at its top left has one at all.
                 is_key = is_key.unflatten(1, hw_shape)[:, :: self.sr_ratio, :: self.sr_ratio]
                 is_key = is_key.flatten(1, 2)
-            x, _ = reduce_tokens(x, hw_shape, self.sr, self.norm)
+            x, _ = reduce_tokens(x, hw_shape, self.sr_ratio, self.sr, self.norm)
         k, v = self.kv(x).chunk(2, dim=-1)
         heads = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
         mask = None if is_key is None else is_key[:, None, None, :, 0]  # [B, 1, 1, M]
@@ -101,7 +101,7 @@ class ShiftedWindowAttention(nn.Module):
         bias = bias.to(q.dtype).unsqueeze(0)
         if any(shift):
             separate = self._masks(
-                (*padded_shape, *shift, x.device),
+                (*padded_shape, self.window_size, *shift, x.device),
                 lambda: _shift_mask(padded_shape, self.window_size, shift, x.device),
             )
             bias = bias.masked_fill(separate[:, None], float("-inf")).repeat(B, 1, 1, 1)

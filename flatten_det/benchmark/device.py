@@ -22,5 +22,7 @@ def find_device(name: str | None) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"--device {name}: torch finds no such GPU here; see `nvidia-smi`")
     if device.type == "cuda":
+        # Without an index it is the current one, but `set_device` needs it.
+        device = torch.device("cuda", device.index or 0)
         torch.cuda.set_device(device)
     return device

@@ -6,7 +6,7 @@ operations.
 Counted is every operator that multiplies matrices or convolves, whichever module or function runs it:
 linear layers, ``@``, ``einsum``, convolutions (depthwise, transposed and deformable ones too), softmax
 attention as its two products whatever kernel computes it, and focused linear attention as one operator
-with its products and its depthwise convolution.
+with its products; its depthwise convolution is a module of its own, which a counter sees called.
 
 Not counted, as in papers: a few operations an element, which are biases, norms, activations, softmax,
 pooling and resizing, and the focused map's powers; post-processing such as NMS; auxiliary heads.

@@ -26,12 +26,10 @@ from dataclasses import dataclass
 from inspect import signature
 from typing import Any
 
-import torch
 from mmcv.cnn.utils.flops_counter import get_modules_mapping
 from mmengine.config import Config
 from torch import nn
 
-from ..attention import FocusedLinearAttention
 from .counter import Complexity
 from .models import build_without_values, count_backbone, count_model
 
@@ -74,7 +72,7 @@ def count_as_published(cfg: Config, size: tuple[int, int], **backbone: Any) -> P
     with _modules_counted(model) as counts:
         complete = count_model(model, size)
     if "attn_types" in signature(type(model.backbone)).parameters:
-        backbone["attn_types"] = "S" * len(model.backbone.strides)
+        backbone["attn_types"] = "S" * len(model.backbone.stage_strides)
     baseline = build_without_values(cfg, **backbone).backbone
     softmax = count_backbone(baseline, size).macs_by_operator
     return PaperCount(
@@ -89,7 +87,7 @@ def count_as_published(cfg: Config, size: tuple[int, int], **backbone: Any) -> P
 def _modules_counted(model: nn.Module) -> Iterator[dict[str, int]]:
     """Yields a dict that mmcv's rules fill, by the module's name, while the model runs."""
     counts: dict[str, int] = {}
-    rules = get_modules_mapping() | {FocusedLinearAttention: _count_convolutions}
+    rules = get_modules_mapping()
     handles = []
 
     def watch(name: str, module: nn.Module) -> None:
@@ -111,13 +109,3 @@ def _modules_counted(model: nn.Module) -> Iterator[dict[str, int]]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _count_convolutions(
-    attention: FocusedLinearAttention, inputs: tuple, output: torch.Tensor
-) -> None:
-    """The depthwise convolutions, which are modules in the authors' code and are not called in ours."""
-    for convolution in (attention.dwc, attention.lepe):
-        if convolution is not None:
-            side = convolution.kernel_size[0]
-            attention.__flops__ += output.numel() * (side * side + 1)

@@ -53,6 +53,7 @@ class GroupingOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             return
         with _warnings_only():
             super().add_params(params, module, prefix, is_dcn_module)
+        self.adjust(params, module)
         parameters = [parameter for group in params for parameter in group["params"]]
         # PyTorch refuses a parameter that is there twice; within one group it would only warn.
         if len(set(parameters)) == len(parameters):
@@ -67,6 +68,9 @@ class GroupingOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             )
             members = ", ".join(names[parameter] for parameter in group["params"])
             print_log(f"optimizer group {number}: {members}", "current", logging.DEBUG)
+
+    def adjust(self, params: list[dict[str, Any]], model: nn.Module) -> None:
+        """Change the settings of the groups, which are of one parameter each."""
 
 
 def _implementation(

@@ -6,24 +6,9 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from torch import nn
 
-from flatten_det.attention import FocusedLinearAttention, grid, resize_grid, size_cache
-from flatten_det.attention.grid import ResizedGrids
+from flatten_det.attention import size_cache
 from flatten_det.attention.size_cache import SizeCache, keeping_nothing
-
-
-@pytest.fixture
-def resized(monkeypatch):
-    """Sizes to which a grid was resized, in order."""
-    sizes = []
-
-    def counting(positions, from_hw, to_hw):
-        sizes.append(to_hw)
-        return resize_grid(positions, from_hw, to_hw)
-
-    monkeypatch.setattr(grid, "resize_grid", counting)
-    return sizes
 
 
 def test_the_last_sizes_are_kept():
@@ -89,39 +74,3 @@ def test_inference_tensors_are_not_kept():
         cache("key", lambda: torch.ones(1))
     kept = cache("key", lambda: None)
     (kept * torch.ones(1, requires_grad=True)).backward()
-
-
-@torch.no_grad()
-def test_a_grid_follows_its_weights(resized):
-    positions, grids = nn.Parameter(torch.randn(1, 6, 4)), ResizedGrids()
-
-    def check(count):
-        found = grids(positions, (2, 3), (5, 7))
-        assert torch.equal(found, resize_grid(positions, (2, 3), (5, 7)))
-        assert len(resized) == count
-
-    check(1)
-    check(1)
-    positions.add_(1)
-    check(2)
-    positions.data = positions.data * 2
-    check(3)
-    with torch.enable_grad():
-        grids(positions, (2, 3), (5, 7)).sum().backward()
-    assert positions.grad is not None
-    grids.clear()
-    check(5)
-
-
-def test_training_forgets_the_grid(resized, monkeypatch):
-    monkeypatch.setenv("FLATTEN_DET_ATTENTION", "reference")
-    layer = FocusedLinearAttention(16, 1, (2, 3)).eval()
-    x = torch.randn(1, 35, 16)
-    with torch.no_grad():
-        for _ in range(2):
-            layer(x, (5, 7))
-        layer.positional_encoding.data.add_(1)
-        layer.train().eval()
-        found = layer(x, (5, 7))
-    assert len(resized) == 2
-    torch.testing.assert_close(found, layer(x, (5, 7)))

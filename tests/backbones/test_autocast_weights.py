@@ -11,6 +11,7 @@ from nano_backbones import NANO
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flatten_det.attention import FocusedLinearAttention, gpu
@@ -87,6 +88,34 @@ def test_what_is_read_or_of_another_kind_is_left_alone():
     assert attention.proj.weight.dtype == torch.float16
     with weights.used_by(attention, x):
         assert attention.qkv.weight.dtype == torch.float32
+
+
+@pytest.mark.usefixtures("on_the_cpu")
+def test_what_others_look_into_is_left_alone():
+    """Also when they come after the first pass."""
+    attention, x, weights = FocusedLinearAttention(16, 1, (4, 4)), torch.zeros(1), AutocastWeights()
+
+    def casts() -> set[str]:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), weights.used_by(attention, x):
+            parameters = list(attention.named_parameters())
+            return {name for name, weight in parameters if weight.dtype == torch.bfloat16}
+
+    qkv, proj = {"qkv.weight", "qkv.bias"}, {"proj.weight", "proj.bias"}
+    assert casts() == qkv | proj
+    handle = attention.qkv.register_forward_hook(lambda *_: None)
+    assert casts() == proj
+    handle.remove()
+    parametrize.register_parametrization(attention.proj, "bias", nn.ReLU())
+    assert casts() == qkv
+    parametrize.remove_parametrizations(attention.proj, "bias")
+
+    class Adapter(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+    attention.qkv = Adapter(attention.qkv)
+    assert casts() == proj
 
 
 @pytest.mark.slow

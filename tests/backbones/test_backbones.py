@@ -1,5 +1,9 @@
 """All families: sizes, gradients, freezing, checkpointing, parameter counts, bad arguments."""
 
+import contextlib
+import io
+from importlib.util import find_spec
+
 import pytest
 import torch
 from mmengine.registry import MODELS
@@ -148,6 +152,43 @@ def test_out_indices(family):
     assert torch.equal(part[1], whole[2])
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("given", "stages"),
+    [(-1, (3,)), (2, (2,)), ((1, -1), (1, 3)), ([0, 2], (0, 2)), ((0, 1, 2, 3), (0, 1, 2, 3))],
+)
+def test_what_is_returned_and_what_is_said_of_it(family, given, stages):
+    model = nano(family, out_indices=given).eval()
+    assert model.out_indices == stages
+    assert model.out_channels == tuple(8 * 2**stage for stage in stages)
+    assert model.strides == tuple(4 * 2**stage for stage in stages)
+    assert model.num_features == model.feature_dims == (8, 16, 32, 64)[: stages[-1] + 1]
+    with torch.no_grad():
+        outs = model(torch.randn(1, 3, 64, 96))
+    sizes = zip(model.out_channels, model.strides, strict=True)
+    assert [o.shape for o in outs] == [(1, dim, 64 // s, 96 // s) for dim, s in sizes]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_calls_take_what_forward_takes(family):
+    """ONNX's exporter calls a module by the signature of its ``forward``."""
+    model, image = nano(family).eval(), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        whole = model(image)
+        assert all(map(torch.equal, model(image, None), whole))
+        part = model(image, [(64, 64), (32, 64)])
+        traced = torch.jit.trace(model, image)(image)
+        missing = contextlib.nullcontext()
+        if find_spec("onnx") is None:  # It is looked for at the end, when all has been exported.
+            missing = pytest.raises(torch.onnx.OnnxExporterError, match="onnx is not installed")
+        with missing:
+            torch.onnx.export(model, (image,), io.BytesIO(), dynamo=False)
+    for a, b, c in zip(part, whole, traced, strict=True):
+        torch.testing.assert_close(a[0], b[0], rtol=1e-4, atol=1e-4)
+        assert not a[1, :, a.shape[2] // 2 :].any()
+        torch.testing.assert_close(c, b, rtol=1e-4, atol=1e-4)
+
+
 # Millions of parameters of the original classification networks without the head (../shared/design.md),
 # which have a final norm more than the dense PVT and three output norms less than the dense Swin and CSwin.
 PUBLISHED = {
@@ -200,7 +241,10 @@ def test_softmax_twin_has_no_linear_attention(family):
         (dict(arch=dict(num_heads=(5, 5, 5, 5))), "cannot be split into 5 heads"),
         (dict(out_indices=()), "out_indices needs"),
         (dict(out_indices=(0, 4)), "out_indices needs"),
-        (dict(out_indices=(1, 0)), "out_indices needs"),
+        (dict(out_indices=(1, 0)), r"as they are returned: \(0, 1\); got \(1, 0\)"),
+        (dict(out_indices=(0, -4)), r"each stage once"),
+        (dict(out_indices=True), "out_indices needs"),
+        (dict(out_indices=-5), "out_indices needs"),
         (dict(attn_types=("L", "L")), "attn_types needs 4 values"),
         (dict(attn_types=("L", "L", "S", "X")), "attn_types needs 4 values"),
         (dict(frozen_stages=5), "frozen_stages must be from -1 to 4"),

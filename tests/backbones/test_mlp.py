@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flatten_det.backbones import mlp
 from flatten_det.backbones.block import TransformerBlock
+from flatten_det.backbones.softmax_attention import SpatialReductionAttention
 
 
 class Identity(nn.Module):
@@ -21,11 +22,14 @@ def small_portions(monkeypatch):
     monkeypatch.setattr(mlp, "_PORTION", 32 * 20)
 
 
-def make_block(mlp_conv: bool, drop_path: float = 0.0) -> TransformerBlock:
+def make_block(
+    mlp_conv: bool, drop_path: float = 0.0, attn: nn.Module | None = None
+) -> TransformerBlock:
     torch.manual_seed(0)
-    block = TransformerBlock(16, Identity(), 2, drop_path, 1e-6, cp_policy=None, mlp_conv=mlp_conv)
+    attn = attn or SpatialReductionAttention(16, 1, sr_ratio=1)
+    block = TransformerBlock(16, attn, 2, drop_path, 1e-6, cp_policy=None, mlp_conv=mlp_conv)
     for parameter in block.parameters():
-        nn.init.normal_(parameter)
+        nn.init.normal_(parameter, std=0.5)
     return block
 
 
@@ -52,7 +56,7 @@ class Square(nn.Module):
 
 
 @pytest.mark.parametrize("mlp_conv", [False, True])
-@pytest.mark.parametrize("act", [nn.GELU(), nn.GELU(approximate="tanh"), Square()])
+@pytest.mark.parametrize("act", [nn.GELU(), nn.GELU(approximate="tanh")])
 @pytest.mark.parametrize("hw_shape", [(7, 11), (30, 3), (1, 90), (3, 40)])
 def test_portions_equal_the_whole(mlp_conv, act, hw_shape, portions):
     block = make_block(mlp_conv)
@@ -76,25 +80,32 @@ def test_portions_under_autocast():
     torch.testing.assert_close(found, whole, rtol=1e-2, atol=1e-2)
 
 
-def test_a_dropped_branch_and_an_observed_mlp_stay_whole(portions):
+def test_what_is_not_plain_stays_whole(portions):
     x = torch.randn(2, 90, 16)
-    dropping, observed, inside = (
-        make_block(False, drop_path=0.5).train(),
+    dropping, observed, inside, others, elsewhere, wider = (
+        make_block(False, drop_path=0.5),
         make_block(False),
         make_block(False),
+        make_block(False),
+        make_block(False, attn=Identity()),
+        make_block(True),
     )
+    # Monte Carlo dropout: the rest of the block is in evaluation mode.
+    dropping.eval().drop_path.train()
+    others.mlp.act = Square()
+    wider.mlp.dwconv = nn.Conv2d(32, 32, 3, padding=2, dilation=2, groups=32)
     seen = []
     observed.mlp.register_forward_hook(lambda *_: seen.append("mlp"))
     inside.mlp.fc1.register_forward_hook(lambda *_: seen.append("fc1"))
     with torch.no_grad():
-        for block in (dropping, observed, inside):
+        for block in (dropping, observed, inside, others, elsewhere, wider):
             block(x, (9, 10))
     assert seen == ["mlp", "fc1"]
     assert not portions
 
 
 def test_portions_do_not_count_twice():
-    block, x = make_block(True), torch.randn(1, 30 * 3, 16)
+    block, x = make_block(True, attn=Identity()), torch.randn(1, 30 * 3, 16)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         block(x, (30, 3))
     assert counter.get_total_flops() == 2 * 90 * (2 * 16 * 32 + 9 * 32)

@@ -16,6 +16,16 @@ def test_find_device():
     assert find_device(None).type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
+@pytest.mark.parametrize(("name", "index"), [(None, 0), ("cuda", 0), ("cuda:1", 1)])
+def test_a_gpu_has_an_index_which_torch_needs(name, index, monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(device.index))
+    assert find_device(name) == torch.device("cuda", index)
+    assert chosen == [index]
+
+
 @pytest.mark.parametrize("name", ["gpu", "meta", "cuda:99"])
 def test_no_such_device(name):
     with pytest.raises(UserError, match=f"--device {name}: "):

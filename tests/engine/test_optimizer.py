@@ -2,16 +2,22 @@
 
 import contextlib
 import logging
+import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.logging import MMLogger
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper, build_optim_wrapper
+from mmengine.registry import MODELS, DefaultScope
+from nano_backbones import DEIT, NANO
+from timm.optim import param_groups_layer_decay
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from toy_training import Calling, final_state, make_config
 
+from flatten_det.backbones.block import TransformerBlock
 from flatten_det.checkpoints.safe_loading import load_as_data
 from flatten_det.engine.config import enable_auto_scale_lr, resume_from
 from flatten_det.engine.errors import UserError
@@ -223,3 +229,83 @@ def test_settings_that_cannot_be_merged_are_named():
     wrapper = make_wrapper(model, ADAMW)
     with pytest.raises(UserError, match=r"different weight_decay for parameters .* treats alike"):
         fit_saved_optimizer({"optimizer": before}, wrapper, list(model.parameters()))
+
+
+ARCHS = NANO | {"FLattenDeiT": DEIT}
+
+
+class Detector(nn.Module):
+    """What the frameworks' models have in common: a backbone by that name."""
+
+    def __init__(self, family: str) -> None:
+        super().__init__()
+        self.backbone = MODELS.build(dict(type=family, arch=ARCHS[family]))
+        self.head = nn.Linear(4, 4)
+
+
+def scales(model: nn.Module, scope: str, **options) -> dict[str, float]:
+    """Learning rate of each parameter over that of the optimizer; powers of two are exact."""
+    cfg = dict(
+        optimizer=dict(type="SGD", lr=0.1, weight_decay=0.5),
+        constructor="LearningRateDecayOptimizerConstructor",
+        paramwise_cfg=dict(decay_rate=0.5, **options),
+    )
+    import_module(f"{scope}.engine")  # As a config of the framework does.
+    with DefaultScope.overwrite_default_scope(scope):
+        groups = build_optim_wrapper(model, cfg).optimizer.param_groups
+    assert len(groups) < 30
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for group in groups:
+        for parameter in group["params"]:
+            is_table = names[parameter].endswith(("scale", "encoding", "table", "embed"))
+            is_table |= "pos_embed" in names[parameter]
+            assert group["weight_decay"] == (0 if parameter.dim() == 1 or is_table else 0.5)
+    return {names[p]: group["lr"] / 0.1 for group in groups for p in group["params"]}
+
+
+@pytest.mark.parametrize("scope", ["mmdet", "mmseg"])
+@pytest.mark.parametrize("family", ARCHS)
+def test_learning_rates_fall_from_layer_to_layer(family, scope):
+    model = Detector(family)
+    blocks = [path for path, m in model.named_modules() if isinstance(m, TransformerBlock)]
+    found = scales(model, scope)
+    assert found.keys() == {name for name, _ in model.named_parameters()}
+    assert found["head.weight"] == 1
+    for number, path in enumerate(reversed(blocks), 1):
+        own = {scale for name, scale in found.items() if name.startswith(f"{path}.")}
+        assert own == {0.5**number}
+    stem = [
+        s for name, s in found.items() if re.match(r"backbone\.(patch|pos)_embed1?(\.|$)", name)
+    ]
+    assert set(stem) == {0.5 ** (len(blocks) + 1)}
+    backbone = model.backbone
+    for name, scale in found.items():
+        depth, count = backbone.get_layer_depth(name, "backbone.")
+        assert scale == 0.5 ** (count - 1 - depth)
+    # timm's own function knows the same layers.
+    groups = param_groups_layer_decay(backbone, layer_decay=0.5)
+    timms = {p: group["lr_scale"] for group in groups for p in group["params"]}
+    own = {p: found[f"backbone.{name}"] for name, p in backbone.named_parameters()}
+    assert timms == {p: 2 * scale for p, scale in own.items()}
+
+
+def test_layers_of_a_learning_rate_can_be_fewer():
+    model = Detector("FLattenPVT")
+    by_stage = scales(model, "mmdet", decay_type="stage_wise", num_layers=4)
+    assert by_stage["backbone.patch_embed1.proj.weight"] == 0.5**5
+    assert by_stage["backbone.block1.1.norm1.weight"] == 0.5**4
+    assert by_stage["backbone.pos_embed4"] == 0.5
+    two = scales(model, "mmdet", num_layers=2)
+    assert {two[f"backbone.block{n}.0.norm1.weight"] for n in (1, 2)} == {0.25}
+    assert two["backbone.patch_embed1.proj.weight"] == 0.125
+    custom = scales(model, "mmdet", custom_keys={"block4": dict(lr_mult=0.1)})
+    assert custom["backbone.block4.0.mlp.fc1.weight"] == pytest.approx(0.05)
+    with pytest.raises(ValueError, match="'layer_wise' or 'stage_wise'; got 'by_name'"):
+        scales(model, "mmdet", decay_type="by_name")
+
+
+def test_other_backbones_keep_their_constructor():
+    model = Detector("FLattenPVT")
+    model.backbone = nn.Conv2d(3, 4, 1)
+    with pytest.raises(NotImplementedError):
+        scales(model, "mmdet", num_layers=4)
