@@ -13,6 +13,8 @@ from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
 from panoptic_fixture import add_panoptic_annotations
 
+from flatten_det.engine import atomic_files
+
 
 def pytest_configure() -> None:
     """Give each of pytest-xdist's workers, and what it starts, its share of the cores."""
@@ -35,6 +37,22 @@ def forget_named_instances() -> Iterator[None]:
     for kind in kinds:
         kind._instance_dict.clear()
         kinds.extend(kind.__subclasses__())
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is written whole or not at all meets the kernel's own ENOSPC."""
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no device that is always full")
+
+    def open_full(path, mode):
+        file = open(path, mode)  # noqa: SIM115
+        if mode != "xb":
+            return file
+        file.close()
+        return open("/dev/full", "wb")
+
+    monkeypatch.setattr(atomic_files, "open", open_full, raising=False)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Command-line habits that all tools share: options, clear errors, exit codes."""
 
 import argparse
+import logging
 import os
 import sys
 import traceback
@@ -11,7 +12,9 @@ import matplotlib
 from mmengine.config import DictAction
 
 from ..data_doctor.findings import printable
+from .atomic_files import atomic_local_files
 from .errors import UserError, explain
+from .standard_streams import check_output
 
 USER_ERROR_EXIT = 2  # as argparse does
 INTERRUPT_EXIT = 130  # 128 + SIGINT
@@ -100,6 +103,8 @@ def use_matplotlib_without_display() -> None:
 def run_tool(work: Callable[[], Any], debug: bool = False) -> int:
     """Do a tool's work and turn what goes wrong into a message and an exit code.
 
+    Files that mmengine writes are whole or not there, as ours.
+
     Args:
         work: The work, without arguments.
         debug: Print the traceback of expected errors as well.
@@ -109,8 +114,12 @@ def run_tool(work: Callable[[], Any], debug: bool = False) -> int:
         an interruption may name another one (``exit_code``), as SIGTERM's does: 0.
         Unexpected exceptions are passed on.
     """
+    # A log on a full disk is no reason for a traceback with each line of it.
+    logging.raiseExceptions = False
     try:
-        work()
+        with atomic_local_files():
+            work()
+        check_output()
     except KeyboardInterrupt as interrupt:
         print(str(interrupt) or "interrupted", file=sys.stderr)
         return getattr(interrupt, "exit_code", INTERRUPT_EXIT)

@@ -11,7 +11,7 @@ from mmengine.structures import BaseDataElement, PixelData
 from mmengine.visualization import Visualizer
 
 from ..visualization.shrinking import shrink
-from .naming import output_names
+from .naming import result_files
 
 
 def draw_prediction(
@@ -71,20 +71,18 @@ class DrawPredictionsHook(Hook):
         self._out_dir = out_dir
         self._options = {"show": show, "wait_time": wait_time}
         self._score_thr = score_thr
+        self._files: dict[str, Path] = {}
 
     def before_test(self, runner: Runner) -> None:
-        """Choose the file names."""
-        dataset = runner.test_dataloader.dataset
-        self._names = output_names(
-            dataset.get_data_info(index)["img_path"] for index in range(len(dataset))
-        )
+        """Choose the files."""
+        if self._out_dir is not None:
+            dataset = runner.test_dataloader.dataset
+            self._files = result_files(dataset, self._out_dir, ".jpg", "--show-dir")
 
     def after_test_iter(
         self, runner: Runner, batch_idx: int, data_batch, outputs: Sequence[BaseDataElement]
     ) -> None:
         """Draw one batch."""
         for sample in outputs:
-            out_file = None
-            if self._out_dir is not None:
-                out_file = Path(self._out_dir, f"{self._names[sample.img_path]}.jpg")
+            out_file = self._files.get(sample.img_path)
             draw_prediction(runner.visualizer, sample, out_file, self._score_thr, **self._options)

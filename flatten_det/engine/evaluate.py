@@ -1,17 +1,25 @@
 """Test a detector or a segmentor: metrics, dumped predictions, drawn pictures."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import mmengine
 from mmdet.evaluation import DumpDetResults
 from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from mmengine.structures import BaseDataElement
 
 from ..large_images.segmentation import PredictLargeImagesInBands
 from .annotations import named_annotation_errors
+from .atomic_files import refuse_overwriting, write_atomically
 from .checkpoint import CheckFitHook, check_checkpoint
 from .config import build_runner
 from .drawing import DrawPredictionsHook
 from .errors import UserError
 from .images import CheckImagesHook
+from .naming import result_files
+from .predictions import write_label_map
 
 
 def evaluate(
@@ -28,7 +36,7 @@ def evaluate(
         cfg: A complete config, see :mod:`flatten_det.engine.config`.
         checkpoint: Weights to test.
         out: Where to put raw predictions. Detection: a ``.pkl`` file (mmdet's
-            ``DumpDetResults``); segmentation: a folder of label maps (mmseg's ``output_dir``).
+            ``DumpDetResults``); segmentation: a folder of label maps.
         show_dir: Folder for drawn pictures.
         show: Open a window for each picture.
         wait_time: Seconds for which a window stays open.
@@ -42,12 +50,15 @@ def evaluate(
     check_checkpoint(checkpoint)
     cfg.load_from = checkpoint
     cfg.resume = False
-    dumps = []
+    dump = hook = None
     if out is not None:
         if cfg.get("default_scope") == "mmseg":
-            _dump_label_maps(cfg, out)
+            if Path(out).is_file():
+                raise UserError(f"--out {out} is a file: for segmentation give a folder")
+            hook = SaveLabelMapsHook(out)
         elif Path(out).suffix in (".pkl", ".pickle"):
-            dumps.append(DumpDetResults(out_file_path=out))
+            refuse_overwriting(filter(None, (cfg.filename, checkpoint)), [out], "--out")
+            dump = _KeptResults(out_file_path=out)
         else:
             raise UserError(f"--out {out}: for detection give a file that ends in .pkl")
     with named_annotation_errors(cfg):
@@ -57,20 +68,52 @@ def evaluate(
         runner.register_hook(PredictLargeImagesInBands())
         if show or show_dir:
             runner.register_hook(DrawPredictionsHook(show_dir, show, wait_time))
-        runner.test_evaluator.metrics.extend(dumps)
+        if hook is not None:
+            runner.register_hook(hook)
+        if dump is not None:
+            runner.test_evaluator.metrics.append(dump)
         metrics = runner.test()
     if runner.rank == 0:
         for name, value in metrics.items():
             print(f"{name:<28}{value:.4f}")
+        if dump is not None:
+            write_atomically(out, mmengine.dump(dump.kept, file_format="pkl"))
         for title, path in (("predictions", out), ("pictures", show_dir)):
             if path:
                 print(f"{title:<28}{path}")
     return metrics
 
 
-def _dump_label_maps(cfg: Config, folder: str) -> None:
-    if Path(folder).is_file():
-        raise UserError(f"--out {folder} is a file: for segmentation give a folder")
-    evaluators = cfg.test_evaluator
-    for metric in evaluators if isinstance(evaluators, list) else [evaluators]:
-        metric.output_dir = folder
+class _KeptResults(DumpDetResults):
+    """What mmdet's metric writes, to be written when the metrics are told: a full disk costs them not."""
+
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        self.kept = results
+        return {}
+
+
+class SaveLabelMapsHook(Hook):
+    """Writes the label map of every tested image, with the values that mmseg's ``IoUMetric`` writes.
+
+    Files have the images' names, and their subfolders if there are several. mmseg's metrics make one
+    file of equally named images, and ``CityscapesMetric`` removes the folder with all that is in it.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def before_test(self, runner: Runner) -> None:
+        """Choose the files."""
+        dataset = runner.test_dataloader.dataset
+        self._files = result_files(dataset, self._folder, ".png", "--out")
+        self._classes = len(dataset.metainfo["classes"])
+
+    def after_test_iter(
+        self, runner: Runner, batch_idx: int, data_batch, outputs: Sequence[BaseDataElement]
+    ) -> None:
+        """Write those of one batch."""
+        for sample in outputs:
+            labels = sample.pred_sem_seg.data.squeeze(0).cpu().numpy()
+            shift = int(bool(sample.get("reduce_zero_label", False)))
+            path = self._files[sample.img_path]
+            write_label_map(path, labels + shift, self._classes + shift)

@@ -8,6 +8,7 @@ from mmengine.config import Config
 from rich.progress import Progress
 
 from ..large_images.tiles import Tiling
+from .atomic_files import refuse_overwriting
 from .drawing import draw_prediction
 from .errors import UserError
 from .inputs import find_images
@@ -42,10 +43,20 @@ def infer(
         tiling: How to cut images into tiles, for a detector; None: take them as a whole.
 
     Raises:
-        UserError: No images, or some cannot be read (after all others are done); a checkpoint
-            that does not fit; tiles for a model that finds no boxes.
+        UserError: No images; results would overwrite them; some cannot be read (after all others are
+            done); a checkpoint that does not fit; tiles for a model that finds no boxes.
     """
     images = find_images(inputs)
+    names = output_names(images)
+    refuse_overwriting(
+        [*images, *filter(None, (cfg.filename, checkpoint))],
+        (
+            Path(out_dir, folder, f"{name}{suffix}")
+            for name in names.values()
+            for folder, suffix in (("vis", ".jpg"), ("preds", ".json"), ("preds", ".png"))
+        ),
+        "--out-dir",
+    )
     progress = Progress()
     if tiling is None:
         predictor = Predictor(cfg, checkpoint, device, full_size)
@@ -64,7 +75,6 @@ def infer(
             "warning: no checkpoint given: weights, and so predictions, are random",
             file=sys.stderr,
         )
-    names = output_names(images)
     with progress:
         samples = predictor(images, batch_size)
         for sample in progress.track(samples, len(images), description="Predicting"):

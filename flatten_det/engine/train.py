@@ -5,7 +5,9 @@ from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.dist import init_dist, is_distributed
 from mmengine.hooks import Hook
+from mmengine.utils.dl_utils import set_multi_processing
 
 from ..data_doctor.before_training import check_before_training
 from .annotations import named_annotation_errors
@@ -22,6 +24,7 @@ from .optimizer import few_parameter_groups
 from .resume import ResumePositionHook
 from .seeding import SeedIterationHook
 from .summary import training_summary
+from .work_dir_lock import locked_work_dir
 
 
 def train(
@@ -32,7 +35,7 @@ def train(
 ) -> Path:
     """Train, and print where the results are.
 
-    Ctrl-C and SIGTERM stop after the current iteration with a checkpoint to resume from. After
+    Ctrl-C, SIGTERM and SIGHUP stop after the current iteration with a checkpoint to resume from. After
     ``max_non_finite_updates`` (10; a field of the config) in a row whose loss or gradients are not
     finite, the training stops with a diagnosis; single ones are skipped.
 
@@ -47,12 +50,15 @@ def train(
 
     Raises:
         UserError: Data, config and checkpoint do not fit together, a file is broken, or the
-            training cannot go on for lack of memory, disk space or finite losses.
+            training cannot go on for lack of memory, disk space or finite losses. Or another one is
+            under way in the work dir.
         TrainingInterrupted: A KeyboardInterrupt; its message says how to go on.
     """
     interrupt = InterruptHook(to_continue)
     try:
+        _join_ranks(cfg)
         with (
+            locked_work_dir(cfg.work_dir),
             told_with_last_checkpoint(cfg.work_dir, to_continue),
             atomic_local_files(),
             durable_checkpoints(),
@@ -83,3 +89,11 @@ def train(
     if runner.rank == 0:
         print(training_summary(runner))
     return Path(runner.work_dir)
+
+
+def _join_ranks(cfg: Config) -> None:
+    """As the runner does it, but before anything is written: the ranks share the work dir's lock."""
+    if cfg.get("launcher", "none") != "none" and not is_distributed():
+        env = cfg.get("env_cfg", {})
+        set_multi_processing(**env.get("mp_cfg", {}), distributed=True)
+        init_dist(cfg.launcher, **env.get("dist_cfg", {}))

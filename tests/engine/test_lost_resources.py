@@ -4,13 +4,13 @@ import errno
 import os
 import re
 import signal
-from pathlib import Path
 
 import pytest
 import torch
 from mmengine.registry import DATASETS
 from toy_training import IndexDataset, make_config
 
+from flatten_det.engine import atomic_files
 from flatten_det.engine.cli import run_tool
 from flatten_det.engine.lost_resources import TrainingStopped, told_with_last_checkpoint
 from flatten_det.engine.newest_checkpoint import newest_valid_checkpoint
@@ -57,17 +57,17 @@ def test_a_killed_worker(tmp_path, capsys, monkeypatch):
     )
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
-def test_a_full_disk(tmp_path, capsys, monkeypatch):
-    """The temporary file of the third checkpoint is a link to the device without room."""
-    open_ = open
+def test_a_full_disk(tmp_path, capsys, full_disk, monkeypatch):
+    """There is no room for the third checkpoint."""
+    replace, open_full = os.replace, atomic_files.open
+    monkeypatch.setattr(atomic_files, "open", open)
 
-    def full_at_the_third(path, *args, **kwargs):
-        if str(path).endswith("iter_3.pth.partial"):
-            Path(path).symlink_to("/dev/full")
-        return open_(path, *args, **kwargs)
+    def full_after_the_second(partial, path):
+        replace(partial, path)
+        if path.name == "last_checkpoint" and path.read_text().endswith("iter_2.pth"):
+            monkeypatch.setattr(atomic_files, "open", open_full)
 
-    monkeypatch.setattr("builtins.open", full_at_the_third)
+    monkeypatch.setattr(os, "replace", full_after_the_second)
     changes = {"default_hooks.checkpoint.interval": 1, "default_hooks.checkpoint.max_keep_ckpts": 1}
     cfg = make_config(tmp_path, by_epoch=False, changes=changes)
     assert run_tool(lambda: train(cfg)) == 2
