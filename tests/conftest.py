@@ -40,19 +40,22 @@ def forget_named_instances() -> Iterator[None]:
 
 
 @pytest.fixture
-def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is written whole or not at all meets the kernel's own ENOSPC."""
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """``full_disk(folder)``: what is written whole or not at all there meets the kernel's own ENOSPC."""
     if not os.path.exists("/dev/full"):
         pytest.skip("no device that is always full")
 
-    def open_full(path, mode):
-        file = open(path, mode)  # noqa: SIM115
-        if mode != "xb":
-            return file
-        file.close()
-        return open("/dev/full", "wb")
+    def fill(folder: Path) -> None:
+        def open_there(path, mode):
+            file = open(path, mode)  # noqa: SIM115
+            if mode != "xb" or not path.is_relative_to(folder):
+                return file
+            file.close()
+            return open("/dev/full", "wb")
 
-    monkeypatch.setattr(atomic_files, "open", open_full, raising=False)
+        monkeypatch.setattr(atomic_files, "open", open_there, raising=False)
+
+    return fill
 
 
 @pytest.fixture

@@ -108,9 +108,13 @@ def _told(error: OSError, path: Path, size: int) -> UnwritableError:
     where = next(folder for folder in path.absolute().parents if folder.exists())
     free = shutil.disk_usage(where).free
     return DiskFullError(
-        f"cannot write {path}: {NO_ROOM[error.errno]}: it takes {size / 1e6:.1f} MB, and "
-        f"{free / 1e6:.1f} MB are free there: make room, or choose another folder"
+        f"cannot write {path}: {NO_ROOM[error.errno]}: it takes {_bytes(size)}, and {_bytes(free)} are "
+        "free there: make room, or choose another folder"
     )
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
 
 def _flush_folder(folder: Path) -> None:

@@ -6,10 +6,12 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib
 from mmengine.config import DictAction
+from mmengine.logging import MMLogger
 
 from ..data_doctor.findings import printable
 from .atomic_files import atomic_local_files
@@ -129,8 +131,19 @@ def run_tool(work: Callable[[], Any], debug: bool = False) -> int:
             raise
         if debug:
             traceback.print_exc()
+        _remove_empty_logs()
         # It may quote a stranger's file: nothing that a terminal would obey.
         lines = map(printable, message.split("\n"))
         print("error: " + "\n".join(lines), file=sys.stderr)
         return USER_ERROR_EXIT
     return 0
+
+
+def _remove_empty_logs() -> None:
+    """Logs that nothing was written to, on a full disk."""
+    for logger in MMLogger._instance_dict.values():
+        for handler in logger.handlers:
+            if isinstance(handler, logging.FileHandler):
+                path = Path(handler.baseFilename)
+                if path.is_file() and not path.stat().st_size:
+                    path.unlink()

@@ -17,13 +17,13 @@ from .file_locks import lock
 LOCK_NAME = ".flatten_det.lock"
 _MAX_NOTE = 200  # characters
 
-# Of this process, by work dir.
-_held: dict[Path, IO] = {}
+# Of this process, by work dir; None where another rank has the lock, or nobody can.
+_held: dict[Path, IO | None] = {}
 
 
 def _forget_in_child() -> None:
     """Data workers, which outlive a killed training for seconds, do not hold its lock."""
-    for file in _held.values():
+    for file in filter(None, _held.values()):
         file.close()
     _held.clear()
 
@@ -51,6 +51,7 @@ def locked_work_dir(work_dir: str | Path) -> Iterator[None]:
     broadcast_object_list(refusals)
     if refusals[0] is not None:
         raise UserError(refusals[0])
+    _held.setdefault(folder)
     try:
         yield
     finally:

@@ -72,6 +72,7 @@ def test_a_failure_leaves_the_old_content_alone(tmp_path, monkeypatch, failing, 
 def test_a_full_disk_is_told_with_what_it_takes(tmp_path, monkeypatch, full_disk):
     path = tmp_path / "a.pth"
     path.write_bytes(b"old")
+    full_disk(tmp_path)
     usage = namedtuple("usage", "free")(123_400_000)
     monkeypatch.setattr(atomic_files.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(
@@ -85,7 +86,7 @@ def test_a_full_disk_is_told_with_what_it_takes(tmp_path, monkeypatch, full_disk
 @pytest.mark.parametrize(
     ("code", "told"),
     [
-        (errno.EDQUOT, "the disk quota is used up: it takes 0.0 MB"),
+        (errno.EDQUOT, "the disk quota is used up: it takes 0.0 kB"),
         (errno.EFBIG, r"the file exceeds the largest size allowed \(see ulimit -f\)"),
         (errno.EROFS, "Read-only file system: check the path and its permissions"),
         (errno.EACCES, "Permission denied: check the path"),
@@ -239,6 +240,7 @@ def test_a_config_is_not_replaced_by_its_copy(tmp_path, suffix):
 
 
 def test_a_full_disk_leaves_no_half_config(tmp_path, full_disk):
+    full_disk(tmp_path)
     with atomic_local_files(), pytest.raises(DiskFullError):
         Config({"a": 1}).dump(tmp_path / "a.py")
     assert os.listdir(tmp_path) == []

@@ -10,7 +10,6 @@ import torch
 from mmengine.registry import DATASETS
 from toy_training import IndexDataset, make_config
 
-from flatten_det.engine import atomic_files
 from flatten_det.engine.cli import run_tool
 from flatten_det.engine.lost_resources import TrainingStopped, told_with_last_checkpoint
 from flatten_det.engine.newest_checkpoint import newest_valid_checkpoint
@@ -59,13 +58,12 @@ def test_a_killed_worker(tmp_path, capsys, monkeypatch):
 
 def test_a_full_disk(tmp_path, capsys, full_disk, monkeypatch):
     """There is no room for the third checkpoint."""
-    replace, open_full = os.replace, atomic_files.open
-    monkeypatch.setattr(atomic_files, "open", open)
+    replace = os.replace
 
     def full_after_the_second(partial, path):
         replace(partial, path)
         if path.name == "last_checkpoint" and path.read_text().endswith("iter_2.pth"):
-            monkeypatch.setattr(atomic_files, "open", open_full)
+            full_disk(tmp_path)
 
     monkeypatch.setattr(os, "replace", full_after_the_second)
     changes = {"default_hooks.checkpoint.interval": 1, "default_hooks.checkpoint.max_keep_ckpts": 1}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...checkpoints.official import RELEASE_PAGE
-from ...engine.atomic_files import refuse_overwriting, write_atomically
+from ...engine.atomic_files import UnwritableError, refuse_overwriting, write_atomically
 from ...engine.errors import UserError
 from .coco_file import CocoFile, completed, read_coco_file
 from .coco_folder import (
@@ -210,8 +210,14 @@ def _write_all(files: dict[Path, str], force: bool) -> None:
     there = [path for path in files if path.exists()]
     if there and not force:
         raise UserError(f"{listed(there)} exists: name another --out, or overwrite by --force")
-    for path, text in files.items():
-        write_atomically(path, text.encode())
+    try:
+        for path, text in files.items():
+            write_atomically(path, text.encode())
+    except UnwritableError:
+        # A part of them would be in the way of the next attempt.
+        for path in files.keys() - set(there):
+            path.unlink(missing_ok=True)
+        raise
 
 
 def _report(
