@@ -1,6 +1,7 @@
 """Train a detector or a segmentor from a config."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mmengine.config import Config
@@ -56,9 +57,7 @@ def train(
     """
     interrupt = InterruptHook(to_continue)
     try:
-        _join_ranks(cfg)
         with (
-            locked_work_dir(cfg.work_dir),
             told_with_last_checkpoint(cfg.work_dir, to_continue),
             atomic_local_files(),
             durable_checkpoints(),
@@ -66,6 +65,7 @@ def train(
             batched_assignment(),
             named_building_errors(cfg) as stage,
             named_annotation_errors(cfg),
+            _alone_in_work_dir(cfg),
         ):
             if get_device() == "cpu":
                 use_amp_of_cpu(cfg)
@@ -91,9 +91,12 @@ def train(
     return Path(runner.work_dir)
 
 
-def _join_ranks(cfg: Config) -> None:
-    """As the runner does it, but before anything is written: the ranks share the work dir's lock."""
+@contextlib.contextmanager
+def _alone_in_work_dir(cfg: Config) -> Iterator[None]:
+    """Lock the work dir for all ranks, which meet for it as the runner would have them do later."""
     if cfg.get("launcher", "none") != "none" and not is_distributed():
         env = cfg.get("env_cfg", {})
         set_multi_processing(**env.get("mp_cfg", {}), distributed=True)
         init_dist(cfg.launcher, **env.get("dist_cfg", {}))
+    with locked_work_dir(cfg.work_dir):
+        yield
