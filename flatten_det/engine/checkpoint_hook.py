@@ -18,7 +18,7 @@ from .atomic_files import remove_partial_files, write_atomically
 class _PostponedRemovals:
     """A file backend that removes files of one folder, and only when their successor is written.
 
-    A checkpoint names the best one so far, whose place may be another run's folder, or anything at all.
+    A checkpoint names the best one so far, which may be that of another run, in its folder.
     """
 
     def __init__(self, backend: BaseStorageBackend, folder: str) -> None:

@@ -1,6 +1,7 @@
 """What to tell when the machine runs out of memory or disk in the middle of a training."""
 
 import contextlib
+import errno
 import re
 import shutil
 from collections.abc import Iterator
@@ -48,7 +49,7 @@ def _reason(error: Exception) -> str | None:
         return str(error)
     if is_out_of_memory(error):
         return explain(error)
-    if isinstance(error, OSError) and error.errno in NO_ROOM:
+    if isinstance(error, OSError) and error.errno in (*NO_ROOM, errno.EROFS):
         return explain(error)
     # PyTorch raises it wherever the training is at that moment, which may make another error of it.
     cause: BaseException | None = error

@@ -76,12 +76,17 @@ def test_a_full_disk(tmp_path, capsys, full_disk, monkeypatch):
     assert {path.name for path in folder.glob("iter_*")} == {"iter_1.pth", "iter_2.pth"}
 
 
-def test_a_log_without_room(tmp_path):
-    expected = pytest.raises(
-        TrainingStopped, match=r"full: no room for a\.json: .* No checkpoint was"
-    )
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        (errno.ENOSPC, r"full: no room for a\.json: .*"),
+        (errno.EROFS, r"a\.json: Read-only file .*"),
+    ],
+)
+def test_a_log_without_room(tmp_path, code, told):
+    expected = pytest.raises(TrainingStopped, match=rf"{told} No checkpoint was")
     with expected, told_with_last_checkpoint(tmp_path):
-        raise OSError(errno.ENOSPC, "No space left on device", "a.json")
+        raise OSError(code, os.strerror(code), "a.json")
 
 
 def test_a_last_checkpoint_that_is_broken_is_not_promised(tmp_path, capsys):
