@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import re
 import subprocess
 import sys
 import sysconfig
@@ -119,8 +120,50 @@ def test_the_module_looks_like_an_extension_to_mmengine():
     assert mmcv.ops.get_compiling_cuda_version() == "not available"
 
 
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("mmcv.ops", "nms_rotated"),
+        ("mmcv.ops", "RoIAlignRotated"),
+        ("mmcv.ops", "ball_query"),  # also a module's name
+        ("mmcv.ops.ball_query", "ball_query"),
+        ("mmcv.ops.nms", "nms_rotated"),
+    ],
+)
+def test_an_op_without_a_compile_free_version_cannot_be_imported(module, name):
+    with pytest.raises(ImportError, match=rf"'{name}'.*install a compiled mmcv"):
+        exec(f"from {module} import {name}", {})
+    assert name not in dir(sys.modules[module])
+
+
+def test_what_can_be_imported_from_mmcv_ops():
+    """Ops that are here, those that mmcv has in Python too, and nothing else of its extension."""
+    everything = {}
+    exec("from mmcv.ops import *", everything)
+    assert {"nms", "line_nms", "DeformRoIPoolPack", "SyncBatchNorm", "CornerPool"} <= {*everything}
+    assert not {"nms_rotated", "RoIAlignRotated", "knn"} & {*everything}
+    upsampled = everything["upsample2d"](torch.rand(1, 1, 4, 4), torch.rand(3, 3))
+    assert upsampled.shape == (1, 1, 8, 8)
+
+    needing = {
+        path.stem
+        for path in Path(mmcv.ops.__file__).parent.glob("*.py")
+        if {*re.findall(r"ext_module\.(\w+)", path.read_text())} - {*_ext.__all__}
+    }
+    homes = {
+        str(getattr(getattr(value, "__self__", value), "__module__", None)).split(".")[-1]
+        for value in everything.values()
+    }
+    # nms also holds ops that are here, and group_points one that needs none.
+    in_python = {"bias_act", "filtered_lrelu", "fused_bias_leakyrelu", "upfirdn2d"}
+    assert needing & homes == in_python | {"nms", "group_points"}
+
+
 def test_an_op_without_a_compile_free_version_says_so_when_called():
     boxes = torch.tensor([[5.0, 5, 2, 3, 0.1]])
     with pytest.raises(NotImplementedError, match=r"'nms_rotated'.*install a compiled mmcv"):
         mmcv.ops.nms_rotated(boxes, torch.ones(1), 0.5)
+    rotated = dict(type="nms_rotated", iou_threshold=0.5)
+    with pytest.raises(NotImplementedError, match=r"'nms_rotated'.*install a compiled mmcv"):
+        mmcv.ops.batched_nms(boxes, torch.ones(1), torch.zeros(1, dtype=torch.long), rotated)
     assert not hasattr(_ext, "__wrapped__")

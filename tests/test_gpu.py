@@ -7,7 +7,10 @@ runs what needs torch and Triton only. ``FLATTEN_DET_TEST_DEVICE=cpu`` tries the
 
 import os
 import sys
+import threading
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import NamedTuple
 
@@ -204,6 +207,135 @@ def test_a_graph_replays_a_forward():
         x.copy_(torch.randn_like(x))
         graph.replay()
         assert torch.equal(out, layer(x, (20, 30)))
+
+
+SMALL = dict(embed_dims=(32, 64, 128, 128), num_heads=(1, 2, 4, 4), depths=(1, 1, 1, 1))
+SMALL_SWIN = dict(embed_dims=32, num_heads=(1, 2, 4, 4), depths=(2, 1, 2, 1))
+
+
+@pytest.fixture
+def graphed(monkeypatch):
+    """Makes a backbone that replays graphs, and the same without; on the CPU operations stand in for them."""
+    pytest.importorskip("mmengine")
+    from graph_recorder import CpuRecorder
+
+    from flatten_det.backbones import build_backbone, cuda_graphs, use_cuda_graphs
+
+    if DEVICE == "cpu":
+        monkeypatch.setattr(cuda_graphs, "Recorder", CpuRecorder)
+
+    def make(name: str, **options):
+        torch.manual_seed(0)
+        backbone = build_backbone(name, **options).to(DEVICE).eval()
+        with torch.no_grad():
+            for parameter in backbone.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.02)
+        plain = deepcopy(backbone)  # not compiled either
+        use_cuda_graphs(backbone)
+        return backbone, plain
+
+    return make
+
+
+@contextmanager
+def inference(dtype: torch.dtype):
+    with torch.inference_mode(), torch.autocast(DEVICE, dtype, enabled=dtype != FLOAT32):
+        yield
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("flatten-pvt-t", dict(arch=SMALL)),
+        ("pvt-t", dict(arch=SMALL)),
+        ("pvtv2-b0", dict(arch=SMALL)),
+        ("flatten-swin-t", dict(arch=SMALL_SWIN)),
+        ("flatten-cswin-t", dict(arch=SMALL_SWIN | dict(num_heads=(2, 2, 4, 4)))),
+        ("flatten-pvt-t", dict(arch=SMALL, compile=True)),
+    ],
+    ids=str,
+)
+def test_backbones_replay_graphs(name, options, graphed):
+    """Two sizes and two precisions in turns, while weights are written so that nothing tells."""
+    if options.get("compile") and DEVICE == "cpu":
+        pytest.skip("a graph holds no compiled code on the CPU")
+    backbone, plain = graphed(name, **options)
+    sizes = [(96, 128), (75, 101)]
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        for _ in range(4):
+            for size in sizes:
+                x = torch.randn(2, 3, *size, device=DEVICE)
+                for dtype in (BFLOAT16, FLOAT32):
+                    with inference(dtype):
+                        found, expected = backbone(x), plain(x)
+                    for a, b in zip(found, expected, strict=True):
+                        assert relative_error(a, b) < (5e-2 if dtype == BFLOAT16 else 1e-3)
+            for parameter in backbone.parameters():
+                parameter.data.mul_(0.9)
+            plain.load_state_dict(backbone.state_dict())
+    assert len(backbone.forward.__self__._graphs) == 4
+
+
+@needs_card
+def test_graphs_beside_other_threads_and_streams(graphed):
+    """Data loaders pin memory meanwhile; and who replays on another stream gets the same."""
+    backbone, plain = graphed("flatten-pvt-t", arch=SMALL)
+    stop, errors = threading.Event(), []
+
+    def pin():
+        try:
+            while not stop.is_set():
+                torch.empty(1 << 20).pin_memory()
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=pin)
+    thread.start()
+    try:
+        with inference(BFLOAT16):
+            for count in range(12):
+                x = torch.randn(1, 3, 64 + 32 * (count % 3), 96, device="cuda")
+                expected = plain(x)[0]
+                stream = torch.cuda.Stream()
+                stream.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(stream if count > 8 else torch.cuda.current_stream()):
+                    found = backbone(x)[0]
+                torch.cuda.synchronize()
+                assert relative_error(found, expected) < 2e-2
+    finally:
+        stop.set()
+        thread.join()
+    assert not errors
+    assert len(backbone.forward.__self__._graphs) == 3
+
+
+def test_a_pass_that_no_graph_can_hold(graphed, monkeypatch):
+    """It goes on without one; and other backbones go on with theirs."""
+    backbone, plain = graphed("flatten-pvt-t", arch=SMALL)
+    other, _ = graphed("flatten-pvt-t", arch=SMALL)
+    inner = backbone.forward_images
+    monkeypatch.setattr(backbone, "forward_images", lambda x: inner(x * (x.sum().item() > -1e9)))
+    x = torch.randn(1, 3, 64, 96, device=DEVICE)
+    with inference(FLOAT32):
+        expected = plain(x)[0]
+        other(x), other(x), backbone(x)
+        with pytest.warns(UserWarning, match="a pass cannot be captured"):
+            found = [backbone(x)[0]]
+        found += [backbone(x)[0], other(x)[0]]
+    assert all(relative_error(y, expected) < 1e-3 for y in found)
+
+
+@needs_card
+def test_a_graph_takes_the_host_no_time(graphed):
+    from flatten_det.benchmark.timing import host_seconds
+
+    backbone, plain = graphed("flatten-pvt-t")
+    x = torch.randn(1, 3, 224, 224, device="cuda")
+    with inference(BFLOAT16):
+        for model in (plain, backbone, backbone, backbone):
+            model(x)
+        ours, eager = (host_seconds(lambda m=m: m(x), x.device, 20) for m in (backbone, plain))
+    assert ours < eager / 2
 
 
 @needs_card

@@ -76,6 +76,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "models backbone and neck are compiled",
     )
     parser.add_argument(
+        "--cuda-graphs",
+        action="store_true",
+        help="each model once more, replayed from a CUDA graph (of whole models, the backbone); needs a GPU, "
+        "inference alone, and two calls of warm-up, which all get",
+    )
+    parser.add_argument(
         "--no-fuse",
         action="store_true",
         help="do not call fuse_for_inference() on FLatten backbones at inference",
@@ -117,6 +123,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"argument --max-memory: must be positive, got {args.max_memory:g}")
     if args.compile and args.warmup < 1:
         parser.error("argument --compile: needs --warmup 1 at least, which compiles")
+    if args.cuda_graphs:
+        if args.mode != ["inference"]:
+            parser.error("argument --cuda-graphs: needs --mode inference, without training")
+        args.warmup = max(args.warmup, 2)
     args.command = f"{COMMAND} {shlex.join(sys.argv[1:] if argv is None else argv)}".strip()
     return args
 
@@ -129,7 +139,7 @@ def choose_candidates(args: argparse.Namespace) -> list[Candidate]:
     """
     for model in args.models:
         find_source(model)
-    candidates = make_candidates(args.models, args.compile, not args.no_fuse)
+    candidates = make_candidates(args.models, args.compile, not args.no_fuse, args.cuda_graphs)
     names = [candidate.name for candidate in candidates]
     if twice := {name for name in names if names.count(name) > 1}:
         raise UserError(f"--models: more than one would be called {', '.join(sorted(twice))}")
@@ -156,6 +166,8 @@ def run(args: argparse.Namespace) -> None:
     device = find_device(args.device)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
+    if args.cuda_graphs and device.type != "cuda":
+        raise UserError(f"--cuda-graphs: needs a GPU, and the device is {device}: leave it out")
     candidates = choose_candidates(args)
     settings = choose_settings(args, device)
     max_memory = None if args.max_memory is None else int(args.max_memory * 2**30)

@@ -9,6 +9,7 @@ import torch
 from flatten_det.checkpoints import trusted_checkpoints
 from flatten_det.engine.cli import (
     add_common_options,
+    add_cuda_graphs_option,
     add_trust_option,
     run_tool,
     use_matplotlib_without_display,
@@ -45,6 +46,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--batch-size", type=int, default=1, help="images at once (default: 1)")
     add_large_image_options(parser)
+    add_cuda_graphs_option(parser)
     add_trust_option(parser)
     add_common_options(parser)
     args = parser.parse_intermixed_args(argv)  # options between inputs too
@@ -112,6 +114,7 @@ def run(args: argparse.Namespace) -> None:
             args.batch_size,
             args.full_size,
             args.tiling,
+            args.cuda_graphs,
         )
 
 

@@ -8,6 +8,7 @@ import _quiet  # noqa: F401
 from flatten_det.checkpoints import trusted_checkpoints
 from flatten_det.engine.cli import (
     add_common_options,
+    add_cuda_graphs_option,
     add_launcher_options,
     add_trust_option,
     run_tool,
@@ -38,6 +39,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--wait-time", type=float, default=2, help="seconds that a window stays (default: 2)"
     )
     parser.add_argument("--tta", action="store_true", help="test-time augmentation")
+    add_cuda_graphs_option(parser)
     add_common_options(parser)
     add_trust_option(parser)
     add_launcher_options(parser)
@@ -54,7 +56,15 @@ def run(args: argparse.Namespace) -> None:
     if args.tta:
         enable_tta(cfg)
     with trusted_checkpoints(args.trust_checkpoint):
-        evaluate(cfg, args.checkpoint, args.out, args.show_dir, args.show, args.wait_time)
+        evaluate(
+            cfg,
+            args.checkpoint,
+            args.out,
+            args.show_dir,
+            args.show,
+            args.wait_time,
+            args.cuda_graphs,
+        )
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,7 +1,9 @@
 """What depends on the size of the map only, kept for the next image of that size."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 # makes a larger tensor is no longer noticed beside what is done with it.
 _SIZES = 4
 _ELEMENTS = 1 << 22
+_keeps_nothing: ContextVar[bool] = ContextVar("flatten_det_keeps_nothing", default=False)
 
 
 def tensors_have_values() -> bool:
@@ -18,6 +21,27 @@ def tensors_have_values() -> bool:
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     return not is_in_torch_dispatch_mode()
+
+
+@contextmanager
+def keeping_nothing() -> Iterator[None]:
+    """For its time, :func:`keeps_tensors` is False."""
+    token = _keeps_nothing.set(True)
+    try:
+        yield
+    finally:
+        _keeps_nothing.reset(token)
+
+
+def keeps_tensors() -> bool:
+    """Whether what is made now may be kept for later calls, and what earlier ones kept may be read.
+
+    Not in what a CUDA graph is captured of: its replays would read memory that belongs to others by then,
+    and other calls what only a replay writes.
+    """
+    if _keeps_nothing.get():
+        return False
+    return not (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing())
 
 
 class SizeCache:
@@ -31,7 +55,7 @@ class SizeCache:
 
     def __call__(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
         """The tensor of the key; it is made without gradients, and not to be changed."""
-        if not tensors_have_values():
+        if not (tensors_have_values() and keeps_tensors()):
             return make()
         if key in self._kept:
             self._kept.move_to_end(key)

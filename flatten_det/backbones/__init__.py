@@ -1,5 +1,6 @@
 """Backbones of the FLatten Transformer; importing this registers them in mmengine's ``MODELS``."""
 
+from .cuda_graphs import use_cuda_graphs
 from .flatten_cswin import FLattenCSwin
 from .flatten_deit import FLattenDeiT
 from .flatten_pvt import FLattenPVT
@@ -16,4 +17,5 @@ __all__ = [
     "FLattenSwin",
     "backbone_config",
     "build_backbone",
+    "use_cuda_graphs",
 ]

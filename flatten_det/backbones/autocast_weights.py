@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from ..attention import FocusedLinearAttention
+from ..attention.size_cache import keeps_tensors
 
 
 class AutocastWeights:
@@ -37,13 +38,13 @@ class AutocastWeights:
             self._owner, self._memory = backbone, {}
             self._layers = [layer._parameters for layer in _called_layers(backbone)]
         dtype = torch.get_autocast_dtype(x.device.type)
+        memory = self._memory if keeps_tensors() else {}
         replaced = []
         for index, parameters in enumerate(self._layers):
             for name, weight in parameters.items():
                 if type(weight) in _PLAIN and weight.dtype == torch.float32:
-                    replaced.append(
-                        (parameters, name, weight, self._cast(index, name, dtype, weight))
-                    )
+                    cast = _cast(memory, (index, name), dtype, weight)
+                    replaced.append((parameters, name, weight, cast))
         if replaced:
             torch._foreach_copy_([cast for *_, cast in replaced], [w for _, _, w, _ in replaced])
         try:
@@ -54,17 +55,6 @@ class AutocastWeights:
             for parameters, name, weight, cast in replaced:
                 if parameters[name] is cast:
                     parameters[name] = weight
-
-    def _cast(self, index: int, name: str, dtype: torch.dtype, weight: Tensor) -> Tensor:
-        """Memory for a weight's cast, in its layout: only then do they all go in one launch."""
-        kept = self._memory.get((index, name))
-        layout = (dtype, weight.device, weight.shape, weight.stride())
-        if kept is None or (kept.dtype, kept.device, kept.shape, kept.stride()) != layout:
-            # Not as an inference tensor, which may be written to in inference mode only.
-            with torch.inference_mode(False):
-                kept = torch.empty_like(weight, dtype=dtype, requires_grad=False)
-            self._memory[index, name] = kept
-        return kept
 
     def __reduce__(self) -> tuple:
         return AutocastWeights, ()
@@ -78,6 +68,20 @@ def _pays(x: Tensor) -> bool:
     if not x.is_cuda or torch.is_grad_enabled() or not torch.is_autocast_enabled("cuda"):
         return False
     return not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+
+
+def _cast(
+    memory: dict[tuple[int, str], Tensor], key: tuple[int, str], dtype: torch.dtype, weight: Tensor
+) -> Tensor:
+    """Memory for a weight's cast, in its layout: only then do they all go in one launch."""
+    kept = memory.get(key)
+    layout = (dtype, weight.device, weight.shape, weight.stride())
+    if kept is None or (kept.dtype, kept.device, kept.shape, kept.stride()) != layout:
+        # Not as an inference tensor, which may be written to in inference mode only.
+        with torch.inference_mode(False):
+            kept = torch.empty_like(weight, dtype=dtype, requires_grad=False)
+        memory[key] = kept
+    return kept
 
 
 def _called_layers(backbone: nn.Module) -> Iterator[nn.Module]:

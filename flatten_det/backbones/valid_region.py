@@ -137,9 +137,9 @@ def apply_to_valid(
     for (height, width), members in groups.items():
         own = images[:, :, :height, :width]
         of_groups.append(backbone(own if len(groups) == 1 else own[members]))
-    places = torch.tensor([index for members in groups.values() for index in members])
-    is_in_order = torch.equal(places, torch.arange(len(images)))
-    order = None if is_in_order else places.argsort().to(images.device)
+    places = [index for members in groups.values() for index in members]
+    is_in_order = places == sorted(places)
+    order = None if is_in_order else torch.tensor(places).argsort().to(images.device)
     outs = []
     for stride, *parts in zip(strides, *of_groups, strict=True):
         height, width = (-(-size // stride) for size in images.shape[2:])

@@ -93,6 +93,15 @@ def clock_of(device: torch.device) -> Clock:
     return _cuda_seconds if device.type == "cuda" else _wall_seconds
 
 
+def host_seconds(call: Call, device: torch.device, rounds: int) -> float:
+    """The median time until a call has launched all that a GPU is to do, which waits for it idly."""
+    seconds = []
+    for _ in range(rounds):
+        torch.cuda.synchronize(device)
+        seconds.append(_wall_seconds(call))
+    return statistics.median(seconds)
+
+
 def _wall_seconds(call: Call) -> float:
     start = time.perf_counter()
     call()

@@ -14,6 +14,7 @@ from ..large_images.segmentation import PredictLargeImagesInBands
 from .annotations import named_annotation_errors
 from .atomic_files import refuse_overwriting, write_atomically
 from .checkpoint import CheckFitHook, check_checkpoint
+from .cli import replay_cuda_graphs
 from .config import build_runner
 from .drawing import DrawPredictionsHook
 from .errors import UserError
@@ -29,6 +30,7 @@ def evaluate(
     show_dir: str | None = None,
     show: bool = False,
     wait_time: float = 2.0,
+    cuda_graphs: bool = False,
 ) -> dict[str, float]:
     """Evaluate a checkpoint on the config's test data, and print the metrics.
 
@@ -40,12 +42,13 @@ def evaluate(
         show_dir: Folder for drawn pictures.
         show: Open a window for each picture.
         wait_time: Seconds for which a window stays open.
+        cuda_graphs: Replay the backbone from CUDA graphs, see :mod:`flatten_det.backbones.cuda_graphs`.
 
     Returns:
         The metrics by name.
 
     Raises:
-        UserError: The checkpoint, the data or ``out`` do not fit the config.
+        UserError: The checkpoint, the data, ``out`` or ``cuda_graphs`` do not fit the config.
     """
     check_checkpoint(checkpoint)
     cfg.load_from = checkpoint
@@ -63,6 +66,8 @@ def evaluate(
             raise UserError(f"--out {out}: for detection give a file that ends in .pkl")
     with named_annotation_errors(cfg):
         runner = build_runner(cfg)
+        if cuda_graphs:
+            replay_cuda_graphs(runner.model)
         runner.register_hook(CheckImagesHook())
         runner.register_hook(CheckFitHook(checkpoint))
         runner.register_hook(PredictLargeImagesInBands())

@@ -28,6 +28,7 @@ def infer(
     batch_size: int,
     full_size: bool = False,
     tiling: Tiling | None = None,
+    cuda_graphs: bool = False,
 ) -> None:
     """Write drawn pictures to ``<out_dir>/vis`` and predictions to ``<out_dir>/preds``.
 
@@ -41,10 +42,12 @@ def infer(
         batch_size: Images, or tiles, per forward pass.
         full_size: Leave images, or tiles, at their own size.
         tiling: How to cut images into tiles, for a detector; None: take them as a whole.
+        cuda_graphs: Replay the backbone from CUDA graphs, see :mod:`flatten_det.backbones.cuda_graphs`.
 
     Raises:
         UserError: No images; results would overwrite them; some cannot be read (after all others are
-            done); a checkpoint that does not fit; tiles for a model that finds no boxes.
+            done); a checkpoint that does not fit; tiles for a model that finds no boxes; CUDA graphs
+            for one with another backbone than ours.
     """
     images = find_images(inputs)
     names = output_names(images)
@@ -70,6 +73,8 @@ def infer(
             full_size,
             lambda done, total: progress.update(of_image, completed=done, total=total),
         )
+    if cuda_graphs:
+        predictor.replay_cuda_graphs()
     if checkpoint is None:
         print(
             "warning: no checkpoint given: weights, and so predictions, are random",

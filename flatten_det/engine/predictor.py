@@ -17,6 +17,7 @@ from ..image_files import pixel_limit
 from ..large_images.own_size import without_resizing
 from ..large_images.segmentation import predict_in_bands_when_large
 from .checkpoint import check_checkpoint, check_fit
+from .cli import replay_cuda_graphs
 from .config import dataset_under_test
 from .errors import UserError
 from .images import CheckedPipeline, ImageError
@@ -81,6 +82,14 @@ class Predictor:
                 input size.
         """
         yield from self._predict(self._load(paths), batch_size)
+
+    def replay_cuda_graphs(self) -> None:
+        """Replay the backbone from CUDA graphs, see :mod:`flatten_det.backbones.cuda_graphs`.
+
+        Raises:
+            UserError: The model has no backbone of this package.
+        """
+        replay_cuda_graphs(self._model)
 
     def _predict(self, items: Iterable[dict], batch_size: int) -> Iterator[BaseDataElement]:
         """Predict for what the test pipeline gives."""

@@ -15,6 +15,7 @@ from .deform_conv import (
     modulated_deform_conv_backward,
     modulated_deform_conv_forward,
 )
+from .deform_roi_pool import deform_roi_pool_backward, deform_roi_pool_forward
 from .focal_loss import (
     sigmoid_focal_loss_backward,
     sigmoid_focal_loss_forward,
@@ -22,11 +23,19 @@ from .focal_loss import (
     softmax_focal_loss_forward,
 )
 from .masked_conv import masked_col2im_forward, masked_im2col_forward
+from .missing import MissingOpError, hide_missing_ops
 from .multi_scale_deform_attn import ms_deform_attn_backward, ms_deform_attn_forward
-from .nms import nms, nms_match, softnms
+from .nms import line_nms_forward, nms, nms_match, softnms
 from .psa_mask import psamask_backward, psamask_forward
 from .roi_align import roi_align_backward, roi_align_forward
 from .roi_pool import roi_pool_backward, roi_pool_forward
+from .sync_bn import (
+    sync_bn_backward_data,
+    sync_bn_backward_param,
+    sync_bn_forward_mean,
+    sync_bn_forward_output,
+    sync_bn_forward_var,
+)
 
 __all__ = [
     "bbox_overlaps",
@@ -37,8 +46,11 @@ __all__ = [
     "deform_conv_backward_input",
     "deform_conv_backward_parameters",
     "deform_conv_forward",
+    "deform_roi_pool_backward",
+    "deform_roi_pool_forward",
     "get_compiler_version",
     "get_compiling_cuda_version",
+    "line_nms_forward",
     "masked_col2im_forward",
     "masked_im2col_forward",
     "modulated_deform_conv_backward",
@@ -58,6 +70,11 @@ __all__ = [
     "softmax_focal_loss_backward",
     "softmax_focal_loss_forward",
     "softnms",
+    "sync_bn_backward_data",
+    "sync_bn_backward_param",
+    "sync_bn_forward_mean",
+    "sync_bn_forward_output",
+    "sync_bn_forward_var",
 ]
 
 
@@ -72,16 +89,13 @@ def get_compiling_cuda_version():
 
 
 def __getattr__(name):
-    # mmcv checks at import that every op exists, so a missing one can only complain when called.
+    # mmcv checks at import that every op exists, so it gets one that complains when called.
     if name.startswith("_"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    hide_missing_ops()
 
     def missing_op(*args, **kwargs):
-        raise NotImplementedError(
-            f"mmcv op {name!r} has no compile-free version in flatten_det; install a compiled mmcv"
-            " over this one: `pip install --no-build-isolation --no-deps --no-cache-dir"
-            " --force-reinstall onedl-mmcv` (needs a C++ compiler, and nvcc for CUDA tensors)"
-        )
+        raise MissingOpError(name)
 
     missing_op.__name__ = missing_op.__qualname__ = name
     return missing_op

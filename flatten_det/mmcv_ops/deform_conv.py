@@ -6,6 +6,7 @@ single images, as the extension does: the unfolded columns of a batch would not 
 """
 
 import torch
+import torch.nn.functional as F
 import torchvision  # noqa: F401  (registers torch.ops.torchvision)
 
 from .precision import at_least_float32
@@ -123,12 +124,16 @@ def modulated_deform_conv_forward(
 ):
     """Write the convolution of ``input`` (B, C, H, W) to ``output`` (B, O, OH, OW).
 
-    ``mask`` is (B, DG * kernel_h * kernel_w, OH, OW), ``bias`` (O,), read only ``with_bias``.
+    ``mask`` is (B, DG * kernel_h * kernel_w, OH, OW), ``bias`` (O,), read only ``with_bias``. Masks
+    and offsets of a larger map are read as :func:`_leading` does.
     """
     conv = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group)
     bias = bias if with_bias else None
+    taps, size = deformable_group * kernel_h * kernel_w, output.shape[2:]
     for part in _parts(input, 1):
-        output[part] = _forward(input[part], weight, bias, offset[part], mask[part], conv)
+        offsets = _leading("offset", offset[part], 2 * taps, size)
+        masks = _leading("mask", mask[part], taps, size)
+        output[part] = _forward(input[part], weight, bias, offsets, masks, conv)
 
 
 def modulated_deform_conv_backward(
@@ -159,14 +164,17 @@ def modulated_deform_conv_backward(
 ):
     """Add each gradient to the tensor that the caller holds for it."""
     conv = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group)
+    taps, size = deformable_group * kernel_h * kernel_w, grad_output.shape[2:]
     total_weight = torch.zeros_like(at_least_float32(weight))
     for part in _parts(input, 1):
+        offsets = _leading("offset", offset[part], 2 * taps, size)
+        masks = _leading("mask", mask[part], taps, size)
         d_input, d_weight, d_offset, d_mask, _ = _backward(
-            grad_output[part], input[part], weight, None, offset[part], mask[part], conv
+            grad_output[part], input[part], weight, None, offsets, masks, conv
         )
         grad_input[part] += d_input
-        grad_offset[part] += d_offset
-        grad_mask[part] += d_mask
+        _add_to_leading(grad_offset[part], d_offset)
+        _add_to_leading(grad_mask[part], d_mask)
         total_weight += d_weight
     grad_weight += total_weight
     if with_bias:
@@ -177,6 +185,28 @@ def _parts(input, step):
     return [slice(start, start + step) for start in range(0, input.size(0), step)]
 
 
+def _leading(name, maps, channels, size):
+    """The first ``channels * OH * OW`` numbers of each image's ``maps``, as (B, channels, OH, OW).
+
+    The extension does not look at the maps' own shape, and DyHead relies on it: it convolves each
+    level with the offsets and masks of its larger neighbour.
+    """
+    flat = maps.flatten(1)
+    needed = channels * size.numel()
+    if flat.size(1) < needed:
+        raise ValueError(
+            f"modulated_deform_conv got {name}s of shape {tuple(maps.shape[1:])} per image;"
+            f" its output needs {(channels, *size)}"
+        )
+    return flat[:, :needed].unflatten(1, (channels, *size))
+
+
+def _add_to_leading(maps, grad):
+    """Add to each image's ``maps`` the gradient of what :func:`_leading` took from them."""
+    flat = grad.flatten(1)
+    maps += F.pad(flat, (0, maps[0].numel() - flat.size(1))).view(maps.shape)
+
+
 def _forward(input, weight, bias, offset, mask, conv):
     return torch.ops.torchvision.deform_conv2d(
         *_operands(input, weight, offset, mask, bias), *conv, mask is not None
@@ -185,12 +215,33 @@ def _forward(input, weight, bias, offset, mask, conv):
 
 def _backward(grad, input, weight, bias, offset, mask, conv):
     """Gradients of input, weight, offset, mask and bias."""
-    return torch.ops.torchvision._deform_conv2d_backward(
-        at_least_float32(grad),
-        *_operands(input, weight, offset, mask, bias),
-        *conv,
-        mask is not None,
+    operands = _operands(input, weight, offset, mask, bias)
+    d_input, d_weight, d_offset, d_mask, d_bias = torch.ops.torchvision._deform_conv2d_backward(
+        at_least_float32(grad), *operands, *conv, mask is not None
     )
+    off_map = _off_map(operands[2], input.shape[2:], weight.shape[2:], conv)
+    d_offset.view(off_map.shape).masked_fill_(off_map, 0)
+    return d_input, d_weight, d_offset, d_mask, d_bias
+
+
+def _off_map(offset, size, kernel, conv):
+    """Which samples lie on -1 or H (or W) or beyond, (B, DG, KH, KW, 2, OH, OW).
+
+    They read 0. torchvision still gives an offset the slope that begins at -1, mmcv none.
+    """
+    stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, _, groups = conv
+    offset = offset.unflatten(1, (groups, *kernel, 2))
+    row, column, tap_row, tap_column = (
+        torch.arange(n, device=offset.device) for n in (*offset.shape[5:], *kernel)
+    )
+    first_y, first_x = (row * stride_h - pad_h).view(-1, 1), column * stride_w - pad_w
+    tap_y, tap_x = (
+        (tap_row * dilation_h).view(-1, 1, 1, 1),
+        (tap_column * dilation_w).view(-1, 1, 1),
+    )
+    y, x = offset[:, :, :, :, 0] + (first_y + tap_y), offset[:, :, :, :, 1] + (first_x + tap_x)
+    off_map = (y <= -1) | (y >= size[0]) | (x <= -1) | (x >= size[1])
+    return off_map.unsqueeze(4).expand(offset.shape)
 
 
 def _operands(input, weight, offset, mask, bias):

@@ -87,9 +87,28 @@ def _slices(value, value_spatial_shapes, value_level_start_index):
 
 def _attend(value, locations, weights, shape):
     """Attended values (Q, M, D) of one image's level: value (H * W, M, D), locations (Q, M, P, 2),
-    weights (Q, M, P)."""
-    maps = value.permute(1, 2, 0).unflatten(2, shape)  # [M, D, H, W]
-    grid = 2 * locations.transpose(0, 1) - 1
-    sampled = F.grid_sample(maps, grid, align_corners=False)  # [M, D, Q, P]
-    attended = (sampled * weights.transpose(0, 1).unsqueeze(1)).sum(-1)
-    return attended.permute(2, 0, 1)
+    weights (Q, M, P).
+
+    The places are computed as the extension does: ``grid_sample`` rounds them differently, so that
+    a place on a cell's centre may get the slope before it, and one at exactly -1 gets any at all.
+    """
+    height, width = shape
+    x, y = locations[..., 0] * width - 0.5, locations[..., 1] * height - 0.5
+    inside = (y > -1) & (y < height) & (x > -1) & (x < width)
+    y0, x0 = y.detach().floor(), x.detach().floor()
+    heads = value.size(1)
+    head = torch.arange(heads, device=value.device).view(-1, 1)
+    cells, shares = [], []
+    for row, share_y in ((y0, y0 + 1 - y), (y0 + 1, y - y0)):
+        for column, share_x in ((x0, x0 + 1 - x), (x0 + 1, x - x0)):
+            on_map = inside & (row >= 0) & (row < height) & (column >= 0) & (column < width)
+            cell = (row * width + column).long().masked_fill(~on_map, 0)
+            cells.append(cell * heads + head)
+            shares.append((weights * share_y * share_x).masked_fill(~on_map, 0))
+    attended = F.embedding_bag(
+        torch.cat(cells, 2).flatten(0, 1),
+        value.flatten(0, 1),
+        per_sample_weights=torch.cat(shares, 2).flatten(0, 1),
+        mode="sum",
+    )
+    return attended.unflatten(0, (-1, heads))

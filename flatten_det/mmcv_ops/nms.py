@@ -1,4 +1,4 @@
-"""Non-maximum suppression: ``nms``, ``softnms`` and ``nms_match``.
+"""Non-maximum suppression: ``nms``, ``softnms`` and ``nms_match`` of boxes, ``line_nms`` of lanes.
 
 Boxes are (N, 4) ``x1, y1, x2, y2``; widths and heights are ``x2 - x1 + offset``.
 """
@@ -71,3 +71,48 @@ def nms_match(dets, iou_threshold):
         groups.append(inds[matched].tolist())
         boxes, inds = boxes[~matched], inds[~matched]
     return groups
+
+
+def line_nms_forward(boxes, scores, overlap, top_k):
+    """Suppress the lanes that run close to a better one (CLRNet, Zheng et al., 2022).
+
+    A lane goes when its mean distance from a kept, better lane, over the rows that both have, is
+    below ``overlap``.
+
+    Args:
+        boxes: (N, 5 + R) two class scores, the first row's place from 0 to 1, start x, the number
+            of rows, and x in each of R rows.
+        scores: (N,).
+        overlap: distance, in the unit of x.
+        top_k: how many lanes to keep at most.
+
+    Returns:
+        ``keep`` (N,), the kept lanes' indices, best first, and zeros; how many there are; and
+        (N,), for each lane the number, from 1, of the last kept lane that it is close to, or 0.
+    """
+    order = scores.argsort(descending=True, stable=True)
+    lanes = at_least_float32(boxes)[order]
+    xs = lanes[:, 5:]
+    first = (lanes[:, 2] * (xs.size(1) - 1) + 0.5).long()
+    last = first + lanes[:, 4].long() - 1
+    row = torch.arange(xs.size(1), device=boxes.device)
+
+    parent = torch.zeros_like(order)
+    kept = []
+    for i in range(order.numel()):
+        if parent[i]:
+            continue
+        start, end = first.maximum(first[i]), last.minimum(last[i]).clamp(max=xs.size(1) - 1)
+        shared = (row >= start.unsqueeze(1)) & (row <= end.unsqueeze(1))
+        distance = (xs - xs[i]).abs().masked_fill_(~shared, 0).sum(1)
+        close = (distance < overlap * (end - start + 1)) & (start >= 0) & (start <= end)
+        close[:i] = False
+        close[i] = True
+        kept.append(i)
+        parent[close] = len(kept)
+        if len(kept) == top_k:
+            break
+    keep = torch.zeros_like(order)
+    keep[: len(kept)] = order[kept]
+    count = order.new_tensor(min(len(kept), top_k))
+    return [keep, count, torch.zeros_like(order).scatter_(0, order, parent)]

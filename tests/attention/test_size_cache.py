@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 from flatten_det.attention import FocusedLinearAttention, grid, resize_grid, size_cache
 from flatten_det.attention.grid import ResizedGrids
-from flatten_det.attention.size_cache import SizeCache
+from flatten_det.attention.size_cache import SizeCache, keeping_nothing
 
 
 @pytest.fixture
@@ -49,6 +50,37 @@ def test_copies_begin_empty():
     cache = SizeCache()
     cache("key", lambda: torch.ones(1))
     assert len(copy.deepcopy(cache)) == len(pickle.loads(pickle.dumps(cache))) == 0
+
+
+@pytest.fixture(params=["to be captured", "captured"])
+def capture(request, monkeypatch):
+    """What a CUDA graph is made of: by us, or by somebody who captures."""
+    if request.param == "to be captured":
+        return keeping_nothing
+
+    @contextmanager
+    def capturing():
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.cuda, "is_initialized", lambda: True)
+            patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+            yield
+
+    return capturing
+
+
+def test_a_graph_has_tensors_of_its_own(capture):
+    """Replays would read what was dropped and given to others, and others what only replays write."""
+    cache, made = SizeCache(), iter(range(9))
+
+    def tensor_of(key):
+        return int(cache(key, lambda: torch.tensor(next(made))))
+
+    assert tensor_of("a") == 0
+    with capture():
+        assert tensor_of("a") == 1
+        assert tensor_of("b") == 2
+    assert tensor_of("a") == 0
+    assert tensor_of("b") == 3
 
 
 def test_inference_tensors_are_not_kept():

@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flatten_det.attention import FocusedLinearAttention, gpu
+from flatten_det.attention.size_cache import keeping_nothing
 from flatten_det.backbones import autocast_weights
 from flatten_det.backbones.autocast_weights import AutocastWeights
 from flatten_det.backbones.block import TransformerBlock
@@ -57,6 +58,22 @@ def test_layers_have_casts_for_the_time_of_a_pass():
     with autocast, pytest.raises(ZeroDivisionError), weights.used_by(network, x):
         raise ZeroDivisionError
     assert all(a is b for a, b in zip(network.parameters(), before, strict=True))
+
+
+@pytest.mark.usefixtures("on_the_cpu")
+@torch.no_grad()
+def test_a_graph_has_casts_of_its_own():
+    """Memory that is kept for them is another one after a pass in another dtype."""
+    network, x, weights = small_network(), torch.randn(2, 3, 8, 8), AutocastWeights()
+
+    def address():
+        with torch.autocast("cpu", torch.bfloat16), weights.used_by(network, x):
+            return network[3].weight.data_ptr()
+
+    kept = address()
+    with keeping_nothing():
+        assert address() != kept
+    assert address() == kept
 
 
 @pytest.mark.usefixtures("on_the_cpu")

@@ -3,6 +3,7 @@
 import pytest
 
 from flatten_det.benchmark.memory import Peak
+from flatten_det.benchmark.models.candidates import VARIANTS
 from flatten_det.benchmark.models.comparison import Comparison
 from flatten_det.benchmark.models.cost import Cost
 from flatten_det.benchmark.models.curves import EVERYWHERE, NOWHERE, Curve, find_crossover
@@ -110,11 +111,11 @@ def test_comparison():
     assert {r["from_pixels"] for r in comparison.exponents_record()} == {50}
 
 
-def test_compiled_candidates_are_compared_with_compiled_ones():
-    names = ["flatten-pvt", "flatten-pvt compiled", "pvt", "pvt compiled"]
+def test_variants_are_compared_with_their_like():
+    names = [f"{model}{v}" for model in ("flatten-pvt", "pvt") for v in ("", *VARIANTS)]
     results = [make_result(name, Size(8, 8), [1.0]) for name in names]
     found = Comparison(results, "pvt", 0).crossovers("inference, fp32", "time")
-    assert found.keys() == {("flatten-pvt", "pvt"), ("flatten-pvt compiled", "pvt compiled")}
+    assert found.keys() == {(f"flatten-pvt{v}", f"pvt{v}") for v in ("", *VARIANTS)}
 
 
 def test_row():

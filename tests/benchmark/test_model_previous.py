@@ -19,6 +19,7 @@ RESULTS = [
         Cost(12, 34),
         Timing((0.1, 0.2)),
         Peak(5),
+        host_seconds=0.25,
     ),
     Result(Setting(Size(8, 8)), "b", Cost(None, None, "not counted"), None, None, "out of memory"),
 ]
@@ -32,6 +33,16 @@ def save(path, **changes):
 
 def test_results_come_back_as_they_were(tmp_path):
     assert load_previous(save(tmp_path / "results.json"), HOW) == RESULTS
+
+
+def test_files_from_before_cuda_graphs(tmp_path):
+    cells = [result.record() for result in RESULTS]
+    for cell in cells:
+        del cell["host_seconds"]
+    path = save(tmp_path / "results.json", cells=cells)
+    assert load_previous(path, HOW | {"cuda-graphs": False})[1] == RESULTS[1]
+    with pytest.raises(UserError, match="cuda-graphs: False, now True"):
+        load_previous(path, HOW | {"cuda-graphs": True})
 
 
 def test_no_file_no_results(tmp_path):

@@ -8,9 +8,11 @@ import torch
 from flatten_det.benchmark.memory import LINUX_ONLY, Peak
 from flatten_det.benchmark.models import run
 from flatten_det.benchmark.models.candidates import make_candidates
+from flatten_det.benchmark.models.comparison import Comparison
 from flatten_det.benchmark.models.cost import Cost
 from flatten_det.benchmark.models.run import Plan, benchmark_setting
 from flatten_det.benchmark.models.settings import Setting, Size
+from flatten_det.benchmark.models.table import make_tables
 
 SETTING = Setting(Size(32, 64))
 SLOWER = Setting(Size(320, 640))
@@ -36,14 +38,17 @@ def models(monkeypatch):
     return ran
 
 
-def measure(*names, setting=SETTING, memory=False, max_seconds=None, earlier=(), rounds=3):
-    plan = Plan(make_candidates(names, False, True), rounds, 1, memory, max_seconds)
+def measure(
+    *names, setting=SETTING, memory=False, max_seconds=None, earlier=(), rounds=3, graphs=False
+):
+    candidates = make_candidates(names, False, True, graphs)
+    plan = Plan(candidates, rounds, 1, memory, max_seconds)
     advanced = []
     results = benchmark_setting(
         setting, plan, list(earlier), lambda done, steps: advanced.append(steps)
     )
     assert sum(advanced) == plan.steps
-    assert [r.name for r in results] == list(names)
+    assert [r.name for r in results] == [candidate.name for candidate in candidates]
     return results
 
 
@@ -71,6 +76,19 @@ def test_what_would_take_too_long_is_not_run(models):
     assert not models
     assert result.failure.startswith("too slow: about")
     assert result.macs == (320 * 640) ** 2
+
+
+def test_on_a_gpu(models, monkeypatch):
+    """The host's time counts too, and the memory that a graph has had since its capture does not."""
+    monkeypatch.setattr(run, "clock_of", lambda device: lambda call: call() or 2.0)
+    monkeypatch.setattr(run, "host_seconds", lambda call, device, rounds: call() or rounds / 8)
+    monkeypatch.setattr(run, "peak_on_cuda", lambda call, device: call() or Peak(5))
+    setting = Setting(Size(32, 64), device="cuda")
+    plain, graphs = measure("a", setting=setting, memory=True, graphs=True)
+    assert (plain.timing.median, plain.host_seconds, plain.peak_bytes) == (2.0, 3 / 8, 5)
+    assert (graphs.timing.median, graphs.host_seconds, graphs.peak) == (2.0, 3 / 8, None)
+    (table,) = make_tables(Comparison([plain, graphs], "a", 0))
+    assert list(table.columns[4].cells) == ["375", "375"]
 
 
 def test_memory_comes_first_and_protects_this_process(models, monkeypatch):

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from graph_recorder import CpuRecorder
 
 from flatten_det.attention import FocusedLinearAttention
-from flatten_det.backbones import build_backbone
+from flatten_det.backbones import build_backbone, cuda_graphs
 from flatten_det.benchmark.models.candidates import Candidate, make_candidates, short_name
 from flatten_det.benchmark.models.settings import Setting, Size
 from flatten_det.benchmark.models.work import build_work
@@ -122,8 +123,23 @@ def test_compiled_models_compute_the_same():
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["timm:resnet18", str(CONFIGS / WHOLE[2])])
+def test_models_from_graphs_compute_the_same(name, monkeypatch):
+    """The backbone of a whole model, and any other as it is."""
+    plain = build_work(Setting(SIZE), Candidate(name))()
+    without = build_work(Setting(SIZE), Candidate(name, graphs=True))
+    with pytest.raises(RuntimeError, match="without CUDA graphs: the images are on cpu"):
+        without()
+    monkeypatch.setattr(cuda_graphs, "Recorder", CpuRecorder)
+    work, before = build_work(Setting(SIZE), Candidate(name, graphs=True)), CpuRecorder.replayed
+    for _ in range(3):
+        for one, other in zip(plain, work(), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+    assert CpuRecorder.replayed == before + 2
+
+
 def test_candidates():
-    names = [c.name for c in make_candidates(["a", "configs/x/b.py", "a"], True, True)]
-    assert names == ["a", "a compiled", "b", "b compiled"]
-    assert not any(c.compiled for c in make_candidates(["a"], False, True))
+    names = [c.name for c in make_candidates(["a", "configs/x/b.py", "a"], True, True, True)]
+    assert names == [f"{model}{v}" for model in "ab" for v in ("", " compiled", " graphs")]
+    assert [c.name for c in make_candidates(["a"], False, True)] == ["a"]
     assert short_name("mmdet:swin-t") == "mmdet:swin-t"

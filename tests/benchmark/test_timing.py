@@ -1,8 +1,10 @@
 """Times in turns, with a clock that the test sets."""
 
 import pytest
+import torch
 
-from flatten_det.benchmark.timing import Timing, alternate, paired_speedup
+from flatten_det.benchmark import timing
+from flatten_det.benchmark.timing import Timing, alternate, host_seconds, paired_speedup
 
 
 def make_clock(seconds):
@@ -37,6 +39,17 @@ def test_speedup_pairs_the_rounds():
     timings, _ = alternate(named(*seconds), rounds=5, warmup=0, clock=clock)
     assert paired_speedup(timings["baseline"], timings["fast"]) == 2
     assert paired_speedup(timings["baseline"], timings["baseline"]) == 1
+
+
+def test_time_of_the_host(monkeypatch):
+    """Until a call returns, with nothing left to do on the device before it."""
+    done, ticks = [], iter([0, 5, 10, 11, 20, 23])
+    monkeypatch.setattr(
+        torch.cuda, "synchronize", lambda device: done.append(f"waited for {device}")
+    )
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(ticks))
+    assert host_seconds(lambda: done.append("called"), torch.device("cuda:1"), rounds=3) == 3
+    assert done == ["waited for cuda:1", "called"] * 3
 
 
 def test_median_and_quartiles():

@@ -14,8 +14,10 @@ CONVOLUTIONS = [(1, 1, 1, 1, 1), (2, 1, 2, 0, 1), (1, 2, 1, (2, 1), (2, 1)), (2,
 
 
 def bilinear(plane, y, x):
-    """Value (C,) of (C, H, W) at a place; cells off the map are 0."""
+    """Value (C,) of (C, H, W) at a place; cells off the map are 0, and nothing reaches its edge."""
     height, width = plane.shape[1:]
+    if not (-1 < y < height and -1 < x < width):
+        return 0
     y0, x0 = int(y.floor()), int(x.floor())
     value = 0
     for row, weight_y in ((y0, y0 + 1 - y), (y0 + 1, y - y0)):
@@ -55,7 +57,8 @@ def reference(input, offset, mask, weight, bias, stride, padding, dilation, grou
     return output.permute(0, 3, 1, 2)
 
 
-def operands(stride, padding, dilation, groups, deform_groups, batch=2):
+def operands(stride, padding, dilation, groups, deform_groups, batch=2, larger_by=0):
+    """``larger_by``: how many rows and columns offsets and masks have beyond the output's."""
     generator = torch.Generator().manual_seed(0)
 
     def randn(*shape):
@@ -66,8 +69,8 @@ def operands(stride, padding, dilation, groups, deform_groups, batch=2):
     taps = deform_groups * 6
     tensors = dict(
         input=randn(batch, 4, 6, 5),
-        offset=randn(batch, 2 * taps, height, width) * 1.5,
-        mask=randn(batch, taps, height, width).sigmoid(),
+        offset=randn(batch, 2 * taps, height + larger_by, width + larger_by) * 1.5,
+        mask=randn(batch, taps, height + larger_by, width + larger_by).sigmoid(),
         weight=randn(6, 4 // groups, 3, 2),
         bias=randn(6),
     )
@@ -103,6 +106,60 @@ def test_modulated_deform_conv(groups, deform_groups, stride, padding, dilation,
     actual = modulated_deform_conv2d(*x.values(), *conv)
     expected = reference(*x.values(), *conv)
     assert_same_with_gradients(actual, expected, [t for t in x.values() if t is not None])
+
+
+def test_samples_on_cells_and_on_the_edge_of_the_map():
+    """On a cell's centre the slope after it counts; at exactly -1, H or W there is none."""
+    x = operands(1, 1, 1, 1, 2)
+    with torch.no_grad():
+        x["offset"].mul_(2).round_()
+    conv = (1, 1, 1, 1, 2)
+    assert_same_with_gradients(
+        deform_conv2d(x["input"], x["offset"], x["weight"], *conv),
+        reference(x["input"], x["offset"], None, x["weight"], None, *conv),
+        [x["input"], x["offset"], x["weight"]],
+    )
+    assert_same_with_gradients(
+        modulated_deform_conv2d(*x.values(), *conv), reference(*x.values(), *conv), [*x.values()]
+    )
+
+
+@pytest.mark.parametrize(
+    ("y", "x"), [(-1.0, 1.0), (-1.0, 1.5), (1.0, -1.0), (3.0, 1.0), (1.5, 4.0), (-1.0, -1.0)]
+)
+def test_a_sample_at_exactly_the_edge_has_no_gradients(y, x):
+    input = torch.rand(1, 1, 3, 4, requires_grad=True)
+    offset = torch.tensor([y, x]).view(1, 2, 1, 1).repeat(1, 1, 3, 4)
+    offset -= torch.stack(torch.meshgrid(torch.arange(3), torch.arange(4), indexing="ij"))
+    offset, mask = offset.requires_grad_(), torch.ones(1, 1, 3, 4, requires_grad=True)
+    output = modulated_deform_conv2d(input, offset, mask, torch.ones(1, 1, 1, 1))
+    grads = torch.autograd.grad(output.sum(), [input, offset, mask])
+    assert not any(tensor.any() for tensor in (output, *grads))
+
+
+@pytest.mark.parametrize(("groups", "deform_groups", "stride", "padding", "dilation"), CONVOLUTIONS)
+def test_offsets_and_masks_of_a_larger_map_are_read_flat(
+    groups, deform_groups, stride, padding, dilation
+):
+    """As mmcv's kernels do, which DyHead needs; what they do not reach gets no gradient."""
+    x = operands(stride, padding, dilation, groups, deform_groups, larger_by=2)
+    conv = (stride, padding, dilation, groups, deform_groups)
+    actual = modulated_deform_conv2d(*x.values(), *conv)
+    taps, size = deform_groups * 6, actual.shape[2:]
+    leading = {
+        name: x[name].flatten(1)[:, : n * size.numel()].reshape(2, n, *size)
+        for name, n in (("offset", 2 * taps), ("mask", taps))
+    }
+    expected = reference(*(x | leading).values(), *conv)
+    assert_same_with_gradients(actual, expected, [*x.values()])
+
+
+@pytest.mark.parametrize("name", ["offset", "mask"])
+def test_too_few_offsets_or_masks_are_named(name):
+    x = operands(1, 1, 1, 1, 1)
+    x[name] = x[name][:, :, 1:].detach()
+    with pytest.raises(ValueError, match=rf"{name}s of shape .*, 5, 6\) .* needs .*, 6, 6\)"):
+        modulated_deform_conv2d(*x.values(), 1, 1)
 
 
 @pytest.mark.parametrize("packed", [DeformConv2dPack, ModulatedDeformConv2dPack])

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from mmcv.ops import MultiScaleDeformableAttention
@@ -32,13 +34,16 @@ def loops(value, locations, weights):
         *(torch.arange(n) for n in locations.shape[:5])
     ).tolist():
         height, width = SHAPES[level].tolist()
-        x, y = (locations[b, q, m, level, p] * torch.tensor([width, height]) - 0.5).tolist()
-        for row in (int(y // 1), int(y // 1) + 1):
-            for column in (int(x // 1), int(x // 1) + 1):
+        x, y = locations[b, q, m, level, p] * torch.tensor([width, height]) - 0.5
+        if not (-1 < y < height and -1 < x < width):
+            continue
+        y0, x0 = math.floor(y.detach()), math.floor(x.detach())
+        for row, share_y in ((y0, y0 + 1 - y), (y0 + 1, y - y0)):
+            for column, share_x in ((x0, x0 + 1 - x), (x0 + 1, x - x0)):
                 if 0 <= row < height and 0 <= column < width:
                     key = int(STARTS[level]) + row * width + column
-                    share = (1 - abs(y - row)) * (1 - abs(x - column))
-                    output[b, q, m] += weights[b, q, m, level, p] * share * value[b, key, m]
+                    share = weights[b, q, m, level, p] * share_y * share_x
+                    output[b, q, m] += share * value[b, key, m]
     return output.flatten(2)
 
 
@@ -51,6 +56,24 @@ def test_gradients_are_those_of_mmcvs_python_version():
     inputs = operands()
     actual = attend(*inputs)
     expected = multi_scale_deformable_attn_pytorch(inputs[0], SHAPES, *inputs[1:])
+    torch.testing.assert_close(actual, expected)
+    upstream = torch.rand(expected.shape, dtype=torch.float64)
+    torch.testing.assert_close(
+        torch.autograd.grad(actual, inputs, upstream),
+        torch.autograd.grad(expected, inputs, upstream),
+    )
+
+
+def test_gradients_on_cells_and_on_the_edges_of_the_maps():
+    """On a cell's centre the slope after it counts; at exactly -1, H or W there is none."""
+    inputs = operands()
+    size = SHAPES.flip(1).view(1, 1, 1, 3, 1, 2)
+    with torch.no_grad():
+        places = (inputs[1] * size - 0.5).round()
+        inputs[1].copy_((places + 0.5) / size)
+    assert (places == -1).any()
+    assert (places == size).any()
+    actual, expected = attend(*inputs), loops(*inputs)
     torch.testing.assert_close(actual, expected)
     upstream = torch.rand(expected.shape, dtype=torch.float64)
     torch.testing.assert_close(

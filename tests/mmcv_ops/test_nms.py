@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from mmcv.ops import batched_nms, nms, nms_match, soft_nms
+from mmcv.ops import batched_nms, line_nms, nms, nms_match, soft_nms
 
 
 def random_boxes(n, seed=0):
@@ -169,3 +169,43 @@ def test_nms_match_groups_the_suppressed_boxes():
 
     assert [group.tolist() for group in groups] == expected
     assert any(len(group) > 2 for group in expected)
+
+
+def close_lanes(a, b, overlap):
+    """Whether two lanes' mean distance over the rows that both have is below ``overlap``."""
+    rows = []
+    for lane in (a, b):
+        first = int(lane[2] * (len(lane) - 6) + 0.5)
+        rows.append(set(range(first, min(first + int(lane[4]), len(lane) - 5))))
+    shared = rows[0] & rows[1]
+    return bool(shared) and sum(abs(a[5 + r] - b[5 + r]) for r in shared) < overlap * len(shared)
+
+
+@pytest.mark.parametrize("rows", [72, 9])
+@pytest.mark.parametrize("top_k", [100, 3])
+def test_line_nms(rows, top_k):
+    generator = torch.Generator().manual_seed(0)
+    lanes = torch.rand(30, 5 + rows, generator=generator, dtype=torch.float64)
+    lanes[:, 4] *= rows
+    lanes[:, 5:] += 20 * torch.rand(30, 1, generator=generator, dtype=torch.float64)
+    scores = torch.rand(30, generator=generator, dtype=torch.float64)
+
+    keep, count, parent = line_nms(lanes, scores, 1.5, top_k)
+
+    kept, expected_parent = [], torch.zeros(30, dtype=torch.long)
+    order = scores.argsort(descending=True).tolist()
+    for n, i in enumerate(order):
+        if expected_parent[i] == 0 and len(kept) < top_k:
+            kept.append(i)
+            close = [j for j in order[n + 1 :] if close_lanes(lanes[i], lanes[j], 1.5)]
+            expected_parent[[i, *close]] = len(kept)
+    assert 0 < len(kept) < 30
+    assert keep.tolist() == kept + [0] * (30 - len(kept))
+    assert count == len(kept)
+    assert torch.equal(parent, expected_parent)
+
+
+def test_line_nms_of_nothing():
+    keep, count, parent = line_nms(torch.zeros(0, 77), torch.zeros(0), 5.0, 4)
+    assert keep.shape == parent.shape == (0,)
+    assert count == 0

@@ -111,6 +111,30 @@ def test_half_precision_is_rounded_once(pool_mode, dtype):
     assert torch.equal(layer(input, rois), expected)
 
 
+@pytest.mark.parametrize("pool_mode", ["avg", "max"])
+@pytest.mark.parametrize(
+    ("y", "x", "cell"),
+    [
+        (-1, 2, (0, 2)),
+        (2, -1, (2, 0)),
+        (6, 7, (5, 6)),
+        (5, 6, (5, 6)),
+        (0, 0, (0, 0)),
+        (3, 4, (3, 4)),
+    ],
+)
+def test_samples_on_cells_and_on_the_edge_of_the_map(y, x, cell, pool_mode):
+    """Up to the edge the border is read. A maximum at y = -1 learns nothing: mmcv marks none so."""
+    input = features().add(9).requires_grad_()
+    roi = torch.tensor([[0.0, x - 1, y - 1, x + 1, y + 1]], dtype=torch.float64)
+    output = RoIAlign(1, 1.0, 1, pool_mode, aligned=False)(input, roi)
+    output.sum().backward()
+    assert torch.equal(output[0, :, 0, 0], input[(0, slice(None), *cell)])
+    expected = torch.zeros_like(input)
+    expected[(0, slice(None), *cell)] = pool_mode == "avg" or y != -1
+    assert torch.equal(input.grad, expected)
+
+
 @pytest.mark.parametrize("pool_mode", [0, 1])
 def test_backward_adds_to_what_the_caller_holds(pool_mode):
     rois, shape = ROIS[:2], (2, 3, 2, 2)

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import pytest
 import torch
 from fixtures import write_detector_config, write_segmentor_config
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
 from tool_modules import load_tool
 
 
@@ -89,3 +91,17 @@ def trained_segmentor(train_tool, ade20k_folder, tmp_path_factory) -> Trained:
     folder = tmp_path_factory.mktemp("segmentor")
     config = write_segmentor_config(folder / "tiny-fpn.py", ade20k_folder)
     return _train(train_tool, config, "--amp")
+
+
+@pytest.fixture
+def random_segmentor(ade20k_folder, tmp_path) -> Trained:
+    """With a backbone of ours, which has learned nothing."""
+    config = write_segmentor_config(tmp_path / "tiny-flatten.py", ade20k_folder)
+    arch = dict(embed_dims=(8, 16, 32, 64), num_heads=(1, 1, 2, 4), depths=(1, 1, 1, 1))
+    backbone = f"dict(_delete_=True, type='FLattenPVT', arch={arch})"
+    config.write_text(f"{config.read_text()}\nmodel['backbone'] = {backbone}\n")
+    cfg = Config.fromfile(config)
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        state = MODELS.build(cfg.model).state_dict()
+    torch.save({"state_dict": state}, tmp_path / "random.pth")
+    return Trained(config, tmp_path / "random.pth", {})

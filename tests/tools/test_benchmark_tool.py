@@ -140,6 +140,7 @@ def test_what_fails_is_told_and_the_rest_goes_on(benchmark_tool, tmp_path, capsy
         (["--baseline", "pvt-s"], "--baseline pvt-s: not among the models (flatten-pvtv2-b0"),
         (["--device", "gpu"], "--device gpu: give cpu"),
         (["--max-memory", "1", "--no-memory"], "drop --no-memory"),
+        (["--cuda-graphs"], "--cuda-graphs: needs a GPU, and the device is cpu"),
     ],
 )
 def test_mistakes_are_one_line(benchmark_tool, capsys, arguments, message):
@@ -159,6 +160,14 @@ def test_two_configs_of_one_name(benchmark_tool, tmp_path, capsys):
     assert "more than one would be called model" in capsys.readouterr().err
 
 
+def test_graphs_get_the_warm_up_that_they_need(benchmark_tool):
+    assert benchmark_tool.parse_args(["--cuda-graphs"]).warmup == 2
+    assert benchmark_tool.parse_args(["--cuda-graphs", "--warmup", "3"]).warmup == 3
+    args = benchmark_tool.parse_args(["--models", "pvt-t", "--cuda-graphs"])
+    names = [candidate.name for candidate in benchmark_tool.choose_candidates(args)]
+    assert names == ["pvt-t", "pvt-t graphs"]
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -168,6 +177,7 @@ def test_two_configs_of_one_name(benchmark_tool, tmp_path, capsys):
         ["--amp"],
         ["--mode", "forward"],
         ["--compile", "--warmup", "0"],
+        ["--cuda-graphs", "--mode", "inference", "training"],
         ["--max-memory", "0"],
         ["--max-seconds", "-1"],
     ],

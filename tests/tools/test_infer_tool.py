@@ -7,8 +7,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from graph_recorder import CpuRecorder
 from mmdet.datasets import CocoDataset
 from pycocotools import mask as coco_mask
+
+from flatten_det.backbones import cuda_graphs
 
 
 @pytest.fixture
@@ -120,6 +123,29 @@ def test_no_images(run, trained_detector, tmp_path, capsys, given):
     (tmp_path / "empty" / "notes.txt").write_text("no image")
     assert run(trained_detector, trained_detector.checkpoint, tmp_path / given) == 2
     assert f"error: {tmp_path / given}: no image found" in capsys.readouterr().err
+
+
+def test_cuda_graphs(run, random_segmentor, ade20k_folder, tmp_path, monkeypatch):
+    """Images of one size, one after the other, give what they give without."""
+    image = ade20k_folder / "images" / "training" / "ADE_train_00000001.jpg"
+    images = [shutil.copy(image, tmp_path / f"{n}.jpg") for n in range(4)]
+    arguments = [random_segmentor.checkpoint, *images]
+    with pytest.warns(UserWarning, match="without CUDA graphs: the images are on cpu"):
+        assert run(random_segmentor, *arguments, "--cuda-graphs") == 0
+    names = [f"preds/{n}.png" for n in range(4)]
+    expected = [cv2.imread(str(tmp_path / "out" / name), -1) for name in names]
+    monkeypatch.setattr(cuda_graphs, "Recorder", CpuRecorder)
+    before = CpuRecorder.replayed
+    assert run(random_segmentor, *arguments, "--cuda-graphs") == 0
+    assert CpuRecorder.replayed == before + 3
+    for name, label_map in zip(names, expected, strict=True):
+        assert (cv2.imread(str(tmp_path / "out" / name), -1) == label_map).mean() > 0.99
+
+
+def test_cuda_graphs_of_another_backbone(run, trained_segmentor, ade20k_folder, capsys):
+    image = ade20k_folder / "images" / "training" / "ADE_train_00000001.jpg"
+    assert run(trained_segmentor, trained_segmentor.checkpoint, image, "--cuda-graphs") == 2
+    assert "error: --cuda-graphs: CUDA graphs are for backbones" in capsys.readouterr().err
 
 
 def test_device_that_is_not_there(run, trained_detector, coco_folder, capsys):

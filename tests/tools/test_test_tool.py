@@ -8,6 +8,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from graph_recorder import CpuRecorder
+
+from flatten_det.backbones import cuda_graphs
 
 
 def printed_metrics(capsys) -> dict[str, float]:
@@ -55,6 +58,16 @@ def test_tta(run, kind, request, tmp_path, capsys):
     assert run(trained, "--tta", "--show-dir", str(tmp_path / "pictures")) == 0
     assert {"detector": "coco/segm_mAP", "segmentor": "mIoU"}[kind] in capsys.readouterr().out
     assert len(list((tmp_path / "pictures").iterdir())) == 3
+
+
+def test_cuda_graphs(run, random_segmentor, monkeypatch, capsys):
+    """Of three images of one size the second is captured."""
+    monkeypatch.setattr(cuda_graphs, "Recorder", CpuRecorder)
+    before = CpuRecorder.replayed
+    of_one_size = ["--cfg-options", "test_dataloader.dataset.pipeline.1.keep_ratio=False"]
+    assert run(random_segmentor, "--cuda-graphs", *of_one_size) == 0
+    assert CpuRecorder.replayed == before + 2
+    assert printed_metrics(capsys)["aAcc"] >= 0
 
 
 def test_tta_without_a_recipe_for_segmentation(run, trained_segmentor, tmp_path, capsys):

@@ -1,11 +1,11 @@
-"""What is compared: models by name, as they are or compiled."""
+"""What is compared: models by name, as they are, compiled, or replayed from CUDA graphs."""
 
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-_COMPILED = " compiled"
+_COMPILED, _GRAPHS = VARIANTS = (" compiled", " graphs")
 
 
 @dataclass(frozen=True)
@@ -16,16 +16,19 @@ class Candidate:
         model: see :func:`~.sources.find_source`.
         compiled: by ``torch.compile``, for each size anew, so that it is at its best.
         fused: at inference, fold what :meth:`~...DenseBackbone.fuse_for_inference` folds.
+        graphs: replayed from CUDA graphs; of a whole model, its backbone.
     """
 
     model: str
     compiled: bool = False
     fused: bool = True
+    graphs: bool = False
 
     @property
     def name(self) -> str:
         """In tables and files; a config goes by its file name."""
-        return f"{short_name(self.model)}{_COMPILED if self.compiled else ''}"
+        variant = _COMPILED * self.compiled + _GRAPHS * self.graphs
+        return f"{short_name(self.model)}{variant}"
 
 
 def short_name(model: str) -> str:
@@ -55,13 +58,18 @@ def is_flatten(name: str) -> bool:
     return "flatten" in name
 
 
-def is_compiled(name: str) -> bool:
-    """Whether it is the compiled candidate of its model."""
-    return name.endswith(_COMPILED)
+def variant_of(name: str) -> str:
+    """What tells a candidate from the others of its model: nothing if it is the model as it is."""
+    return next((variant for variant in VARIANTS if name.endswith(variant)), "")
 
 
-def make_candidates(models: Iterable[str], compile: bool, fuse: bool) -> list[Candidate]:
-    """Each model once, in the order given; with ``compile`` each once more, compiled."""
-    models = list(dict.fromkeys(models))
-    variants = (False, True) if compile else (False,)
-    return [Candidate(model, compiled, fuse) for model in models for compiled in variants]
+def make_candidates(
+    models: Iterable[str], compile: bool, fuse: bool, graphs: bool = False
+) -> list[Candidate]:
+    """Each model once, in the order given; once more for each of ``compile`` and ``graphs``."""
+    variants = [{}, *[{"compiled": True}] * compile, *[{"graphs": True}] * graphs]
+    return [
+        Candidate(model, fused=fuse, **variant)
+        for model in dict.fromkeys(models)
+        for variant in variants
+    ]

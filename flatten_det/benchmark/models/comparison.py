@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from ..timing import paired_speedup
-from .candidates import is_compiled, is_flatten
+from .candidates import is_flatten, variant_of
 from .curves import QUANTITIES, Crossover, Curve, find_crossover
 from .result import Result
 
@@ -56,11 +56,11 @@ class Comparison:
         return self.curve(kind, name, quantity).exponent(self.fit_from)
 
     def crossovers(self, kind: str, quantity: str) -> dict[tuple[str, str], Crossover]:
-        """Of each FLatten candidate with each that is none, as they are or both compiled."""
+        """Of each FLatten candidate with each that is none, as they are or both of one variant."""
         found = {}
         for ours in filter(is_flatten, self.names):
             for theirs in self.names:
-                if is_flatten(theirs) or is_compiled(ours) != is_compiled(theirs):
+                if is_flatten(theirs) or variant_of(ours) != variant_of(theirs):
                     continue
                 crossover = find_crossover(
                     self.curve(kind, ours, quantity), self.curve(kind, theirs, quantity)
@@ -85,6 +85,7 @@ class Comparison:
             "median_s": result.seconds,
             "first_quartile_s": first,
             "third_quartile_s": third,
+            "host_s": result.host_seconds,
             "speedup": self.speedup(result),
             "images_per_second": result.images_per_second,
             "megapixels_per_second": result.megapixels_per_second,

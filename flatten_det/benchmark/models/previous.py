@@ -26,7 +26,9 @@ def load_previous(path: Path, how: Mapping[str, object]) -> list[Result]:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
             raise ValueError(content["format"])
-        before, cells = content["how"], [Result.from_record(cell) for cell in content["cells"]]
+        # What files lack that were written before it could be measured.
+        before = {"cuda-graphs": False, **content["how"]}
+        cells = [Result.from_record(cell) for cell in content["cells"]]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} is not of this tool, or of another version of it: give another --out, or --fresh "

@@ -20,6 +20,7 @@ class Result:
         timing: None if it did not run to the end.
         peak: None if memory was not measured.
         failure: why there are no times.
+        host_seconds: until a call on a GPU returns, its work launched; None elsewhere.
     """
 
     setting: Setting
@@ -28,6 +29,7 @@ class Result:
     timing: Timing | None = None
     peak: Peak | None = None
     failure: str | None = None
+    host_seconds: float | None = None
 
     @property
     def pixels(self) -> int:
@@ -75,6 +77,7 @@ class Result:
             "seconds": list(self.timing.seconds) if self.timing else None,
             "peak": asdict(self.peak) if self.peak else None,
             "failure": self.failure,
+            "host_seconds": self.host_seconds,
         }
 
     @classmethod
@@ -92,4 +95,5 @@ class Result:
             Timing(tuple(seconds)) if seconds else None,
             Peak(**peak) if peak else None,
             record["failure"],
+            record.get("host_seconds"),
         )

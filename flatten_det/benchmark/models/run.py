@@ -8,7 +8,7 @@ import torch
 
 from ..failures import describe_failure
 from ..memory import LINUX_ONLY, available_memory, peak_in_fresh_process, peak_on_cuda
-from ..timing import Call, alternate, clock_of
+from ..timing import Call, alternate, clock_of, host_seconds
 from .candidates import Candidate
 from .cost import count_cost
 from .limits import reason_to_skip
@@ -48,8 +48,9 @@ class Plan:
     def record(self) -> dict[str, object]:
         """For a JSON file, under the names of the tool's options."""
         return {
-            "models": [candidate.model for candidate in self.candidates if not candidate.compiled],
+            "models": list(dict.fromkeys(candidate.model for candidate in self.candidates)),
             "compile": any(candidate.compiled for candidate in self.candidates),
+            "cuda-graphs": any(candidate.graphs for candidate in self.candidates),
             "fuse": all(candidate.fused for candidate in self.candidates),
             "rounds": self.rounds,
             "warmup": self.warmup,
@@ -118,12 +119,20 @@ def benchmark_setting(
         return seconds
 
     timings, failures = alternate(calls, plan.rounds, plan.warmup, telling_clock)
+    graphs = {candidate.name for candidate in plan.candidates if candidate.graphs}
     for name in calls:
-        peak = results[name].peak
-        if plan.memory and device.type == "cuda" and name in timings:
-            peak = peak_on_cuda(calls[name], device)
+        peak, host = results[name].peak, None
+        if device.type == "cuda" and name in timings:
+            host = host_seconds(calls[name], device, plan.rounds)
+            # A graph has had its memory since its capture.
+            if plan.memory and name not in graphs:
+                peak = peak_on_cuda(calls[name], device)
         results[name] = replace(
-            results[name], timing=timings.get(name), peak=peak, failure=failures.get(name)
+            results[name],
+            timing=timings.get(name),
+            host_seconds=host,
+            peak=peak,
+            failure=failures.get(name),
         )
     advance("times", steps)
     calls.clear()

@@ -13,6 +13,7 @@ _COLUMNS = {
     "model": "left",
     "ms": "right",
     "quartiles": "right",
+    "host ms": "right",
     "speed-up": "right",
     "images/s": "right",
     "Mpx/s": "right",
@@ -42,9 +43,9 @@ def explanation() -> str:
     """What the columns mean."""
     return (
         "Size: height x width. Times: median and quartiles of a call on the whole batch; of detectors and "
-        "segmentors without post-processing. Speed-up: median of the ratios of pairs in one round. Peak "
-        "memory: what a call takes beyond weights and images. GMACs: multiply-adds for one image, "
-        "attention included."
+        "segmentors without post-processing. Host: until all is launched on a GPU. Speed-up: median of the "
+        "ratios of pairs in one round. Peak memory: what a call takes beyond weights and images. GMACs: "
+        "multiply-adds for one image, attention included."
     )
 
 
@@ -63,6 +64,7 @@ def _figures(comparison: Comparison, result: Result) -> list[str]:
         result.name,
         number(result.seconds and result.seconds * 1e3, ".4g"),
         "" if first is None else f"{first * 1e3:.4g}-{third * 1e3:.4g}",
+        number(result.host_seconds and result.host_seconds * 1e3, ".4g"),
         number(comparison.speedup(result), ".2f", "x"),
         number(result.images_per_second, ".3g"),
         number(result.megapixels_per_second, ".3g"),

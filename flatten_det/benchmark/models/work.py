@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ...backbones.cuda_graphs import replay_forward
 from ..dtypes import DTYPES
 from .candidates import Candidate
 from .settings import Setting
@@ -34,6 +35,8 @@ def build_work(setting: Setting, candidate: Candidate) -> "Work":
     images = torch.randn(setting.batch, 3, *setting.size.hw).to(device, of_parameters)
     if candidate.compiled:
         _compile(source, model)
+    if candidate.graphs:
+        replay_forward(model.backbone if source.whole else model, strict=True)
     return Work(setting, _forward(source, setting, model, images), list(model.parameters()))
 
 
