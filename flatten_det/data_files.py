@@ -2,13 +2,14 @@
 
 import io
 import pickle
-from collections import OrderedDict, defaultdict
 from typing import Any, BinaryIO, TextIO
 
+import torch
 import yaml
 from mmengine.fileio import register_handler
 from mmengine.fileio.handlers import PickleHandler, YamlHandler
 
+from .checkpoints.data_types import ALSO_DATA_TYPES, DATA_TYPES, Called, finished
 from .checkpoints.safe_loading import load_as_data
 from .engine.errors import UserError
 
@@ -24,21 +25,18 @@ def _load_storage(content: bytes) -> Any:
     return load_as_data(io.BytesIO(content))
 
 
-# What a pickle of dicts, lists, numpy arrays and tensors calls.
 _CALLED = {
-    "builtins": {"set", "frozenset", "bytearray", "complex", "range", "slice"},
-    "numpy": {"ndarray", "dtype"},
-    "numpy.core.multiarray": {"_reconstruct", "scalar"},
-    "numpy.core.numeric": {"_frombuffer"},
-    "torch": {"Size", "device", *(f"{kind}Storage" for kind in ("Float", "Long", "Int", "Bool"))},
-    "torch._utils": {"_rebuild_tensor_v2"},
+    **DATA_TYPES,
+    **ALSO_DATA_TYPES,
+    "_codecs.encode": _encode,
+    "torch.Size": torch.Size,
+    "torch.device": torch.device,
+    "torch._utils._rebuild_tensor_v2": torch._utils._rebuild_tensor_v2,
+    "torch.storage._load_from_bytes": _load_storage,
+    **{str(kind): kind for kind in vars(torch).values() if isinstance(kind, torch.dtype)},
 }
-_STAND_INS = {
-    ("_codecs", "encode"): _encode,
-    ("torch.storage", "_load_from_bytes"): _load_storage,
-    ("collections", "OrderedDict"): OrderedDict,
-    ("collections", "defaultdict"): defaultdict,
-}
+# What the first protocols call by the names of Python 2.
+_MODERN = {"__builtin__": "builtins", "copy_reg": "copyreg", "xrange": "range", "long": "int"}
 
 
 class DataUnpickler(pickle.Unpickler):
@@ -50,12 +48,13 @@ class DataUnpickler(pickle.Unpickler):
         Raises:
             pickle.UnpicklingError: It is not what data is made of.
         """
-        if (module, name) in _STAND_INS:
-            return _STAND_INS[module, name]
-        modern = module.replace("__builtin__", "builtins").replace("numpy._core", "numpy.core")
-        if name not in _CALLED.get(modern, ()):
+        modern = f"{_MODERN.get(module, module)}.{_MODERN.get(name, name)}"
+        if modern.startswith("mmengine.logging.history_buffer.HistoryBuffer."):
+            return modern  # One of its statistics.
+        if modern not in _CALLED:
             raise pickle.UnpicklingError(f"{module}.{name} is not data")
-        return super().find_class(module, name)
+        found = _CALLED[modern]
+        return Called(found) if callable(found) and not hasattr(found, "make") else found
 
 
 class DataPickleHandler(PickleHandler):
@@ -68,7 +67,7 @@ class DataPickleHandler(PickleHandler):
             UserError: It is damaged, or holds something that would run code.
         """
         try:
-            return DataUnpickler(file, **kwargs).load()
+            return finished(DataUnpickler(file, **kwargs).load(), _size(file))
         except Exception as error:
             raise UserError(
                 f"a pickle file{_named(file)} (annotations, proposals or results) cannot be read: it is "
@@ -97,13 +96,18 @@ class DataYamlHandler(YamlHandler):
             UserError: It is damaged, or holds something that would run code.
         """
         try:
-            return yaml.load(file, Loader=_DataLoader)
-        except yaml.YAMLError as error:
+            return finished(yaml.load(file, Loader=_DataLoader), _size(file))
+        except (yaml.YAMLError, pickle.UnpicklingError, ValueError, RecursionError) as error:
             reason = " ".join(str(error).split())
             raise UserError(
                 f"a YAML file{_named(file)} cannot be read: it is damaged, or asks for Python objects, "
                 f"which could run code: {reason}: correct it"
             ) from error
+
+
+def _size(file: BinaryIO | TextIO) -> int:
+    """Bytes that were read of an open file, or characters."""
+    return file.tell() if file.seekable() else 0
 
 
 def _named(file: Any) -> str:

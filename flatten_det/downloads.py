@@ -6,6 +6,7 @@ import urllib.error
 import urllib.request
 from http.client import HTTPException
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from filelock import FileLock
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
@@ -14,6 +15,27 @@ ATTEMPTS = 3
 TIMEOUT_SECONDS = 30
 _CHUNK = 1 << 18
 _OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+_UNANNOUNCED = 1 << 34  # Bytes that are taken from a server that does not say how many there are.
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows a server elsewhere by http(s), but not from where a certificate counts to where none does."""
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        """The request that follows.
+
+        Raises:
+            DownloadError: It would be of another kind.
+        """
+        kinds = ("https",) if req.type == "https" else ("http", "https")
+        if urlsplit(newurl).scheme not in kinds:
+            raise DownloadError(
+                f"{req.full_url}: the server refers to {newurl}, which is not {' or '.join(kinds)}"
+            )
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+_OPENER = urllib.request.build_opener(_Redirects)
 
 
 class DownloadError(Exception):
@@ -49,6 +71,8 @@ def download_file(url: str, target: Path, size: int | None = None) -> None:
                 raise DownloadError(
                     f"{url}: the server answers {error.code} {error.reason}"
                 ) from error
+            except ValueError as error:
+                raise DownloadError(f"{url}: this is no address ({error})") from error
             except (OSError, HTTPException) as error:
                 if getattr(error, "errno", None) in _OF_DISKS:
                     raise DownloadError(
@@ -72,7 +96,7 @@ def _continue(url: str, target: Path, size: int | None) -> None:
         # If the file has changed since, the server sends all of it.
         headers |= {"Range": f"bytes={start}-", "If-Range": state.read_text()}
     try:
-        response = urllib.request.urlopen(
+        response = _OPENER.open(
             urllib.request.Request(url, headers=headers), timeout=TIMEOUT_SECONDS
         )
     except urllib.error.HTTPError as error:
@@ -83,8 +107,12 @@ def _continue(url: str, target: Path, size: int | None) -> None:
     with response:
         if response.status != 206:
             start = 0
-        length = response.headers.get("Content-Length")
-        total = None if length is None else start + int(length)
+        sent = response.headers.get("Content-Range")
+        if start and sent and not sent.startswith(f"bytes {start}-"):
+            part.unlink()
+            raise ConnectionError("the server sent another part than was asked for")
+        length = response.headers.get("Content-Length", "")
+        total = start + int(length) if length.isdecimal() else None
         if size is not None and total is not None and total != size:
             raise DownloadError(f"{url}: the server has a file of {total} bytes instead of {size}")
         version = response.headers.get("ETag") or response.headers.get("Last-Modified")
@@ -112,10 +140,11 @@ def _append(response, part: Path, start: int, total: int | None, name: str) -> N
     with part.open("ab" if start else "wb") as file, Progress(*columns) as progress:
         task = progress.add_task(name, total=total, completed=start)
         while chunk := response.read(_CHUNK):
-            if total is not None and file.tell() + len(chunk) > total:
+            most = _UNANNOUNCED if total is None else total
+            if file.tell() + len(chunk) > most:
                 part.unlink()
                 raise DownloadError(
-                    f"{part}: the server sends more than the {total} bytes of {name}"
+                    f"{part}: the server sends more than the {most} bytes of {name}"
                 )
             file.write(chunk)
             progress.update(task, advance=len(chunk))

@@ -115,6 +115,26 @@ def test_yaml_makes_no_objects(tmp_path):
     assert not marker.exists()
 
 
+def test_yaml_that_unfolds_without_measure_is_refused(tmp_path):
+    """Each line names the one before twice."""
+    lines = ["x0: &x0 [lol]", *(f"x{i}: &x{i} [*x{i - 1}, *x{i - 1}]" for i in range(1, 27))]
+    (tmp_path / "a.yaml").write_text("\n".join(lines))
+    with pytest.raises(UserError, match=r"a YAML file .*would unfold to more than 1000000 items"):
+        mmengine.load(tmp_path / "a.yaml")
+    (tmp_path / "a.yaml").write_text("x: &x [*x]")
+    with pytest.raises(UserError, match=r"a YAML file .*contains itself"):
+        mmengine.load(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize(
+    "text", [f"a: {'9' * 5000}", "a: 2026-99-99", "[" * 5000], ids=["number", "date", "depth"]
+)
+def test_yaml_that_cannot_be_read_is_one_message(text, tmp_path):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(UserError, match="a YAML file"):
+        mmengine.load(tmp_path / "a.yaml")
+
+
 def test_yaml_of_configs_comes_back(tmp_path):
     content = {"scale": (1333, 800), "mean": [1.5, 2], "nested": {"on": True, "pairs": [(1, (2,))]}}
     mmengine.dump(content, tmp_path / "a.yml")

@@ -1,12 +1,17 @@
 """What images say about themselves decides whether they are decoded."""
 
+import os
+import re
+import socket
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
-from bombs import png_bomb
+from bombs import huge_files, png_bomb
 from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
-from PIL import EpsImagePlugin, Image
+from PIL import EpsImagePlugin, Image, features
 
 from flatten_det.data_doctor.images import IMAGES, ImageFault, opened
 from flatten_det.datasets.preparation.cityscapes_labels import write_train_ids
@@ -50,6 +55,90 @@ def test_bombs_are_not_decoded(key, size, tmp_path):
     assert not loaded
 
 
+@pytest.fixture
+def no_decoder(monkeypatch):
+    for decoder in ("imdecode", "imread"):
+        monkeypatch.setattr(cv2, decoder, lambda *args: pytest.fail("decoded"))
+
+
+@pytest.mark.parametrize("kind", huge_files(20_000, 20_000))
+def test_bombs_of_every_kind_in_every_reader(kind, tmp_path, no_decoder):
+    """OpenCV goes by the content, whatever the name."""
+    folder = tmp_path / "gtFine" / "train" / "aachen"
+    folder.mkdir(parents=True)
+    path = folder / "a_gtFine_labelIds.png"
+    path.write_bytes(huge_files(20_000, 20_000)[kind])
+    refused = rf"labelIds\.png ({TOO_LARGE}|cannot be decoded .*cannot be told beforehand)"
+    for key in ("img_path", "seg_map_path", "img_path2", "depth_map_path"):
+        with pytest.raises(ImageError, match=refused):
+            CheckedPipeline([load])({key: str(path)})
+    assert re.search(refused, image_error(path))
+    content = {"images": [{"id": 1, "file_name": path.name}], "annotations": [], "categories": []}
+    with pytest.raises(UserError, match=refused):
+        completed(CocoFile(tmp_path / "a.json", content), folder)
+    with pytest.raises(UserError, match=refused):
+        write_train_ids(tmp_path, "train")
+    with pytest.raises(ImageFault, match=r"was not decoded|cannot be told beforehand"):
+        opened(str(path), IMAGES)
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="Pillow without AVIF")
+def test_avif_has_the_limit(tmp_path, no_decoder):
+    path = tmp_path / "picture.jpg"
+    Image.new("RGB", (30, 20)).save(path, "AVIF")
+    with pytest.raises(ImageError, match=TOO_LARGE):
+        CheckedPipeline([load], max_pixels=100)({"img_path": str(path)})
+    with pytest.raises(ImageFault, match="was not decoded"):
+        opened(str(path), IMAGES)
+
+
+def test_small_images_of_other_kinds_are_decoded(tmp_path):
+    """A TIFF with more channels than Pillow has modes for states its size all the same."""
+    path = tmp_path / "bands.tif"
+    cv2.imwrite(str(path), np.ones((20, 30, 3), np.float32))
+    loaded = LoadImageFromFile(color_type="unchanged")
+    assert CheckedPipeline([loaded])({"img_path": str(path)})["img_shape"] == (20, 30)
+    for kind in ("tiff", "tiff of many channels", "big tiff", "sun", "ppm", "grey pfm"):
+        path.write_bytes(huge_files(30, 20)[kind])
+        assert why_not_decoded(path) is None
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device", "folder", "broken link"])
+@pytest.mark.parametrize("key", ["img_path", "seg_map_path"])
+def test_what_is_no_file_is_not_opened(kind, key, tmp_path, monkeypatch):
+    """A named pipe would wait for a writer for ever."""
+    monkeypatch.chdir(tmp_path)  # The names of sockets are short.
+    path = Path("picture.png")
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        socket.socket(socket.AF_UNIX).bind("picture.png")
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("nowhere.png")
+    kind = {"pipe": "named pipe", "broken link": "link to nothing"}.get(kind, kind)
+    said = rf"image picture\.png is a {kind}.*: it was not opened"
+    with pytest.raises(ImageError, match=said):
+        CheckedPipeline([load])({key: "picture.png"})
+    assert re.match(said, image_error(path))
+    with pytest.raises(ImageFault, match=f"is a {kind}"):
+        opened("picture.png", IMAGES)
+    content = {"images": [{"id": 1, "file_name": path.name}], "annotations": [], "categories": []}
+    with pytest.raises(UserError, match=rf"image picture\.png is a {kind}"):
+        completed(CocoFile(tmp_path / "a.json", content), Path())
+
+
+def test_what_may_not_be_read_is_named(tmp_path, monkeypatch):
+    path = tmp_path / "picture.png"
+    cv2.imwrite(str(path), np.zeros((3, 4), np.uint8))
+    monkeypatch.setattr(os, "access", lambda *args: False)  # Root may read everything.
+    with pytest.raises(ImageError, match=r"picture\.png cannot be read: permission denied"):
+        CheckedPipeline([load])({"img_path": str(path)})
+
+
 def test_large_images_are_decoded(tmp_path):
     path = str(tmp_path / "large.png")
     cv2.imwrite(path, np.zeros((4096, 8192), np.uint8))
@@ -86,8 +175,8 @@ def test_postscript_is_not_run(postscript):
     Image.open(postscript)  # It is one, for Pillow.
     with pytest.raises(ImageError, match="it is PostScript, a program"):
         CheckedPipeline([load])({"img_path": str(postscript)})
-    assert "cannot be decoded" in image_error(postscript)
-    with pytest.raises(ImageFault, match="its content is no image"):
+    assert "it is PostScript, a program" in image_error(postscript)
+    with pytest.raises(ImageFault, match="it is PostScript, a program"):
         opened(str(postscript), IMAGES)
 
 

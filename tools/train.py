@@ -1,16 +1,19 @@
 """Train a detector or a segmentor: ``tools/train.py CONFIG``."""
 
 import argparse
+import contextlib
 import sys
 
 import _quiet  # noqa: F401
 
 from flatten_det.checkpoints import trusted_checkpoints
+from flatten_det.data_doctor.report import check_command
 from flatten_det.engine.amp import AMP_DTYPES
 from flatten_det.engine.cli import (
     add_common_options,
     add_launcher_options,
     add_trust_option,
+    cfg_option_texts,
     run_tool,
     set_local_rank,
     use_matplotlib_without_display,
@@ -21,6 +24,7 @@ from flatten_det.engine.config import (
     load_config,
     resume_from,
 )
+from flatten_det.engine.newest_checkpoint import NoCheckpointError
 from flatten_det.engine.train import train
 
 
@@ -59,7 +63,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_common_options(parser)
     add_trust_option(parser)
     add_launcher_options(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.cfg_option_texts = cfg_option_texts(argv)
+    return args
 
 
 def run(args: argparse.Namespace) -> None:
@@ -75,7 +81,15 @@ def run(args: argparse.Namespace) -> None:
     with trusted_checkpoints(args.trust_checkpoint):
         if args.resume:
             resume_from(cfg, args.resume)
-        train(cfg, check_data=not args.no_data_check)
+        elif cfg.get("resume") and not cfg.get("load_from"):
+            # mmengine would take what last_checkpoint names, whatever that is, or start anew.
+            with contextlib.suppress(NoCheckpointError):
+                resume_from(cfg, "auto")
+        train(
+            cfg,
+            check_data=not args.no_data_check,
+            check_command=check_command(args.config, args.cfg_option_texts),
+        )
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -3,20 +3,18 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
-from mmengine.logging import MMLogger
-from mmengine.model import BaseModule
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from ..attention import FocusedLinearAttention
-from ..checkpoints import load_backbone, read_checkpoint
+from ..checkpoints.initialising import ExplainedModule
 from .autocast_weights import AutocastWeights
 from .valid_region import apply_to_valid, valid_sizes
 
 NORM_LAYERS = (nn.LayerNorm, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
 
 
-class DenseBackbone(BaseModule):
+class DenseBackbone(ExplainedModule):
     """Base of all families: one feature map for each stage that is returned.
 
     Attributes:
@@ -28,15 +26,32 @@ class DenseBackbone(BaseModule):
         norm_eval: keep the norm layers in evaluation mode during training.
         mask_padding: compute images without the padding of their batch; see :mod:`.valid_region`.
         init_cfg: ``dict(type='Pretrained', checkpoint=...)`` loads a classification checkpoint of the
-            original release as it was downloaded, or one saved from this class.
+            original release as it was downloaded, or one saved from this class; or any other of
+            mmengine's, or a list of them.
+        pretrained: such a checkpoint, instead of ``init_cfg``.
+
+    Raises:
+        ValueError: for both ``init_cfg`` and ``pretrained``, or one that names no file.
     """
 
     strides: ClassVar[tuple[int, ...]] = (4, 8, 16, 32)
     out_indices: tuple[int, ...]
 
     def __init__(
-        self, frozen_stages: int, norm_eval: bool, mask_padding: bool, init_cfg: Mapping | None
+        self,
+        frozen_stages: int,
+        norm_eval: bool,
+        mask_padding: bool,
+        init_cfg: Mapping | Sequence[Mapping] | None,
+        pretrained: str | None,
     ) -> None:
+        if pretrained is not None:
+            if init_cfg or not isinstance(pretrained, str):
+                raise ValueError(
+                    f"pretrained must be a file or URL, and the only one; got {pretrained!r} and "
+                    f"init_cfg={init_cfg!r}"
+                )
+            init_cfg = dict(type="Pretrained", checkpoint=pretrained)
         super().__init__(init_cfg)
         self.mask_padding = mask_padding
         self.frozen_stages = frozen_stages
@@ -103,20 +118,6 @@ class DenseBackbone(BaseModule):
             for name, module in self.named_modules()
             if isinstance(module, FocusedLinearAttention)
         }
-
-    def init_weights(self) -> None:
-        """Load the checkpoint of ``init_cfg``, if any; the constructor has initialised the rest.
-
-        Raises:
-            CheckpointError: if the file cannot be read or does not fit; it lists the keys.
-        """
-        if not isinstance(self.init_cfg, Mapping) or self.init_cfg["type"] != "Pretrained":
-            super().init_weights()
-            return
-        source = self.init_cfg["checkpoint"]
-        report = load_backbone(self, read_checkpoint(source), source)
-        MMLogger.get_current_instance().info(report.summary())
-        self._is_init = True
 
     def _init_from_scratch(self) -> None:
         for name, parameter in self.named_parameters():

@@ -54,6 +54,8 @@ class FLattenCSwin(PyramidBackbone):
         compile: run the blocks through ``torch.compile``: True, or its options; see :mod:`.compiling`.
         init_cfg: ``dict(type='Pretrained', checkpoint='flatten_cswin_t.pth')`` loads an official
             classification checkpoint.
+        pretrained: the same, as MMSegmentation's segmentors pass it on.
+        convert_weights: as of MMDetection's backbones; official files are converted in any case.
 
     Raises:
         ValueError: for arguments that describe no network.
@@ -84,7 +86,9 @@ class FLattenCSwin(PyramidBackbone):
         mask_padding: bool = True,
         with_cp: bool | Mapping[str, Any] = False,
         compile: bool | Mapping[str, Any] = False,
-        init_cfg: Mapping | None = None,
+        init_cfg: Mapping | Sequence[Mapping] | None = None,
+        pretrained: str | None = None,
+        convert_weights: bool = True,
     ) -> None:
         check_options(locals())
         fields = resolve_arch(arch, self.arch_zoo)
@@ -133,6 +137,7 @@ class FLattenCSwin(PyramidBackbone):
             norm_eval=norm_eval,
             mask_padding=mask_padding,
             init_cfg=init_cfg,
+            pretrained=pretrained,
         )
         for stage in self.out_indices:
             setattr(self, f"norm{stage + 1}", nn.LayerNorm(dims[stage]))

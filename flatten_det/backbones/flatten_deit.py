@@ -70,6 +70,8 @@ class FLattenDeiT(DenseBackbone):
         compile: run the blocks through ``torch.compile``: True, or its options; see :mod:`.compiling`.
         init_cfg: ``dict(type='Pretrained', checkpoint=...)`` loads a classification checkpoint of DeiT,
             or one saved from this class.
+        pretrained: the same, as MMSegmentation's segmentors pass it on.
+        convert_weights: as of MMDetection's backbones; official files are converted in any case.
 
     Raises:
         ValueError: for arguments that describe no network.
@@ -98,9 +100,13 @@ class FLattenDeiT(DenseBackbone):
         mask_padding: bool = True,
         with_cp: bool | Mapping[str, Any] = False,
         compile: bool | Mapping[str, Any] = False,
-        init_cfg: Mapping | None = None,
+        init_cfg: Mapping | Sequence[Mapping] | None = None,
+        pretrained: str | None = None,
+        convert_weights: bool = True,
     ) -> None:
-        super().__init__(check_frozen_stages(frozen_stages, 1), norm_eval, mask_padding, init_cfg)
+        super().__init__(
+            check_frozen_stages(frozen_stages, 1), norm_eval, mask_padding, init_cfg, pretrained
+        )
         self.arch = arch
         check_options(locals())
         fields = resolve_arch(arch, self.arch_zoo)

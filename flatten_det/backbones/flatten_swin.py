@@ -101,6 +101,8 @@ class FLattenSwin(DenseBackbone):
         compile: run the blocks through ``torch.compile``: True, or its options; see :mod:`.compiling`.
         init_cfg: ``dict(type='Pretrained', checkpoint='flatten_swin_t.pth')`` loads an official
             classification checkpoint.
+        pretrained: the same, as MMSegmentation's segmentors pass it on.
+        convert_weights: as of MMDetection's backbones; official files are converted in any case.
 
     Raises:
         ValueError: for arguments that describe no network.
@@ -131,9 +133,13 @@ class FLattenSwin(DenseBackbone):
         mask_padding: bool = True,
         with_cp: bool | Mapping[str, Any] = False,
         compile: bool | Mapping[str, Any] = False,
-        init_cfg: Mapping | None = None,
+        init_cfg: Mapping | Sequence[Mapping] | None = None,
+        pretrained: str | None = None,
+        convert_weights: bool = True,
     ) -> None:
-        super().__init__(check_frozen_stages(frozen_stages), norm_eval, mask_padding, init_cfg)
+        super().__init__(
+            check_frozen_stages(frozen_stages), norm_eval, mask_padding, init_cfg, pretrained
+        )
         self.arch = arch
         check_options(locals())
         fields = resolve_arch(arch, self.arch_zoo)

@@ -43,6 +43,8 @@ class PVTFamily(PyramidBackbone):
         compile: run the blocks through ``torch.compile``: True, or its options; see :mod:`.compiling`.
         init_cfg: ``dict(type='Pretrained', checkpoint=...)`` loads an official classification
             checkpoint.
+        pretrained: the same, as MMSegmentation's segmentors pass it on.
+        convert_weights: as of MMDetection's backbones; official files are converted in any case.
 
     Raises:
         ValueError: for arguments that describe no network.
@@ -68,7 +70,9 @@ class PVTFamily(PyramidBackbone):
         mask_padding: bool = True,
         with_cp: bool | Mapping[str, Any] = False,
         compile: bool | Mapping[str, Any] = False,
-        init_cfg: Mapping | None = None,
+        init_cfg: Mapping | Sequence[Mapping] | None = None,
+        pretrained: str | None = None,
+        convert_weights: bool = True,
     ) -> None:
         arch = next(iter(self.arch_zoo)) if arch is None else arch
         check_options(locals())
@@ -117,6 +121,7 @@ class PVTFamily(PyramidBackbone):
             norm_eval=norm_eval,
             mask_padding=mask_padding,
             init_cfg=init_cfg,
+            pretrained=pretrained,
         )
         self.add_own_parameters()
         self._init_from_scratch()

@@ -24,7 +24,7 @@ class PyramidBackbone(DenseBackbone):
             and its output channels.
         blocks: builds the blocks of a stage.
         arch, in_channels, out_indices, pretrain_img_size, frozen_stages, norm_eval, mask_padding,
-            init_cfg: as for the families.
+            init_cfg, pretrained: as for the families.
     """
 
     def __init__(
@@ -40,9 +40,12 @@ class PyramidBackbone(DenseBackbone):
         frozen_stages: int,
         norm_eval: bool,
         mask_padding: bool,
-        init_cfg: Mapping | None,
+        init_cfg: Mapping | Sequence[Mapping] | None,
+        pretrained: str | None,
     ) -> None:
-        super().__init__(check_frozen_stages(frozen_stages), norm_eval, mask_padding, init_cfg)
+        super().__init__(
+            check_frozen_stages(frozen_stages), norm_eval, mask_padding, init_cfg, pretrained
+        )
         self.arch = arch
         self.out_indices = check_out_indices(out_indices)
         self.num_stages = self.out_indices[-1] + 1

@@ -1,19 +1,26 @@
 """Official classification checkpoints into small files of a dense backbone."""
 
-import os
+import io
 from functools import cache
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..backbones import BACKBONES, build_backbone
+from ..engine.atomic_files import write_atomically
 from .errors import CheckpointError
 from .load import LoadReport, load_backbone
 from .read import read_checkpoint
+from .safe_loading import load_as_data
 
 SUFFIXES = (".pth", ".safetensors")
+_MARK = {
+    "format": "pt",
+    "written_by": "flatten_det.checkpoints.convert",
+}  # and not by anybody else.
 
 
 def convert_checkpoint(
@@ -26,7 +33,8 @@ def convert_checkpoint(
 
     Args:
         source: file or URL, as for :func:`read_checkpoint`.
-        destination: ``.pth`` or ``.safetensors``; written whole or not at all.
+        destination: ``.pth`` or ``.safetensors``; written whole or not at all. What is there already is
+            replaced only if it was written by this function, and is not the source.
         backbone: short name; None: the one whose parameters the file has.
         img_size: move the learned grids to the maps of this image size in pixels (int or ``(H, W)``);
             then ``pretrain_img_size`` of the config must be the same. None: as in the file.
@@ -35,12 +43,15 @@ def convert_checkpoint(
         The backbone's short name, and what became of each entry.
 
     Raises:
-        CheckpointError: if the file cannot be read, or belongs to no or to another backbone.
+        CheckpointError: if the file cannot be read, or belongs to no or to another backbone, or there is
+            another file at the destination.
         ValueError: for an unknown backbone or suffix.
     """
     destination = Path(destination)
     if destination.suffix not in SUFFIXES:
         raise ValueError(f"{destination}: the file must end in {' or '.join(SUFFIXES)}")
+    destination = destination.resolve()  # The file that a link names, rather than the link.
+    _check_is_free(destination, source)
     state = read_checkpoint(source)
     backbone = backbone or identify_backbone(state, source)
     changes = {} if img_size is None else {"pretrain_img_size": img_size}
@@ -79,14 +90,39 @@ def _without_values(name: str) -> nn.Module:
         return build_backbone(name)
 
 
-def _write(weights: dict[str, Tensor], destination: Path) -> None:
-    part = destination.with_name(f"{destination.name}.part")
-    destination.parent.mkdir(parents=True, exist_ok=True)
+def _check_is_free(destination: Path, source: str | Path) -> None:
+    if not destination.exists():
+        return
+    name = Path(source).expanduser()
+    if name.exists() and name.samefile(destination):
+        raise CheckpointError(
+            f"{destination}: this is the checkpoint itself, of which the backbone alone would be left: "
+            "choose another name for the result"
+        )
+    if not _is_ours(destination):
+        raise CheckpointError(
+            f"{destination}: there is a file already, which is not a converted one: choose another name, or "
+            "remove it"
+        )
+
+
+def _is_ours(path: Path) -> bool:
     try:
-        if destination.suffix == ".safetensors":
-            save_file(weights, part)
-        else:
-            torch.save({"state_dict": weights}, part)
-        os.replace(part, destination)
-    finally:
-        part.unlink(missing_ok=True)
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                return file.metadata() == _MARK
+        content = load_as_data(path, map_location="cpu", mmap=True)
+        return content.keys() == {"meta", "state_dict"} and content["meta"] == _MARK
+    except Exception:
+        return False  # Whatever it is.
+
+
+def _write(weights: dict[str, Tensor], destination: Path) -> None:
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    if destination.suffix == ".safetensors":
+        content = save(weights, _MARK)
+    else:
+        buffer = io.BytesIO()
+        torch.save({"meta": _MARK, "state_dict": weights}, buffer)
+        content = buffer.getvalue()
+    write_atomically(destination, content)

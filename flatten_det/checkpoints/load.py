@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..attention import resize_grid
 from .errors import CheckpointError
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..backbones.base import DenseBackbone
 
 
-MAX_LISTED = 40
+MAX_LISTED, MAX_LENGTH = 40, 300
 
 
 @dataclass
@@ -51,14 +51,14 @@ class LoadReport:
 
 
 def load_backbone(
-    model: "DenseBackbone", state: dict[str, Tensor], source: str | Path
+    model: "DenseBackbone | nn.Module", state: dict[str, Tensor], source: str | Path
 ) -> LoadReport:
     """Load official classification weights, or the class's own, into a dense backbone, in place.
 
     Learned grids and relative position tables of another pretraining size are resized.
 
     Args:
-        model: the backbone.
+        model: the backbone, or any module, which takes the entries as they are.
         state: parameter name -> tensor, as :func:`read_checkpoint` returns it.
         source: named in messages.
 
@@ -66,18 +66,16 @@ def load_backbone(
         CheckpointError: if anything is missing, unexpected or of another shape; it lists the keys and
             leaves the model untouched.
     """
-    weights, dropped = model.convert_official(state)
+    is_backbone = hasattr(model, "convert_official")
+    weights, dropped = model.convert_official(state) if is_backbone else (state, [])
+    optional = model.optional_keys() if is_backbone else set()
     own = model.state_dict()
     report = LoadReport(str(source), dropped=dropped, kept=sorted(set(own) - set(weights)))
     problems = [
-        *(
-            f"missing in the file: {name}"
-            for name in report.kept
-            if name not in model.optional_keys()
-        ),
+        *(f"missing in the file: {name}" for name in report.kept if name not in optional),
         *(f"unknown to the model: {name}" for name in sorted(set(weights) - set(own))),
     ]
-    grids = model.grid_shapes()
+    grids = model.grid_shapes() if is_backbone else {}
     fitted = {}
     for name in set(own) & set(weights):
         old, new = weights[name], own[name]
@@ -89,9 +87,12 @@ def load_backbone(
         elif old.shape != new.shape:
             report.resized[name] = (tuple(old.shape), tuple(new.shape))
     if problems:
+        name, cure = type(model).__name__, "Check that it is the right file, and the prefix."
+        if is_backbone:
+            name += f"(arch={model.arch!r})"
+            cure = "Check that arch, attn_types and the window sizes are those of the file."
         raise CheckpointError(
-            f"{source} does not fit {type(model).__name__}(arch={model.arch!r}): {len(problems)} keys "
-            "differ. Check that arch, attn_types and the window sizes are those of the file.\n  "
+            f"{source} does not fit {name}: {len(problems)} keys differ. {cure}\n  "
             + _listing(problems, separator="\n  ")
         )
     model.load_state_dict(fitted, strict=False)
@@ -120,6 +121,6 @@ def _fit(name: str, value: Tensor, shape: torch.Size, grids: dict[str, tuple[int
 
 
 def _listing(items: list[str], separator: str = ", ") -> str:
-    shown = separator.join(items[:MAX_LISTED])
+    shown = separator.join(item[:MAX_LENGTH] for item in items[:MAX_LISTED])
     more = len(items) - MAX_LISTED
     return f"{shown}{separator}... and {more} more" if more > 0 else shown

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import mmengine.runner.checkpoint as mmengine_checkpoint
+import mmengine.utils.dl_utils as dl_utils
 import torch
 from mmengine.infer.infer import BaseInferencer
 from mmengine.runner import CheckpointLoader
 
+from .download import download, forget
 from .errors import CheckpointError
 from .instructions import without_instructions
-from .safe_loading import SAFE_GLOBALS, load_as_data, refusal, refused_part
+from .safe_loading import load_as_data, refusal, refused_part
 from .trust import is_trusting, load_local
 
 # Errors that name the file, or are none of the file's.
@@ -28,7 +30,7 @@ def read_mmengine_checkpoints_as_data() -> None:
 
     - the maintained distribution reads a local file that fails to load as data once more without any
       restriction, after a mere warning;
-    - both distributions unpickle what they download;
+    - both distributions unpickle what they download, and unpack it among the other downloads;
     - both execute texts in checkpoints: see :mod:`.instructions`, and inferencers that get no config.
 
     Each of these happens in one function, through which ``load_from``, resuming, ``init_cfg``,
@@ -38,7 +40,8 @@ def read_mmengine_checkpoints_as_data() -> None:
         mmengine_checkpoint._safe_torch_load = _load_file
     else:
         CheckpointLoader.register_scheme(prefixes="", loader=load_from_local, force=True)
-    mmengine_checkpoint.load_url = _load_url
+    for module in (mmengine_checkpoint, dl_utils, dl_utils.hub):
+        module.load_url = _load_url
     BaseInferencer._init_model = _with_config_given(BaseInferencer._init_model)
 
 
@@ -79,16 +82,23 @@ def _load_url(
     check_hash: bool = False,
     file_name: str | None = None,
 ) -> Any:
-    """As :func:`torch.hub.load_state_dict_from_url`, whose cache it shares."""
+    """In place of PyTorch's own, which unpacks zip files into its cache.
+
+    Of the arguments of :func:`torch.hub.load_state_dict_from_url`, URL and device matter: each URL has its
+    own place in the cache.
+    """
     try:
-        with torch.serialization.safe_globals(SAFE_GLOBALS):
-            checkpoint = torch.hub.load_state_dict_from_url(
-                url, model_dir, map_location, progress, check_hash, file_name, weights_only=True
-            )
-    except _AS_THEY_ARE:
+        path = download(url)
+    except CheckpointError as error:
+        raise CheckpointError(f"checkpoint {url} cannot be read ({error})") from error
+    try:
+        checkpoint = load_as_data(path, map_location)
+    except MemoryError:
         raise
     except Exception as error:
-        raise _explained(error, url) from error
+        forget(url)
+        explained = error if isinstance(error, CheckpointError) else _explained(error, url)
+        raise CheckpointError(str(explained).replace(str(path), url)) from error
     return without_instructions(checkpoint, None)
 
 

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+from mmengine.runner import CheckpointLoader
 from torch import Tensor
 
-from .download import download, forget
+from .download import forget
 from .errors import CheckpointError
-from .trust import load_local, trusted_checkpoints
+from .trust import load_local
 
 # Where the known training codes put the weights: mmengine, the official release (EMA weights are not
 # what its tables report), CSwin's release, which has nothing else.
@@ -15,13 +16,15 @@ WEIGHT_KEYS = ("state_dict", "model", "state_dict_ema")
 PREFIXES = ("module.", "backbone.")
 
 
-def read_checkpoint(source: str | Path) -> dict[str, Tensor]:
+def read_checkpoint(source: str | Path, prefix: str | None = None) -> dict[str, Tensor]:
     """Read a backbone's state dict.
 
     Args:
-        source: path of a ``.pth``/``.pt`` or ``.safetensors`` file, or an http(s) URL, which is
-            downloaded once into torch's hub folder. The weights may lie at the top level or under
-            ``state_dict`` or ``model``; of a whole detector or segmentor the backbone is taken.
+        source: path of a ``.pth``/``.pt`` or ``.safetensors`` file, an http(s) URL, which is downloaded
+            once into torch's hub folder, or what else mmengine loads: ``torchvision://``, ``open-mmlab://``,
+            ``mmcls://`` and the like. The weights may lie at the top level or under ``state_dict`` or
+            ``model``; of a whole detector or segmentor the backbone is taken.
+        prefix: take the part of this name, such as ``'student.backbone.'``, instead.
 
     Returns:
         Parameter name -> tensor, on the CPU.
@@ -29,29 +32,37 @@ def read_checkpoint(source: str | Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: if the file is missing, damaged, not a checkpoint, or holds anything but data.
     """
-    if not str(source).startswith(("http://", "https://")):
-        return _weights(Path(source).expanduser())
+    if "://" not in str(source):
+        return _weights(_read(Path(source).expanduser()), source, prefix)
     try:
-        with trusted_checkpoints(False):
-            return _weights(download(str(source)))
-    except CheckpointError as error:
+        content = CheckpointLoader.load_checkpoint(str(source), "cpu", logger="silent")
+        return _weights(content, source, prefix)
+    except (CheckpointError, FileNotFoundError, ImportError, KeyError) as error:
         forget(str(source))
-        raise CheckpointError(f"{source}: {error}") from error
+        reason = f"there is no model {error}" if isinstance(error, KeyError) else error
+        raise CheckpointError(f"{source}: {reason}") from error
 
 
-def _weights(path: Path) -> dict[str, Tensor]:
-    state = _read(path)
+def _weights(state: object, source: str | Path, prefix: str | None) -> dict[str, Tensor]:
     for key in WEIGHT_KEYS:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
             break
-    if not isinstance(state, dict) or not any(isinstance(v, Tensor) for v in state.values()):
-        raise CheckpointError(f"{path}: no weights in it (no tensors, 'state_dict' or 'model')")
-    state = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    for prefix in PREFIXES:
-        inner = {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
-        state = inner or state
+    state = state if isinstance(state, dict) else {}
+    state = {n: v for n, v in state.items() if isinstance(v, Tensor) and isinstance(n, str)}
+    if not state:
+        raise CheckpointError(f"{source}: no weights in it (no tensors, 'state_dict' or 'model')")
+    if prefix is not None:
+        state = _below(f"{prefix.removesuffix('.')}.", _below("module.", state) or state)
+        if not state:
+            raise CheckpointError(f"{source}: no weights in it whose names begin with {prefix!r}")
+    for wrapper in PREFIXES:
+        state = _below(wrapper, state) or state
     return state
+
+
+def _below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
 
 
 def _read(path: Path) -> object:

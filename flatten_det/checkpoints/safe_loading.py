@@ -6,33 +6,14 @@ import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import torch
-from mmengine.logging import HistoryBuffer
 
+from .data_types import DATA_TYPES, finished
 from .errors import CheckpointError
 
-
-def _history_buffer_method(owner: type, name: str) -> Any:
-    """Stands for ``getattr``, by which a pickled HistoryBuffer names its own statistics."""
-    if owner is not HistoryBuffer or name.startswith("_"):
-        raise pickle.UnpicklingError(f"attribute {name} of {owner} is not data")
-    return getattr(owner, name)
-
-
-# What an mmengine checkpoint holds besides tensors: the message hub's logs and their numbers. None of them
-# opens, imports or calls anything that a file names: PyTorch calls what is in this list and nothing else,
-# and what the stand-in for getattr returns is not in it.
-_np_core = np._core if hasattr(np, "_core") else np.core
-SAFE_GLOBALS = [
-    HistoryBuffer,
-    (_history_buffer_method, "builtins.getattr"),
-    np.ndarray,
-    np.dtype,
-    _np_core.multiarray._reconstruct,
-    _np_core.multiarray.scalar,
-    *(type(np.dtype(kind)) for kind in ("float32", "float64", "int32", "int64", "uint32", "bool")),
-]
+_LONGEST_REASON = 300
+# PyTorch calls what is in this list and in its own, and nothing else.
+SAFE_GLOBALS = [(stand_in, name) for name, stand_in in DATA_TYPES.items()]
 
 
 def load_as_data(
@@ -54,11 +35,11 @@ def load_as_data(
         from safetensors.torch import load_file
 
         return load_file(file)
-    if is_path:
-        _check_is_plain(file)
     try:
+        size = _checked_size(file)
         with torch.serialization.safe_globals(SAFE_GLOBALS):
-            return torch.load(file, map_location=map_location, weights_only=True, mmap=mmap)
+            content = torch.load(file, map_location=map_location, weights_only=True, mmap=mmap)
+        return finished(content, size)
     except pickle.UnpicklingError as error:
         raise refusal(name, refused_part(error)) from error
     except RuntimeError as error:
@@ -68,24 +49,43 @@ def load_as_data(
         raise refusal(name, "TorchScript, or a format of PyTorch before 0.4") from error
 
 
-def _check_is_plain(path: str | Path) -> None:
-    """PyTorch stores tensors as they are; its reader would unpack compressed ones of any size."""
+def _checked_size(file: str | Path | BinaryIO) -> int:
+    """Bytes of the file's pickle, or of all of a file that is no zip archive.
+
+    Raises:
+        CheckpointError: PyTorch stores tensors as they are; its reader would unpack compressed ones of any
+            size.
+    """
+    if isinstance(file, str | Path):
+        size = os.path.getsize(file)
+    else:
+        start = file.tell()
+        size = file.seek(0, os.SEEK_END) - start
+        file.seek(start)
     try:
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(info.file_size for info in archive.infolist())
-    except (OSError, zipfile.BadZipFile, ValueError):
-        return  # An older format; or what PyTorch will complain of.
-    if unpacked > 2 * os.path.getsize(path):
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
+        return size  # An older format; or what PyTorch will complain of.
+    finally:
+        if not isinstance(file, str | Path):
+            file.seek(start)
+    unpacked = sum(info.file_size for info in members)
+    # All but the source code in TorchScript, which is refused by name.
+    packed = (info for info in members if "/code/" not in info.filename)
+    if unpacked > 2 * size or any(info.compress_type != zipfile.ZIP_STORED for info in packed):
         raise CheckpointError(
-            f"checkpoint {path} cannot be read: it would unpack to {unpacked / 1e6:.0f} MB, and PyTorch "
+            f"checkpoint {file} cannot be read: it would unpack to {unpacked / 1e6:.0f} MB, and PyTorch "
             "does not compress: it is not PyTorch's work, or damaged"
         )
+    return sum(info.file_size for info in members if info.filename.endswith("data.pkl"))
 
 
 def refused_part(error: pickle.UnpicklingError) -> str:
     """What PyTorch met, without its advice on how to run it."""
     met = error.__context__ if isinstance(error.__context__, pickle.UnpicklingError) else error
-    return (str(met).strip().splitlines() or ["no pickle"])[0].split(" was not an allowed")[0]
+    first = (str(met).strip().splitlines() or ["no pickle"])[0].split(" was not an allowed")[0]
+    return first[:_LONGEST_REASON]  # It may quote the file.
 
 
 def refusal(name: Any, reason: str) -> CheckpointError:

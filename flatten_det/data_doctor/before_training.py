@@ -10,19 +10,20 @@ from ..engine.errors import UserError, explain
 from .check import check_annotations
 from .findings import Finding, by_kind
 from .kinds import WARNING
-from .report import findings_of, raise_errors
+from .report import check_command, findings_of, raise_errors
 
 _SHOWN = 3
 
 
-def check_before_training(cfg: Config, logger: MMLogger) -> None:
-    """Check the annotations of the config's data sets; no image is opened.
+def check_before_training(cfg: Config, logger: MMLogger, command: str = "") -> None:
+    """Check the annotations of the config's data sets, see :func:`.check.check_annotations`.
 
     One process of a distributed run reads the files, and all end if it finds errors.
 
     Args:
         cfg: a complete config.
         logger: gets the warnings.
+        command: what shows all that is wrong; default: ``tools/check_data.py`` with the config's file.
 
     Raises:
         UserError: There are errors, or the config's data sets cannot be built.
@@ -33,7 +34,7 @@ def check_before_training(cfg: Config, logger: MMLogger) -> None:
             findings = findings_of(check_annotations(cfg))
             for line in warning_lines(findings):
                 logger.warning(line)
-            raise_errors(findings, str(cfg.filename))
+            raise_errors(findings, command or check_command(str(cfg.filename)))
         except Exception as error:
             told = [explain(error)]
             if told[0] is None:

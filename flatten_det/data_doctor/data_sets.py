@@ -20,7 +20,7 @@ from .kinds import Kind
 from .labels import LabelRules
 
 INSTANCES, PANOPTIC, SEMANTIC, UNKNOWN = "instances", "panoptic", "semantic", "unknown"
-_LOADERS = ("train", "val", "test")
+LOADERS = ("train", "val", "test")
 _NOT_COCO = (LVISV05Dataset, LVISV1Dataset)  # They inherit from it, but their files have no names.
 
 
@@ -37,10 +37,14 @@ class DataSet:
         annotation_file: path of the JSON file; for semantic data, of the list of images, or ``''``.
         images: image folder.
         label_maps: folder of the semantic or panoptic label maps; None if there is none.
-        evaluated: whether a validation or a test uses it.
+        loaders: those that use it, of ``'train'``, ``'val'`` and ``'test'``.
+        min_size: the shorter side of the smallest images that are not left out, in pixels.
+        needs_objects: whether images without any are left out.
         learns_masks: whether the model learns instance masks.
         open_vocabulary: the classes are told to the model as text, not counted by its heads.
         labels: how label maps are read; None unless they are semantic.
+        color_type: the ``flag`` with which mmcv reads images.
+        backend: that of mmcv, likewise.
     """
 
     name: str
@@ -51,10 +55,29 @@ class DataSet:
     annotation_file: str = ""
     images: str = ""
     label_maps: str | None = None
-    evaluated: bool = False
+    loaders: tuple[str, ...] = ()
+    min_size: int = 0
+    needs_objects: bool = False
     learns_masks: bool = False
     open_vocabulary: bool = False
     labels: LabelRules | None = None
+    color_type: str = "color"
+    backend: str = "cv2"
+
+    @property
+    def image_reading(self) -> dict[str, str]:
+        """The options of ``mmcv.imfrombytes`` with which the data set's images are read."""
+        if self.backend in (
+            "turbojpeg",
+            "tifffile",
+        ):  # They need not be there, and never turn images.
+            return dict(flag="color_ignore_orientation", backend="cv2")
+        return dict(flag=self.color_type, backend=self.backend)
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether a validation or a test uses it."""
+        return bool({"val", "test"}.intersection(self.loaders))
 
     @property
     def place(self) -> str:
@@ -82,21 +105,21 @@ def find_data_sets(cfg: Config, render: bool = False) -> list[DataSet]:
         UserError: The config names no data set, or one that cannot be built.
     """
     init_default_scope(cfg.get("default_scope", "mmdet"))
-    found: dict[DataSet, list[tuple[str, bool]]] = {}
-    for loader in _LOADERS:
+    found: dict[DataSet, list[tuple[str, str]]] = {}
+    for loader in LOADERS:
         leaves = list(_unwrap(cfg.get(f"{loader}_dataloader") or {}))
         for number, leaf in enumerate(leaves):
             name = loader if len(leaves) == 1 else f"{loader}[{number}]"
             dataset = _build(leaf, name, render)
-            data_set = _unknown(leaf) if dataset is None else _described(dataset, cfg)
-            found.setdefault(data_set, []).append((name, loader != "train"))
+            data_set = _unknown(leaf) if dataset is None else _described(dataset, leaf, cfg)
+            found.setdefault(data_set, []).append((name, loader))
     if not found:
         raise UserError(f"config file {cfg.filename} has no data loader: there is nothing to check")
     return [
         dataclasses.replace(
             data_set,
             name=", ".join(name for name, _ in uses),
-            evaluated=any(evaluated for _, evaluated in uses),
+            loaders=tuple(dict.fromkeys(loader for _, loader in uses)),
         )
         for data_set, uses in found.items()
     ]
@@ -137,7 +160,7 @@ def _build(leaf: ConfigDict, name: str, render: bool) -> Any:
     return dataset
 
 
-def _described(dataset: Any, cfg: Config) -> DataSet:
+def _described(dataset: Any, leaf: ConfigDict, cfg: Config) -> DataSet:
     task = _task(dataset)
     if task is UNKNOWN:
         return _unknown(dict(type=type(dataset)))
@@ -150,6 +173,7 @@ def _described(dataset: Any, cfg: Config) -> DataSet:
         # "classes" that lack a comma are text; NumClassCheckHook and this count one class then.
         classes=(classes,) if isinstance(classes, str) else tuple(classes),
         annotation_file=dataset.ann_file or "",
+        **_image_reading(leaf),
     )
     if task is SEMANTIC:
         return DataSet(
@@ -158,14 +182,28 @@ def _described(dataset: Any, cfg: Config) -> DataSet:
             label_maps=prefix.get("seg_map_path") or None,
             labels=LabelRules.of(dataset),
         )
+    filters = {} if dataset.test_mode else dataset.filter_cfg or {}
     return DataSet(
         **common,
+        min_size=filters.get("min_size", 0),
+        needs_objects=filters.get("filter_empty_gt", False),
         things=len(metainfo.get("thing_classes") or classes),
         images=prefix.get("img") or "",
         label_maps=(prefix.get("seg") or None) if task is PANOPTIC else None,
         learns_masks=bool(cfg.get("model")) and has_mask_head(cfg),
         open_vocabulary=bool(dataset.return_classes),
     )
+
+
+def _image_reading(leaf: ConfigDict) -> dict[str, str]:
+    """How the first step of a pipeline reads images, as far as it does not do so by default."""
+    steps = [step for step in leaf.get("pipeline") or () if isinstance(step, dict)]
+    kind = steps[0].get("type") if steps else None
+    name = kind if isinstance(kind, str) else getattr(kind, "__name__", "")
+    if name.rpartition(".")[2] != "LoadImageFromFile":
+        return {}
+    options = dict(color_type="color_type", backend="imdecode_backend")
+    return {ours: steps[0][theirs] for ours, theirs in options.items() if theirs in steps[0]}
 
 
 def _unknown(leaf: dict[str, Any]) -> DataSet:

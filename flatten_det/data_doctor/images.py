@@ -1,6 +1,5 @@
 """Opening images and label maps of strangers, whatever they hold."""
 
-import contextlib
 import os
 import warnings
 from collections.abc import Iterator
@@ -8,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
+import mmcv
 from PIL import Image, UnidentifiedImageError
 
-from ..datasets.coco_values import stays_inside
-from ..engine.images import decodes
-from ..image_files import FORMATS
+from ..datasets.coco_values import is_of_windows, stays_inside
+from ..image_files import FORMATS, LIMIT_FIELD, states_orientation, why_not_decoded
+from ..user_files import why_not_read
 from .data_sets import DataSet
 from .findings import Finding, quoted
 from .json_file import image_name
@@ -26,9 +26,6 @@ from .kinds import (
     LABEL_MAP_UNREADABLE,
     Kind,
 )
-
-_ORIENTATION = 0x0112
-_TURNED = range(5, 9)  # EXIF orientations that exchange width and height.
 
 
 @dataclass(frozen=True)
@@ -52,6 +49,19 @@ class ImageFault(Exception):
         self.kind = kind
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A decoded image.
+
+    Attributes:
+        size: width and height, as a training sees it.
+        stored_size: those in the file, from which metadata may turn it.
+    """
+
+    size: tuple[int, int]
+    stored_size: tuple[int, int]
+
+
 def opened(path: str, kinds: FileKinds) -> Image.Image:
     """Read and decode an image or a label map.
 
@@ -59,21 +69,20 @@ def opened(path: str, kinds: FileKinds) -> Image.Image:
         It, in memory.
 
     Raises:
-        ImageFault: It is not there, has more pixels than Pillow decodes, or cannot be decoded.
+        ImageFault: It is not there, must not be decoded, or cannot be.
     """
+    reason = why_not_read(path)
+    if reason is not None:
+        raise ImageFault(kinds.missing, reason)
+    if refusal := why_not_decoded(path):
+        kind = kinds.too_large if LIMIT_FIELD in refusal else kinds.unreadable
+        raise ImageFault(kind, refusal.removeprefix(f"image {path} "))
     try:
-        if not os.path.isfile(path):
-            raise ImageFault(kinds.missing, "was not found")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Large, odd metadata: what can be decoded is good.
             with Image.open(path, formats=FORMATS) as image:
                 image.load()
                 return image
-    except ImageFault:
-        raise
-    except Image.DecompressionBombError as error:
-        reason = str(error).split(",")[0]
-        raise ImageFault(kinds.too_large, f"was not decoded: {reason}") from error
     except Exception as error:
         # Decoders of damaged content raise anything: OSError, SyntaxError, struct.error, ...
         is_known = not isinstance(error, UnidentifiedImageError)
@@ -81,45 +90,46 @@ def opened(path: str, kinds: FileKinds) -> Image.Image:
         raise ImageFault(kinds.unreadable, f"cannot be decoded: {reason}") from error
 
 
-def opened_picture(path: str) -> Image.Image:
-    """Read and decode an image that OpenCV, which a training uses, reads too.
+def opened_picture(path: str, data_set: DataSet) -> Picture:
+    """Read and decode an image as a training does.
+
+    Args:
+        path: of the file.
+        data_set: how it reads images.
 
     Raises:
-        ImageFault: see :func:`opened`.
+        ImageFault: see :func:`opened`; or OpenCV, which a training uses, does not read it.
     """
     image = opened(path, IMAGES)
     if not cv2.haveImageReader(path):
         raise ImageFault(IMAGE_UNREADABLE, f"is a {image.format}, which OpenCV does not read")
-    if not decodes(Path(path).read_bytes()):
+    try:
+        pixels = mmcv.imfrombytes(Path(path).read_bytes(), **data_set.image_reading)
+    except Exception:
+        pixels = None
+    if pixels is None:
         raise ImageFault(
             IMAGE_UNREADABLE, f"cannot be decoded by OpenCV ({image.format}, mode {image.mode})"
         )
-    return image
-
-
-def seen_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height as OpenCV gives the image to a training: turned as EXIF says."""
-    orientation = None
-    with contextlib.suppress(Exception):  # Damaged metadata, which OpenCV passes over.
-        orientation = image.getexif().get(_ORIENTATION)
-    return image.size[::-1] if orientation in _TURNED else image.size
+    return Picture(pixels.shape[1::-1], image.size)
 
 
 def image_findings(data_set: DataSet, image: dict) -> Iterator[Finding]:
     """Whether an image of a COCO file can be decoded and has the size that it should.
 
-    A file name that leaves the folder is not opened.
+    A file name that leaves the folder is not opened, nor one with backslashes, which has been reported.
     """
-    if not stays_inside(image["file_name"]):
+    name = image["file_name"]
+    if not stays_inside(name) or is_of_windows(name, data_set.images):
         return
-    path = os.path.join(data_set.images, image["file_name"])
+    path = os.path.join(data_set.images, name)
     try:
-        picture = opened_picture(path)
+        picture = opened_picture(path, data_set)
     except ImageFault as fault:
         yield data_set.finding(fault.kind, f"{image_name(image)} {fault}", image["id"], path)
         return
-    size, stated = seen_size(picture), (image.get("width"), image.get("height"))
-    if None not in stated and size != stated:
+    stated = image.get("width"), image.get("height")
+    if None not in stated and picture.size != stated:
         yield data_set.finding(
             IMAGE_SIZE,
             f"{image_name(image)} is {described(picture)}, not {by(stated)} as annotated",
@@ -128,10 +138,17 @@ def image_findings(data_set: DataSet, image: dict) -> Iterator[Finding]:
         )
 
 
-def described(image: Image.Image) -> str:
+def described(picture: Picture) -> str:
     """The size of an image in words."""
-    turned = " after EXIF turns it" if seen_size(image) != image.size else ""
-    return f"{by(seen_size(image))}{turned}"
+    turned = " after EXIF turns it" if picture.size != picture.stored_size else ""
+    return f"{by(picture.size)}{turned}"
+
+
+def turned_label_map(image: Image.Image) -> str | None:
+    """What is wrong with a label map that asks to be turned; None if it does not."""
+    if not states_orientation(image):
+        return None
+    return "asks to be turned (EXIF orientation), which not all readers of label maps do"
 
 
 def by(size: tuple) -> str:

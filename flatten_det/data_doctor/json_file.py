@@ -7,10 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..datasets.coco_values import is_id, is_size, parse_json, stays_inside
+from ..datasets.coco_values import is_id, is_of_windows, is_size, parse_json, stays_inside
+from ..user_files import NotUtf8Error, why_not_read
 from .data_sets import DataSet
 from .findings import Finding, quoted
-from .kinds import ANNOTATION_FILE, FILE_NAME_LEAVES, MALFORMED_ENTRY, NO_IMAGES, NOT_CHECKED
+from .kinds import (
+    ANNOTATION_FILE,
+    FILE_NAME_BACKSLASHES,
+    FILE_NAME_LEAVES,
+    MALFORMED_ENTRY,
+    NO_IMAGES,
+    NOT_CHECKED,
+)
 
 _KEYS = ("images", "annotations", "categories")
 
@@ -37,13 +45,16 @@ def read_content(data_set: DataSet) -> tuple[CocoContent | None, list[Finding]]:
         Its content, None if it cannot be used, and what is wrong with single entries.
     """
     path = data_set.annotation_file
+    if (reason := why_not_read(path)) is not None:
+        reason = f"annotation file {path} {reason.removeprefix('was ')}"
+        return None, [data_set.finding(ANNOTATION_FILE, reason)]
     try:
         content = _parsed(path)
-    except FileNotFoundError:
-        return None, [data_set.finding(ANNOTATION_FILE, f"annotation file {path} not found")]
     except OSError as error:
         reason = f"annotation file {path} cannot be read ({error.strerror})"
         return None, [data_set.finding(ANNOTATION_FILE, reason)]
+    except NotUtf8Error as error:
+        return None, [data_set.finding(ANNOTATION_FILE, f"annotation file {path} {error}")]
     except (ValueError, RecursionError) as error:
         reason = f"annotation file {path} is not valid JSON ({quoted(error)})"
         return None, [data_set.finding(ANNOTATION_FILE, reason)]
@@ -98,14 +109,14 @@ def _well_formed(data_set, noun, entries, fault, findings: list[Finding]) -> lis
 
 def _image_fault(image: dict) -> str | None:
     if not is_id(image.get("id")):
-        return "has no id"
+        return "has no id that is a whole number or a text"
     name = image.get("file_name")
     return None if isinstance(name, str) and name else "has no file_name"
 
 
 def _category_fault(category: dict) -> str | None:
     if not is_id(category.get("id")):
-        return "has no id"
+        return "has no id that is a whole number or a text"
     name = category.get("name")
     return None if isinstance(name, str) and name.strip() else "has no name"
 
@@ -124,6 +135,9 @@ def _image_findings(data_set: DataSet, images: list[dict]) -> Iterator[Finding]:
             yield data_set.finding(
                 FILE_NAME_LEAVES, f"{image_name(image)} leaves the image folder", image["id"]
             )
+        elif is_of_windows(image["file_name"], data_set.images):
+            what = f"{image_name(image)} is written with backslashes, which are no / here"
+            yield data_set.finding(FILE_NAME_BACKSLASHES, what, image["id"])
 
 
 def image_name(image: dict) -> str:

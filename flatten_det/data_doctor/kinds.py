@@ -71,6 +71,12 @@ IGNORED_CATEGORY = Kind(
     "categories that the config leaves out",
     "add them to the classes in the config's metainfo, unless their objects should be background",
 )
+ROOT_CATEGORY = Kind(
+    "root-category",
+    ERROR,
+    "categories above all classes that are named like one of them",
+    "remove them from the file; tools/prepare_data.py custom does so",
+)
 UNUSED_CATEGORY = Kind(
     "unused-category",
     WARNING,
@@ -82,6 +88,31 @@ MALFORMED_ENTRY = Kind(
     ERROR,
     "entries without what the format asks for",
     "complete or remove them; tools/prepare_data.py custom completes sizes, area and iscrowd",
+)
+MISREAD_ID = Kind(
+    "misread-id",
+    ERROR,
+    "ids that an evaluation with pycocotools cannot take, or misreads",
+    "number annotations from 1 on, and images, and categories, all by numbers or all by texts; "
+    "tools/prepare_data.py custom does so",
+)
+NOTHING_TO_LEARN = Kind(
+    "nothing-to-learn",
+    ERROR,
+    "data sets from which nothing can be learned",
+    "add annotated objects, or correct what leaves them out",
+)
+NOTHING_TO_MEASURE = Kind(
+    "nothing-to-measure",
+    ERROR,
+    "data sets on which nothing can be measured",
+    "add annotated objects, correct what leaves them out, or take the validation out of the config",
+)
+IGNORED_FOREGROUND = Kind(
+    "ignored-foreground",
+    ERROR,
+    "label maps whose foreground is the ignored label",
+    "store the label of its class instead, such as 1 for the second one",
 )
 DUPLICATE_IMAGE_ID = Kind(
     "duplicate-image-id",
@@ -112,6 +143,12 @@ FILE_NAME_LEAVES = Kind(
     ERROR,
     "file names that leave the data folder (they were not opened)",
     "make them relative to the image folder, without '..'",
+)
+FILE_NAME_BACKSLASHES = Kind(
+    "file-name-backslashes",
+    ERROR,
+    "file names as Windows writes them",
+    "write / instead of \\; tools/prepare_data.py custom does so",
 )
 UNKNOWN_IMAGE = Kind(
     "unknown-image",
@@ -249,7 +286,8 @@ LABEL_MAP_FORMAT = Kind(
     "label-map-format",
     ERROR,
     "label maps in another form than this data set reads",
-    "write one 8-bit label per pixel; for panoptic data, the segments' ids as RGB",
+    "write one 8-bit label per pixel; for panoptic data, the segments' ids as RGB; turned like the image "
+    "that a training sees, and without metadata",
 )
 UNKNOWN_LABEL = Kind(
     "unknown-label",

@@ -1,27 +1,39 @@
 """Semantic label maps: which files belong together, and one pair at a time."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from mmengine.fileio import list_dir_or_file
-from PIL import Image
 
-from ..datasets.coco_values import stays_inside
+from ..datasets.coco_values import is_of_windows, stays_inside
+from ..user_files import NotUtf8Error, utf8_text, why_not_read
 from .data_sets import DataSet
 from .findings import Finding, counted, quoted
-from .images import LABEL_MAPS, ImageFault, by, described, opened, opened_picture, seen_size
+from .images import (
+    LABEL_MAPS,
+    ImageFault,
+    Picture,
+    by,
+    described,
+    opened,
+    opened_picture,
+    turned_label_map,
+)
 from .kinds import (
     ANNOTATION_FILE,
     DUPLICATE_FILE_NAME,
+    FILE_NAME_BACKSLASHES,
     FILE_NAME_LEAVES,
     FOLDER_MISSING,
+    IGNORED_FOREGROUND,
     LABEL_MAP_FORMAT,
     LABEL_MAP_MISSING,
     LABEL_MAP_SIZE,
     LABEL_MAP_UNUSED,
+    MALFORMED_ENTRY,
     NO_IMAGES,
     UNKNOWN_LABEL,
     UNUSED_CATEGORY,
@@ -57,9 +69,8 @@ def pair_files(data_set: DataSet) -> Pairing:
     if listed and not os.path.isdir(listed):
         try:
             names = _listed_names(data_set, findings)
-        except (OSError, UnicodeDecodeError) as error:
-            reason = "not found" if isinstance(error, FileNotFoundError) else f"unreadable: {error}"
-            finding = data_set.finding(ANNOTATION_FILE, f"list of images {listed} {reason}")
+        except (OSError, NotUtf8Error) as error:
+            finding = data_set.finding(ANNOTATION_FILE, f"list of images {listed} {error}")
             return Pairing([], [finding])
     else:
         names = _names(data_set.images, rules.image_suffix)
@@ -73,11 +84,21 @@ def pair_files(data_set: DataSet) -> Pairing:
 
 
 def _listed_names(data_set: DataSet, findings: list[Finding]) -> list[str]:
-    lines = Path(data_set.annotation_file).read_text(encoding="utf-8").splitlines()
+    if reason := why_not_read(data_set.annotation_file):
+        raise OSError(reason.removeprefix("was "))
+    text = utf8_text(Path(data_set.annotation_file).read_bytes())
     names: dict[str, None] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(text.splitlines(), start=1):
         name = line.strip()
-        if not stays_inside(name):
+        if not name:
+            what = f"line {number} is blank, which stands for an image without a name: remove it"
+            findings.append(data_set.finding(MALFORMED_ENTRY, what, number))
+        elif is_of_windows(name + data_set.labels.image_suffix, data_set.images):
+            what = (
+                f"line {number} ({quoted(name)}) is written with backslashes, which are no / here"
+            )
+            findings.append(data_set.finding(FILE_NAME_BACKSLASHES, what, number))
+        elif not stays_inside(name):
             what = f"line {number} ({quoted(name)}) leaves the image folder"
             findings.append(data_set.finding(FILE_NAME_LEAVES, what, number))
         elif name in names:
@@ -134,7 +155,7 @@ class LabelledImages:
         path = os.path.join(data_set.images, name + data_set.labels.image_suffix)
         findings, picture = [], None
         try:
-            picture = opened_picture(path)
+            picture = opened_picture(path, data_set)
         except ImageFault as fault:
             findings.append(
                 data_set.finding(fault.kind, f"image {quoted(name)} {fault}", file=path)
@@ -144,7 +165,11 @@ class LabelledImages:
         outcome = self._label_map(name, picture)
         return Outcome(findings + outcome.findings, outcome.labels)
 
-    def _label_map(self, name: str, picture: Image.Image | None) -> Outcome:
+    def labels(self) -> Iterator[set[int]]:
+        """The labels of one label map after the other, as a training sees them; no image is opened."""
+        return (self._label_map(name, None).labels for name in self.names)
+
+    def _label_map(self, name: str, picture: Picture | None) -> Outcome:
         data_set = self.data_set
         path = os.path.join(data_set.label_maps, name + data_set.labels.label_suffix)
         if not os.path.exists(path):  # Reported with the pairs.
@@ -161,8 +186,10 @@ class LabelledImages:
         if labels.ndim != 2 or labels.dtype.kind not in "bui":
             what = f"holds no labels, but colours or fractions (Pillow's mode {image.mode})"
             return Outcome([finding(LABEL_MAP_FORMAT, what)])
+        if what := turned_label_map(image):
+            return Outcome([finding(LABEL_MAP_FORMAT, what)])
         findings = []
-        if picture is not None and image.size != seen_size(picture):
+        if picture is not None and image.size != picture.size:
             what = f"is {by(image.size)}, its image {described(picture)}"
             findings.append(finding(LABEL_MAP_SIZE, what))
         if labels.dtype != np.uint8:
@@ -192,6 +219,26 @@ def _shown(values: np.ndarray, counts: np.ndarray) -> str:
     return f"{', '.join(shown[:_MAX_LABELS])}{more}"
 
 
+def why_nothing_counts(data_set: DataSet, labels: Iterable[set[int]]) -> str | None:
+    """Say why no label map shows anything; None if one does, at which the others are not looked at.
+
+    Args:
+        data_set: where they belong.
+        labels: of each map, as a training sees them.
+    """
+    ignored, seen = data_set.labels.ignored(), set()
+    for of_map in labels:
+        seen |= of_map
+        if seen - ignored:
+            return None
+    if not seen:  # None could be read, which is said of each.
+        return None
+    left_out = (
+        ", and 0, which reduce_zero_label leaves out" if data_set.labels.reduce_zero_label else ""
+    )
+    return f"no label map shows anything but the ignored label ({data_set.labels.ignore_index}{left_out})"
+
+
 def unused_classes(data_set: DataSet, seen: set[int]) -> Iterator[Finding]:
     """Classes that no label map shows.
 
@@ -199,6 +246,20 @@ def unused_classes(data_set: DataSet, seen: set[int]) -> Iterator[Finding]:
         data_set: with the classes.
         seen: the labels of all maps, as a training sees them.
     """
+    ignored = data_set.labels.ignore_index
+    shown = seen - data_set.labels.ignored()
+    if (
+        not data_set.labels.changes_labels
+        and ignored in seen
+        and len(shown) == 1 < len(data_set.classes)
+    ):
+        missing = [name for label, name in enumerate(data_set.classes) if label not in shown]
+        names = ", ".join(map(quoted, missing[:_MAX_LABELS]))
+        more = ", ..." if len(missing) > _MAX_LABELS else ""
+        what = f"all label maps hold {shown.pop()} and {ignored} only: {ignored} is the ignored label: "
+        what += f"your foreground is ignored, and there is nothing of {names}{more}"
+        yield data_set.finding(IGNORED_FOREGROUND, what, ignored, data_set.label_maps)
+        return
     for label, name in enumerate(data_set.classes):
         if label not in seen:
             what = f"class {label} ({quoted(name)}) is in no label map"

@@ -48,7 +48,11 @@ class LabelRules:
             chosen[labels == old] = new
         return chosen
 
+    @property
+    def changes_labels(self) -> bool:
+        """Whether a training sees other labels than those that are stored."""
+        return bool(self.reduce_zero_label or self.new_labels)
+
     def ignored(self) -> set[int]:
         """Labels of a training that do not count."""
-        leaves_out = self.reduce_zero_label or self.new_labels
-        return {self.ignore_index, _LEFT_OUT} if leaves_out else {self.ignore_index}
+        return {self.ignore_index, _LEFT_OUT} if self.changes_labels else {self.ignore_index}

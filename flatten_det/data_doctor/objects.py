@@ -1,6 +1,7 @@
 """What holds for instances and panoptic segments alike: their fields, images, categories and boxes."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from ..datasets.coco_values import is_id, is_number, is_size
 from .boxes import box_array, box_faults
 from .data_sets import DataSet
-from .findings import Finding, quoted
+from .findings import Finding, counted, quoted
 from .json_file import CocoContent
 from .kinds import MALFORMED_ENTRY, UNKNOWN_CATEGORY, UNKNOWN_IMAGE, Kind
 
@@ -48,6 +49,27 @@ def id_column(entries: list[dict[str, Any]], key: str) -> list[Any]:
     return [value if is_id(value) else None for value in values]
 
 
+def why_none_counts(objects: Objects, reason: Callable[[dict[str, Any]], str | None]) -> str | None:
+    """Say why no object counts; None if one does, which mostly is found at once.
+
+    Args:
+        objects: of a data set.
+        reason: says of one why it does not count.
+    """
+    reasons: Counter[str] = Counter()
+    for entry, image_id in zip(objects.entries, objects.image_ids, strict=True):
+        why = reason({**entry, "image_id": image_id})
+        if why is None:
+            return None
+        reasons[why] += 1
+    if not reasons:
+        return f"there is no {objects.noun} in the file"
+    number = counted(len(objects.entries), objects.noun)
+    if len(reasons) == 1:
+        return f"all {number} {reasons.popitem()[0]}"
+    return f"of {number}, {', '.join(f'{count} {why}' for why, count in reasons.most_common())}"
+
+
 def object_findings(
     data_set: DataSet, content: CocoContent, objects: Objects, needed: tuple[str, ...]
 ) -> Iterator[Finding]:
@@ -62,7 +84,8 @@ def object_findings(
     entries = objects.entries
     ids = id_column(entries, "id")
     for row in (row for row, id_ in enumerate(ids) if id_ is None):
-        yield objects.finding(data_set, MALFORMED_ENTRY, row, "has no id")
+        what = "has no id that is a whole number or a text"
+        yield objects.finding(data_set, MALFORMED_ENTRY, row, what)
     for key in needed:
         values = [entry.get(key) for entry in entries]
         if not set(map(type, values)) <= {int}:

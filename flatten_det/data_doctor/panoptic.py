@@ -2,17 +2,18 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..datasets.coco_values import is_id, stays_inside
 from ..panoptic_api.utils import rgb2id
 from .data_sets import DataSet
-from .entries import category_findings, duplicate_entries, repeated
+from .entries import category_findings, classes_of, duplicate_entries, repeated
 from .findings import Finding, quoted
-from .images import LABEL_MAPS, ImageFault, by, image_findings, opened
+from .images import LABEL_MAPS, ImageFault, by, image_findings, opened, turned_label_map
 from .json_file import CocoContent, image_name
 from .kinds import (
     DUPLICATE_ANNOTATION_ID,
@@ -22,6 +23,7 @@ from .kinds import (
     LABEL_MAP_MISSING,
     LABEL_MAP_SIZE,
     MALFORMED_ENTRY,
+    MISREAD_ID,
     SEGMENT_MISSING,
     UNKNOWN_IMAGE,
     UNKNOWN_LABEL,
@@ -30,6 +32,7 @@ from .objects import Objects, id_column, object_findings
 from .outcome import Outcome
 
 _MAX_IDS = 5
+_MAX_ID = 2**24 - 1  # As red, green and blue.
 
 
 def objects_of(content: CocoContent) -> Objects:
@@ -51,7 +54,7 @@ def annotation_findings(
     for noun, folder in (("image", data_set.images), ("label map", data_set.label_maps)):
         if folder is not None and not Path(folder).is_dir():
             yield data_set.finding(FOLDER_MISSING, f"{noun} folder {folder} not found", file=folder)
-    yield from duplicate_entries(data_set, content)
+    yield from duplicate_entries(data_set, content, set(segments.category_ids()))
     for category in content.categories:
         if category.get("isthing") not in (0, 1):
             what = f"category {quoted(category['id'])} has no isthing of 0 or 1"
@@ -62,6 +65,12 @@ def annotation_findings(
         if id_ is not None:
             what = f"segment id {quoted(id_)} occurs {count} times in image {quoted(image_id)}"
             yield data_set.finding(DUPLICATE_ANNOTATION_ID, what, id_)
+    for row, id_ in enumerate(id_column(segments.entries, "id")):
+        if id_ is not None and not (type(id_) is int and 0 < id_ <= _MAX_ID):
+            what = (
+                f"has an id that is no number from 1 to {_MAX_ID}, which its label map could show"
+            )
+            yield segments.finding(data_set, MISREAD_ID, row, what)
     yield from object_findings(data_set, content, segments, needed=("area",))
     yield from category_findings(data_set, content, set(segments.category_ids()))
 
@@ -91,6 +100,26 @@ def _image_annotations(data_set: DataSet, content: CocoContent) -> Iterator[Find
         elif not annotated[id_]:
             what = f"{image_name(image)} has no annotation, and so no label map"
             yield data_set.finding(LABEL_MAP_MISSING, what, id_)
+
+
+def why_it_does_not_count(
+    data_set: DataSet, content: CocoContent, to_learn: bool
+) -> Callable[[dict[str, Any]], str | None]:
+    """As that of instances, for segments."""
+    known = classes_of(data_set, content)
+
+    def reason(entry: dict[str, Any]) -> str | None:
+        category_id = entry.get("category_id")
+        category = known.get(category_id) if is_id(category_id) else None
+        if category is None:
+            return "are of no class of the config"
+        if entry.get("iscrowd") and (category.get("isthing") or not to_learn):
+            return "are crowds (iscrowd 1), which are left out"
+        if to_learn and data_set.needs_objects and not category.get("isthing"):
+            return "are stuff, in images without a thing, which filter_cfg's filter_empty_gt leaves out"
+        return None
+
+    return reason
 
 
 class Images:
@@ -134,6 +163,9 @@ class Images:
             label_map = opened(path, LABEL_MAPS)
         except ImageFault as fault:
             yield finding(fault.kind, str(fault))
+            return
+        if what := turned_label_map(label_map):
+            yield finding(LABEL_MAP_FORMAT, what)
             return
         stated = image.get("width"), image.get("height")
         if None not in stated and label_map.size != stated:

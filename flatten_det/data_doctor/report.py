@@ -1,6 +1,7 @@
 """What a check found, for people and for programs."""
 
 import json
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -127,8 +128,23 @@ def write_json(path: Path, config: str, checked: Sequence[Checked]) -> None:
     write_atomically(path, json.dumps(as_json(config, checked), indent=1).encode())
 
 
-def raise_errors(findings: Sequence[Finding], config: str) -> None:
+def check_command(config: str, cfg_options: Sequence[str] = ()) -> str:
+    """The command line that shows all that is wrong with a config's data.
+
+    Args:
+        config: its file.
+        cfg_options: ``KEY=VALUE`` pairs, as they were given.
+    """
+    options = ["--cfg-options", *cfg_options] if cfg_options else []
+    return shlex.join(["uv", "run", "tools/check_data.py", config, *options])
+
+
+def raise_errors(findings: Sequence[Finding], command: str) -> None:
     """End a run for which the data is not fit.
+
+    Args:
+        findings: of its data.
+        command: what shows all of them.
 
     Raises:
         UserError: There are errors; it shows the first of them and how to see all.
@@ -140,6 +156,6 @@ def raise_errors(findings: Sequence[Finding], config: str) -> None:
         place = "" if where in first.message else f"{where}: "
         raise UserError(
             f"the data has {counted(len(errors), 'error')}, the first: {place}{first.message} "
-            f"({first.kind.name}: {first.kind.advice}). The whole list: uv run tools/check_data.py "
-            f"{config}. To train on it all the same: --no-data-check"
+            f"({first.kind.name}: {first.kind.advice}). The whole list: {command} ; "
+            "to train on it all the same: --no-data-check"
         )

@@ -7,28 +7,32 @@ from typing import Any
 import torch
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.runner import Runner
+from mmengine.runner import CheckpointLoader, Runner
 from torch import nn
 
 from ..checkpoints.errors import CheckpointError
 from ..checkpoints.trust import load_local
+from ..user_files import why_not_read
 from .errors import UserError
+
+_LONGEST_NAME = 1000  # of a class, which results repeat for each object.
 
 
 def check_checkpoint(path: str) -> None:
-    """Make sure that a local checkpoint exists, and holds data only, unless it is trusted.
-
-    What is to be downloaded is left to mmengine, which reads it as data too.
+    """Make sure that a checkpoint exists, and holds data only, unless it is a local one that is trusted.
 
     Raises:
         UserError: The file is missing, broken, or holds something other than data.
     """
-    if "://" in str(path):
-        return
-    if not Path(path).is_file():
-        raise UserError(f"checkpoint {path} not found: check the path (here: {Path.cwd()})")
+    is_local = "://" not in str(path)
+    if is_local and (reason := why_not_read(path)):
+        reason = reason.removeprefix("was ")
+        raise UserError(f"checkpoint {path} {reason}: check the path (here: {Path.cwd()})")
     try:
-        content = load_local(path, map_location="cpu")
+        if is_local:
+            content = load_local(path, map_location="cpu")
+        else:
+            content = CheckpointLoader.load_checkpoint(path, "cpu", logger="silent")
     except CheckpointError as error:
         raise UserError(str(error)) from error
     except Exception as error:
@@ -68,7 +72,9 @@ def _describes_data(meta: Any) -> bool:
     if not isinstance(meta, Mapping) or not all(isinstance(key, str) for key in meta):
         return False
     classes = {key.lower(): value for key, value in meta.items()}.get("classes", ())
-    return isinstance(classes, list | tuple) and all(isinstance(name, str) for name in classes)
+    return isinstance(classes, list | tuple) and all(
+        isinstance(name, str) and len(name) <= _LONGEST_NAME for name in classes
+    )
 
 
 def check_fit(model: nn.Module, weights: Mapping[str, torch.Tensor], path: str) -> None:

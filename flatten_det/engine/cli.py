@@ -73,6 +73,13 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def cfg_option_texts(argv: Sequence[str] | None = None) -> list[str]:
+    """The ``KEY=VALUE`` pairs of a command line as they were written."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--cfg-options", nargs="+", action="extend", default=[])
+    return parser.parse_known_args(argv)[0].cfg_options
+
+
 def add_trust_option(parser: argparse.ArgumentParser) -> None:
     """Add ``--trust-checkpoint``, for :func:`~flatten_det.checkpoints.trusted_checkpoints`."""
     parser.add_argument(

@@ -8,6 +8,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from ..user_files import NotUtf8Error, utf8_text
 from .amp import AMP_DTYPES
 from .checkpoint import check_checkpoint
 from .errors import UserError
@@ -32,7 +33,10 @@ def load_config(
     if not path.is_file():
         raise UserError(f"config file {path} not found: check the path (here: {Path.cwd()})")
     try:
+        utf8_text(path.read_bytes())  # mmengine's own error does not tell of a byte order mark.
         cfg = Config.fromfile(path)
+    except NotUtf8Error as error:
+        raise UserError(f"config file {path} {error}") from error
     except Exception as error:
         reason = " ".join(str(error).split())
         raise UserError(

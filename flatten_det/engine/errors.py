@@ -58,11 +58,20 @@ def _explain_others(error: BaseException) -> str | None:
         return f"{NO_ROOM[error.errno]}: {what}: make room, or choose another folder"
     if isinstance(error, OSError) and error.errno in _OF_PATHS:
         return f"{error.filename}: {error.strerror}: check the path and its permissions"
+    if isinstance(error, FileExistsError) and error.filename is None:
+        return str(error)  # Shapes' own, which says what to do.
     if isinstance(error, KeyError) and " registry. Please check" in str(error):
         component = str(error.args[0]).split(". Please check")[0]
         return (
             f"the config asks for something unknown: {component}: check its spelling, and that "
             "custom_imports names the module that defines it"
+        )
+    if "Cannot find valid image after" in str(
+        error
+    ):  # mmengine's, of an Exception, by a worker too.
+        return (
+            "the pipeline of a data set filtered out one image after the other, up to its max_refetch: check "
+            "what it filters by, such as the min_gt_bbox_wh of FilterAnnotations, and the objects' sizes"
         )
     if is_out_of_memory(error):
         lines = str(error).strip().splitlines()

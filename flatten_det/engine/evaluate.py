@@ -18,7 +18,7 @@ from .cli import replay_cuda_graphs
 from .config import build_runner
 from .drawing import DrawPredictionsHook
 from .errors import UserError
-from .images import CheckImagesHook
+from .images import CheckImagesHook, CheckMetricsHook
 from .naming import result_files
 from .predictions import write_label_map
 
@@ -69,6 +69,7 @@ def evaluate(
         if cuda_graphs:
             replay_cuda_graphs(runner.model)
         runner.register_hook(CheckImagesHook())
+        runner.register_hook(CheckMetricsHook())
         runner.register_hook(CheckFitHook(checkpoint))
         runner.register_hook(PredictLargeImagesInBands())
         if show or show_dir:

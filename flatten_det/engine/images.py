@@ -8,60 +8,64 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
 from mmengine.dataset import Compose
+from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..datasets.coco_values import is_size
-from ..image_files import FORMATS, pixel_limit, set_pixel_limit, why_not_decoded
+from ..image_files import FORMATS, decoded, pixel_limit, set_pixel_limit, why_not_decoded
 from .errors import UserError
 
-_READ_FROM = {"img_path": cv2.IMREAD_COLOR, "seg_map_path": cv2.IMREAD_UNCHANGED}
+_READ_FROM = {
+    "img_path": cv2.IMREAD_COLOR,
+    "img_path2": cv2.IMREAD_COLOR,
+    "seg_map_path": cv2.IMREAD_UNCHANGED,
+    "depth_map_path": cv2.IMREAD_UNCHANGED,
+}
 
 
 class ImageError(UserError):
     """An image or label map that is missing or cannot be decoded."""
 
 
-def decodes(content: bytes, flag: int = cv2.IMREAD_COLOR) -> bool:
-    """Whether OpenCV, with which the pipelines read, makes an image of a file's content.
-
-    Args:
-        content: of the file.
-        flag: how it is read, such as ``cv2.IMREAD_UNCHANGED`` for a label map.
-    """
-    try:
-        return cv2.imdecode(np.frombuffer(content, np.uint8), flag) is not None
-    except cv2.error:
-        return False
-
-
 def image_error(path: str | Path, flag: int = cv2.IMREAD_COLOR) -> str | None:
-    """Say in one line why an image or label map cannot be decoded; None if it can.
+    """Say in one line why an image or label map cannot, or must not, be decoded; None if it can.
 
     Args:
         path: of the file.
         flag: how OpenCV would read it.
     """
     path = Path(path)
+    if refusal := why_not_decoded(path):
+        return refusal
     if not path.is_file():
-        return f"image {path} not found: check the data folder"
+        return f"image {path} not found: {_why_missing(path)}"
     content = path.read_bytes()
     try:
-        # What is too large for Pillow's taste is not broken.
+        # What OpenCV alone knows is not broken.
         with (
-            contextlib.suppress(Image.DecompressionBombError),
+            contextlib.suppress(UnidentifiedImageError),
             Image.open(path, formats=FORMATS) as image,
         ):
             image.load()
-        readable = decodes(content, flag)
+        readable = decoded(content, flag) is not None
     except Exception:
         # Decoders of damaged content raise anything: OSError, SyntaxError, struct.error, ...
         readable = False
     if readable:
         return None
     return f"image {path} cannot be decoded ({len(content)} bytes): get the file again or remove it"
+
+
+def _why_missing(path: Path) -> str:
+    if "\\" in path.name:
+        return "write / instead of \\ in the annotations"
+    if "\ufeff" in str(path):
+        return "the list of images begins with a byte order mark: save it as UTF-8 without one"
+    if path.name.startswith(".") and not path.suffix:
+        return "remove the blank line from the list of images"
+    return "check the data folder"
 
 
 class CheckedPipeline(Compose):
@@ -97,7 +101,7 @@ class CheckedPipeline(Compose):
         # The transforms may replace these, or, with mosaics, hand on another sample's.
         paths = [(data[key], flag) for key, flag in _READ_FROM.items() if data.get(key)]
         for path, _ in paths:
-            if refusal := self._refusal(str(path)):
+            if refusal := _why_not_opened(str(path), self._folders):
                 raise ImageError(refusal)
         if refusal := self._mask_refusal(data):
             raise ImageError(f"image {data.get('img_path')}: {refusal}")
@@ -115,14 +119,6 @@ class CheckedPipeline(Compose):
                 ) from error
             raise
 
-    def _refusal(self, path: str) -> str | None:
-        if self._folders and not any(_lies_in(path, folder) for folder in self._folders):
-            return (
-                f"image {path} was not opened: it is outside of its data folder "
-                f"({', '.join(self._folders)}): correct its file name in the annotations"
-            )
-        return None if "://" in path else why_not_decoded(path)
-
     def _mask_refusal(self, data: dict[str, Any]) -> str | None:
         """Run lengths state the size of the mask that they become, whatever the image's."""
         for instance in data.get("instances") or ():
@@ -136,6 +132,15 @@ class CheckedPipeline(Compose):
                     "(tools/check_data.py lists all that are wrong)"
                 )
         return None
+
+
+def _why_not_opened(path: str, folders: Sequence[str]) -> str | None:
+    if folders and not any(_lies_in(path, folder) for folder in folders):
+        return (
+            f"image {path} was not opened: it is outside of its data folder ({', '.join(folders)}): correct "
+            "its file name in the annotations"
+        )
+    return None if "://" in path else why_not_decoded(path)
 
 
 def _lies_in(path: str, folder: str) -> bool:
@@ -161,6 +166,31 @@ class CheckImagesHook(Hook):
     def before_test_epoch(self, runner) -> None:
         """Check the test images."""
         _check_images(runner.test_dataloader.dataset, pixel_limit(runner.cfg))
+
+
+class CheckMetricsHook(Hook):
+    """Looks at the label maps that panoptic metrics open by themselves, before they do so."""
+
+    def before_val(self, runner) -> None:
+        """Look at those of the validation."""
+        _check_metrics(runner.val_evaluator, pixel_limit(runner.cfg))
+
+    def before_test(self, runner) -> None:
+        """Look at those of the test."""
+        _check_metrics(runner.test_evaluator, pixel_limit(runner.cfg))
+
+
+def _check_metrics(evaluator: Evaluator, max_pixels: int) -> None:
+    set_pixel_limit(max_pixels)
+    for metric in evaluator.metrics:
+        folder, content = getattr(metric, "seg_prefix", None), getattr(metric, "_coco_api", None)
+        if not folder or "://" in folder or content is None:
+            continue
+        folder = os.path.abspath(folder)
+        for annotation in content.dataset["annotations"]:
+            path = os.path.join(folder, str(annotation.get("file_name", "")))
+            if refusal := _why_not_opened(path, [folder]):
+                raise ImageError(refusal)
 
 
 def _check_images(dataset: Any, max_pixels: int) -> None:

@@ -5,6 +5,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ..checkpoints.safe_loading import load_as_data
 from ..checkpoints.trust import load_local
 from .errors import UserError, explain
 
+_LONGEST_PATH = 4096
 # What a training cannot go on without.
 _NEEDED = {
     "state_dict": "weights",
@@ -29,7 +31,8 @@ def newest_valid_checkpoint(work_dir: str | Path) -> str:
     """Find where an interrupted run can go on.
 
     Looks at all checkpoints in the work dir, and at those beside the one that ``last_checkpoint``
-    names, newest first, and reads them whole. Each one that is no good is named in a warning.
+    names, and reads them whole: that one first, unless its run went on after it, then the others,
+    newest first. Each one that is no good is named in a warning.
 
     Returns:
         A path; or what ``last_checkpoint`` says if that is a URL, which is not looked at.
@@ -39,13 +42,12 @@ def newest_valid_checkpoint(work_dir: str | Path) -> str:
         UserError: There is none that is valid.
     """
     work_dir = Path(work_dir)
-    pointer = work_dir / "last_checkpoint"
-    recorded = pointer.read_text().strip() if pointer.is_file() else ""
+    recorded = _recorded(work_dir)
     if "://" in recorded:
         return recorded
-    folders = {work_dir}
+    folders, name = {work_dir}, Path(recorded).name
     # The record is an absolute path, which names the original's checkpoints in a copied work dir.
-    if recorded and not (work_dir / Path(recorded).name).exists():
+    if Path(recorded).parent.name and not (work_dir / name).exists():
         folders.add(Path(recorded).parent)
     paths = {path for folder in folders for path in folder.glob("*.pth") if path.is_file()}
     if not paths:
@@ -54,9 +56,13 @@ def newest_valid_checkpoint(work_dir: str | Path) -> str:
             "--work-dir, or leave out --resume to start anew"
         )
     reasons = []
-    # Times are in seconds: of two checkpoints of one moment, the record knows the later one.
-    ages = {path: (*_time_and_iteration(path), path.name == Path(recorded).name) for path in paths}
-    for path in sorted(paths, key=ages.get, reverse=True):
+    ages = {path: _Age.of(path) for path in paths}
+    order = sorted(paths, key=lambda path: (ages[path].written, ages[path].iteration), reverse=True)
+    for last in [path for path in order if path.name == name]:
+        # Whatever the clock says, only what was surely written after the recorded one comes before it.
+        later = [path for path in order if ages[path].is_surely_after(ages[last])]
+        order = [*later, last, *(path for path in order if path not in (*later, last))]
+    for path in order:
         reason = why_not_resumable(path)
         if reason is None:
             return str(path)
@@ -114,18 +120,53 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and value >= 0
 
 
-def _time_and_iteration(path: Path) -> tuple[str, int]:
-    """What sorts checkpoints by the time of their writing, which a copy's own time is not.
+def _recorded(work_dir: Path) -> str:
+    """What ``last_checkpoint`` says; empty if that can be no path."""
+    pointer = work_dir / "last_checkpoint"
+    if not pointer.is_file():
+        return ""
+    with pointer.open("rb") as file:
+        # A path need not be UTF-8; editors put marks before and after it, and a power cut leaves zeros.
+        text = file.read(_LONGEST_PATH).decode("utf-8", "surrogateescape").strip("\ufeff\0 \t\r\n")
+    try:
+        (work_dir / Path(text).name).exists()
+    except (OSError, ValueError):
+        return ""
+    return text
+
+
+@dataclass(frozen=True)
+class _Age:
+    """When a checkpoint was written, of which a copy's own time says nothing.
 
     A higher iteration may be older: that of an earlier training in the same folder.
     """
-    try:
-        meta = _read_meta(path)
-        return str(meta["time"]), int(meta["iter"])
-    except Exception:
-        # It will be found out why it cannot be read when its turn comes.
-        return time.strftime("%Y%m%d_%H%M%S", time.localtime(path.stat().st_mtime)), 0
 
+    written: float
+    iteration: int
+    run: str | None
+    modified: float
 
-def _read_meta(path: Path) -> dict[str, Any]:
-    return load_as_data(str(path), map_location="cpu", mmap=True)["meta"]
+    @classmethod
+    def of(cls, path: Path) -> "_Age":
+        modified = path.stat().st_mtime
+        try:
+            meta = load_as_data(str(path), map_location="cpu", mmap=True)["meta"]
+            written = meta.get("position", {}).get("written")
+            if type(written) is not float:
+                # mmengine's time, which is that of the place where it was written.
+                written = time.mktime(time.strptime(meta["time"], "%Y%m%d_%H%M%S"))
+            run = meta.get("experiment_name")
+            return cls(written, int(meta["iter"]), run if type(run) is str else None, modified)
+        except Exception:
+            # It will be found out why it cannot be read when its turn comes.
+            return cls(modified, 0, None, modified)
+
+    def is_surely_after(self, recorded: "_Age") -> bool:
+        """Whether the recorded one is not the last of its training, as a kill has come before the record."""
+        if self.iteration <= recorded.iteration:
+            return False
+        # Iterations only grow within a run. Of different ones, all clocks must say so.
+        is_same_run = self.run is not None and self.run == recorded.run
+        is_newer = self.written > recorded.written and self.modified >= recorded.modified
+        return is_same_run or is_newer

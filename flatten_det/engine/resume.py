@@ -1,6 +1,7 @@
 """Continue a training at the very batch where a checkpoint was saved."""
 
 import bisect
+import time
 from typing import Any
 
 from mmengine.dist import get_rank, get_world_size
@@ -27,6 +28,7 @@ class ResumePositionHook(Hook):
     - ``epoch_batches``: batches per epoch, as the position means nothing for another number;
     - ``validation_due``: whether a validation was to come, or had begun;
     - ``sampler_seed``: what the order of the data follows;
+    - ``written``: the time in seconds, which is the same everywhere, unlike mmengine's;
 
     and, in the middle of an accumulation, the ``gradients`` so far (of a run without other ranks) with
     their ``loss_scale``. The precision may be another one after it.
@@ -106,6 +108,7 @@ class ResumePositionHook(Hook):
         """Add the position."""
         meta, loop = checkpoint["meta"], runner.train_loop
         position = meta.setdefault("position", {})
+        position["written"] = time.time()
         sampler_seed = getattr(_sampler(runner.train_dataloader), "seed", None)
         if sampler_seed is not None:
             position["sampler_seed"] = sampler_seed

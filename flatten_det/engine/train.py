@@ -17,7 +17,7 @@ from .atomic_files import atomic_local_files
 from .building import named_building_errors
 from .checkpoint_hook import durable_checkpoints
 from .config import build_runner, use_amp_of_cpu
-from .images import CheckImagesHook
+from .images import CheckImagesHook, CheckMetricsHook
 from .interrupt import REPEAT_WITH_RESUME, InterruptHook
 from .lost_resources import told_with_last_checkpoint
 from .non_finite import non_finite_guard
@@ -33,6 +33,7 @@ def train(
     check_data: bool = True,
     hooks: Sequence[Hook] = (),
     to_continue: str = REPEAT_WITH_RESUME,
+    check_command: str = "",
 ) -> Path:
     """Train, and print where the results are.
 
@@ -45,6 +46,7 @@ def train(
         check_data: Look for errors in the annotations first; no image is opened.
         hooks: More of them, beside those of the config.
         to_continue: What the user is told to do after the training was stopped.
+        check_command: What shows the user all errors; default: ``check_data.py`` and the config's name.
 
     Returns:
         The run's work dir.
@@ -74,6 +76,7 @@ def train(
             for hook in (
                 stage,
                 CheckImagesHook(),
+                CheckMetricsHook(),
                 interrupt,
                 ResumePositionHook(),
                 SeedIterationHook(),
@@ -82,7 +85,7 @@ def train(
             ):
                 runner.register_hook(hook)
             if check_data:
-                check_before_training(cfg, runner.logger)
+                check_before_training(cfg, runner.logger, check_command)
             runner.train()
     finally:
         interrupt.restore_handlers()

@@ -2,15 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 
-from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
+from ..checkpoints.initialising import ExplainedModule
+
 
 @MODELS.register_module()
-class SimpleFeaturePyramid(BaseModule):
+class SimpleFeaturePyramid(ExplainedModule):
     """Maps of strides 4, 8, 16, 32 (and coarser) from one map of stride 16.
 
     Each is made from that map alone: by deconvolutions of stride 2 (finer), as it is, or by pooling
@@ -31,7 +32,7 @@ class SimpleFeaturePyramid(BaseModule):
         in_channels: int,
         out_channels: int = 256,
         num_outs: int = 4,
-        init_cfg: Mapping | None = None,
+        init_cfg: Mapping | Sequence[Mapping] | None = None,
     ) -> None:
         super().__init__(init_cfg)
         if in_channels < 4 or in_channels % 4:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from flatten_det.attention import resize_grid
 from flatten_det.backbones import BACKBONES, build_backbone
@@ -67,6 +68,48 @@ def test_grids_of_a_rectangle(golden, tmp_path):
     convert_checkpoint(official, tmp_path / "wide.pth", img_size=(320, 480))
     wide = load_into("flatten-pvt-t", tmp_path / "wide.pth", pretrain_img_size=(320, 480))
     assert wide.block2[0].attn.positional_encoding.shape == (1, 40 * 60, 128)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_checkpoint_is_not_replaced_by_its_backbone(suffix, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source, hard, link = (tmp_path / f"{name}{suffix}" for name in ("own", "hard", "link"))
+    state = build_backbone("pvtv2-b0").state_dict()
+    save_file(state, source) if suffix == ".safetensors" else torch.save(state, source)
+    before = source.read_bytes()
+    hard.hardlink_to(source)
+    link.symlink_to(source.name)
+    for name in (source, source.name, f"../{tmp_path.name}/{source.name}", hard, link):
+        for pair in ((source, name), (name, source), (link, name)):
+            with pytest.raises(CheckpointError, match="this is the checkpoint itself"):
+                convert_checkpoint(*pair)
+    assert source.read_bytes() == hard.read_bytes() == before
+    assert link.is_symlink()
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_only_converted_files_are_replaced(suffix, tmp_path):
+    source, target = tmp_path / "own.pth", tmp_path / f"target{suffix}"
+    state = build_backbone("pvtv2-b0").state_dict()
+    torch.save(state, source)
+    save_file(state, tmp_path / "foreign.safetensors")
+    for foreign in (source, tmp_path / "foreign.safetensors"):
+        target.write_bytes(foreign.read_bytes())
+        with pytest.raises(CheckpointError, match=rf"target{suffix}: there is a file already"):
+            convert_checkpoint(source, target, "pvtv2-b0")
+        assert target.read_bytes() == foreign.read_bytes()
+    target.unlink()
+    target.symlink_to("elsewhere" + suffix)
+    convert_checkpoint(source, target, "pvtv2-b0")
+    convert_checkpoint(source, target, "pvtv2-b0")  # Its own work.
+    assert target.is_symlink()
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
+        {"own.pth", "foreign.safetensors", target.name, f"elsewhere{suffix}"}
+    )
+    target.unlink()
+    target.mkdir()
+    with pytest.raises(CheckpointError, match="there is a file already"):
+        convert_checkpoint(source, target, "pvtv2-b0")
 
 
 def test_a_trained_detector_gives_its_backbone(tmp_path):

@@ -32,6 +32,19 @@ def test_the_best_checkpoint_lies_beside_the_others():
         assert corrected("runs/a", **{key: None}) == {}
 
 
+def test_only_texts_and_numbers_are_printed():
+    """A text of 26 lists, each of twice the one before, would be of 500 MB."""
+    text = ["lol"]
+    for _ in range(26):
+        text = [text, text]
+    for key in ("best_ckpt", "best_ckpt_coco/bbox_mAP", "last_ckpt"):
+        assert corrected("runs/a", **{key: text}) == {}
+    assert corrected("a", keep_ckpt_ids=[text, 3]) == {"keep_ckpt_ids": [3]}
+    assert corrected("a", last_ckpt="a/epoch_1.pth") == {"last_ckpt": "a/epoch_1.pth"}
+    for seed, kept in ((3, {"seed": 3}), (text, {}), ("3", {})):
+        assert without_instructions({"meta": {"seed": seed}}, "a") == {"meta": kept}
+
+
 def test_kept_checkpoints_are_numbers():
     assert corrected("a", keep_ckpt_ids=[1, "../x", 2, True, None]) == {"keep_ckpt_ids": [1, 2]}
     assert corrected("a", keep_ckpt_ids="../x") == {"keep_ckpt_ids": []}

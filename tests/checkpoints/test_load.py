@@ -4,10 +4,17 @@ import pickle
 
 import pytest
 import torch
+from mmengine.config import ConfigDict
+from mmengine.model import PretrainedInit
+from mmengine.registry import MODELS
+from mmseg.models import EncoderDecoder
+from nano_backbones import NANO
 from safetensors.torch import save_file
+from torch import nn
 
 from flatten_det.backbones import FLattenPVT, FLattenSwin, build_backbone
 from flatten_det.checkpoints import CheckpointError, load_backbone, read_checkpoint
+from flatten_det.necks import SimpleFeaturePyramid
 
 PVT = dict(arch=dict(embed_dims=(8, 16, 32, 64), num_heads=(1, 2, 4, 8), depths=(1, 1, 1, 1)))
 SWIN = dict(arch=dict(embed_dims=8, num_heads=(1, 2, 4, 8), depths=(1, 1, 2, 1)))
@@ -142,6 +149,133 @@ def test_renamed_key_is_an_error_and_leaves_the_model_untouched(cls, options):
     assert f"missing in the file: {name}" in str(error.value)
     assert f"unknown to the model: {renamed}" in str(error.value)
     assert all(torch.equal(before[n], v) for n, v in model.state_dict().items())
+
+
+TINY = {family: arch | dict(depths=(1, 1, 1, 1)) for family, arch in NANO.items()}
+TINY["FLattenDeiT"] = dict(embed_dims=(24,), num_heads=(3,), depths=(1,), mlp_ratios=(2,))
+
+
+def tiny(family: str, **options):
+    return MODELS.build(dict(type=family, arch=TINY[family], pretrain_img_size=64, **options))
+
+
+def same(model, other) -> bool:
+    pairs = zip(model.parameters(), other.parameters(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.fixture
+def whole(tmp_path):
+    """A file of a larger model whose backbone and whose teacher's backbone are a family's."""
+
+    def save(family: str) -> tuple[str, nn.Module, nn.Module]:
+        backbone, teacher = tiny(family), tiny(family)
+        parts = {"backbone.": backbone, "teacher.backbone.": teacher, "neck.": nn.Linear(2, 2)}
+        state = {f"{part}{n}": v for part, m in parts.items() for n, v in m.state_dict().items()}
+        torch.save({"state_dict": state}, tmp_path / "whole.pth")
+        return str(tmp_path / "whole.pth"), backbone, teacher
+
+    return save
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_forms_of_init_cfg_load_what_they_name(family, whole):
+    path, backbone, teacher = whole(family)
+    plain = dict(type="Pretrained", checkpoint=path)
+    of_teacher = plain | dict(prefix="teacher.backbone.", map_location="cpu")
+    noise = dict(type="TruncNormal", layer=["Linear", "Conv2d"], std=9.0)
+    for init_cfg, expected in (
+        ([plain], backbone),
+        ((plain,), backbone),
+        (plain | dict(prefix="backbone."), backbone),
+        ([plain | dict(prefix="backbone", type=PretrainedInit)], backbone),
+        (ConfigDict(plain, type="mmengine.Pretrained"), backbone),
+        ([of_teacher, noise], teacher),
+        ([plain, of_teacher], teacher),
+    ):
+        model = tiny(family, init_cfg=init_cfg)
+        model.init_weights()
+        assert model.is_init
+        assert same(model, expected), init_cfg
+    assert same(initialised(tiny(family, pretrained=path, convert_weights=True)), backbone)
+
+
+def initialised(module):
+    module.init_weights()
+    return module
+
+
+def test_other_initialisers_act_alone_in_lists_and_on_parts():
+    constant = dict(type="Constant", val=3.0, bias=4.0, layer="Linear")
+    override = dict(type="Constant", name="patch_embed1", val=5.0)
+    before = tiny("FLattenPVT").state_dict().keys()
+    for init_cfg in (constant, [constant], [constant | dict(override=override)]):
+        state = initialised(tiny("FLattenPVT", init_cfg=init_cfg)).state_dict()
+        assert state.keys() == before
+        assert (state["block1.0.attn.q.weight"] == 3).all()
+        assert (state["block1.0.attn.q.bias"] == 4).all()
+        assert (state["patch_embed1.proj.weight"] == 5).all() == ("override" in str(init_cfg))
+    for kind in ("Xavier", "Kaiming", "Caffe2Xavier", "Normal", "Uniform", "TruncNormal"):
+        torch.manual_seed(0)
+        weight = initialised(
+            tiny("FLattenPVT", init_cfg=[dict(type=kind, layer="Linear", bias=7.0)])
+        ).block1[0]
+        assert (weight.attn.q.bias == 7).all(), kind
+        assert not (weight.norm1.bias == 7).any()
+
+
+def test_parts_are_loaded_whole(whole):
+    path, _, teacher = whole("FLattenPVT")
+    part = dict(
+        type="Pretrained", name="block1", checkpoint=path, prefix="teacher.backbone.block1."
+    )
+    constant = dict(type="Constant", val=3.0, layer="Linear")
+    for override in (part, [part], part | dict(type=PretrainedInit)):
+        model = initialised(tiny("FLattenPVT", init_cfg=constant | dict(override=override)))
+        assert same(model.block1, teacher.block1)
+        assert (model.block2[0].attn.q.weight == 3).all()
+    wrong = constant | dict(override=part | dict(prefix="teacher.backbone.block2."))
+    with pytest.raises(CheckpointError, match=r"whole\.pth does not fit ModuleList: .*prefix"):
+        tiny("FLattenPVT", init_cfg=wrong).init_weights()
+
+
+def test_what_init_cfg_does_not_find_is_an_error(whole, tmp_path):
+    path, *_ = whole("FLattenSwin")
+    plain = dict(type="Pretrained", checkpoint=path)
+    for init_cfg, message in (
+        ([plain | dict(prefix="student.")], "no weights in it whose names begin with 'student.'"),
+        ([plain | dict(prefix="neck.")], "does not fit FLattenSwin"),
+        ([plain | dict(checkpoint="gone.pth")], "gone.pth: no such checkpoint file"),
+        (plain | dict(checkpoint="file:///gone.pth"), "file:///gone.pth: .*can not be found"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            tiny("FLattenSwin", init_cfg=init_cfg).init_weights()
+    for wrong in (dict(init_cfg=plain, pretrained=path), dict(pretrained=True)):
+        with pytest.raises(ValueError, match="pretrained must be a file or URL, and the only one"):
+            tiny("FLattenSwin", **wrong)
+
+
+def test_the_neck_is_loaded_whole_too(tmp_path):
+    neck = SimpleFeaturePyramid(8, 8)
+    state = {f"neck.{n}": v for n, v in neck.state_dict().items()}
+    torch.save({"state_dict": state | {"backbone.x": torch.ones(1)}}, tmp_path / "a.pth")
+    init_cfg = dict(type="Pretrained", checkpoint=str(tmp_path / "a.pth"), prefix="neck.")
+    assert same(initialised(SimpleFeaturePyramid(8, 8, init_cfg=[init_cfg])), neck)
+    with pytest.raises(CheckpointError, match="does not fit SimpleFeaturePyramid"):
+        SimpleFeaturePyramid(8, 8, init_cfg=init_cfg | dict(prefix=None)).init_weights()
+    xavier = dict(type="Xavier", layer="Conv2d", distribution="uniform", bias=7.0)
+    loaded = initialised(SimpleFeaturePyramid(8, 8, init_cfg=[xavier])).state_dict()
+    assert any((value == 7).all() for value in loaded.values()) == any(
+        isinstance(m, nn.Conv2d) and m.bias is not None for m in neck.modules()
+    )
+
+
+def test_a_segmentor_passes_its_pretrained_on(whole):
+    path, backbone, _ = whole("FLattenSwin")
+    head = dict(type="FCNHead", in_channels=128, channels=4, num_classes=2, norm_cfg=None)
+    swin = dict(type="FLattenSwin", arch=TINY["FLattenSwin"], pretrain_img_size=64)
+    segmentor = EncoderDecoder(ConfigDict(swin), ConfigDict(head), pretrained=path)
+    assert same(initialised(segmentor).backbone, backbone)
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.1, 0.5, 0.99])

@@ -1,10 +1,15 @@
 """Faults planted into a COCO file of instances and its images: each is found, in its place, alone."""
 
+import contextlib
+import io
 import json
+import os
 
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from shapes_patient import Patient
 
 from flatten_det.data_doctor import kinds
@@ -161,8 +166,91 @@ def test_files_outside_of_the_folder_are_not_opened(patient, monkeypatch):
 
     monkeypatch.setattr(Image, "open", recording_open)
     one(patient.findings("instances"), kinds.FILE_NAME_LEAVES)
-    assert len(opened) == 7 + 5
+    assert len(set(opened)) == 7 + 5
     assert all("secret" not in path for path in opened)
+
+
+MATCHED = [1, -3, 2**63, "7"]
+MISREAD = [0, "0", "a0-x", 10**400]
+
+
+@pytest.mark.parametrize("id_", MATCHED + MISREAD)
+def test_annotation_ids_that_an_evaluation_misreads(patient, id_):
+    """The rule is what pycocotools makes of perfect predictions; a training does not mind."""
+    for split in ("train", "val"):
+        with patient.annotations(split=split) as content:
+            content["annotations"] = content["annotations"][:1]
+            content["annotations"][0] |= {"id": id_, "bbox": [1, 1, 9, 9]}
+    truth = COCO()
+    truth.dataset = content
+    found = []
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+        result = truth.loadRes([{**content["annotations"][0], "id": 1, "score": 1.0}])
+        evaluation = COCOeval(truth, result, "bbox")
+        with contextlib.suppress(ValueError, OverflowError):
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+            found.append(evaluation.stats[0] > 0.99)
+    assert found == [True] if id_ in MATCHED else found in ([], [False])
+    findings = [f for f in patient.quick_findings("instances") if f.kind == kinds.MISREAD_ID]
+    assert len(findings) == (id_ in MISREAD)
+    if findings:
+        assert findings[0].data_set == "val, test"
+        assert "means no match to pycocotools" in findings[0].message
+
+
+def test_ids_of_mixed_types_cannot_be_sorted(patient):
+    with patient.annotations(split="val") as content:
+        content["images"].append({**content["images"][0], "id": "x1", "file_name": "b.jpg"})
+        content["categories"].append({"id": "seven", "name": "hexagon"})
+    found = [f.message for f in patient.quick_findings("instances") if f.kind == kinds.MISREAD_ID]
+    assert found == [
+        "image ids are numbers and texts, such as 0 and 'x1'",
+        "category ids are numbers and texts, such as 1 and 'seven'",
+    ]
+    with patient.annotations(split="val") as content:
+        for image in content["images"]:
+            image["id"] = f"{image['id']}"
+        for annotation in content["annotations"]:
+            annotation["image_id"] = f"{annotation['image_id']}"
+        content["categories"].pop()
+    assert patient.quick_findings("instances") == []
+
+
+@pytest.mark.parametrize("id_", [1.5, True, None, [1]])
+def test_ids_of_other_types(patient, id_):
+    with patient.annotations() as content:
+        content["annotations"][1]["id"] = id_
+    finding = one(patient.quick_findings("instances"), kinds.MALFORMED_ENTRY)
+    assert "has no id that is a whole number or a text" in finding.message
+
+
+def test_root_of_a_roboflow_export(patient):
+    """Named like a class, it would have labels of its own."""
+    root = {"id": 0, "name": "circle", "supercategory": "none"}
+    with patient.annotations() as content:
+        content["categories"].insert(0, root)
+    finding = one(patient.quick_findings("instances"), kinds.ROOT_CATEGORY)
+    assert "category 0 (circle), which has no object, is the root" in finding.message
+    with patient.annotations() as content:
+        content["annotations"][0]["category_id"] = 0
+    assert patient.quick_findings("instances")[0].kind == kinds.DUPLICATE_CATEGORY
+
+
+def test_names_of_windows(patient):
+    """A file of that very name is one."""
+    for path in (patient.path("train/images"), patient.path("val/images")):
+        (path / "sub").mkdir()
+    patient.path("train/images/000002.jpg").rename(patient.path("train/images/sub/000002.jpg"))
+    with patient.annotations() as content:
+        content["images"][2]["file_name"] = "sub\\000002.jpg"
+    for found in (patient.quick_findings("instances"), patient.findings("instances")):
+        finding = one(found, kinds.FILE_NAME_BACKSLASHES)
+        assert "image 2 (sub\\000002.jpg) is written with backslashes" in finding.message
+    patient.path("train/images/sub/000002.jpg").rename(patient.path("train/images/sub\\000002.jpg"))
+    assert patient.findings("instances") == []
 
 
 def test_category_without_objects(patient):
@@ -194,6 +282,34 @@ def test_masks_are_not_asked_of_a_detector_of_boxes(patient):
     cfg = patient.config("instances")
     cfg.model = dict()
     assert not any(checked.findings for checked in check_annotations(cfg))
+
+
+@pytest.mark.parametrize(
+    ("encoding", "said"),
+    [
+        (
+            "utf-8-sig",
+            "begins with a byte order mark (UTF-8 with BOM): save it as UTF-8 without one",
+        ),
+        ("utf-16", "begins with the byte order mark of UTF-16: save it as UTF-8"),
+        ("utf-32", "begins with the byte order mark of UTF-32: save it as UTF-8"),
+        ("latin-1", "is not UTF-8 (byte 0xc4 in line 2): save it as UTF-8"),
+    ],
+)
+def test_other_encodings(patient, encoding, said):
+    path = patient.path("annotations/instances_train.json")
+    content = {"note": "\u00c4pfel", **json.loads(path.read_text())}
+    path.write_bytes(json.dumps(content, indent=0, ensure_ascii=False).encode(encoding))
+    finding = one(patient.quick_findings("instances"), kinds.ANNOTATION_FILE)
+    assert finding.message.startswith(f"annotation file {path} {said}")
+
+
+def test_pipe_in_the_place_of_annotations(patient):
+    path = patient.path("annotations/instances_train.json")
+    path.unlink()
+    os.mkfifo(path)
+    finding = one(patient.findings("instances"), kinds.ANNOTATION_FILE)
+    assert finding.message == f"annotation file {path} is a named pipe, not a file"
 
 
 @pytest.mark.parametrize(

@@ -136,3 +136,24 @@ def test_map_that_is_missing_or_broken(patient):
     one(patient.findings("panoptic"), kinds.LABEL_MAP_MISSING)
     patient.path(NAME).write_bytes(b"no image")
     one(patient.findings("panoptic"), kinds.LABEL_MAP_UNREADABLE)
+
+
+@pytest.mark.parametrize("id_", [0, -1, 2**24, "7"])
+def test_segment_ids_that_no_label_map_can_show(patient, id_):
+    with patient.annotations("panoptic") as content:
+        content["annotations"][1]["segments_info"][0]["id"] = id_
+    (finding,) = patient.quick_findings("panoptic")
+    assert finding.kind == kinds.MISREAD_ID
+    assert "no number from 1 to 16777215" in finding.message
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_label_map_that_asks_to_be_turned(patient, orientation):
+    """A training obeys, the evaluation does not."""
+    path = patient.path("train/panoptic/000002.png")
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.open(path).save(path, exif=exif)
+    (finding,) = patient.findings("panoptic")
+    assert finding.kind == kinds.LABEL_MAP_FORMAT
+    assert "asks to be turned (EXIF orientation)" in finding.message

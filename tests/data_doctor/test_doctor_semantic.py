@@ -1,5 +1,7 @@
 """Faults planted into semantic label maps."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -125,6 +127,45 @@ def test_image_turned_by_exif(patient):
     assert "is 64x48, its image 48x64 after EXIF turns it" in finding.message
 
 
+@pytest.mark.parametrize("orientation", [2, 8])
+def test_label_map_that_asks_to_be_turned(patient, orientation):
+    """A training does not obey, other readers do."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.open(patient.path(NAME)).save(patient.path(NAME), exif=exif)
+    finding = one(patient.findings("semantic"), kinds.LABEL_MAP_FORMAT)
+    assert "asks to be turned (EXIF orientation)" in finding.message
+
+
+@pytest.mark.parametrize("classes", [2, 7])
+def test_foreground_that_is_the_ignored_label(patient, classes):
+    """Binary masks as painting programs write them."""
+    for path in patient.root.glob("train/semantic/*.png"):
+        name = path.relative_to(patient.root).as_posix()
+        relabel(patient, lambda labels: np.where(labels > 0, 255, 0).astype(np.uint8), name)
+    for path in patient.root.glob("val/semantic/*.png"):
+        name = path.relative_to(patient.root).as_posix()
+        relabel(
+            patient,
+            lambda labels: (
+                (np.arange(labels.size) % classes).reshape(labels.shape).astype(np.uint8)
+            ),
+            name,
+        )
+    cfg = patient.config("semantic")
+    if classes == 2:
+        for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+            loader.dataset.metainfo = dict(classes=("background", "thing"), palette=[[0] * 3] * 2)
+    finding = one(findings_of(check_data(cfg, 0)), kinds.IGNORED_FOREGROUND)
+    assert (
+        "all label maps hold 0 and 255 only: 255 is the ignored label: your foreground is"
+        in finding.message
+    )
+    assert finding.message.endswith(
+        "thing" if classes == 2 else "circle, ring, triangle, square, star, ..."
+    )
+
+
 def test_class_that_no_map_shows(patient):
     for path in patient.root.glob("train/semantic/*.png"):
         name = path.relative_to(patient.root).as_posix()
@@ -192,6 +233,38 @@ class TestListOfImages:
             (kinds.DUPLICATE_FILE_NAME, 3),
             (kinds.LABEL_MAP_MISSING, None),
         ]
+
+    @pytest.mark.parametrize("blank", ["", "  ", "\r"])
+    def test_blank_line(self, patient, blank):
+        (finding,) = self.listed(patient, "000001", "000002", blank)
+        assert (
+            finding.message
+            == "line 3 is blank, which stands for an image without a name: remove it"
+        )
+
+    def test_names_of_windows(self, patient):
+        (finding,) = self.listed(patient, "000001", "sub\\000002")
+        assert finding.kind == kinds.FILE_NAME_BACKSLASHES
+        assert "line 2 (sub\\000002)" in finding.message
+
+    @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+    def test_other_encodings(self, patient, encoding):
+        patient.path("list.txt").write_bytes("000001\r\n".encode(encoding))
+        finding = one(
+            patient.quick_findings("semantic", ann_file="list.txt"), kinds.ANNOTATION_FILE
+        )
+        assert "byte order mark" in finding.message
+
+    def test_line_ends_of_windows(self, patient):
+        patient.path("list.txt").write_bytes(b"000001\r\n000002\r\n")
+        assert patient.quick_findings("semantic", ann_file="list.txt") == []
+
+    def test_pipe(self, patient):
+        os.mkfifo(patient.path("list.txt"))
+        found = patient.quick_findings("semantic", ann_file="list.txt")
+        assert one(found, kinds.ANNOTATION_FILE).message.endswith(
+            "list.txt is a named pipe, not a file"
+        )
 
     def test_missing(self, patient):
         found = patient.findings("semantic", ann_file="list.txt")

@@ -168,6 +168,84 @@ def test_broken_manifest_is_rendered_anew(root, complete, content):
     assert _contents(root) == _contents(complete)
 
 
+def _edit_annotations(root: Path) -> Path:
+    path = root / "annotations/instances_train.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["bbox"][0] += 1.25
+    path.write_text(json.dumps(content, indent=1))
+    return path
+
+
+def _edit_image(root: Path) -> Path:
+    path = root / "train/images/000002.jpg"
+    Image.new("RGB", (80, 64), "red").save(path)
+    return path
+
+
+def _edit_within_the_size(root: Path) -> Path:
+    path = root / "annotations/instances_val.json"
+    path.write_text(path.read_text().replace("circle", "CIRCLE"))
+    return path
+
+
+def _add_an_image(root: Path) -> Path:
+    path = root / "train/images/000077.jpg"
+    Image.new("RGB", (80, 64), "red").save(path)
+    return path
+
+
+def _shorten(root: Path) -> Path:
+    """Smaller, and no beginning of what it was."""
+    path = root / "annotations/panoptic_train.json"
+    path.write_text(path.read_text()[1:])
+    return path
+
+
+def _refused(root: Path, options: ShapesOptions, name: str) -> None:
+    before = _contents(root)
+    with pytest.raises(FileExistsError, match=rf"1 of its files were .*'{name}', and it is left"):
+        prepare_shapes(root, options)
+    assert _contents(root) == before
+    assert {place.name for place in root.parent.iterdir()} == {"shapes", ".shapes.lock"}
+
+
+@pytest.mark.parametrize(
+    ("edit", "is_noticed_at_once"),
+    [
+        (_edit_annotations, True),
+        (_edit_image, True),
+        (_shorten, True),
+        (_edit_within_the_size, False),
+        (_add_an_image, False),
+    ],
+)
+def test_what_was_changed_by_hand_is_not_replaced(root, edit, is_noticed_at_once):
+    path = edit(root)
+    name = path.relative_to(root).as_posix()
+    if is_noticed_at_once:
+        _refused(root, OPTIONS, name)
+    _refused(root, OTHER, name)
+    path.unlink()
+    prepare_shapes(root, OTHER)
+
+
+@pytest.mark.parametrize("manifest", ["", "of an older version"])
+def test_what_was_changed_by_hand_is_found_without_digests(root, manifest):
+    _edit_annotations(root)
+    if manifest:
+        content = json.loads((root / "shapes.json").read_text())
+        manifest = json.dumps({key: content[key] for key in ("format", "options", "files")})
+    (root / "shapes.json").write_text(manifest)
+    _refused(root, OPTIONS, "annotations/instances_train.json")
+
+
+def test_pipe_in_the_place_of_an_image(root):
+    (root / "val/images/000001.jpg").unlink()
+    os.mkfifo(root / "val/images/000001.jpg")
+    with pytest.raises(FileExistsError, match=r"such as 'val/images/000001\.jpg'"):
+        prepare_shapes(root, OPTIONS)
+
+
 def test_damaged_folder_in_use_is_restored(complete, tmp_path):
     prepare_shapes(tmp_path / "shapes", OPTIONS)
     (tmp_path / "shapes/train/images/000000.jpg").unlink()

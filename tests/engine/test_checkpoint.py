@@ -1,8 +1,11 @@
 """Checkpoints are data, and must fill the model."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
+from malicious_files import served
 from mmengine.logging import HistoryBuffer
 from torch import nn
 
@@ -46,6 +49,33 @@ def test_no_other_attribute_is_looked_up(tmp_path, owner, name):
         check_checkpoint(path)
 
 
+def test_class_names_are_not_longer_than_names(tmp_path):
+    """They are written beside each of the objects that are found."""
+    weights = nn.Linear(2, 2).state_dict()
+    for length in (1000, 1001):
+        meta = {"dataset_meta": {"classes": ("cat", "x" * length)}}
+        path = save(tmp_path / "a.pth", {"state_dict": weights, "meta": meta})
+        if length == 1000:
+            check_checkpoint(path)
+    with pytest.raises(UserError, match=r"a\.pth cannot be used: its meta data is damaged"):
+        check_checkpoint(path)
+
+
+def test_downloads_are_looked_at_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    (tmp_path / "served").mkdir()
+    save(tmp_path / "served" / "a.pth", nn.Linear(2, 2).state_dict())
+    save(tmp_path / "served" / "b.pth", {"epoch": 3})
+    with served(tmp_path / "served") as address:
+        check_checkpoint(f"{address}/a.pth")
+        with pytest.raises(
+            UserError, match=r"checkpoint http.*b\.pth cannot be used: .*no weights"
+        ):
+            check_checkpoint(f"{address}/b.pth")
+        with pytest.raises(UserError, match=r"checkpoint http.*c\.pth cannot be read .*404"):
+            check_checkpoint(f"{address}/c.pth")
+
+
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04broken zip"])
 def test_files_that_are_no_checkpoints(tmp_path, content):
     path = tmp_path / "a.pth"
@@ -65,3 +95,9 @@ def test_fit_names_what_is_missing_or_of_another_shape():
         UserError, match=r"a\.pth .* 2 of 6 weights .*\(0\.weight, 1\.running_var\)"
     ):
         check_fit(model, weights, "a.pth")
+
+
+def test_pipe_in_the_place_of_a_checkpoint(tmp_path):
+    os.mkfifo(tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"checkpoint .*a\.pth is a named pipe, not a file"):
+        check_checkpoint(str(tmp_path / "a.pth"))

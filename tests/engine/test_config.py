@@ -155,3 +155,11 @@ def test_dataset_under_test_looks_into_wrappers():
 def test_runner_type_is_honoured(tmp_path):
     with pytest.raises(KeyError, match="NoSuchRunner"):
         build_runner(Config({"runner_type": "NoSuchRunner", "work_dir": str(tmp_path)}))
+
+
+@pytest.mark.parametrize("name", ["a.py", "a.json"])
+def test_config_with_a_byte_order_mark(tmp_path, name):
+    path = tmp_path / name
+    path.write_text("{}", encoding="utf-8-sig")
+    with pytest.raises(UserError, match=r"a byte order mark .*: save it as UTF-8 without one"):
+        load_config(path)

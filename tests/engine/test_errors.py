@@ -1,13 +1,16 @@
 """Which exceptions are told in one line, and how."""
 
 import json
+import os
 import re
 
 import pytest
 from mmengine.config import Config
+from mmengine.dataset import BaseDataset
 from mmengine.registry import MODELS
 from torch.utils.data import DataLoader, Dataset
 
+from flatten_det.datasets.shapes import ShapesOptions, prepare_shapes
 from flatten_det.engine.annotations import named_annotation_errors
 from flatten_det.engine.errors import UserError, explain
 
@@ -65,6 +68,26 @@ def test_names_with_line_ends_stay_in_one_line(tmp_path):
     assert rf"{tmp_path}/a\nb not found" in explain(caught.value)
 
 
+def test_shapes_that_would_be_lost_are_told_in_one_line(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError) as caught:
+        prepare_shapes(tmp_path, ShapesOptions())
+    assert "holds files that flatten_det did not render" in explain(caught.value)
+
+
+class OneImage(BaseDataset):
+    def load_data_list(self):
+        return [{"img_path": "a.jpg"}]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_pipeline_that_filters_everything_out(workers):
+    dataset = OneImage(pipeline=[lambda data: None], max_refetch=2)
+    with pytest.raises(Exception, match="valid image") as caught:
+        next(iter(DataLoader(dataset, num_workers=workers)))
+    assert "filtered out one image after the other" in explain(caught.value)
+
+
 @pytest.mark.parametrize("error", [KeyError("x"), RuntimeError("x"), ValueError("x")])
 def test_others_are_unexpected(error):
     assert explain(error) is None
@@ -81,6 +104,31 @@ def test_broken_annotation_file_is_found_among_good_ones(tmp_path):
         named_annotation_errors(cfg),
     ):
         json.loads((tmp_path / "broken.json").read_text())
+
+
+def test_byte_order_mark_is_named(tmp_path):
+    (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf{}")
+    cfg = Config(
+        {"test_dataloader": {"dataset": {"data_root": f"{tmp_path}", "ann_file": "a.json"}}}
+    )
+    with (
+        pytest.raises(
+            UserError, match=r"a\.json begins with a byte order mark \(UTF-8 with BOM\): save"
+        ),
+        named_annotation_errors(cfg),
+    ):
+        json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
+
+
+def test_pipe_in_the_place_of_annotations(tmp_path):
+    """It is refused before it is waited for."""
+    os.mkfifo(tmp_path / "a.json")
+    cfg = Config({"test_evaluator": [{"ann_file": str(tmp_path / "a.json")}]})
+    with (
+        pytest.raises(UserError, match=r"a\.json is a named pipe, not a file: correct ann_file"),
+        named_annotation_errors(cfg),
+    ):
+        pytest.fail("opened")
 
 
 def test_other_value_errors_pass(tmp_path):

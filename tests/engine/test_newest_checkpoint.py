@@ -142,6 +142,78 @@ def test_an_earlier_longer_training_in_the_same_folder_is_older(work_dir):
     assert newest_valid_checkpoint(work_dir) == str(work_dir / "iter_3.pth")
 
 
+def test_the_recorded_one_is_the_newest_whatever_the_clock_says(work_dir):
+    """Begun in Tokyo, whose clock is 9 hours ahead, and resumed elsewhere; or a clock that was put back."""
+    save(work_dir / "iter_1.pth", 1, minute=50)
+    save(work_dir / "iter_2.pth", 2, minute=40)
+    assert newest_valid_checkpoint(work_dir) == str(work_dir / "iter_3.pth")
+
+
+def test_of_several_places_the_seconds_decide(work_dir):
+    """Without a record, or if the recorded one is damaged."""
+
+    def place(path: Path, iteration: int, clock: str, written: float) -> None:
+        meta = {"epoch": 0, "iter": iteration, "time": clock, "position": {"written": written}}
+        save(path, iteration, meta=meta)
+
+    place(work_dir / "iter_1.pth", 1, "20260101_210000", 1767268800.0)  # Tokyo
+    place(work_dir / "iter_2.pth", 2, "20260101_121000", 1767269400.0)  # Greenwich
+    truncate(work_dir / "iter_3.pth")
+    assert newest_valid_checkpoint(work_dir) == str(work_dir / "iter_2.pth")
+    (work_dir / "last_checkpoint").unlink()
+    (work_dir / "iter_3.pth").unlink()
+    assert newest_valid_checkpoint(work_dir) == str(work_dir / "iter_2.pth")
+
+
+def test_within_a_run_iterations_decide(work_dir):
+    """It was killed between a checkpoint and its record, after the clock was put back an hour."""
+    for iteration, minute in ((2, 59), (3, 1), (4, 2)):
+        name = "run_2" if iteration < 4 else "run_1"
+        meta = {"epoch": 0, "iter": iteration, "time": f"20260101_11{minute:02d}00"}
+        save(work_dir / f"iter_{iteration}.pth", 0, meta=meta | {"experiment_name": name})
+    (work_dir / "last_checkpoint").write_text(str(work_dir / "iter_2.pth"))
+    assert newest_valid_checkpoint(work_dir) == str(work_dir / "iter_3.pth")
+
+
+@pytest.mark.parametrize(
+    "record",
+    ["/läuft/iter_3.pth".encode("latin-1"), "{}/iter_3.pth".encode("utf-16"), b"\xff\xfe\x00", b"\0" * 60,
+     b"", b"\r\n", b"x" * 10_000, b"/" * 5000, b"iter_3.pth\niter_2.pth"],
+)  # fmt: skip
+def test_the_record_may_be_no_text(work_dir, record, capsys):
+    (work_dir / "last_checkpoint").write_bytes(record)
+    assert newest_valid_checkpoint(work_dir) == str(work_dir / "iter_3.pth")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "record", ["\ufeff{}/b.pth", "{}/b.pth\r\n", " {}/b.pth \n\n", "{}/b.pth\0\0"]
+)
+def test_the_record_may_have_been_edited(work_dir, record):
+    for name in ("a.pth", "b.pth", "c.pth"):
+        save(work_dir / name, 3)
+    (work_dir / "last_checkpoint").write_text(
+        record.format("/elsewhere"), encoding="utf-8", newline=""
+    )
+    assert newest_valid_checkpoint(work_dir) == str(work_dir / "b.pth")
+
+
+def test_the_record_may_be_a_folder(work_dir):
+    (work_dir / "last_checkpoint").unlink()
+    (work_dir / "last_checkpoint").mkdir()
+    assert newest_valid_checkpoint(work_dir) == str(work_dir / "iter_3.pth")
+
+
+def test_a_time_that_is_no_text_is_not_printed(work_dir):
+    text = ["lol"]
+    for _ in range(26):
+        text = [text, text]
+    for iteration in (3, 4):
+        meta = {"epoch": 0, "iter": iteration, "time": text, "experiment_name": text}
+        save(work_dir / f"iter_{iteration}.pth", iteration, meta=meta)
+    assert newest_valid_checkpoint(work_dir) == str(work_dir / "iter_2.pth")
+
+
 def test_a_copy_goes_on_by_itself_and_times_of_copying_do_not_matter(work_dir, tmp_path):
     copy = tmp_path / "copy"
     copy.mkdir()

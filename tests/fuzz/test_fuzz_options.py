@@ -89,7 +89,7 @@ def test_cfg_options(train_tool, tmp_path, monkeypatch, num_cases):
         "train_cfg = dict(max_iters=3)\nmodel = dict(type='X', backbone=dict(depths=(1, 2)))\n"
     )
     configs = []
-    monkeypatch.setattr(train_tool, "train", lambda cfg, check_data: configs.append(cfg))
+    monkeypatch.setattr(train_tool, "train", lambda cfg, **options: configs.append(cfg))
 
     def check(options: list[str]) -> None:
         configs.clear()

@@ -1,6 +1,7 @@
 """tools/train.py: options, results, and one-line errors."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -51,6 +52,19 @@ def test_options_reach_the_config(train_tool, captured, config, tmp_path):
     assert captured["train_cfg"]["max_epochs"] == 7
     assert captured["model"]["rpn_head"]["loss_cls"]["loss_weight"] == 0.5
     assert captured["resume"] is False
+
+
+def test_a_config_that_resumes_looks_for_the_newest_checkpoint(
+    train_tool, captured, config, tmp_path, capsys
+):
+    """mmengine would open what the record names, or die of it."""
+    command = [str(config), "--work-dir", str(tmp_path), "--cfg-options", "resume=True"]
+    assert train_tool.main(command) == 0
+    assert captured["load_from"] is None  # A new training, as by mmengine.
+    (tmp_path / "last_checkpoint").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "epoch_1.pth").write_bytes(b"half")
+    assert train_tool.main(command) == 2
+    assert "none of the 1 checkpoints" in one_line_error(capsys)
 
 
 @pytest.mark.parametrize(("dtype", "field"), [("fp16", "float16"), ("bf16", "bfloat16")])
@@ -172,6 +186,24 @@ def test_missing_checkpoint_to_resume(train_tool, capsys, config, tmp_path):
 
 
 _NO_VAL = ["val_dataloader=None", "val_evaluator=None"]
+
+
+def test_options_are_repeated_where_all_errors_are_shown(train_tool, tmp_path, monkeypatch):
+    """The command that lists them all reads the same data."""
+    config = tmp_path / "a config.py"
+    config.write_text("x = 1\n")
+    commands = []
+    monkeypatch.setattr(
+        train_tool, "train", lambda cfg, check_command, **rest: commands.append(check_command)
+    )
+    options = ["x=/my run/a b", "y='it''s'"]
+    assert train_tool.main([f"{config}", "--cfg-options", *options, "--no-data-check"]) == 0
+    assert train_tool.main([f"{config}"]) == 0
+    start = ["uv", "run", "tools/check_data.py", f"{config}"]
+    assert [shlex.split(command) for command in commands] == [
+        [*start, "--cfg-options", *options],
+        start,
+    ]
 
 
 class TestBrokenData:

@@ -1,15 +1,23 @@
 """COCO annotation files of strangers: read, checked before a training stumbles over them, completed."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from ...engine.errors import UserError
-from ...image_files import FORMATS, why_not_decoded
-from ..coco_values import is_id, is_number, is_size, parse_json, stays_inside
+from ...image_files import seen_size
+from ...user_files import NotUtf8Error, text_with_mark, why_not_read
+from ..coco_values import (
+    are_of_one_type,
+    can_be_matched,
+    is_id,
+    is_number,
+    is_size,
+    root_categories,
+    stays_inside,
+)
 from .text import listed
 
 KEYS = ("images", "annotations", "categories")
@@ -23,10 +31,12 @@ class CocoFile:
         path: where it is.
         content: its JSON object, with lists of dicts under ``images``, ``annotations`` and
             ``categories``.
+        mended: what was changed in it already, in words.
     """
 
     path: Path
     content: dict[str, Any]
+    mended: tuple[str, ...] = ()
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -54,20 +64,55 @@ def read_coco_file(path: Path) -> CocoFile:
     Raises:
         UserError: It cannot be read, is no COCO file of objects, or contradicts itself.
     """
+    content, has_mark = read_json(path)
+    mended = ["UTF-8 without a byte order mark"] if has_mark else []
+    if not is_coco(content):
+        raise UserError(f"{path} is no COCO file of objects: it needs lists of {', '.join(KEYS)}")
+    used = {
+        annotation["category_id"]
+        for annotation in content["annotations"]
+        if isinstance(annotation, dict) and is_id(annotation.get("category_id"))
+    }
+    if roots := root_categories(content["categories"], used):
+        mended.append("the classes without their root (Roboflow's)")
+        kept = [c for c in content["categories"] if c not in roots]
+        content = {**content, "categories": kept}
+    _check_categories(path, content["categories"])
+    _check_images(path, content["images"])
+    _check_annotations(path, content)
+    return CocoFile(path, content, tuple(mended))
+
+
+def read_json(path: Path) -> tuple[Any, bool]:
+    """The content of a JSON file, and whether it begins with a mark, which the frameworks do not read.
+
+    Raises:
+        UserError: It cannot be read, or is not JSON.
+    """
+    if reason := why_not_read(path):
+        raise UserError(f"annotation file {path} {reason}")
     try:
-        content = parse_json(path.read_bytes())
+        text, has_mark = text_with_mark(path.read_bytes())
+        return json.loads(text), has_mark
     except OSError as error:
         raise UserError(f"annotation file {path} cannot be read: {error.strerror}") from error
+    except NotUtf8Error as error:
+        raise UserError(f"annotation file {path} is not valid JSON: it {error}") from error
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"annotation file {path} is not valid JSON ({error}): export it again"
         ) from error
-    if not is_coco(content):
-        raise UserError(f"{path} is no COCO file of objects: it needs lists of {', '.join(KEYS)}")
-    _check_categories(path, content["categories"])
-    _check_images(path, content["images"])
-    _check_annotations(path, content)
-    return CocoFile(path, content)
+
+
+def with_slashes(file: CocoFile) -> CocoFile:
+    """The file with ``/`` for the backslashes in file names, which are Windows'."""
+    images = [
+        {**image, "file_name": image["file_name"].replace("\\", "/")}
+        for image in file.content["images"]
+    ]
+    return CocoFile(
+        file.path, {**file.content, "images": images}, (*file.mended, "/ for \\ in file names")
+    )
 
 
 def _check(path: Path, kind: str, items: list, is_good: Callable[[dict], bool], need: str) -> None:
@@ -82,7 +127,13 @@ def _check(path: Path, kind: str, items: list, is_good: Callable[[dict], bool], 
 
 
 def _check_ids(path: Path, kind: str, items: list[dict]) -> None:
-    _check(path, kind, items, lambda item: is_id(item.get("id")), "have no id")
+    _check(
+        path,
+        kind,
+        items,
+        lambda item: is_id(item.get("id")),
+        "have no id that is a whole number or a text",
+    )
     seen: set = set()
     again = [i["id"] for i in items if i["id"] in seen or seen.add(i["id"])]
     if again:
@@ -164,6 +215,18 @@ def _check_annotations(path: Path, content: dict[str, list]) -> None:
         lambda a: is_number(a.get("area", 0)) and a.get("iscrowd", 0) in (0, 1),
         "have an area that is no number, or an iscrowd that is not 0 or 1",
     )
+    if not any(map(counts, annotations)):
+        crowds = sum(bool(annotation.get("iscrowd")) for annotation in annotations)
+        raise UserError(
+            f"{path}: of its {len(annotations)} annotations, {crowds} are crowds (iscrowd 1), and the others "
+            "have no area, or are to be ignored: there is nothing to learn or to measure: export it again"
+        )
+
+
+def counts(annotation: dict) -> bool:
+    """Whether MMDetection learns from a checked annotation: not from crowds, or boxes without area."""
+    is_left_out = annotation.get("iscrowd") or annotation.get("ignore")
+    return not is_left_out and min(annotation["bbox"][2:]) >= 1 and annotation.get("area", 1) > 0
 
 
 def completed(file: CocoFile, images: Path) -> tuple[dict[str, Any], list[str]]:
@@ -178,23 +241,15 @@ def completed(file: CocoFile, images: Path) -> tuple[dict[str, Any], list[str]]:
         if the file is good as it is.
 
     Raises:
-        UserError: An image whose size is asked for cannot be read.
+        UserError: An image whose size is asked for cannot be read, or a mask has another size.
     """
-    added: set[str] = set()
+    added = set(file.mended)
 
     def image(item: dict) -> dict:
         if "width" in item and "height" in item:
             return item
         added.add("width and height of images")
-        if refusal := why_not_decoded(images / item["file_name"]):
-            raise UserError(refusal)
-        try:
-            with Image.open(images / item["file_name"], formats=FORMATS) as opened:
-                width, height = opened.size
-        except OSError as error:
-            raise UserError(
-                f"image {images / item['file_name']} cannot be read ({error}): get it again"
-            ) from error
+        width, height = seen_size(images / item["file_name"])
         return {**item, "width": width, "height": height}
 
     def annotation(item: dict) -> dict:
@@ -211,10 +266,42 @@ def completed(file: CocoFile, images: Path) -> tuple[dict[str, Any], list[str]]:
         "images": [image(item) for item in file.content["images"]],
         "annotations": [annotation(item) for item in file.content["annotations"]],
     }
-    if any(item["id"] == 0 for item in content["annotations"]):
-        # pycocotools takes a match with annotation 0 for no match.
+    _check_masks(file.path, content)
+    for noun in ("image", "category"):
+        _renumber_mixed(content, noun, added)
+    if not all(can_be_matched(item["id"]) for item in content["annotations"]):
         added.add("annotation ids from 1 on")
         content["annotations"] = [
             {**item, "id": i} for i, item in enumerate(content["annotations"], start=1)
         ]
     return content, sorted(added)
+
+
+def _check_masks(path: Path, content: dict[str, Any]) -> None:
+    """Run lengths state the size of their image, which EXIF may turn."""
+    sizes = {image["id"]: [image["height"], image["width"]] for image in content["images"]}
+    bad = [
+        annotation
+        for annotation in content["annotations"]
+        if isinstance(annotation.get("segmentation"), dict)
+        and annotation["segmentation"].get("size") != sizes[annotation["image_id"]]
+    ]
+    if bad:
+        raise UserError(
+            f"{path}: {len(bad)} masks have another size than their image, such as that of annotation "
+            f"{bad[0]['id']!r}, not {sizes[bad[0]['image_id']]} (height, width, after EXIF turns the image): "
+            "export them for the images as they are seen"
+        )
+
+
+def _renumber_mixed(content: dict[str, Any], noun: str, added: set[str]) -> None:
+    key = {"image": "images", "category": "categories"}[noun]
+    ids = [item["id"] for item in content[key]]
+    if are_of_one_type(ids):
+        return
+    added.add(f"{noun} ids from 1 on")
+    new_ids = {id_: i for i, id_ in enumerate(ids, start=1)}
+    content[key] = [{**item, "id": new_ids[item["id"]]} for item in content[key]]
+    content["annotations"] = [
+        {**item, f"{noun}_id": new_ids[item[f"{noun}_id"]]} for item in content["annotations"]
+    ]

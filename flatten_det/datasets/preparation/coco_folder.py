@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ...engine.errors import UserError
-from ..coco_values import parse_json
-from .coco_file import CocoFile, is_coco
+from .coco_file import CocoFile, is_coco, read_json
 from .text import listed
 
 SPLITS = ("train", "val")
@@ -33,11 +32,18 @@ def find_annotation_files(folder: Path, known: dict[str, Path]) -> dict[str, Pat
         UserError: There is no file to train on, or more than one for a split.
     """
     taken = {path.resolve() for path in known.values()}
-    candidates = [
-        path
-        for path in sorted(folder.rglob("*.json"))
-        if path.resolve() not in taken and _holds_objects(path)
-    ]
+    candidates, broken = [], []
+    for path in sorted(folder.rglob("*.json")):
+        if path.resolve() in taken:
+            continue
+        try:
+            is_meant = is_coco(read_json(path)[0])
+        except UserError as error:
+            broken.append(str(error))
+            # Named like annotations, it is rather reported as broken than passed over.
+            is_meant = any(word.search(path.stem) for word in _WORDS.values())
+        if is_meant:
+            candidates.append(path)
     by_split: dict[str, list[Path]] = {}
     for path in candidates:
         by_split.setdefault(_split_of(path.relative_to(folder)), []).append(path)
@@ -58,19 +64,12 @@ def find_annotation_files(folder: Path, known: dict[str, Path]) -> dict[str, Pat
             found.setdefault(split, paths[0])
     if "train" not in found:
         seen = f"only {listed(candidates)}" if candidates else "no COCO file (*.json)"
+        unread = f" (but {listed(broken)})" if broken else ""
         raise UserError(
-            f"{folder}: no annotation file for training, {seen}: check the folder, or say which by "
+            f"{folder}: no annotation file for training, {seen}{unread}: check the folder, or say which by "
             "--train-ann"
         )
     return found
-
-
-def _holds_objects(path: Path) -> bool:
-    try:
-        return is_coco(parse_json(path.read_bytes()))
-    except (OSError, ValueError, RecursionError):
-        # Named like annotations, it is rather reported as broken than passed over.
-        return any(word.search(path.stem) for word in _WORDS.values())
 
 
 def _split_of(path: Path) -> str:

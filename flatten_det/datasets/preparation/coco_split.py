@@ -4,7 +4,7 @@ import hashlib
 from typing import Any
 
 from ...engine.errors import UserError
-from .coco_file import CocoFile
+from .coco_file import CocoFile, counts
 
 
 def divide(file: CocoFile, val_fraction: float) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -20,7 +20,7 @@ def divide(file: CocoFile, val_fraction: float) -> tuple[dict[str, Any], dict[st
         The contents of the two files; both have all categories.
 
     Raises:
-        UserError: A part would have no objects.
+        UserError: A part would have no objects that count.
     """
     images = sorted(
         file.content["images"],
@@ -31,7 +31,7 @@ def divide(file: CocoFile, val_fraction: float) -> tuple[dict[str, Any], dict[st
     for part in (images[count:], images[:count]):
         ids = {image["id"] for image in part}
         annotations = [a for a in file.content["annotations"] if a["image_id"] in ids]
-        if not annotations:
+        if not any(map(counts, annotations)):
             raise UserError(
                 f"{file.path}: {len(images)} images cannot be divided at --val-fraction {val_fraction} so "
                 "that both parts have objects: change it, or name validation annotations by --val-ann"

@@ -3,6 +3,7 @@
 import colorsys
 import json
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from ...checkpoints.official import RELEASE_PAGE
 from ...engine.atomic_files import UnwritableError, refuse_overwriting, write_atomically
 from ...engine.errors import UserError
-from .coco_file import CocoFile, completed, read_coco_file
+from .coco_file import CocoFile, completed, read_coco_file, with_slashes
 from .coco_folder import (
     SPLITS,
     check_images,
@@ -121,8 +122,7 @@ def _splits(folder: Path, out: Path, wishes: Wishes) -> tuple[dict[str, Split], 
     splits, contents = {}, {}
     for name in SPLITS:
         if name in paths:
-            file = read_coco_file(paths[name].resolve())
-            images = _images(folder, file, name, wishes)
+            file, images = _with_images(folder, read_coco_file(paths[name].resolve()), name, wishes)
             content, added = completed(file, images)
             splits[name] = Split(CocoFile(file.path, content), images)
             if added:
@@ -138,6 +138,17 @@ def _splits(folder: Path, out: Path, wishes: Wishes) -> tuple[dict[str, Split], 
         splits[name] = Split(CocoFile(path, content), splits[name].images)
     refuse_overwriting(paths.values(), written, "--out")
     return splits, written
+
+
+def _with_images(folder: Path, file: CocoFile, split: str, wishes: Wishes) -> tuple[CocoFile, Path]:
+    """The file and its image folder; names of Windows are written with / unless files have them."""
+    try:
+        return file, _images(folder, file, split, wishes)
+    except UserError:
+        if os.sep == "\\" or not any("\\" in name for name in file.image_names):
+            raise
+    file = with_slashes(file)
+    return file, _images(folder, file, split, wishes)
 
 
 def _images(folder: Path, file: CocoFile, split: str, wishes: Wishes) -> Path:
@@ -237,4 +248,4 @@ def _report(
             f"{weights} is not there yet: get it from {RELEASE_PAGE}, or write the config "
             "with --from-scratch"
         )
-    print(f"written to {out}; train with\n  uv run tools/train.py {out}")
+    print(f"written to {out}; train with\n  uv run tools/train.py {shlex.quote(str(out))}")

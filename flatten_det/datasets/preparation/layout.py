@@ -1,10 +1,10 @@
 """What a data set's folder holds, and what of it is missing."""
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..coco_values import parse_json
 from .text import listed
 
 
@@ -83,7 +83,7 @@ class Listing:
         if not path.is_file():
             return [f"{self.file}: missing"]
         try:
-            content = json.loads(path.read_bytes())
+            content = parse_json(path.read_bytes())
             named = {self.images: {image["file_name"] for image in content["images"]}}
             if self.segments is not None:
                 named[self.segments] = {

@@ -6,12 +6,14 @@ The layout is that of COCO, with semantic and panoptic masks beside the images::
       annotations/{instances,panoptic}_{train,val}.json
       train/images/000000.jpg ...   train/{semantic,panoptic}/000000.png ...
       val/images/000000.jpg ...     val/{semantic,panoptic}/000000.png ...
-      shapes.json                   options and the size of every file
+      shapes.json                   options, and size and digest of every file
 
-A folder is rendered beside its place and renamed into it when it is complete.
+A folder is rendered beside its place and renamed into it when it is complete. It replaces nothing but what
+was rendered: files of somebody else, or changed ones, are left alone.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -27,6 +29,7 @@ from PIL import Image
 from rich.progress import track
 
 from ...panoptic_api.utils import id2rgb
+from ...user_files import why_not_read
 from .annotations import (
     instances,
     instances_json,
@@ -86,9 +89,10 @@ def prepare_shapes(
 ) -> None:
     """Make sure that ``data_root`` holds the Shapes data set with these options.
 
-    A complete folder is reused; a damaged one, or one of ours with other options, is rendered
-    anew. Of several processes one renders and the others wait for it. The folder stays reserved
-    until the process ends: no other process can replace it by one with other options.
+    A complete folder is reused; a damaged one, or one of ours with other options, is rendered anew,
+    unless it holds files that would be lost. Of several processes one renders and the others wait for
+    it. The folder stays reserved until the process ends: no other process can replace it by one with
+    other options.
 
     Args:
         data_root: The folder, such as ``data/shapes``.
@@ -96,7 +100,7 @@ def prepare_shapes(
         workers: Threads that render, by default one per CPU. The files do not depend on it.
 
     Raises:
-        FileExistsError: ``data_root`` holds files that are not ours.
+        FileExistsError: ``data_root`` holds files that are not ours, or were changed.
         RuntimeError: The folder must be rendered anew, but is in use with its present options.
         OSError: The folder cannot be written.
     """
@@ -104,8 +108,10 @@ def prepare_shapes(
     with _render_lock(root):
         found = _read_manifest(root)
         if found is None or found["options"] != options.as_dict() or not _is_complete(root, found):
-            _check_replaceable(root, found, options)
+            reason = _why_replaced(root, found, options)
             _render_folder(root, options, workers or os.cpu_count() or 1)
+            if reason:
+                print_log(f"Shapes in '{root}' {reason}: rendered anew", "current")
         _reserve(root)
 
 
@@ -139,12 +145,24 @@ def _reserve(root: Path) -> None:
 
 def _read_manifest(root: Path) -> dict | None:
     """The manifest of a folder, or None where there is none that this version understands."""
-    try:
-        manifest = json.loads((root / MANIFEST).read_text())
-    except (OSError, ValueError):
-        return None
-    is_known = isinstance(manifest, dict) and manifest.get("format") == _FORMAT
+    manifest = _any_manifest(root)
+    is_known = manifest.get("format") == _FORMAT
     return manifest if is_known and manifest.keys() >= {"options", "files"} else None
+
+
+def _any_manifest(root: Path) -> dict:
+    """The manifest of any version; empty where there is none."""
+    try:
+        manifest = json.loads(_read(root / MANIFEST))
+    except (OSError, ValueError):
+        return {}
+    return manifest if isinstance(manifest, dict) else {}
+
+
+def _read(path: Path) -> bytes:
+    if reason := why_not_read(path):
+        raise FileNotFoundError(f"{path} {reason}")
+    return path.read_bytes()
 
 
 def _is_complete(root: Path, manifest: dict) -> bool:
@@ -160,13 +178,13 @@ def _files(root: Path) -> Iterator[tuple[str, int]]:
             yield Path(os.path.relpath(path, root)).as_posix(), os.lstat(path).st_size
 
 
-def _check_replaceable(root: Path, found: dict | None, options: ShapesOptions) -> None:
+def _why_replaced(root: Path, found: dict | None, options: ShapesOptions) -> str | None:
     """Say why a folder is rendered anew, or raise if that could lose or break something."""
     if root.exists() and not root.is_dir():
         raise FileExistsError(f"data_root '{root}' is a file; name a folder for Shapes instead")
     names = [name for name, _ in _files(root)]
     if not names:
-        return
+        return None
     foreign = [name for name in names if not _OURS.fullmatch(name)]
     if MANIFEST not in names or foreign:
         raise FileExistsError(
@@ -177,9 +195,7 @@ def _check_replaceable(root: Path, found: dict | None, options: ShapesOptions) -
     if found is None:
         reason = "is damaged or of another version"
     elif found["options"] == options.as_dict():
-        # Whoever reads the folder meanwhile gets the same files back.
-        print_log(f"Shapes in '{root}' is damaged: rendered anew", "current")
-        return
+        return "is damaged"  # Whoever reads the folder meanwhile gets the same files back.
     else:
         changes = [
             f"{name} {found['options'].get(name)} instead of {value}"
@@ -192,7 +208,41 @@ def _check_replaceable(root: Path, found: dict | None, options: ShapesOptions) -
             f"Shapes in '{root}' {reason}, but is in use by a running process: give all data sets "
             "on this folder the same options, or name another data_root"
         )
-    print_log(f"Shapes in '{root}' {reason}: rendered anew", "current")
+    return reason
+
+
+def _check_nothing_is_lost(root: Path, new: Path) -> None:
+    """Raise if a folder holds anything but what was rendered into it, or a beginning of what will be.
+
+    Files that a full disk or a power cut has cut are worth nothing.
+    """
+    manifest = _any_manifest(root)
+    recorded = manifest.get("sha256") or manifest.get("files")  # Old ones have sizes only.
+    recorded = recorded if isinstance(recorded, dict) else {}
+    changed = [
+        name
+        for name, size in sorted(_files(root))
+        if name != MANIFEST
+        and not _is_as_rendered(root / name, size, recorded.get(name), new / name)
+    ]
+    if changed:
+        raise FileExistsError(
+            f"data_root '{root}' would be rendered anew, but {len(changed)} of its files were changed or "
+            f"added since it was rendered, such as '{changed[0]}', and it is left alone: name another "
+            "folder for Shapes, or move or delete these files"
+        )
+
+
+def _is_as_rendered(path: Path, size: int, recorded: str | int | None, new: Path) -> bool:
+    try:
+        content = _read(path)
+        return recorded in (size, _digest(content)) or _read(new).startswith(content)
+    except OSError:
+        return False
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _is_in_use(root: Path) -> bool:
@@ -214,9 +264,12 @@ def _render_folder(root: Path, options: ShapesOptions, workers: int) -> None:
         with tempfile.TemporaryDirectory(prefix=prefix, dir=root.parent) as scratch:
             new, old = Path(scratch, "new"), Path(scratch, "old")
             _write_files(new, options, workers)
+            _check_nothing_is_lost(root, new)
             if root.exists():
                 os.replace(root, old)
             os.replace(new, root)
+    except FileExistsError:
+        raise
     except OSError as error:
         raise OSError(
             error.errno, f"cannot render Shapes into '{root}': {error.strerror or error}"
@@ -248,7 +301,13 @@ def _write_files(root: Path, options: ShapesOptions, workers: int) -> None:
             (panoptic_file(split), panoptic_json(of_segments, sizes)),
         ):
             (root / name).write_text(json.dumps(content))
-    manifest = {"format": _FORMAT, "options": options.as_dict(), "files": dict(_files(root))}
+    sizes = dict(_files(root))
+    manifest = {
+        "format": _FORMAT,
+        "options": options.as_dict(),
+        "files": sizes,
+        "sha256": {name: _digest(_read(root / name)) for name in sizes},
+    }
     (root / MANIFEST).write_text(json.dumps(manifest))
 
 

@@ -3,8 +3,14 @@
 import json
 from copy import deepcopy
 
+import cv2
 import pytest
+import torch
 from custom_folder import CATEGORIES, make_custom_split, write_json
+from mmcv.transforms import LoadImageFromFile
+from mmdet.evaluation import CocoMetric
+from PIL import Image
+from pycocotools import mask as coco_mask
 
 from flatten_det.datasets.preparation.coco_file import completed, read_coco_file
 from flatten_det.datasets.preparation.coco_split import divide
@@ -74,6 +80,14 @@ def change(*keys_and_value):
         (change("annotations", 3, "bbox", [1, 2, 3, None]), "have no bbox of four numbers"),
         (change("annotations", 3, "area", "big"), "have an area that is no number"),
         (change("annotations", 3, 17), "1 of 60 annotations have no id"),
+        (
+            lambda content: [a.update(iscrowd=1) for a in content["annotations"]],
+            r"of its 60 annotations, 60 are crowds \(iscrowd 1\).* nothing to learn",
+        ),
+        (
+            lambda content: [a.update(bbox=[1, 1, 0, 5]) for a in content["annotations"]],
+            "0 are crowds .*the others have no area",
+        ),
         (change("images", "none"), "is no COCO file of objects"),
     ],
 )
@@ -125,6 +139,117 @@ def test_what_exporters_leave_out_is_filled_in(read, content, made):
     for annotation, original in zip(full["annotations"], content["annotations"], strict=True):
         _, _, width, height = original["bbox"]
         assert annotation == {**original, "area": width * height}
+
+
+def test_photographs_are_sized_as_a_training_sees_them(tmp_path, read):
+    """The sides that EXIF turns; what is not turned, or not to be turned, keeps its own."""
+    names = {}
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        name = f"{orientation}.jpg"
+        Image.new("RGB", (60, 40)).save(tmp_path / name, exif=exif)
+        names[name] = cv2.imread(str(tmp_path / name)).shape[1::-1]
+    assert set(names.values()) == {(60, 40), (40, 60)}
+    images = [{"id": i, "file_name": name} for i, name in enumerate(names)]
+    annotation = {"id": 1, "image_id": 0, "category_id": 1, "bbox": [1, 1, 9, 9]}
+    categories = [{"id": 1, "name": "pear"}]
+    file = read({"images": images, "annotations": [annotation], "categories": categories})
+    content, _ = completed(file, tmp_path)
+    assert {i["file_name"]: (i["width"], i["height"]) for i in content["images"]} == names
+
+
+def test_perfect_predictions_on_photographs_are_perfect(tmp_path, read):
+    """Of an image that is loaded, sized and compared in the same way everywhere."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (60, 40)).save(tmp_path / "a.jpg", exif=exif)
+    polygon = [5, 42, 30, 42, 30, 57, 5, 57]  # As seen: 40 wide, 60 high.
+    annotation = {"id": 1, "image_id": 0, "category_id": 1, "bbox": [5, 42, 25, 15]}
+    content = {
+        "images": [{"id": 0, "file_name": "a.jpg"}],
+        "annotations": [{**annotation, "segmentation": [polygon]}],
+        "categories": [{"id": 1, "name": "pear"}],
+    }
+    full, _ = completed(read(content), tmp_path)
+    shape = LoadImageFromFile()({"img_path": str(tmp_path / "a.jpg")})["ori_shape"]
+    rle = coco_mask.merge(coco_mask.frPyObjects([polygon], *shape))
+    metric = CocoMetric(str(write_json(tmp_path / "full.json", full)), metric=["bbox", "segm"])
+    metric.dataset_meta = {"classes": ("pear",)}
+    found = {
+        "bboxes": torch.tensor([[5.0, 42, 30, 57]]),
+        "scores": torch.ones(1),
+        "labels": torch.zeros(1, dtype=torch.int64),
+        "masks": [rle],
+    }
+    metric.process({}, [{"img_id": 0, "ori_shape": shape, "pred_instances": found}])
+    values = metric.evaluate(1)
+    assert values["coco/bbox_mAP"] == values["coco/segm_mAP"] == 1
+
+
+def test_masks_of_photographs_that_are_turned(tmp_path, read):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (60, 40)).save(tmp_path / "a.jpg", exif=exif)
+    annotation = {"id": 1, "image_id": 0, "category_id": 1, "bbox": [1, 1, 9, 9]}
+    content = {
+        "images": [{"id": 0, "file_name": "a.jpg"}],
+        "annotations": [{**annotation, "segmentation": {"size": [40, 60], "counts": [0, 2400]}}],
+        "categories": [{"id": 1, "name": "pear"}],
+    }
+    with pytest.raises(UserError, match=r"1 masks .* annotation 1, not \[60, 40\]"):
+        completed(read(content), tmp_path)
+    content["annotations"][0]["segmentation"]["size"] = [60, 40]
+    assert completed(read(content), tmp_path)[0]["images"][0]["height"] == 60
+
+
+@pytest.mark.parametrize("id_", ["a0-x", 0, "0", 10**400])
+def test_annotation_ids_that_pycocotools_misreads(read, content, made, id_):
+    content["annotations"][0]["id"] = id_
+    full, added = completed(read(content), made[0])
+    assert added == ["annotation ids from 1 on"]
+    assert [annotation["id"] for annotation in full["annotations"]] == [*range(1, 61)]
+
+
+def test_ids_of_mixed_types_are_counted_anew(read, content, made):
+    content["images"][3]["id"] = 3
+    for annotation in content["annotations"]:
+        if annotation["image_id"] == "3":
+            annotation["image_id"] = 3
+        if annotation["category_id"] == 7:
+            annotation["category_id"] = "seven"
+    content["categories"][0]["id"] = "seven"
+    full, added = completed(read(content), made[0])
+    assert added == ["category ids from 1 on", "image ids from 1 on"]
+    assert [image["id"] for image in full["images"]] == [*range(1, 21)]
+    assert [category["id"] for category in full["categories"]] == [1, 2, 3]
+    assert [(a["image_id"], a["category_id"]) for a in full["annotations"]] == [
+        (image, category) for image in range(1, 21) for category in (1, 2, 3)
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32-le"])
+def test_files_with_a_byte_order_mark(tmp_path, content, made, encoding):
+    path = tmp_path / "a.json"
+    text = json.dumps(content, ensure_ascii=False)
+    mark = "\ufeff" if encoding == "utf-32-le" else ""
+    path.write_bytes((mark + text).encode(encoding))
+    full, added = completed(read_coco_file(path), made[0])
+    assert (full, added) == (content, ["UTF-8 without a byte order mark"])
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=r"is not UTF-8 \(byte 0xc4 in line 1\): save it as UTF-8"):
+        read_coco_file(path)
+
+
+def test_root_of_a_roboflow_export_is_left_out(read, content, made):
+    root = {"id": 0, "name": "o'range", "supercategory": "none"}
+    content["categories"][0]["supercategory"] = "o'range"
+    with_root = {**content, "categories": [root, *content["categories"]]}
+    full, added = completed(read(with_root), made[0])
+    assert (full, added) == (content, ["the classes without their root (Roboflow's)"])
+    with_root["annotations"][0]["category_id"] = 0
+    with pytest.raises(UserError, match="categories share a name: o'range"):
+        read(with_root)
 
 
 def test_division_keeps_images_together(read, content):

@@ -1,5 +1,6 @@
 """Annotation files and images are found in the layouts that tools export."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,18 @@ def test_broken_annotations_are_not_passed_over(tmp_path):
     path = find_annotation_files(tmp_path, {})["train"]
     with pytest.raises(UserError, match=r"train\.json is not valid JSON"):
         read_coco_file(path)
+
+
+def test_what_cannot_be_read_is_named(tmp_path):
+    """Where nothing else is found, it may have been meant."""
+    (tmp_path / "_annotations.coco.json").write_bytes('"\u00c4pfel"'.encode("latin-1"))
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(
+        UserError, match=r"coco\.json is not valid JSON: it is not UTF-8.*is a named pipe"
+    ):
+        find_annotation_files(tmp_path, {})
+    with pytest.raises(UserError, match=r"pipe\.json is a named pipe"):
+        read_coco_file(tmp_path / "pipe.json")
 
 
 def test_missing_images_are_counted_and_named(tmp_path):

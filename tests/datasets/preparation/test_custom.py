@@ -256,6 +256,21 @@ def test_incomplete_annotations_are_completed_beside_the_config(tmp_path, write,
     assert {annotation["iscrowd"] for annotation in completed["annotations"]} == {0}
 
 
+def test_exports_of_windows(tmp_path, write):
+    """A byte order mark, and backslashes in file names."""
+    root = tmp_path / "data"
+    for split in ("train", "valid"):
+        content = make_custom_split(root / split, 3, prefix="day 1/")
+        for image in content["images"]:
+            image["file_name"] = image["file_name"].replace("/", "\\")
+        text = json.dumps(content)
+        (root / split / "_annotations.coco.json").write_text(text, encoding="utf-8-sig")
+    cfg = Config.fromfile(write(root))
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        dataset = DATASETS.build({**cfg.train_dataloader.dataset, "pipeline": []})
+    assert all(Path(dataset.get_data_info(i)["img_path"]).is_file() for i in range(3))
+
+
 def test_what_the_command_line_names_is_taken(folder, write, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     ann = write_json(tmp_path / "mine.json", make_custom_split(elsewhere, 4))

@@ -1,0 +1,70 @@
+"""Files that users name, before they are read: whether they are files at all, and what text is in them."""
+
+import codecs
+import os
+import stat
+from pathlib import Path
+
+_MARKS = (
+    # UTF-32's begins with UTF-16's.
+    (codecs.BOM_UTF8, "utf-8-sig", "a byte order mark (UTF-8 with BOM)"),
+    (codecs.BOM_UTF32_LE, "utf-32", "the byte order mark of UTF-32"),
+    (codecs.BOM_UTF32_BE, "utf-32", "the byte order mark of UTF-32"),
+    (codecs.BOM_UTF16_LE, "utf-16", "the byte order mark of UTF-16"),
+    (codecs.BOM_UTF16_BE, "utf-16", "the byte order mark of UTF-16"),
+)
+_NO_FILES = {
+    stat.S_IFDIR: "is a folder, not a file",
+    stat.S_IFIFO: "is a named pipe, not a file",
+    stat.S_IFSOCK: "is a socket, not a file",
+    stat.S_IFCHR: "is a device, not a file",
+    stat.S_IFBLK: "is a device, not a file",
+}
+
+
+def why_not_read(path: str | Path) -> str | None:
+    """Say why a file cannot be read, in words that complete "it ..."; None if it can.
+
+    Opening a named pipe waits for a writer that may never come.
+    """
+    try:
+        kind = stat.S_IFMT(os.stat(path).st_mode)
+    except (OSError, ValueError):  # A ValueError: no file has such a name.
+        return "is a link to nothing" if os.path.islink(path) else "was not found"
+    if kind != stat.S_IFREG:
+        return _NO_FILES.get(kind, "is no regular file")
+    return None if os.access(path, os.R_OK) else "cannot be read: permission denied"
+
+
+class NotUtf8Error(ValueError):
+    """A text file that the frameworks, which take UTF-8 without a mark, misread; completes "it ..."."""
+
+
+def utf8_text(content: bytes) -> str:
+    """The text of a file.
+
+    Raises:
+        NotUtf8Error: It is not in UTF-8, or begins with a byte order mark.
+    """
+    for mark, _, name in _MARKS:
+        if content.startswith(mark):
+            raise NotUtf8Error(f"begins with {name}: save it as UTF-8 without one")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise NotUtf8Error(
+            f"is not UTF-8 (byte 0x{content[error.start]:02x} in line {line}): save it as UTF-8"
+        ) from error
+
+
+def text_with_mark(content: bytes) -> tuple[str, bool]:
+    """The text of a file in UTF-8, or in what its byte order mark says, and whether it has one.
+
+    Raises:
+        NotUtf8Error: It is in another encoding.
+    """
+    for mark, encoding, _ in _MARKS:
+        if content.startswith(mark):
+            return content.decode(encoding, "replace"), True
+    return utf8_text(content), False
