@@ -1,5 +1,6 @@
 """Downloading a file once: resumable, with a progress bar, and never half a file at its place."""
 
+import errno
 import shutil
 import urllib.error
 import urllib.request
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 ATTEMPTS = 3
 TIMEOUT_SECONDS = 30
 _CHUNK = 1 << 18
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 _UNANNOUNCED = 1 << 34  # Bytes that are taken from a server that does not say how many there are.
 
 
@@ -72,6 +74,10 @@ def download_file(url: str, target: Path, size: int | None = None) -> None:
             except ValueError as error:
                 raise DownloadError(f"{url}: this is no address ({error})") from error
             except (OSError, HTTPException) as error:
+                if getattr(error, "errno", None) in _OF_DISKS:
+                    raise DownloadError(
+                        f"{target} cannot be written: {error.strerror}; the same command continues it"
+                    ) from error
                 if attempt == ATTEMPTS - 1:
                     raise DownloadError(
                         f"{url}: the download broke off ({error}); the same command continues it"

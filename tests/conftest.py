@@ -13,6 +13,8 @@ from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
 from panoptic_fixture import add_panoptic_annotations
 
+from flatten_det.engine import atomic_files
+
 
 def pytest_configure() -> None:
     """Give each of pytest-xdist's workers, and what it starts, its share of the cores."""
@@ -35,6 +37,25 @@ def forget_named_instances() -> Iterator[None]:
     for kind in kinds:
         kind._instance_dict.clear()
         kinds.extend(kind.__subclasses__())
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """``full_disk(folder)``: what is written whole or not at all there meets the kernel's own ENOSPC."""
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no device that is always full")
+
+    def fill(folder: Path) -> None:
+        def open_there(path, mode):
+            file = open(path, mode)  # noqa: SIM115
+            if mode != "xb" or not path.is_relative_to(folder):
+                return file
+            file.close()
+            return open("/dev/full", "wb")
+
+        monkeypatch.setattr(atomic_files, "open", open_there, raising=False)
+
+    return fill
 
 
 @pytest.fixture

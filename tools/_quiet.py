@@ -1,4 +1,4 @@
-"""Import flatten_det, and keep the frameworks' remarks that no user can act on to themselves."""
+"""Import flatten_det, keep the frameworks' useless remarks to themselves, and outlive closed pipes."""
 
 import contextlib
 import io
@@ -20,3 +20,7 @@ finally:
     for _line in _printed.getvalue().splitlines():
         if not _line.startswith("Could not import OneDL"):
             print(_line)
+
+from flatten_det.engine.standard_streams import outlive_readers  # noqa: E402
+
+outlive_readers()

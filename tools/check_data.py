@@ -11,6 +11,7 @@ from rich.console import Console
 from flatten_det.data_doctor.check import check_data
 from flatten_det.data_doctor.findings import count_errors
 from flatten_det.data_doctor.report import findings_of, print_report, write_json
+from flatten_det.engine.atomic_files import refuse_overwriting
 from flatten_det.engine.building import named_building_errors
 from flatten_det.engine.cli import add_common_options, run_tool
 from flatten_det.engine.config import load_config
@@ -63,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
         checked = check_data(cfg, args.workers)
     print_report(checked, args.show, Console(highlight=False))
     if args.json:
+        inputs = [args.config, *(one.data_set.annotation_file for one in checked)]
+        refuse_overwriting(inputs, [args.json], "--json")
         write_json(args.json, args.config, checked)
         print(f"All findings: {args.json}")
     findings = findings_of(checked)

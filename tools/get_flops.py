@@ -19,6 +19,7 @@ from flatten_det.complexity.table import (
     uncounted_lines,
 )
 from flatten_det.complexity.target import find_target
+from flatten_det.engine.atomic_files import refuse_overwriting, write_atomically
 from flatten_det.engine.cli import add_common_options, run_tool
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -114,13 +115,14 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         UserError: there is no such config or backbone, or its model cannot be counted.
     """
+    if args.json is not None and args.target is not None:
+        refuse_overwriting([args.target], [args.json], "--json")
     console = Console()
     if not console.is_terminal:
         console.width = max(console.width, LEAST_WIDTH)
     numbers = (compare_with_paper if args.paper else count_one)(args, console)
     if args.json is not None:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(numbers, indent=1) + "\n")
+        write_atomically(args.json, f"{json.dumps(numbers, indent=1)}\n".encode())
         say(console, f"written to {args.json}")
 
 

@@ -42,7 +42,7 @@ def finish_all(
     Raises:
         UserError: See :func:`~.run.finish`; or the process of a run died. Folders of other configs are
             found before the first training. The other trainings are stopped with checkpoints.
-        TrainingInterrupted: by Ctrl-C or SIGTERM; its message says how to go on.
+        TrainingInterrupted: by Ctrl-C, SIGTERM or SIGHUP; its message says how to go on.
     """
     for run in runs:
         read_finished(run)

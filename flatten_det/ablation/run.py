@@ -18,6 +18,7 @@ from ..engine.interrupt import TrainingInterrupted
 from ..engine.lost_resources import TrainingStopped
 from ..engine.newest_checkpoint import NoCheckpointError
 from ..engine.train import train
+from ..engine.work_dir_lock import locked_work_dir
 from .grid import Run
 
 RECORD = "run.json"
@@ -117,12 +118,18 @@ def finish(run: Run, advance: Advance = lambda run, done, total: None) -> Finish
         advance: called with the run, its iterations so far and in all, for a finished one as well.
 
     Raises:
-        UserError: The folder holds a run of another config, or the training cannot go on.
-        TrainingInterrupted: by Ctrl-C or SIGTERM; its message says how to go on.
+        UserError: The folder holds a run of another config, or one that is under way, or the training
+            cannot go on.
+        TrainingInterrupted: by Ctrl-C, SIGTERM or SIGHUP; its message says how to go on.
     """
     if finished := read_finished(run):
         advance(run, finished.iterations, finished.iterations)
         return finished
+    with locked_work_dir(run.folder):
+        return _finish(run, advance)
+
+
+def _finish(run: Run, advance: Advance) -> Finished:
     record = _read_record(run)
     spent = record["seconds"]
     write_json(record, run.folder / RECORD)

@@ -1,19 +1,17 @@
-"""Ctrl-C and SIGTERM in a process that has others to stop before it ends."""
+"""Ctrl-C, SIGTERM and SIGHUP in a process that has others to stop before it ends."""
 
-import os
 import signal
-import threading
 import time
 from typing import Any
 
-from ..engine.interrupt import SIGNAL_NAMES, InterruptHook
+from ..engine.interrupt import SIGNAL_NAMES, InterruptHook, take_over_signals, tell
 
 
 class StopSignals:
     """Within a ``with`` block, signals are noted here instead of ending the process.
 
     Attributes:
-        number: of the first one; 0 as long as there is none.
+        number: of the first one, SIGTERM for SIGHUP; 0 as long as there is none.
         at_once: whether Ctrl-C came again, or came while all was stopping already.
     """
 
@@ -24,10 +22,7 @@ class StopSignals:
         self._previous_handlers: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
-        # Only the main thread may set handlers; elsewhere the signals are not ours to handle.
-        if threading.current_thread() is threading.main_thread():
-            for number in SIGNAL_NAMES:
-                self._previous_handlers[number] = signal.signal(number, self._on_signal)
+        self._previous_handlers = take_over_signals(self._on_signal)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -45,8 +40,6 @@ class StopSignals:
             again = time.monotonic() - self._since > InterruptHook.same_keypress_s
             self.at_once = self.at_once or (number == signal.SIGINT and again)
             return
-        self.stop(number)
+        self.stop(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
         hint = "; Ctrl-C again quits at once, without them" if number == signal.SIGINT else ""
-        # Not by print, which a signal may have interrupted.
-        message = f"\n{SIGNAL_NAMES[number]}: saving checkpoints after these iterations{hint}\n"
-        os.write(2, message.encode())
+        tell(f"\n{SIGNAL_NAMES[number]}: saving checkpoints after these iterations{hint}\n")

@@ -17,11 +17,11 @@ from mmengine.utils import import_modules_from_strings
 
 from ..engine.cli import use_matplotlib_without_display
 from ..engine.errors import explain
-from ..engine.interrupt import InterruptHook, TrainingInterrupted
+from ..engine.interrupt import SIGNAL_NAMES, InterruptHook, TrainingInterrupted
 from .grid import Run
 from .run import Finished, finish
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = tuple(SIGNAL_NAMES)
 _REPORT_EVERY_S = 0.2
 
 
@@ -62,8 +62,9 @@ Report = Progress | Finished | TrainingInterrupted | Failure
 def work(connection: Connection, threads: int) -> None:
     """Train every run that comes, and send reports, until None comes or the other process ends.
 
-    Between trainings SIGINT and SIGTERM do nothing. They may come from the terminal, or from a batch
-    system, to all processes of a job; the other process knows what to do with one that does not train.
+    Between trainings signals do nothing, and SIGHUP never does. They may come from the terminal, or from
+    a batch system, to all processes of a job; the other process knows what to do with one that does not
+    train.
 
     Args:
         connection: gives :class:`~.grid.Run` or None, takes :data:`Report`.

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.atomic_files import write_atomically
+from ..engine.atomic_files import refuse_overwriting, write_atomically
 from ..engine.errors import UserError
 from ..engine.images import ImageError
 from ..engine.naming import output_names
@@ -23,7 +23,7 @@ from .model import AnalysedModel
 from .spectrum_figure import draw_spectra
 from .statistics_figure import draw_statistics
 
-JSON, STATISTICS_FIGURE = "analysis.json", "statistics.png"
+JSON, STATISTICS_FIGURE, SPECTRA_FIGURE = "analysis.json", "statistics.png", "spectra.png"
 CENTRE = (0.5, 0.5)
 
 
@@ -118,9 +118,11 @@ def analyse(
         advance: told what is done, for each layer of each image once.
 
     Raises:
-        UserError: none of the images can be read.
+        UserError: none of the images can be read, or a result would overwrite one.
     """
-    names = output_names(images)
+    names = output_names(images, reserved=(JSON, STATISTICS_FIGURE))
+    drawn = [out_dir / names[image] / figure for image in images for figure in _figures(options)]
+    refuse_overwriting(images, [out_dir / JSON, out_dir / STATISTICS_FIGURE, *drawn], "--out-dir")
     read, results, unreadable = [], [], []
     for image in images:
         try:
@@ -149,6 +151,15 @@ def analyse(
     return analysis
 
 
+def _figures(options: Options) -> list[str]:
+    maps = (_map_figure(h, n) for h in options.map_heads for n in range(1, len(options.points) + 1))
+    return [SPECTRA_FIGURE, *maps]
+
+
+def _map_figure(head: int, point: int) -> str:
+    return f"maps_head{head}_point{point}.png"
+
+
 def _draw_image(
     grey: np.ndarray,
     calls: Sequence[LayerCall],
@@ -157,7 +168,7 @@ def _draw_image(
     folder: Path,
 ) -> None:
     if options.plan.spectra:
-        draw_spectra(results, folder / "spectra.png")
+        draw_spectra(results, folder / SPECTRA_FIGURE)
     for head in options.map_heads:
         for number, point in enumerate(options.points, 1):
             rows = {
@@ -165,4 +176,4 @@ def _draw_image(
                 for call in calls
                 if head < head_count(call.layer)
             }
-            draw_maps(grey, rows, point, folder / f"maps_head{head}_point{number}.png")
+            draw_maps(grey, rows, point, folder / _map_figure(head, number))

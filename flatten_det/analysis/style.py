@@ -8,6 +8,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ..engine.atomic_files import write_atomically
+
 WIDTH = 3.3  # inches
 FONT, SMALL_FONT = 7, 6
 _DPI = 220
@@ -47,8 +49,8 @@ def bar_style(name: str) -> dict[str, Any]:
 
 def save(figure: Figure, path: Path) -> None:
     """Write a PNG; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    drawn = io.BytesIO()
+    drawn, content = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, dpi=_DPI)
     with Image.open(drawn) as image:
-        image.convert("RGB").quantize(_PALETTE).save(path, optimize=True)
+        image.convert("RGB").quantize(_PALETTE).save(content, "png", optimize=True)
+    write_atomically(path, content.getvalue())

@@ -3,9 +3,12 @@
 import csv
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from ..engine.atomic_files import write_atomically
 
 
 def write_json(content: object, path: Path) -> None:
@@ -25,13 +28,14 @@ def write_csv(rows: Sequence[Mapping[str, object]], path: Path) -> None:
 
 def write_text(text: str, path: Path) -> None:
     """Write UTF-8; the folder is made if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_atomically(path, text.encode())
+
+
+def write_figure(figure: Figure, path: Path, dpi: int) -> None:
+    """Write a picture of the kind that the suffix says, PNG or whatever matplotlib knows."""
+    content = io.BytesIO()
+    figure.savefig(content, dpi=dpi, format=path.suffix[1:])
+    write_atomically(path, content.getvalue())
 
 
 def _finite(content: object) -> object:

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from ..engine.atomic_files import write_atomically
 from ..engine.errors import UserError
 from .check import Checked
 from .findings import Finding, by_kind, count_errors, counted, printable
@@ -124,8 +125,7 @@ def as_json(config: str, checked: Sequence[Checked]) -> dict[str, Any]:
 
 def write_json(path: Path, config: str, checked: Sequence[Checked]) -> None:
     """Write :func:`as_json`; folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(as_json(config, checked), indent=1), encoding="utf-8")
+    write_atomically(path, json.dumps(as_json(config, checked), indent=1).encode())
 
 
 def check_command(config: str, cfg_options: Sequence[str] = ()) -> str:

@@ -1,6 +1,7 @@
 """Periodic checkpoints of which the last two are always there."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,14 @@ from .atomic_files import remove_partial_files, write_atomically
 
 
 class _PostponedRemovals:
-    """A file backend that removes files only when told that their successor is written."""
+    """A file backend that removes files of one folder, and only when their successor is written.
 
-    def __init__(self, backend: BaseStorageBackend) -> None:
+    A checkpoint names the best one so far, which may be that of another run, in its folder.
+    """
+
+    def __init__(self, backend: BaseStorageBackend, folder: str) -> None:
         self._backend = backend
+        self._folder = os.path.realpath(folder)
         self._removals: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -26,7 +31,8 @@ class _PostponedRemovals:
 
     def remove(self, path: str) -> None:
         """Take note of a file, or of a folder as DeepSpeed writes it."""
-        self._removals.append(path)
+        if os.path.dirname(os.path.realpath(path)) == self._folder:
+            self._removals.append(path)
 
     rmtree = remove
 
@@ -56,7 +62,7 @@ class DurableCheckpointHook(CheckpointHook):
     def before_train(self, runner: Runner) -> None:
         """Find out where checkpoints go, and tidy up after a run that was killed there."""
         super().before_train(runner)
-        self.file_backend = _PostponedRemovals(self.file_backend)
+        self.file_backend = _PostponedRemovals(self.file_backend, str(self.out_dir))
         if is_main_process():
             for folder in {str(self.out_dir), runner.work_dir}:
                 if "://" not in folder:

@@ -1,19 +1,24 @@
 """Command-line habits that all tools share: options, clear errors, exit codes."""
 
 import argparse
+import logging
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib
+from mmengine.logging import MMLogger
 from torch import nn
 
 from ..backbones import use_cuda_graphs
 from ..data_doctor.findings import printable
+from .atomic_files import atomic_local_files
 from .cfg_options import CfgOptions
 from .errors import UserError, explain
+from .standard_streams import check_output
 
 USER_ERROR_EXIT = 2  # as argparse does
 INTERRUPT_EXIT = 130  # 128 + SIGINT
@@ -97,6 +102,8 @@ def use_matplotlib_without_display() -> None:
 def run_tool(work: Callable[[], Any], debug: bool = False) -> int:
     """Do a tool's work and turn what goes wrong into a message and an exit code.
 
+    Files that mmengine writes are whole or not there, as ours.
+
     Args:
         work: The work, without arguments.
         debug: Print the traceback of expected errors as well.
@@ -106,8 +113,12 @@ def run_tool(work: Callable[[], Any], debug: bool = False) -> int:
         an interruption may name another one (``exit_code``), as SIGTERM's does: 0.
         Unexpected exceptions are passed on.
     """
+    # A log on a full disk is no reason for a traceback with each line of it.
+    logging.raiseExceptions = False
     try:
-        work()
+        with atomic_local_files():
+            work()
+        check_output()
     except KeyboardInterrupt as interrupt:
         print(str(interrupt) or "interrupted", file=sys.stderr)
         return getattr(interrupt, "exit_code", INTERRUPT_EXIT)
@@ -117,8 +128,19 @@ def run_tool(work: Callable[[], Any], debug: bool = False) -> int:
             raise
         if debug:
             traceback.print_exc()
+        _remove_empty_logs()
         # It may quote a stranger's file: nothing that a terminal would obey.
         lines = map(printable, message.split("\n"))
         print("error: " + "\n".join(lines), file=sys.stderr)
         return USER_ERROR_EXIT
     return 0
+
+
+def _remove_empty_logs() -> None:
+    """Logs that nothing was written to, on a full disk."""
+    for logger in MMLogger._instance_dict.values():
+        for handler in logger.handlers:
+            if isinstance(handler, logging.FileHandler):
+                path = Path(handler.baseFilename)
+                if path.is_file() and not path.stat().st_size:
+                    path.unlink()

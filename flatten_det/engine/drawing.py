@@ -1,6 +1,5 @@
 """Draw predictions into the images, with the visualizers of mmdet and mmseg."""
 
-import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +13,9 @@ from mmengine.visualization import Visualizer
 
 from ..data_doctor.findings import printable
 from ..visualization.shrinking import shrink
-from .errors import UserError
-from .naming import output_names
-
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from .atomic_files import DiskFullError, UnwritableError
+from .errors import NO_ROOM, UserError
+from .naming import result_files
 
 
 def draw_prediction(
@@ -41,8 +39,8 @@ def draw_prediction(
     try:
         _draw(visualizer, sample, out_file, score_thr, **options)
     except Exception as error:
-        is_full = isinstance(error, OSError) and error.errno in NO_ROOM
-        if is_full or isinstance(error, UserError):
+        is_full = isinstance(error, DiskFullError) or getattr(error, "errno", None) in NO_ROOM
+        if is_full or (isinstance(error, UserError) and not isinstance(error, UnwritableError)):
             raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         what = f"warning: no picture of {sample.img_path}: {reason}"
@@ -97,20 +95,18 @@ class DrawPredictionsHook(Hook):
         self._out_dir = out_dir
         self._options = {"show": show, "wait_time": wait_time}
         self._score_thr = score_thr
+        self._files: dict[str, Path] = {}
 
     def before_test(self, runner: Runner) -> None:
-        """Choose the file names."""
-        dataset = runner.test_dataloader.dataset
-        self._names = output_names(
-            dataset.get_data_info(index)["img_path"] for index in range(len(dataset))
-        )
+        """Choose the files."""
+        if self._out_dir is not None:
+            dataset = runner.test_dataloader.dataset
+            self._files = result_files(dataset, self._out_dir, ".jpg", "--show-dir")
 
     def after_test_iter(
         self, runner: Runner, batch_idx: int, data_batch, outputs: Sequence[BaseDataElement]
     ) -> None:
         """Draw one batch."""
         for sample in outputs:
-            out_file = None
-            if self._out_dir is not None:
-                out_file = Path(self._out_dir, f"{self._names[sample.img_path]}.jpg")
+            out_file = self._files.get(sample.img_path)
             draw_prediction(runner.visualizer, sample, out_file, self._score_thr, **self._options)

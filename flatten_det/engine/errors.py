@@ -1,7 +1,27 @@
 """One-line messages for the mistakes a user can make, told apart from bugs of ours."""
 
+import errno
+
 from ..benchmark.failures import is_out_of_memory
 from ..checkpoints.errors import CheckpointError
+
+# Of a place that takes no more.
+NO_ROOM = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file exceeds the largest size allowed (see ulimit -f)",
+}
+# Of paths and places; most of them have an exception of their own.
+_OF_PATHS = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+)
 
 
 class UserError(Exception):
@@ -33,7 +53,10 @@ def _explain_others(error: BaseException) -> str | None:
     if isinstance(error, FileNotFoundError):
         what = str(error).rstrip(".") if error.filename is None else f"{error.filename} not found"
         return f"{what}: check the paths in the config and the command"
-    if isinstance(error, PermissionError | IsADirectoryError | NotADirectoryError):
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        what = f"no room for {error.filename}" if error.filename else error.strerror
+        return f"{NO_ROOM[error.errno]}: {what}: make room, or choose another folder"
+    if isinstance(error, OSError) and error.errno in _OF_PATHS:
         return f"{error.filename}: {error.strerror}: check the path and its permissions"
     if isinstance(error, FileExistsError) and error.filename is None:
         return str(error)  # Shapes' own, which says what to do.

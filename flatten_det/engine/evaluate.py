@@ -1,12 +1,18 @@
 """Test a detector or a segmentor: metrics, dumped predictions, drawn pictures."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import mmengine
 from mmdet.evaluation import DumpDetResults
 from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from mmengine.structures import BaseDataElement
 
 from ..large_images.segmentation import PredictLargeImagesInBands
 from .annotations import named_annotation_errors
+from .atomic_files import refuse_overwriting, write_atomically
 from .building import named_building_errors
 from .checkpoint import CheckFitHook, check_checkpoint
 from .cli import replay_cuda_graphs
@@ -14,6 +20,8 @@ from .config import build_runner, is_segmentor
 from .drawing import DrawPredictionsHook
 from .errors import UserError
 from .images import CheckMetricsHook
+from .naming import result_files
+from .predictions import write_label_map
 from .unreadable import LeaveOutUnreadableHook, left_out
 
 
@@ -34,7 +42,7 @@ def evaluate(
         cfg: A complete config, see :mod:`flatten_det.engine.config`.
         checkpoint: Weights to test.
         out: Where to put raw predictions. Detection: a ``.pkl`` file (mmdet's
-            ``DumpDetResults``); segmentation: a folder of label maps (mmseg's ``output_dir``).
+            ``DumpDetResults``); segmentation: a folder of label maps.
         show_dir: Folder for drawn pictures.
         show: Open a window for each picture.
         wait_time: Seconds for which a window stays open.
@@ -50,8 +58,18 @@ def evaluate(
     check_checkpoint(checkpoint)
     cfg.load_from = checkpoint
     cfg.resume = False
+    dump = hook = None
+    if out is not None:
+        if is_segmentor(cfg):
+            if Path(out).is_file():
+                raise UserError(f"--out {out} is a file: for segmentation give a folder")
+            hook = SaveLabelMapsHook(out)
+        elif Path(out).suffix in (".pkl", ".pickle"):
+            refuse_overwriting(filter(None, (cfg.filename, checkpoint)), [out], "--out")
+            dump = _KeptResults(out_file_path=out)
+        else:
+            raise UserError(f"--out {out}: for detection give a file that ends in .pkl")
     with named_building_errors(cfg) as stage, named_annotation_errors(cfg):
-        dumps = [] if out is None else _dumps(cfg, out)
         runner = build_runner(cfg)
         runner.register_hook(stage)
         unreadable = LeaveOutUnreadableHook()
@@ -63,11 +81,16 @@ def evaluate(
         runner.register_hook(PredictLargeImagesInBands())
         if show or show_dir:
             runner.register_hook(DrawPredictionsHook(show_dir, show, wait_time))
-        runner.test_evaluator.metrics.extend(dumps)
+        if hook is not None:
+            runner.register_hook(hook)
+        if dump is not None:
+            runner.test_evaluator.metrics.append(dump)
         metrics = runner.test()
     if runner.rank == 0:
         for name, value in metrics.items():
             print(f"{name:<28}{value:.4f}")
+        if dump is not None:
+            write_atomically(out, mmengine.dump(dump.kept, file_format="pkl"))
         for title, path in (("predictions", out), ("pictures", show_dir)):
             if path:
                 print(f"{title:<28}{path}")
@@ -77,15 +100,36 @@ def evaluate(
     return metrics
 
 
-def _dumps(cfg: Config, out: str) -> list[DumpDetResults]:
-    """What is to write raw predictions; mmseg's own metrics write label maps."""
-    if not is_segmentor(cfg):
-        if Path(out).suffix in (".pkl", ".pickle"):
-            return [DumpDetResults(out_file_path=out)]
-        raise UserError(f"--out {out}: for detection give a file that ends in .pkl")
-    if Path(out).is_file():
-        raise UserError(f"--out {out} is a file: for segmentation give a folder")
-    evaluators = cfg.test_evaluator
-    for metric in evaluators if isinstance(evaluators, list) else [evaluators]:
-        metric.output_dir = out
-    return []
+class _KeptResults(DumpDetResults):
+    """What mmdet's metric writes, to be written when the metrics are told: a full disk costs them not."""
+
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        self.kept = results
+        return {}
+
+
+class SaveLabelMapsHook(Hook):
+    """Writes the label map of every tested image, with the values that mmseg's ``IoUMetric`` writes.
+
+    Files have the images' names, and their subfolders if there are several. mmseg's metrics make one
+    file of equally named images, and ``CityscapesMetric`` removes the folder with all that is in it.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def before_test(self, runner: Runner) -> None:
+        """Choose the files."""
+        dataset = runner.test_dataloader.dataset
+        self._files = result_files(dataset, self._folder, ".png", "--out")
+        self._classes = len(dataset.metainfo["classes"])
+
+    def after_test_iter(
+        self, runner: Runner, batch_idx: int, data_batch, outputs: Sequence[BaseDataElement]
+    ) -> None:
+        """Write those of one batch."""
+        for sample in outputs:
+            labels = sample.pred_sem_seg.data.squeeze(0).cpu().numpy()
+            shift = int(bool(sample.get("reduce_zero_label", False)))
+            path = self._files[sample.img_path]
+            write_label_map(path, labels + shift, self._classes + shift)

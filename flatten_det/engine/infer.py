@@ -8,6 +8,7 @@ from mmengine.config import Config
 from rich.progress import Progress
 
 from ..large_images.tiles import Tiling
+from .atomic_files import refuse_overwriting
 from .building import named_building_errors
 from .drawing import draw_prediction
 from .inputs import find_images
@@ -45,12 +46,21 @@ def infer(
         cuda_graphs: Replay the backbone from CUDA graphs, see :mod:`flatten_det.backbones.cuda_graphs`.
 
     Raises:
-        UserError: No images, or some cannot be read (after all others are done); a checkpoint
-            that does not fit; tiles for a model that finds no boxes; CUDA graphs for one with
-            another backbone than ours.
+        UserError: No images; results would overwrite them; some cannot be read (after all others are
+            done); a checkpoint that does not fit; tiles for a model that finds no boxes; CUDA graphs
+            for one with another backbone than ours.
     """
     images = find_images(inputs)
     names = output_names(images)
+    refuse_overwriting(
+        [*images, *filter(None, (cfg.filename, checkpoint))],
+        (
+            Path(out_dir, folder, f"{name}{suffix}")
+            for name in names.values()
+            for folder, suffix in (("vis", ".jpg"), ("preds", ".json"), ("preds", ".png"))
+        ),
+        "--out-dir",
+    )
     progress = Progress()
     with named_building_errors(cfg) as stage:
         if tiling is None:

@@ -1,9 +1,11 @@
-"""Stop a training with Ctrl-C or SIGTERM such that it can be resumed exactly where it stopped."""
+"""Stop a training with Ctrl-C, SIGTERM or SIGHUP such that it can be resumed exactly where it stopped."""
 
+import contextlib
 import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,6 +21,8 @@ from .worker_signals import SurviveSigterm
 CHECKPOINT_NAME = "interrupted.pth"
 REPEAT_WITH_RESUME = "repeat the command with --resume"
 SIGNAL_NAMES = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated (SIGTERM)"}
+if hasattr(signal, "SIGHUP"):  # Not on Windows.
+    SIGNAL_NAMES[signal.SIGHUP] = "its terminal was closed (SIGHUP)"
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -26,18 +30,40 @@ class TrainingInterrupted(KeyboardInterrupt):
 
 
 class TrainingPreempted(TrainingInterrupted):
-    """The training stopped after SIGTERM, as planned by whoever sent it: no failure."""
+    """The training stopped after SIGTERM or SIGHUP, as planned by whoever sent it: no failure."""
 
     exit_code = 0
 
 
+def take_over_signals(handler: Callable[[int, Any], None]) -> dict[int, Any]:
+    """Have a function called for the signals that stop a training; returns their former handlers.
+
+    A SIGHUP that is ignored stays so, as ``nohup`` wants it.
+    """
+    # Only the main thread may set handlers; elsewhere the signals are not ours to handle.
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {
+        number: signal.signal(number, handler)
+        for number in SIGNAL_NAMES
+        if number in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(number) != signal.SIG_IGN
+    }
+
+
+def tell(message: str) -> None:
+    """Write to standard error from within a signal handler, where print may be under way; if it is open."""
+    with contextlib.suppress(OSError):
+        os.write(2, message.encode())
+
+
 class InterruptHook(Hook):
-    """Turns Ctrl-C and SIGTERM into a checkpoint after the current iteration.
+    """Turns Ctrl-C, SIGTERM and SIGHUP into a checkpoint after the current iteration.
 
     A second Ctrl-C quits at once. SIGTERM is how batch systems announce that they need the
     machine (Slurm at the time limit, on pre-emption and with ``--signal=TERM@120``, Kubernetes
     when it evicts a pod), often repeatedly and to all processes; SIGKILL follows, after 30
-    seconds by default. If both signals come, the first one counts.
+    seconds by default. SIGHUP says that the terminal is gone. If several signals come, the first
+    one counts.
 
     The run stops between two iterations, where a checkpoint can describe the state of mmengine's
     loops. Its ``meta['position']['validation_due']`` says whether it stopped before or in a
@@ -65,12 +91,10 @@ class InterruptHook(Hook):
         self._pid = os.getpid()
 
     def before_train(self, runner: Runner) -> None:
-        """Take over both signals for the time of the training, and keep them from its workers."""
-        # Only the main thread may set handlers; elsewhere the signals are not ours to handle.
-        if threading.current_thread() is not threading.main_thread():
+        """Take over the signals for the time of the training, and keep them from its workers."""
+        self._previous_handlers = take_over_signals(self._on_signal)
+        if not self._previous_handlers:
             return
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous_handlers[number] = signal.signal(number, self._on_signal)
         for loop in (runner.train_loop, runner.val_loop):
             if loop is not None:
                 loader = loop.dataloader
@@ -115,9 +139,7 @@ class InterruptHook(Hook):
             if self.supervised:
                 return
             hint = "; Ctrl-C again quits at once, without one" if number == signal.SIGINT else ""
-            # Not by print, which a signal may have interrupted.
-            message = f"\n{SIGNAL_NAMES[number]}: saving a checkpoint after this iteration{hint}\n"
-            os.write(2, message.encode())
+            tell(f"\n{SIGNAL_NAMES[number]}: saving a checkpoint after this iteration{hint}\n")
         elif (
             number == signal.SIGINT
             and now - self._requested_at > self.same_keypress_s
@@ -150,7 +172,7 @@ class InterruptHook(Hook):
         )
         if is_main_process():
             write_atomically(path.with_name("last_checkpoint"), str(path).encode())
-        stopped = TrainingPreempted if number == signal.SIGTERM else TrainingInterrupted
+        stopped = TrainingInterrupted if number == signal.SIGINT else TrainingPreempted
         raise stopped(
             f"{SIGNAL_NAMES[number]} after iteration {runner.iter}, saved {path}; "
             f"to continue, {self._to_continue}"

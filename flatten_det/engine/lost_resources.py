@@ -8,14 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..benchmark.failures import is_out_of_memory
-from .atomic_files import DiskFullError
-from .errors import UserError, explain
+from .atomic_files import UnwritableError
+from .errors import NO_ROOM, UserError, explain
 from .interrupt import REPEAT_WITH_RESUME
 from .newest_checkpoint import NoCheckpointError, newest_valid_checkpoint
 from .non_finite import NonFiniteError
 
 _WORKER_DIED = re.compile(r"DataLoader worker \(pid.*?\) (?:is )?(killed by signal: \w+|exited)")
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class TrainingStopped(UserError):
@@ -46,13 +45,12 @@ def told_with_last_checkpoint(
 
 
 def _reason(error: Exception) -> str | None:
-    if isinstance(error, DiskFullError | NonFiniteError):
+    if isinstance(error, UnwritableError | NonFiniteError):
         return str(error)
     if is_out_of_memory(error):
         return explain(error)
-    if isinstance(error, OSError) and error.errno in _NO_SPACE:
-        where = f" for {error.filename}" if error.filename else ""
-        return f"the disk is full: no room{where}: make room, or choose another folder"
+    if isinstance(error, OSError) and error.errno in (*NO_ROOM, errno.EROFS):
+        return explain(error)
     # PyTorch raises it wherever the training is at that moment, which may make another error of it.
     cause: BaseException | None = error
     seen = set()  # An error may be its own cause.

@@ -1,5 +1,6 @@
 """Predictions as files: JSON and label maps, in the image's own pixels."""
 
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 
 from ..panoptic_api.evaluation import VOID
 from ..panoptic_api.utils import id2rgb
+from .atomic_files import write_atomically
 
 
 def save_prediction(
@@ -30,21 +32,31 @@ def save_prediction(
     """
     height, width = sample.ori_shape
     content: dict[str, Any] = {"image": str(sample.img_path), "height": height, "width": width}
-    path.parent.mkdir(parents=True, exist_ok=True)
     file = path.with_name(f"{path.name}.png")
     if "pred_instances" in sample:
         content |= detections(sample, classes, score_thr)
     if "pred_panoptic_seg" in sample:
         ids, found = segments(sample, classes)
-        Image.fromarray(id2rgb(ids)).save(file, "PNG")
+        write_png(file, id2rgb(ids))
         content |= {"panoptic_map": file.name, "segments": found}
     if "pred_sem_seg" in sample:
-        kind = np.uint8 if len(classes) <= 256 else np.uint16
-        # Those of a model with one channel are floats.
-        label_map = sample.pred_sem_seg.data.squeeze(0).numpy().astype(kind)
-        Image.fromarray(label_map).save(file, "PNG")
+        label_map = sample.pred_sem_seg.data.squeeze(0).numpy()
+        write_label_map(file, label_map, len(classes))
         content |= {"label_map": file.name, "classes": class_shares(label_map, classes)}
-    path.with_name(f"{path.name}.json").write_text(json.dumps(content))
+    text = json.dumps(content)
+    write_atomically(path.with_name(f"{path.name}.json"), text.encode(), durable=False)
+
+
+def write_label_map(path: Path, label_map: np.ndarray, count: int) -> None:
+    """Write labels (H, W) below ``count`` as a PNG of one channel, of 16 bits if need be."""
+    write_png(path, label_map.astype(np.uint8 if count <= 256 else np.uint16))
+
+
+def write_png(path: Path, pixels: np.ndarray) -> None:
+    """Write pixels (H, W) or RGB (H, W, 3); the folder is made."""
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "png")
+    write_atomically(path, content.getvalue(), durable=False)
 
 
 def detections(

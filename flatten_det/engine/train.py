@@ -1,11 +1,14 @@
 """Train a detector or a segmentor from a config."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.dist import init_dist, is_distributed
 from mmengine.hooks import Hook
+from mmengine.utils.dl_utils import set_multi_processing
 
 from ..data_doctor.before_training import check_before_training
 from .annotations import named_annotation_errors
@@ -22,6 +25,7 @@ from .optimizer import few_parameter_groups
 from .resume import ResumePositionHook
 from .seeding import SeedIterationHook
 from .summary import training_summary
+from .work_dir_lock import locked_work_dir
 
 
 def train(
@@ -33,7 +37,7 @@ def train(
 ) -> Path:
     """Train, and print where the results are.
 
-    Ctrl-C and SIGTERM stop after the current iteration with a checkpoint to resume from. After
+    Ctrl-C, SIGTERM and SIGHUP stop after the current iteration with a checkpoint to resume from. After
     ``max_non_finite_updates`` (10; a field of the config) in a row whose loss or gradients are not
     finite, the training stops with a diagnosis; single ones are skipped.
 
@@ -49,7 +53,8 @@ def train(
 
     Raises:
         UserError: Data, config and checkpoint do not fit together, a file is broken, or the
-            training cannot go on for lack of memory, disk space or finite losses.
+            training cannot go on for lack of memory, disk space or finite losses. Or another one is
+            under way in the work dir.
         TrainingInterrupted: A KeyboardInterrupt; its message says how to go on.
     """
     interrupt = InterruptHook(to_continue)
@@ -62,6 +67,7 @@ def train(
             batched_assignment(),
             named_building_errors(cfg) as stage,
             named_annotation_errors(cfg),
+            _alone_in_work_dir(cfg),
         ):
             if get_device() == "cpu":
                 use_amp_of_cpu(cfg)
@@ -86,3 +92,14 @@ def train(
     if runner.rank == 0:
         print(training_summary(runner))
     return Path(runner.work_dir)
+
+
+@contextlib.contextmanager
+def _alone_in_work_dir(cfg: Config) -> Iterator[None]:
+    """Lock the work dir for all ranks, which meet for it as the runner would have them do later."""
+    if cfg.get("launcher", "none") != "none" and not is_distributed():
+        env = cfg.get("env_cfg", {})
+        set_multi_processing(**env.get("mp_cfg", {}), distributed=True)
+        init_dist(cfg.launcher, **env.get("dist_cfg", {}))
+    with locked_work_dir(cfg.work_dir):
+        yield

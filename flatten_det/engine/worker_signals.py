@@ -1,4 +1,4 @@
-"""Data workers that outlive a SIGTERM to the whole job, so that their training can save."""
+"""Data workers that outlive a signal to the whole job, so that their training can save."""
 
 import os
 import signal
@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 
 class SurviveSigterm:
-    """A ``worker_init_fn``: in the worker, only its parent's SIGTERM counts.
+    """A ``worker_init_fn``: in the worker, only its parent's SIGTERM counts, and no SIGHUP.
 
-    A batch system or ``timeout`` sends SIGTERM to every process of a job. A worker that dies of it
+    A batch system or ``timeout`` sends SIGTERM to every process of a job, a terminal that is closed
+    SIGHUP. A worker that dies of it
     takes the iteration down that the training wants to finish and save. When the training ends,
     it ends its workers itself, or they notice that it is gone.
 
@@ -22,6 +23,8 @@ class SurviveSigterm:
 
     def __call__(self, worker_id: int) -> None:
         """Set up the signals of the worker that this is called in."""
+        if hasattr(signal, "SIGHUP"):
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
         # macOS and Windows do not tell who sent a signal: there, all is as PyTorch has it.
         if hasattr(signal, "sigwaitinfo"):
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
+from ..engine.atomic_files import write_atomically
 from .configs import find_configs, read_config
 from .entries import changes, make_entry
 from .links import dead_links
@@ -37,7 +38,7 @@ class Zoo:
     def write(self, root: Path) -> None:
         """Write the files into the checkout ``root``."""
         for path, text in self.files.items():
-            (root / path).write_text(text, encoding="utf-8")
+            write_atomically(root / path, text.encode())
 
 
 def inspect_zoo(root: Path, count: bool = True) -> Zoo:

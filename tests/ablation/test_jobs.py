@@ -120,7 +120,12 @@ def test_outcomes_are_in_the_order_of_the_grid(grid):
 
 
 @pytest.mark.parametrize(
-    ("number", "kind"), [(signal.SIGINT, TrainingInterrupted), (signal.SIGTERM, TrainingPreempted)]
+    ("number", "kind"),
+    [
+        (signal.SIGINT, TrainingInterrupted),
+        (signal.SIGTERM, TrainingPreempted),
+        (signal.SIGHUP, TrainingPreempted),
+    ],
 )
 def test_a_signal_to_this_process_stops_all(grid, number, kind, capfd):
     runs = grid("long", "long", "quick")

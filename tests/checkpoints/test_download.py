@@ -3,6 +3,7 @@
 import hashlib
 import http.client
 import io
+import os
 import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -149,6 +150,19 @@ def test_equal_names_at_two_addresses_are_two_files(server):
     other = server.url.replace("release", "other")
     assert cached_path(other) != cached_path(server.url)
     assert cached_path(other).name.endswith("-flatten_pvt_t.pth")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_a_full_disk_is_no_broken_download(server):
+    target = cached_path(server.url)
+    target.parent.mkdir(parents=True)
+    target.with_name(f"{target.name}.part").symlink_to("/dev/full")
+    with pytest.raises(
+        CheckpointError, match=r"pth cannot be written: No space left on device; the"
+    ):
+        download(server.url)
+    assert len(server.ranges) == 1
+    assert not target.exists()
 
 
 def load(url: str):

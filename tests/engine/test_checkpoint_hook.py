@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 from toy_training import make_config
@@ -76,12 +77,32 @@ def test_the_best_is_replaced_only_by_a_written_one(tmp_path, states):
     assert sum(name.startswith("best") for name in checkpoints(tmp_path)) == 1
 
 
+def test_the_best_of_the_run_that_another_one_began_with_stays(tmp_path):
+    train(tmp_path, interval=5, save_best="toy/mean", rule="greater")
+    path = tmp_path / "run" / "iter_5.pth"
+    checkpoint = load_as_data(str(path))
+    (best,) = (tmp_path / "run").glob("best_*")
+    checkpoint["message_hub"]["runtime_info"] |= {"best_ckpt": str(best), "best_score": -1e9}
+    torch.save(checkpoint, path)
+    with atomic_local_files(), durable_checkpoints():
+        cfg = make_config(tmp_path, by_epoch=False)
+        cfg.work_dir = str(tmp_path / "other")
+        cfg.default_hooks.checkpoint.update(interval=5, save_best="toy/mean", rule="greater")
+        resume_from(cfg, str(path))
+        Runner.from_cfg(cfg).train()
+    assert best.exists()
+    assert len(list((tmp_path / "other").glob("best_*"))) == 1
+
+
 def test_leftovers_of_a_killed_run_are_removed(tmp_path):
     (tmp_path / "run").mkdir()
-    leftover = tmp_path / "run" / "iter_3.pth.partial"
-    leftover.write_bytes(b"half")
+    leftover = tmp_path / "run" / f".flatten_det-{'0' * 16}.partial"
+    others = tmp_path / "run" / "film.mkv.partial"
+    for path in (leftover, others):
+        path.write_bytes(b"half")
     train(tmp_path)
     assert not leftover.exists()
+    assert others.exists()
 
 
 def test_a_failed_write_costs_no_earlier_checkpoint(tmp_path, monkeypatch):

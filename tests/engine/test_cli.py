@@ -1,15 +1,24 @@
-"""Options that all tools share."""
+"""What all tools share: options, and what they print to."""
 
 import argparse
 import ast
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+from rich.progress import track
 
 from flatten_det.benchmark.models.candidates import as_config
 from flatten_det.engine.cfg_options import parse_cfg_options
-from flatten_det.engine.cli import add_common_options
+from flatten_det.engine.cli import add_common_options, run_tool
 from flatten_det.engine.config import load_config
 from flatten_det.engine.errors import UserError
+from flatten_det.engine.standard_streams import outlive_readers
+
+ROOT = Path(__file__).parents[2]
 
 
 def parse(*argv: str) -> argparse.Namespace:
@@ -95,3 +104,89 @@ def test_literals_replace_lists_and_change_their_members(tmp_path):
     assert load_config(path, parse_cfg_options(["a.b=[{'type': 'W'}]"])).a.b == [dict(type="W")]
     with pytest.raises(UserError, match="--cfg-options does not fit"):
         load_config(path, parse_cfg_options(["a.b.0=3"]))
+
+
+@pytest.fixture
+def printed_to():
+    """Runs a function in a process that has a descriptor as its standard output, and error if told so."""
+
+    def run(function, stdout: int, stderr: int = 2) -> int:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if not pid:
+            code = 99
+            try:
+                os.dup2(stderr, 2)
+                os.dup2(stdout, 1)
+                for descriptor, name in ((1, "stdout"), (2, "stderr")):
+                    stream = open(descriptor, "w", closefd=False)  # noqa: SIM115
+                    setattr(sys, name, stream)
+                    setattr(sys, f"__{name}__", stream)
+                outlive_readers()
+                code = run_tool(function)
+                sys.stdout.flush()
+                sys.stderr.flush()
+            finally:
+                os._exit(code)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    return run
+
+
+def closed_pipe() -> int:
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer
+
+
+def test_work_goes_on_when_nobody_reads(printed_to, tmp_path):
+    """As with ``| head``: log, progress bar and prints are dropped, and nothing else."""
+
+    def work() -> None:
+        logger = logging.Logger("work")
+        logger.addHandler(logging.StreamHandler(sys.stdout))
+        for number in range(3):
+            print("x" * 10_000, flush=True)
+            print("x", file=sys.stderr)
+            os.write(1, b"as C does it")
+            logger.info(number)
+        list(track(range(3)))
+        (tmp_path / "done").touch()
+
+    pipe = closed_pipe()
+    assert printed_to(work, pipe, pipe) == 0
+    assert (tmp_path / "done").exists()
+
+
+def test_exit_codes_stay_when_nobody_reads(printed_to):
+    def fail() -> None:
+        print("x" * 10_000, flush=True)
+        raise UserError("wrong")
+
+    pipe = closed_pipe()
+    assert printed_to(fail, pipe, pipe) == 2
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_a_standard_output_on_a_full_disk_is_an_error_after_the_work(printed_to, tmp_path, capfd):
+    def work() -> None:
+        print("x" * 10_000, flush=True)
+        (tmp_path / "done").touch()
+
+    assert printed_to(work, os.open("/dev/full", os.O_WRONLY)) == 2
+    assert (tmp_path / "done").exists()
+    assert capfd.readouterr().err == (
+        "error: standard output cannot be written: No space left on device: what was printed is not "
+        "complete; make room, or send it elsewhere\n"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("closing", ["2>&1 | head -1", "2>&1 >&- | head -1", ">&- 2>&-"])
+def test_a_tool_whose_output_is_closed(closing):
+    command = f"set -o pipefail; '{sys.executable}' tools/get_flops.py --help {closing}"
+    ended = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0
+    assert ended.stderr == ""
+    assert len(ended.stdout.splitlines()) == ("head" in closing and ">&- |" not in closing)

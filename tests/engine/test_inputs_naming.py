@@ -47,8 +47,18 @@ def test_inputs_without_images(tree, given):
         (["x/1.jpg", "x/1.png", "x/2.png"], ["1.jpg", "1.png", "2"]),
         (["x/1.jpg", "x/1.png", "x/1.jpg.png"], ["1.jpg", "1.png", "1.jpg_"]),
         (["x/1.jpg", "./1.jpg"], ["x/1", "1"]),
+        (["a/x.png", "b/x.png", "b/x.jpg"], ["a/x", "b/x.png", "b/x.jpg"]),
+        (["x/A.jpg", "x/a.jpg", "x/a.png"], ["A.jpg", "a.jpg_", "a.png"]),
+        (["X/1.jpg", "x/1.jpg"], ["X/1.jpg", "x/1.jpg_"]),
+        (["x/\u00e9.jpg", "x/e\u0301.png"], ["\u00e9.jpg", "e\u0301.png"]),
+        (["x/..jpg", "x/.jpg", "x/a.b.jpg"], ["..jpg", ".jpg", "a.b"]),
         ([], []),
     ],
 )
 def test_names(paths, names):
     assert list(output_names(paths).values()) == names
+
+
+def test_reserved_names_are_left_to_others():
+    names = output_names(["x/analysis.json.jpg", "x/b.jpg"], reserved=["Analysis.JSON"])
+    assert list(names.values()) == ["analysis.json_", "b"]

@@ -1,5 +1,6 @@
 """A training that is interrupted anywhere and resumed equals one that never was."""
 
+import errno
 import os
 import signal
 import time
@@ -18,7 +19,12 @@ from flatten_det.engine.checkpoint_hook import durable_checkpoints
 from flatten_det.engine.cli import run_tool
 from flatten_det.engine.config import resume_from
 from flatten_det.engine.errors import UserError
-from flatten_det.engine.interrupt import InterruptHook, TrainingInterrupted
+from flatten_det.engine.interrupt import (
+    SIGNAL_NAMES,
+    InterruptHook,
+    TrainingInterrupted,
+    TrainingPreempted,
+)
 from flatten_det.engine.resume import ResumePositionHook
 from flatten_det.engine.seeding import SeedIterationHook
 
@@ -160,31 +166,68 @@ def test_second_ctrl_c_quits_at_once(tmp_path, capfd):
 
 
 def test_training_gives_the_signals_back(tmp_path):
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    before = [signal.getsignal(number) for number in SIGNAL_NAMES]
     run(make_config(tmp_path, by_epoch=True), Journal([]))
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(number) for number in SIGNAL_NAMES] == before
 
 
-@pytest.mark.parametrize("moment", [("train", 6), ("val", 5)], ids=str)
-def test_sigterm_saves_and_is_no_failure(tmp_path, capfd, moment):
-    """Repeated, as batch systems send it; the tool's exit code is 0."""
+class Preempting(Journal):
+    """Repeats a signal, as batch systems do."""
 
-    class Preempting(Journal):
-        def _press(self, now: tuple) -> None:
-            if now == moment:
-                for _ in range(3):
-                    os.kill(os.getpid(), signal.SIGTERM)
+    def __init__(self, number: int, moment: tuple) -> None:
+        super().__init__([], moment)
+        self.number = number
 
+    def _press(self, now: tuple) -> None:
+        if now == self.interrupt_at:
+            for _ in range(3):
+                os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "moment"),
+    [
+        (signal.SIGTERM, "terminated (SIGTERM)", ("train", 6)),
+        (signal.SIGTERM, "terminated (SIGTERM)", ("val", 5)),
+        (signal.SIGHUP, "its terminal was closed (SIGHUP)", ("train", 6)),
+    ],
+)
+def test_sigterm_and_sighup_save_and_are_no_failure(tmp_path, capfd, number, name, moment):
+    """The tool's exit code is 0."""
     cfg = make_config(tmp_path, by_epoch=True)
-    assert run_tool(lambda: run(cfg, Preempting([]))) == 0
+    assert run_tool(lambda: run(cfg, Preempting(number, moment))) == 0
     announced, stopped = capfd.readouterr().err.strip().splitlines()
-    assert announced == "terminated (SIGTERM): saving a checkpoint after this iteration"
+    assert announced == f"{name}: saving a checkpoint after this iteration"
     path = tmp_path / "run" / "interrupted.pth"
     iteration = load_as_data(str(path))["meta"]["iter"]
     assert stopped == (
-        f"terminated (SIGTERM) after iteration {iteration}, saved {path}; "
+        f"{name} after iteration {iteration}, saved {path}; "
         "to continue, repeat the command with --resume"
     )
+
+
+def test_under_nohup_a_closed_terminal_stops_nothing(tmp_path):
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        entries, _ = run(
+            make_config(tmp_path, by_epoch=True), Preempting(signal.SIGHUP, ("train", 6))
+        )
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+    assert len([entry for entry in entries if entry[0] == "train"]) == 15
+
+
+def test_a_terminal_that_is_gone_does_not_keep_a_training_from_saving(tmp_path, monkeypatch):
+    """What is said of the signal is written to it."""
+
+    def fail(descriptor, content):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "write", fail)
+    with pytest.raises(TrainingPreempted):
+        run(make_config(tmp_path, by_epoch=True), Preempting(signal.SIGHUP, ("train", 6)))
+    assert (tmp_path / "run" / "interrupted.pth").exists()
 
 
 def test_ctrl_c_is_told_by_the_exit_code(tmp_path):

@@ -4,7 +4,6 @@ import errno
 import os
 import re
 import signal
-from pathlib import Path
 
 import pytest
 import torch
@@ -57,17 +56,16 @@ def test_a_killed_worker(tmp_path, capsys, monkeypatch):
     )
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
-def test_a_full_disk(tmp_path, capsys, monkeypatch):
-    """The temporary file of the third checkpoint is a link to the device without room."""
-    open_ = open
+def test_a_full_disk(tmp_path, capsys, full_disk, monkeypatch):
+    """There is no room for the third checkpoint."""
+    replace = os.replace
 
-    def full_at_the_third(path, *args, **kwargs):
-        if str(path).endswith("iter_3.pth.partial"):
-            Path(path).symlink_to("/dev/full")
-        return open_(path, *args, **kwargs)
+    def full_after_the_second(partial, path):
+        replace(partial, path)
+        if path.name == "last_checkpoint" and path.read_text().endswith("iter_2.pth"):
+            full_disk(tmp_path)
 
-    monkeypatch.setattr("builtins.open", full_at_the_third)
+    monkeypatch.setattr(os, "replace", full_after_the_second)
     changes = {"default_hooks.checkpoint.interval": 1, "default_hooks.checkpoint.max_keep_ckpts": 1}
     cfg = make_config(tmp_path, by_epoch=False, changes=changes)
     assert run_tool(lambda: train(cfg)) == 2
@@ -78,12 +76,17 @@ def test_a_full_disk(tmp_path, capsys, monkeypatch):
     assert {path.name for path in folder.glob("iter_*")} == {"iter_1.pth", "iter_2.pth"}
 
 
-def test_a_log_without_room(tmp_path):
-    expected = pytest.raises(
-        TrainingStopped, match=r"full: no room for a\.json: .* No checkpoint was"
-    )
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        (errno.ENOSPC, r"full: no room for a\.json: .*"),
+        (errno.EROFS, r"a\.json: Read-only file .*"),
+    ],
+)
+def test_a_log_without_room(tmp_path, code, told):
+    expected = pytest.raises(TrainingStopped, match=rf"{told} No checkpoint was")
     with expected, told_with_last_checkpoint(tmp_path):
-        raise OSError(errno.ENOSPC, "No space left on device", "a.json")
+        raise OSError(code, os.strerror(code), "a.json")
 
 
 def test_a_last_checkpoint_that_is_broken_is_not_promised(tmp_path, capsys):

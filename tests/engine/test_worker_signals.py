@@ -1,4 +1,4 @@
-"""Data workers live through a SIGTERM from outside, and die of their parent's."""
+"""Data workers live through SIGHUP and a SIGTERM from outside, and die of their parent's."""
 
 import os
 import signal
@@ -36,7 +36,8 @@ def test_only_the_parents_sigterm_counts():
     batches = iter(loader)
     pid = int(next(batches))
     assert initialized.item() == 1
-    subprocess.run(["kill", "-TERM", str(pid)], check=True)
+    for name in ("TERM", "HUP"):
+        subprocess.run(["kill", f"-{name}", str(pid)], check=True)
     assert {int(batch) for batch in batches} == {pid}
 
     batches = iter(loader)

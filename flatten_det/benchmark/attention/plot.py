@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
+from ..report import write_figure
 from .result import Result
 
 # In inches.
@@ -47,8 +48,7 @@ def draw(results: Sequence[Result], baseline: str, title: str, path: Path) -> No
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6))
     figure.suptitle(title, fontsize=11)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    write_figure(figure, path, 130)
 
 
 def _draw_times(axes: Axes, chosen: dict, shapes: list[str], candidates: list[str]) -> None:

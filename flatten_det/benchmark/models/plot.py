@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
+from ..report import write_figure
 from .candidates import is_flatten
 from .comparison import Comparison
 from .curves import QUANTITIES
@@ -66,8 +67,7 @@ def draw(comparison: Comparison, title: str, path: Path) -> None:
         frameon=False,
     )
     figure.suptitle(title, fontsize=_FONT)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=_DPI)
+    write_figure(figure, path, _DPI)
 
 
 def _draw_panel(axes: Axes, comparison: Comparison, kind: str, quantity: str) -> None:

@@ -19,7 +19,17 @@ _SCRATCH = ".unpacking"
 # What macOS adds to archives.
 _IGNORED = ("__MACOSX", ".DS_Store")
 _MAX_MEMBERS = 1_000_000
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+# Of names that the system refuses, and of members in the place of another one's folder.
+_OF_NAMES = (
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENOTEMPTY,
+    errno.ENOENT,
+    errno.EINVAL,
+    errno.EILSEQ,
+)
 # What damaged, encrypted and foreign contents raise.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError)
 
@@ -106,8 +116,8 @@ def _opened(path: Path) -> zipfile.ZipFile:
 
 
 def _unwritable(name: str, error: OSError) -> Exception:
-    """A member in the place of another one's folder, a name that the system refuses, and the like."""
-    if error.errno in _NO_SPACE:
+    """The archive's fault, or that of the disk, for which no archive is to be given up."""
+    if error.errno not in _OF_NAMES:
         return error
     return ArchiveError(f"its member {name!r} cannot be written ({error.strerror})")
 

@@ -16,6 +16,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from rich.progress import track
 
+from ...engine.atomic_files import write_atomically
 from ...engine.errors import UserError
 from ...image_files import why_not_decoded
 
@@ -61,7 +62,7 @@ def write_train_ids(root: Path, split: str) -> None:
     def convert(pair: tuple[Path, Path]) -> None:
         source, target = pair
         _, encoded = cv2.imencode(".png", table[_label_map(source)])
-        _write(target, encoded.tobytes())
+        write_atomically(target, encoded.tobytes(), durable=False)
 
     for _ in _in_threads(convert, todo, f"Train ids of {split}"):
         pass
@@ -104,8 +105,7 @@ def write_instances(root: Path, split: str, target: Path) -> None:
         "annotations": [{"id": i, **item} for i, item in enumerate(annotations, start=1)],
         "categories": [{"id": label, "name": name} for label, name in THINGS.items()],
     }
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _write(target, json.dumps(content).encode())
+    write_atomically(target, json.dumps(content).encode())
 
 
 def _instances(path: Path) -> tuple[tuple[int, int], list[dict]]:
@@ -139,13 +139,6 @@ def _label_map(path: Path) -> np.ndarray:
     if values is None or values.ndim != 2:
         raise UserError(f"{path} is not a label map: remove it and unpack its archive again")
     return values
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all: what exists is not written again."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(content)
-    os.replace(part, path)
 
 
 def _in_threads(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...checkpoints.official import RELEASE_PAGE
+from ...engine.atomic_files import UnwritableError, refuse_overwriting, write_atomically
 from ...engine.errors import UserError
 from .coco_file import CocoFile, completed, read_coco_file, with_slashes
 from .coco_folder import (
@@ -87,6 +88,7 @@ def write_config(folder: Path, zoo_config: Path, out: Path, wishes: Wishes) -> N
     if out.suffix != ".py":
         raise UserError(f"--out {out}: a config's name ends in .py")
     existing([folder, *wishes.annotations.values(), *wishes.images.values()])
+    refuse_overwriting([zoo_config], [out], "--out")
     folder = folder.resolve()
     cfg = load_zoo_config(zoo_config)
     splits, written = _splits(folder, out, wishes)
@@ -134,6 +136,7 @@ def _splits(folder: Path, out: Path, wishes: Wishes) -> tuple[dict[str, Split], 
         path = out.resolve().with_name(f"{out.stem}_{name}.json")
         written[path] = json.dumps(content)
         splits[name] = Split(CocoFile(path, content), splits[name].images)
+    refuse_overwriting(paths.values(), written, "--out")
     return splits, written
 
 
@@ -218,11 +221,14 @@ def _write_all(files: dict[Path, str], force: bool) -> None:
     there = [path for path in files if path.exists()]
     if there and not force:
         raise UserError(f"{listed(there)} exists: name another --out, or overwrite by --force")
-    for path, text in files.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.part")
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
+    try:
+        for path, text in files.items():
+            write_atomically(path, text.encode())
+    except UnwritableError:
+        # A part of them would be in the way of the next attempt.
+        for path in files.keys() - set(there):
+            path.unlink(missing_ok=True)
+        raise
 
 
 def _report(

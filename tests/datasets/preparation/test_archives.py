@@ -1,6 +1,8 @@
 """Zip files that are good, damaged or malicious."""
 
+import errno
 import io
+import os
 import shutil
 import stat
 import zipfile
@@ -206,3 +208,15 @@ def test_encrypted_members_are_named(archive, tmp_path):
     path.write_bytes(content)
     with pytest.raises(ArchiveError, match=r"secret\.txt' is damaged .*password"):
         unpack(path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_disk_that_takes_nothing_is_not_the_archives_fault(archive, tmp_path, monkeypatch, code):
+    """An archive at fault is removed, which has been downloaded for hours."""
+
+    def fail(*args):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match=os.strerror(code)):
+        unpack(archive({"a": b"x"}), tmp_path / "out")
