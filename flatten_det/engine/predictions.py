@@ -40,7 +40,8 @@ def save_prediction(
         write_png(file, id2rgb(ids))
         content |= {"panoptic_map": file.name, "segments": found}
     if "pred_sem_seg" in sample:
-        label_map = sample.pred_sem_seg.data.squeeze(0).numpy()
+        # Those of a model with one channel are floats.
+        label_map = sample.pred_sem_seg.data.squeeze(0).numpy().astype(np.uint16)
         write_label_map(file, label_map, len(classes))
         content |= {"label_map": file.name, "classes": class_shares(label_map, classes)}
     text = json.dumps(content)

@@ -42,7 +42,7 @@ def load_zoo_config(path: Path) -> Config:
     """
     cfg = load_config(path)
     hint = f"choose a detector such as {DETECTOR}"
-    if hasattr(cfg, "_imported_names"):  # mmengine's mark of them
+    if getattr(cfg, "_imported_names", None):  # mmengine's mark of them
         raise UserError(f"{path} names classes, and no config with _base_ can inherit it: {hint}")
     if is_segmentor(cfg):
         raise UserError(
