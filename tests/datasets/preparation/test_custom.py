@@ -188,6 +188,13 @@ def test_configs_that_cannot_learn_from_coco_files(config, message, folder, writ
         write(folder, config)
 
 
+def test_configs_of_classes_cannot_be_inherited(folder, write, tmp_path):
+    config = tmp_path / "classes.py"
+    config.write_text("from mmdet.models import MaskRCNN\nmodel = dict(type=MaskRCNN)")
+    with pytest.raises(UserError, match="names classes, and no config with _base_ can inherit it"):
+        write(folder, str(config.with_suffix("")))
+
+
 def test_nothing_is_overwritten(folder, write):
     out = write(folder)
     out.write_text("mine")
