@@ -1,6 +1,7 @@
 """Fixtures for the whole suite. Data folders are shared: copy one before changing it."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -37,6 +38,14 @@ def forget_named_instances() -> Iterator[None]:
     for kind in kinds:
         kind._instance_dict.clear()
         kinds.extend(kind.__subclasses__())
+
+
+@pytest.fixture
+def no_nohup() -> Iterator[None]:
+    """SIGHUP acts, even if the suite itself was started by ``nohup``."""
+    previous = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, previous)
 
 
 @pytest.fixture

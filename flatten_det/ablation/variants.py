@@ -35,8 +35,8 @@ def vary(cfg: Config, name: str, path: str) -> None:
     options = _options(cfg, backbone.get("type"))
     if "focusing_factor" not in options:
         raise UserError(
-            f"{path}: its backbone {type_name(backbone)} has no focused linear attention to vary: give a "
-            "config with one of flatten_det's"
+            f"{path}: its backbone {type_name(backbone) or None} has no focused linear attention to vary: "
+            "give a config with one of flatten_det's"
         )
     if match:
         power, kernel = float(match[1]), int(match[2])

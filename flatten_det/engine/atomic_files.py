@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from mmengine.config import Config
 from mmengine.fileio import LocalBackend, get_file_backend, register_backend
+from mmengine.fileio.io import backend_instances
 from mmengine.registry import VISBACKENDS
 from mmengine.visualization import LocalVisBackend
 
@@ -231,5 +232,7 @@ def atomic_local_files() -> Iterator[None]:
 
 def _have_mmengine_write(backend: type, vis_backend: type, dump_config: Callable) -> None:
     register_backend("local", backend, force=True, prefixes="")
+    # mmengine's functions keep the backends that they made before.
+    backend_instances.clear()
     VISBACKENDS.register_module("LocalVisBackend", force=True, module=vis_backend)
     Config.dump = dump_config

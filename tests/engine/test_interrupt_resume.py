@@ -184,6 +184,7 @@ class Preempting(Journal):
                 os.kill(os.getpid(), self.number)
 
 
+@pytest.mark.usefixtures("no_nohup")
 @pytest.mark.parametrize(
     ("number", "name", "moment"),
     [
@@ -218,6 +219,7 @@ def test_under_nohup_a_closed_terminal_stops_nothing(tmp_path):
     assert len([entry for entry in entries if entry[0] == "train"]) == 15
 
 
+@pytest.mark.usefixtures("no_nohup")
 def test_a_terminal_that_is_gone_does_not_keep_a_training_from_saving(tmp_path, monkeypatch):
     """What is said of the signal is written to it."""
 
