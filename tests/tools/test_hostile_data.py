@@ -67,14 +67,13 @@ def test_bomb_for_the_data_doctor(check_data_tool, config, folder, capsys):
     assert "raise max_image_pixels in the config" in out
 
 
-@pytest.mark.parametrize("name", ["../secret.jpg", "{tmp_path}/secret.jpg"])
 def test_names_that_leave_the_folder(
-    train_tool, test_tool, config, folder, trained_detector, name, tmp_path, capsys
+    train_tool, test_tool, config, folder, trained_detector, tmp_path, capsys
 ):
     cv2.imwrite(str(folder / "secret.jpg"), np.zeros((61, 97, 3), np.uint8))
     shutil.copy(folder / "secret.jpg", tmp_path)
-    for split in ("train2017", "val2017"):
-        first_image_is(folder, split, name.format(tmp_path=tmp_path))
+    first_image_is(folder, "train2017", "../secret.jpg")
+    first_image_is(folder, "val2017", f"{tmp_path}/secret.jpg")
     command = [config, "--work-dir", str(tmp_path / "run")]
     assert train_tool.main(command) == 2
     assert "leave" in only_error(capsys)
