@@ -43,10 +43,22 @@ def shrunk(cfg: Config, data_root: Path, work_dir: Path) -> Config:
         preprocessor.size = CROP
     for augment in preprocessor.get("batch_augments") or ():
         augment.size = CROP
+    _shrink_regions(cfg.model)
     if cfg.model.type == "DINO":  # it picks its queries among the tokens, and there are few
         cfg.model.num_queries = 20
     cfg.train_cfg = dict(type="IterBasedTrainLoop", max_iters=1, val_interval=10)
     return cfg
+
+
+def _shrink_regions(model: Config) -> None:
+    """Few regions for the heads of two-stage detectors, whose time goes with them."""
+    training, test = model.get("train_cfg") or {}, model.get("test_cfg") or {}
+    stages = training.get("rcnn", [])
+    for stage in stages if isinstance(stages, list) else [stages]:
+        stage.sampler.num = 32
+    for proposals in (training.get("rpn_proposal"), test.get("rpn")):
+        if proposals:
+            proposals.max_per_img = 64
 
 
 def _flat(pipeline: list) -> list[dict]:
