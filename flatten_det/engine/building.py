@@ -6,7 +6,9 @@ from contextlib import contextmanager
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from torch import nn
 
+from ..backbones import use_cuda_graphs
 from .errors import UserError, explain
 
 
@@ -77,3 +79,15 @@ def named_building_errors(cfg: Config) -> Iterator[StageHook]:
             f"config file {cfg.filename}: what it says cannot be built: {reason}: correct it, or what "
             "--cfg-options change (--debug shows where it fails)"
         ) from error
+
+
+def replay_cuda_graphs(model: nn.Module) -> None:
+    """:func:`~flatten_det.backbones.use_cuda_graphs` for a model of a tool.
+
+    Raises:
+        UserError: if it has no backbone of this package.
+    """
+    try:
+        use_cuda_graphs(model)
+    except ValueError as error:
+        raise UserError(f"--cuda-graphs: {error}: leave it out") from error

@@ -11,13 +11,11 @@ from typing import Any
 
 import matplotlib
 from mmengine.logging import MMLogger
-from torch import nn
 
-from ..backbones import use_cuda_graphs
 from ..data_doctor.findings import printable
 from .atomic_files import atomic_local_files
 from .cfg_options import CfgOptions
-from .errors import UserError, explain
+from .errors import explain
 from .standard_streams import check_output
 
 USER_ERROR_EXIT = 2  # as argparse does
@@ -57,25 +55,13 @@ def add_trust_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_cuda_graphs_option(parser: argparse.ArgumentParser) -> None:
-    """Add ``--cuda-graphs``, for :func:`replay_cuda_graphs`."""
+    """Add ``--cuda-graphs``, for :func:`~.building.replay_cuda_graphs`."""
     parser.add_argument(
         "--cuda-graphs",
         action="store_true",
         help="on a GPU, replay the backbone from a CUDA graph where an image size comes again: takes the "
         "host's time off batches of a fixed size, for memory of each size (up to 8)",
     )
-
-
-def replay_cuda_graphs(model: nn.Module) -> None:
-    """:func:`~flatten_det.backbones.use_cuda_graphs` for a model of a tool.
-
-    Raises:
-        UserError: if it has no backbone of this package.
-    """
-    try:
-        use_cuda_graphs(model)
-    except ValueError as error:
-        raise UserError(f"--cuda-graphs: {error}: leave it out") from error
 
 
 def add_launcher_options(parser: argparse.ArgumentParser) -> None:

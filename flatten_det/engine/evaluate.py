@@ -13,9 +13,8 @@ from mmengine.structures import BaseDataElement
 from ..large_images.segmentation import PredictLargeImagesInBands
 from .annotations import named_annotation_errors
 from .atomic_files import refuse_overwriting, write_atomically
-from .building import named_building_errors
+from .building import named_building_errors, replay_cuda_graphs
 from .checkpoint import CheckFitHook, check_checkpoint
-from .cli import replay_cuda_graphs
 from .config import build_runner, is_segmentor
 from .drawing import DrawPredictionsHook
 from .errors import UserError

@@ -16,8 +16,8 @@ from torch import nn
 from ..image_files import pixel_limit
 from ..large_images.own_size import without_resizing
 from ..large_images.segmentation import predict_in_bands_when_large
+from .building import replay_cuda_graphs
 from .checkpoint import check_checkpoint, check_fit
-from .cli import replay_cuda_graphs
 from .config import datasets_under_test, is_segmentor, loads_annotations
 from .errors import UserError
 from .images import CheckedPipeline, ImageError
