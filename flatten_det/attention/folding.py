@@ -18,13 +18,15 @@ class FoldedProjections(NamedTuple):
     Attributes:
         weight: of q, k and v, ``(3C, C)``.
         bias: ``(3C,)``.
-        positions: on their own grid, ``(1, h*w, C)``.
+        positions: on their own grid, ``(1, h*w, C)``, not scaled: a pass over them is left to their reader.
+        position_scale: what they are to be multiplied by, ``(C,)``.
         floor: of q and k per channel, ``(C,)``.
     """
 
     weight: Tensor
     bias: Tensor
     positions: Tensor
+    position_scale: Tensor
     floor: Tensor
 
 
@@ -48,6 +50,7 @@ def fold_projections(
     return FoldedProjections(
         weight * factors[:, None],
         bias + torch.cat([floor, floor, 0 * ones]),
-        positions * inverse,
+        positions,
+        inverse,
         floor,
     )

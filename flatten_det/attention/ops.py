@@ -336,8 +336,9 @@ def _attention_backward_flops(
     "flatten_det::focused_linear_attention_layer",
     mutates_args=(),
     device_types="cpu",
-    schema="(Tensor x, Tensor weight, Tensor bias, Tensor positions, Tensor floor, int grid_height, "
-    "int grid_width, Tensor? dwc_weight, Tensor? dwc_bias, Tensor? lepe_weight, Tensor? lepe_bias, "
+    schema="(Tensor x, Tensor weight, Tensor bias, Tensor positions, Tensor position_scale, Tensor floor, "
+    "int grid_height, int grid_width, "
+    "Tensor? dwc_weight, Tensor? dwc_bias, Tensor? lepe_weight, Tensor? lepe_bias, "
     "Tensor proj_weight, Tensor proj_bias, int num_heads, SymInt height, "
     "SymInt width, float eps) -> Tensor",
 )
@@ -346,6 +347,7 @@ def layer(
     weight,
     bias,
     positions,
+    position_scale,
     floor,
     grid_height,
     grid_width,
@@ -364,7 +366,8 @@ def layer(
 
     Args:
         x: ``(B, N, C)``.
-        weight, bias, positions, floor: see :class:`~flatten_det.attention.folding.FoldedProjections`.
+        weight, bias, positions, position_scale, floor: see
+            :class:`~flatten_det.attention.folding.FoldedProjections`.
         grid_height, grid_width: of the positions.
         dwc_weight, dwc_bias: depthwise convolution of V, the same for all heads, or None.
         lepe_weight, lepe_bias: one with a kernel for every channel, or None.
@@ -374,7 +377,7 @@ def layer(
     with _plain_cpu():
         return cpu_layer(
             x,
-            FoldedProjections(weight, bias, positions, floor),
+            FoldedProjections(weight, bias, positions, position_scale, floor),
             (grid_height, grid_width),
             [Convolution(*pair) for pair in pairs if pair[0] is not None],
             proj_weight,
@@ -391,7 +394,7 @@ def _(x, *_):
 
 
 @register_flop_formula(torch.ops.flatten_det.focused_linear_attention_layer)
-def _layer_flops(x, weight, bias, positions, floor, *settings, **_) -> int:
+def _layer_flops(x, weight, bias, positions, position_scale, floor, *settings, **_) -> int:
     B, N, C = x
     _, _, dwc_weight, _, lepe_weight, _, _, _, num_heads, *_ = settings
     projections = 4 * 2 * B * N * C * C

@@ -167,14 +167,14 @@ def _key_sums(
     B, N, C = x.shape
     _, k_weight, v_weight = folded.weight.chunk(3)
     _, k_bias, v_bias = folded.bias.chunk(3)
-    # Shares of the interpolation sum to one: the bias may as well be resized.
-    positions = GridRows(folded.positions + k_bias, grid_size, hw_shape)
+    positions = GridRows(folded.positions, grid_size, hw_shape)
     keys_x, keys_sum = torch.zeros(B, C, C), torch.zeros(B, C)
     for tile in tiles(B, hw_shape, C):
         tokens = x[tile.batch, tile.tokens]
         tokens = tokens if norm is None else norm.standardised(tokens, buffers)
         keys = buffers("a", *tokens.shape)
         positions.of_rows(tile.rows, out=keys[0])
+        torch.addcmul(k_bias, keys[0], folded.position_scale, out=keys[0])
         keys[1:] = keys[0]
         _add_product(tokens, k_weight, keys)
         rows = focus(activation(keys, out=keys).flatten(0, 1), buffers)
