@@ -14,7 +14,7 @@ import sys
 
 
 class StandInFinder:
-    """Find a missing module in a folder of ``flatten_det`` that stands in for it.
+    """Find a missing module in a folder of ``flatten_det/compat`` that stands in for it.
 
     It stands last on ``sys.meta_path``, so the real module is found before it is asked. The folder is
     loaded under the real name, because importing it from ``flatten_det`` would first import
@@ -33,7 +33,7 @@ class StandInFinder:
         package = find_spec("flatten_det")
         if package is None or package.origin is None:
             return None
-        folder = Path(package.origin).with_name(cls.FOLDERS[name])
+        folder = Path(package.origin).parent / "compat" / cls.FOLDERS[name]
         return spec_from_file_location(
             name, folder / "__init__.py", submodule_search_locations=[str(folder)]
         )

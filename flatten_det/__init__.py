@@ -13,15 +13,19 @@ __version__ = "0.1.0"
 
 # `flatten_det.attention` alone needs torch only, so it must be importable without the frameworks.
 if find_spec("mmengine") is not None:
-    from . import backbones, datasets, necks  # noqa: F401
-    from .backbones.model_calls import tell_backbones_of_padding
-    from .checkpoints.mmengine_loading import read_mmengine_checkpoints_as_data
-    from .data_files import read_mmengine_files_as_data
-    from .engine.layer_decay import decay_layers_of_our_backbones
+    from . import backbones, data, necks  # noqa: F401
+    from .compat.mmengine_files import (
+        read_mmengine_checkpoints_as_data,
+        read_mmengine_files_as_data,
+    )
+    from .compat.model_calls import tell_backbones_of_padding
+    from .compat.moved import find_old_places
+    from .train.optimizer import decay_layers_of_our_backbones
 
     read_mmengine_checkpoints_as_data()
     read_mmengine_files_as_data()
     tell_backbones_of_padding()
     decay_layers_of_our_backbones()
+    find_old_places()
 if find_spec("mmdet") is not None:
-    from . import visualization  # noqa: F401
+    from .predict import visualizer  # noqa: F401

@@ -14,7 +14,7 @@ from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
 from panoptic_fixture import add_panoptic_annotations
 
-from flatten_det.engine import atomic_files
+from flatten_det.files import atomic as atomic_files
 
 
 def pytest_configure() -> None:

@@ -10,12 +10,12 @@ from typing import Any
 from mmengine.config import Config
 from PIL import Image
 
-from flatten_det.data_doctor.check import check_annotations, check_data
-from flatten_det.data_doctor.findings import Finding
-from flatten_det.data_doctor.report import findings_of
-from flatten_det.datasets import ShapesDetDataset, ShapesPanopticDataset, ShapesSegDataset
-from flatten_det.datasets.shapes.files import prepare_shapes
-from flatten_det.datasets.shapes.options import ShapesOptions
+from flatten_det.data import ShapesDetDataset, ShapesPanopticDataset, ShapesSegDataset
+from flatten_det.data.doctor.check import check_annotations, check_data
+from flatten_det.data.doctor.findings import Finding
+from flatten_det.data.doctor.report import findings_of
+from flatten_det.data.shapes.files import prepare_shapes
+from flatten_det.data.shapes.options import ShapesOptions
 
 NUM_IMAGES = {"train": 8, "val": 5}
 # All six classes are in each split.

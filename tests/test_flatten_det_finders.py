@@ -1,4 +1,4 @@
-"""How the modules that may be missing are found; tests/mmcv_ops and tests/panoptic_api test two of them."""
+"""How the modules that may be missing are found; tests/compat tests two of them."""
 
 import importlib.metadata
 import importlib.util

@@ -50,7 +50,7 @@ for weights in (checkpoint, None):
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """An image and a checkpoint of each config, as a Runner saves it; position grids are all 7."""
-    from flatten_det.datasets import ShapesDetDataset, ShapesSegDataset
+    from flatten_det.data import ShapesDetDataset, ShapesSegDataset
 
     folder = tmp_path_factory.mktemp("apis")
     pixels = np.random.default_rng(0).integers(0, 255, (90, 70, 3), np.uint8)

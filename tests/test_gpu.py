@@ -327,7 +327,7 @@ def test_a_pass_that_no_graph_can_hold(graphed, monkeypatch):
 
 @needs_card
 def test_a_graph_takes_the_host_no_time(graphed):
-    from flatten_det.benchmark.timing import host_seconds
+    from flatten_det.lab.benchmark.timing import host_seconds
 
     backbone, plain = graphed("flatten-pvt-t")
     x = torch.randn(1, 3, 224, 224, device="cuda")

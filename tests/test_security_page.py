@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from flatten_det.checkpoints.trust import is_trusting, trusted_checkpoints
+from flatten_det.files.checkpoints import is_trusting, trusted_checkpoints
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "SECURITY.md").read_text(encoding="utf-8")

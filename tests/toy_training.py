@@ -14,8 +14,8 @@ from mmengine.registry import DATASETS, METRICS, MODELS
 from torch import nn
 from torch.utils.data import Dataset
 
-from flatten_det.checkpoints.safe_loading import load_as_data
-from flatten_det.engine.config import load_config
+from flatten_det.config import load_config
+from flatten_det.files.checkpoints import load_as_data
 
 SAMPLES, BATCH = 10, 2
 # mmengine's singletons are named after experiment and second: two runs must not share them.

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import yaml
 
-from flatten_det.zoo import inspect_zoo
-from flatten_det.zoo.metafiles import METAFILES
+from flatten_det.lab.zoo import inspect_zoo
+from flatten_det.lab.zoo.metafiles import METAFILES
 
 ROOT = Path(__file__).parents[1]
 FLATTEN = "configs/mask_rcnn/mask-rcnn_flatten-swin-t_fpn_1x_coco.py"

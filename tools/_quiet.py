@@ -21,6 +21,6 @@ finally:
         if not _line.startswith("Could not import OneDL"):
             print(_line)
 
-from flatten_det.engine.standard_streams import outlive_readers  # noqa: E402
+from flatten_det.cli import outlive_readers  # noqa: E402
 
 outlive_readers()

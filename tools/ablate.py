@@ -9,14 +9,14 @@ import _quiet  # noqa: F401
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
-from flatten_det.ablation.grid import DEFAULT_SEEDS, DEFAULT_VARIANTS, known_variants, make_grid
-from flatten_det.ablation.jobs import finish_all
-from flatten_det.ablation.levels import known_levels
-from flatten_det.ablation.report import save
-from flatten_det.ablation.run import Finished, Run
-from flatten_det.benchmark.tables import make_console
-from flatten_det.engine.cli import add_common_options, run_tool, use_matplotlib_without_display
-from flatten_det.engine.errors import UserError
+from flatten_det.cli import add_common_options, run_tool, use_matplotlib_without_display
+from flatten_det.errors import UserError
+from flatten_det.lab.ablation.grid import DEFAULT_SEEDS, DEFAULT_VARIANTS, known_variants, make_grid
+from flatten_det.lab.ablation.jobs import finish_all
+from flatten_det.lab.ablation.levels import known_levels
+from flatten_det.lab.ablation.report import save
+from flatten_det.lab.ablation.run import Finished, Run
+from flatten_det.lab.benchmark.tables import make_console
 
 COMMAND = "uv run tools/ablate.py"
 CONFIGS = Path(__file__).parents[1] / "configs" / "ablation"

@@ -8,24 +8,24 @@ import _quiet  # noqa: F401
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
-from flatten_det.analysis.layers import attention_layers, choose_layers
-from flatten_det.analysis.measure import Plan
-from flatten_det.analysis.model import load_model
-from flatten_det.analysis.run import CENTRE, JSON, Options, analyse, layers_with_heads
-from flatten_det.analysis.table import order_lines, rank_table, sharpness_table
-from flatten_det.analysis.targets import DEIT_ABLATION, NAMES, named_target
-from flatten_det.benchmark.tables import make_console
-from flatten_det.checkpoints import trusted_checkpoints
-from flatten_det.complexity.target import Target, find_target
-from flatten_det.engine.cli import (
+from flatten_det.cli import (
     add_common_options,
     add_trust_option,
     run_tool,
     use_matplotlib_without_display,
 )
-from flatten_det.engine.errors import UserError
-from flatten_det.engine.inputs import find_images
-from flatten_det.engine.unreadable import left_out
+from flatten_det.data.loading import left_out
+from flatten_det.errors import UserError
+from flatten_det.files.checkpoints import trusted_checkpoints
+from flatten_det.files.images import find_images
+from flatten_det.lab.analysis.layers import attention_layers, choose_layers
+from flatten_det.lab.analysis.measure import Plan
+from flatten_det.lab.analysis.model import load_model
+from flatten_det.lab.analysis.run import CENTRE, JSON, Options, analyse, layers_with_heads
+from flatten_det.lab.analysis.table import order_lines, rank_table, sharpness_table
+from flatten_det.lab.analysis.targets import DEIT_ABLATION, NAMES, named_target
+from flatten_det.lab.benchmark.tables import make_console
+from flatten_det.lab.complexity.target import Target, find_target
 
 CHECKPOINT_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 LEAST_SIDE = 32  # pixels, the stride of the last stage

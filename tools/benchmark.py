@@ -10,21 +10,21 @@ import torch
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
-from flatten_det.benchmark.device import find_device
-from flatten_det.benchmark.dtypes import DTYPES
-from flatten_det.benchmark.machine import busy_remark, device_name
-from flatten_det.benchmark.models.candidates import Candidate, make_candidates
-from flatten_det.benchmark.models.comparison import Comparison
-from flatten_det.benchmark.models.previous import load_previous
-from flatten_det.benchmark.models.report import CSV, FIGURE, JSON, MARKDOWN, save_results
-from flatten_det.benchmark.models.run import Plan, benchmark_setting
-from flatten_det.benchmark.models.settings import MODES, Setting, find_size
-from flatten_det.benchmark.models.sources import find_source
-from flatten_det.benchmark.models.table import explanation, make_tables
-from flatten_det.benchmark.options import add_measuring_options, add_out_option, check_least
-from flatten_det.benchmark.tables import make_console
-from flatten_det.engine.cli import run_tool
-from flatten_det.engine.errors import UserError
+from flatten_det.cli import run_tool
+from flatten_det.errors import UserError
+from flatten_det.lab.benchmark.device import find_device
+from flatten_det.lab.benchmark.dtypes import DTYPES
+from flatten_det.lab.benchmark.machine import busy_remark, device_name
+from flatten_det.lab.benchmark.models.candidates import Candidate, make_candidates
+from flatten_det.lab.benchmark.models.comparison import Comparison
+from flatten_det.lab.benchmark.models.previous import load_previous
+from flatten_det.lab.benchmark.models.report import CSV, FIGURE, JSON, MARKDOWN, save_results
+from flatten_det.lab.benchmark.models.run import Plan, benchmark_setting
+from flatten_det.lab.benchmark.models.settings import MODES, Setting, find_size
+from flatten_det.lab.benchmark.models.sources import find_source
+from flatten_det.lab.benchmark.models.table import explanation, make_tables
+from flatten_det.lab.benchmark.options import add_measuring_options, add_out_option, check_least
+from flatten_det.lab.benchmark.tables import make_console
 
 COMMAND = "uv run tools/benchmark.py"
 MODELS = ["flatten-pvt-t", "pvt-t", "flatten-swin-t", "mmdet:swin-t"]

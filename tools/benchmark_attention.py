@@ -10,19 +10,19 @@ import torch
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
-from flatten_det.benchmark.attention.candidates import EAGER, default_candidates, load_peer
-from flatten_det.benchmark.attention.cases import CASES, LEVELS, MODES, Setting, find_case
-from flatten_det.benchmark.attention.report import save_results
-from flatten_det.benchmark.attention.run import Plan, benchmark_setting
-from flatten_det.benchmark.attention.table import explanation, make_tables
-from flatten_det.benchmark.bandwidth import copy_bandwidth
-from flatten_det.benchmark.device import find_device
-from flatten_det.benchmark.dtypes import DTYPES
-from flatten_det.benchmark.machine import device_name
-from flatten_det.benchmark.options import add_measuring_options, add_out_option, check_least
-from flatten_det.benchmark.tables import make_console
-from flatten_det.engine.cli import run_tool
-from flatten_det.engine.errors import UserError
+from flatten_det.cli import run_tool
+from flatten_det.errors import UserError
+from flatten_det.lab.benchmark.attention.candidates import EAGER, default_candidates, load_peer
+from flatten_det.lab.benchmark.attention.cases import CASES, LEVELS, MODES, Setting, find_case
+from flatten_det.lab.benchmark.attention.report import save_results
+from flatten_det.lab.benchmark.attention.run import Plan, benchmark_setting
+from flatten_det.lab.benchmark.attention.table import explanation, make_tables
+from flatten_det.lab.benchmark.bandwidth import copy_bandwidth
+from flatten_det.lab.benchmark.device import find_device
+from flatten_det.lab.benchmark.dtypes import DTYPES
+from flatten_det.lab.benchmark.machine import device_name
+from flatten_det.lab.benchmark.options import add_measuring_options, add_out_option, check_least
+from flatten_det.lab.benchmark.tables import make_console
 
 COMMAND = "uv run tools/benchmark_attention.py"
 

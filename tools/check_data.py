@@ -8,14 +8,13 @@ from pathlib import Path
 import _quiet  # noqa: F401
 from rich.console import Console
 
-from flatten_det.data_doctor.check import check_data
-from flatten_det.data_doctor.findings import count_errors
-from flatten_det.data_doctor.report import findings_of, print_report, write_json
-from flatten_det.engine.atomic_files import refuse_overwriting
-from flatten_det.engine.building import named_building_errors
-from flatten_det.engine.cli import add_common_options, run_tool
-from flatten_det.engine.config import load_config
-from flatten_det.engine.errors import UserError
+from flatten_det.cli import add_common_options, run_tool
+from flatten_det.config import load_config, named_building_errors
+from flatten_det.data.doctor.check import check_data
+from flatten_det.data.doctor.findings import count_errors
+from flatten_det.data.doctor.report import findings_of, print_report, write_json
+from flatten_det.errors import UserError
+from flatten_det.files.atomic import refuse_overwriting
 
 FAULTS_EXIT = 1
 

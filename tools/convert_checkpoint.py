@@ -6,9 +6,9 @@ import sys
 import _quiet  # noqa: F401
 
 from flatten_det.backbones import BACKBONES
-from flatten_det.checkpoints import trusted_checkpoints
-from flatten_det.checkpoints.convert import SUFFIXES, convert_checkpoint
-from flatten_det.engine.cli import add_trust_option, run_tool
+from flatten_det.backbones.convert import SUFFIXES, convert_checkpoint
+from flatten_det.cli import add_trust_option, run_tool
+from flatten_det.files.checkpoints import trusted_checkpoints
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

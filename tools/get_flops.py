@@ -9,18 +9,18 @@ import _quiet  # noqa: F401
 from rich.console import Console
 from rich.progress import track
 
-from flatten_det.complexity.comparison import compare_config, compare_published
-from flatten_det.complexity.published import PUBLISHED
-from flatten_det.complexity.table import (
+from flatten_det.cli import add_common_options, run_tool
+from flatten_det.files.atomic import refuse_overwriting, write_atomically
+from flatten_det.lab.complexity.comparison import compare_config, compare_published
+from flatten_det.lab.complexity.published import PUBLISHED
+from flatten_det.lab.complexity.table import (
     as_json,
     module_table,
     paper_json,
     paper_table,
     uncounted_lines,
 )
-from flatten_det.complexity.target import find_target
-from flatten_det.engine.atomic_files import refuse_overwriting, write_atomically
-from flatten_det.engine.cli import add_common_options, run_tool
+from flatten_det.lab.complexity.target import find_target
 
 ROOT = Path(__file__).resolve().parents[1]
 LEAST_WIDTH = 130  # of the tables, in characters, where no terminal says how wide it is

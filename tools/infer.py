@@ -6,17 +6,17 @@ import sys
 import _quiet  # noqa: F401
 import torch
 
-from flatten_det.checkpoints import trusted_checkpoints
-from flatten_det.engine.cli import (
+from flatten_det.cli import (
     add_common_options,
     add_cuda_graphs_option,
     add_trust_option,
     run_tool,
     use_matplotlib_without_display,
 )
-from flatten_det.engine.config import load_config
-from flatten_det.engine.infer import infer
-from flatten_det.large_images.tiles import Tiling
+from flatten_det.config import load_config
+from flatten_det.files.checkpoints import trusted_checkpoints
+from flatten_det.predict.infer import infer
+from flatten_det.predict.tiles import Tiling
 
 CHECKPOINT_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 

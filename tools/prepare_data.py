@@ -6,10 +6,10 @@ from pathlib import Path
 
 import _quiet  # noqa: F401
 
-from flatten_det.datasets.preparation import ade20k, cityscapes, coco
-from flatten_det.datasets.preparation.custom import Wishes, write_config
-from flatten_det.datasets.preparation.public import check, prepare
-from flatten_det.engine.cli import run_tool
+from flatten_det.cli import run_tool
+from flatten_det.data.preparation import ade20k, cityscapes, coco
+from flatten_det.data.preparation.custom import Wishes, write_config
+from flatten_det.data.preparation.public import check, prepare
 
 INCOMPLETE_EXIT = 1
 

@@ -5,9 +5,7 @@ import sys
 
 import _quiet  # noqa: F401
 
-from flatten_det.checkpoints import trusted_checkpoints
-from flatten_det.engine.building import named_building_errors
-from flatten_det.engine.cli import (
+from flatten_det.cli import (
     add_common_options,
     add_cuda_graphs_option,
     add_launcher_options,
@@ -16,9 +14,10 @@ from flatten_det.engine.cli import (
     set_local_rank,
     use_matplotlib_without_display,
 )
-from flatten_det.engine.config import load_config
-from flatten_det.engine.evaluate import evaluate
-from flatten_det.engine.tta import enable_tta
+from flatten_det.config import load_config, named_building_errors
+from flatten_det.files.checkpoints import trusted_checkpoints
+from flatten_det.predict.evaluate import evaluate
+from flatten_det.predict.tta import enable_tta
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -6,11 +6,7 @@ import sys
 
 import _quiet  # noqa: F401
 
-from flatten_det.checkpoints import trusted_checkpoints
-from flatten_det.data_doctor.report import check_command
-from flatten_det.engine.amp import AMP_DTYPES
-from flatten_det.engine.building import named_building_errors
-from flatten_det.engine.cli import (
+from flatten_det.cli import (
     add_common_options,
     add_launcher_options,
     add_trust_option,
@@ -19,14 +15,13 @@ from flatten_det.engine.cli import (
     set_local_rank,
     use_matplotlib_without_display,
 )
-from flatten_det.engine.config import (
-    enable_amp,
-    enable_auto_scale_lr,
-    load_config,
-    resume_from,
-)
-from flatten_det.engine.newest_checkpoint import NoCheckpointError
-from flatten_det.engine.train import train
+from flatten_det.config import enable_auto_scale_lr, load_config, named_building_errors
+from flatten_det.data.doctor.report import check_command
+from flatten_det.files.checkpoints import trusted_checkpoints
+from flatten_det.train.checkpoints import NoCheckpointError
+from flatten_det.train.precision import AMP_DTYPES, enable_amp
+from flatten_det.train.resume import resume_from
+from flatten_det.train.run import train
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import _quiet  # noqa: F401
 
-from flatten_det.engine.cli import run_tool
-from flatten_det.engine.errors import UserError
-from flatten_det.zoo import inspect_zoo
+from flatten_det.cli import run_tool
+from flatten_det.errors import UserError
+from flatten_det.lab.zoo import inspect_zoo
 
 ROOT = Path(__file__).resolve().parents[1]
 

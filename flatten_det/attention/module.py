@@ -245,7 +245,9 @@ class FocusedLinearAttention(nn.Module):
         if self.sr_ratio > 1:
             reduced, key_shape = reduce_tokens(x, hw_shape, self.sr_ratio, self.sr, self.norm)
         q, k, v = self._project(x, reduced, folded)
-        grid = self.positional_encoding if folded is None else folded.positions * folded.position_scale
+        grid = (
+            self.positional_encoding if folded is None else folded.positions * folded.position_scale
+        )
         if padding is None:
             positions = resize_grid(grid, self.grid_size, key_shape)
         else:

@@ -8,8 +8,8 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 
 from ..attention import FocusedLinearAttention
-from ..checkpoints.initialising import ExplainedModule
 from .autocast_weights import AutocastWeights
+from .init_cfg import ExplainedModule
 from .valid_region import apply_to_valid, valid_sizes
 
 _NOT_DECAYING = (".scale", ".relative_position_bias_table")

@@ -7,7 +7,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
-from ..checkpoints.initialising import ExplainedModule
+from ..backbones.init_cfg import ExplainedModule
 
 
 @MODELS.register_module()

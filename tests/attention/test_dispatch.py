@@ -8,7 +8,7 @@ from attention_cases import make_inputs, relative_error
 
 from flatten_det.attention import FocusedLinearAttention, dispatch, focused_linear_attention
 from flatten_det.attention.reference import focused_linear_attention as reference
-from flatten_det.complexity import count_macs
+from flatten_det.lab.complexity import count_macs
 
 OPTIONS = dict(num_heads=2, hw_shape=(9, 7))
 

@@ -10,9 +10,10 @@ from torch import nn
 
 from flatten_det.attention import resize_grid
 from flatten_det.backbones import FLattenDeiT, build_backbone
-from flatten_det.checkpoints import CheckpointError, load_backbone
-from flatten_det.checkpoints.convert import convert_checkpoint, identify_backbone
-from flatten_det.complexity.target import find_target
+from flatten_det.backbones.convert import convert_checkpoint, identify_backbone
+from flatten_det.backbones.weights import load_backbone
+from flatten_det.errors import CheckpointError
+from flatten_det.lab.complexity.target import find_target
 
 NANO = dict(embed_dims=(32,), num_heads=(2,), mlp_ratios=(2,), depths=(3,))
 KINDS = ["L", "S"]

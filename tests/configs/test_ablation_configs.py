@@ -11,7 +11,7 @@ from flatten_det.attention import FocusedLinearAttention
 from flatten_det.attention import module as attention_module
 from flatten_det.attention.maps import as_image, as_tokens
 from flatten_det.backbones.softmax_attention import SpatialReductionAttention
-from flatten_det.datasets.shapes.options import LEGEND_HEIGHT
+from flatten_det.data.shapes.options import LEGEND_HEIGHT
 
 FOLDER = Path(__file__).parents[2] / "configs" / "ablation"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))

@@ -15,8 +15,8 @@ from panopticapi.utils import rgb2id
 from shrink import CONFIGS, shrunk
 
 import flatten_det
-from flatten_det.datasets.shapes import CLASSES
-from flatten_det.engine.infer import infer
+from flatten_det.data.shapes import CLASSES
+from flatten_det.predict.infer import infer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -24,9 +24,9 @@ from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from shapes_patient import Patient, render_shapes
 
-from flatten_det.data_doctor.before_training import check_before_training
-from flatten_det.engine.cli import run_tool
-from flatten_det.engine.config import load_config
+from flatten_det.cli import run_tool
+from flatten_det.config import load_config
+from flatten_det.data.doctor.before_training import check_before_training
 
 QUICKSTART = (
     Path(__file__).parents[2] / "configs/quickstart/mask-rcnn_flatten-pvt-nano_fpn_shapes.py"

@@ -7,13 +7,12 @@ from checkpoint_cases import pytorch_files, safetensors_files
 from fuzzing import empty_folder, ending, files_in, fuzz, numbers_of_cases
 from toy_training import LineModel, make_config
 
-import flatten_det.checkpoints.convert as convert_module
+import flatten_det.backbones.convert as convert_module
 from flatten_det.backbones import build_backbone
-from flatten_det.checkpoints import read_checkpoint
-from flatten_det.checkpoints.safe_loading import load_as_data
-from flatten_det.engine.cli import run_tool
-from flatten_det.engine.predictor import load_weights
-from flatten_det.engine.train import train
+from flatten_det.cli import run_tool
+from flatten_det.files.checkpoints import load_as_data, read_checkpoint
+from flatten_det.predict.predictor import load_weights
+from flatten_det.train.run import train
 
 ARCH = dict(embed_dims=(4, 4, 4, 4), num_heads=(1, 1, 1, 1), depths=(1, 1, 1, 1))
 

@@ -10,7 +10,7 @@ from mmengine.runner import IterBasedTrainLoop
 from shapes_patient import render_shapes
 from yapf.yapflib import yapf_api
 
-from flatten_det.engine.config import load_config
+from flatten_det.config import load_config
 
 QUICKSTART = (
     Path(__file__).parents[2] / "configs/quickstart/retinanet_flatten-pvt-nano_fpn_shapes.py"

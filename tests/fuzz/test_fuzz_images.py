@@ -18,11 +18,11 @@ from image_cases import image_files
 from mmengine.registry import init_default_scope
 from shapes_patient import Patient, render_shapes
 
-import flatten_det.engine.infer as infer_module
-from flatten_det.engine.cli import run_tool
-from flatten_det.engine.config import load_config
-from flatten_det.engine.images import CheckedPipeline
-from flatten_det.engine.predictor import Predictor
+import flatten_det.predict.infer as infer_module
+from flatten_det.cli import run_tool
+from flatten_det.config import load_config
+from flatten_det.data.loading import CheckedPipeline
+from flatten_det.predict.predictor import Predictor
 
 LOAD = [dict(type="LoadImageFromFile"), dict(type="PackDetInputs", meta_keys=("img_shape",))]
 

@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from tool_modules import load_tool
 
-from flatten_det.engine.config import load_config
+from flatten_det.config import load_config
 
 
 class Trained(NamedTuple):

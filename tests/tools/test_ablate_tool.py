@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from tool_modules import load_tool
 
-from flatten_det.ablation import run as run_module
-from flatten_det.ablation.grid import make_grid
+from flatten_det.lab.ablation import run as run_module
+from flatten_det.lab.ablation.grid import make_grid
 
 NOTE_PROCESS = """
 import os

@@ -11,8 +11,8 @@ from bombs import png_bomb
 from fixtures import write_detector_config
 from mmengine.config import Config
 
-from flatten_det.engine.annotations import named_annotation_errors
-from flatten_det.engine.errors import UserError
+from flatten_det.data.loading import named_annotation_errors
+from flatten_det.errors import UserError
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from mmseg.models.segmentors import EncoderDecoder
 from pycocotools import mask as coco_mask
 from torch import nn
 
-from flatten_det.large_images.segmentation import predict_in_bands_when_large
+from flatten_det.predict.segmentation import predict_in_bands_when_large
 
 ROOT = Path(__file__).parents[2]
 HEIGHT, WIDTH = 300, 420

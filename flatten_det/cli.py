@@ -1,0 +1,208 @@
+"""Command-line habits that all tools share: options, streams, clear errors, exit codes."""
+
+import argparse
+import contextlib
+import errno
+import io
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from mmengine.logging import MMLogger
+
+from .config import CfgOptions
+from .errors import UserError, explain, printable
+from .files.atomic import atomic_local_files
+
+# A pipe without a reader, as after ``| head``, and a terminal that was closed.
+_NOBODY_READS = (errno.EPIPE, errno.EIO)
+
+
+# Why standard output was not written, if it was not for want of a reader.
+_lost: list[OSError] = []
+
+
+class _Stream(io.FileIO):
+    """A descriptor that becomes the null device when it cannot be written to any more."""
+
+    def write(self, content) -> int | None:
+        """Write, or drop."""
+        try:
+            return super().write(content)
+        except OSError as error:
+            if error.errno not in _NOBODY_READS and self.fileno() == 1:
+                _lost.append(error)
+            # What C code prints, and what is flushed when Python ends, goes there as well.
+            _to_devnull(self.fileno())
+            return len(content)
+
+
+def _to_devnull(descriptor: int) -> None:
+    devnull = os.open(os.devnull, os.O_RDWR)
+    if devnull != descriptor:
+        os.dup2(devnull, descriptor)
+        os.close(devnull)
+
+
+def outlive_readers() -> None:
+    """Let standard output and error be dropped when nobody reads them, instead of ending the work.
+
+    Where they are closed from the start, the next file that is opened would get what is printed. A
+    standard output that cannot be written for another reason is told by :func:`check_output`.
+    """
+    if os.name != "posix":
+        return
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        stream, original = getattr(sys, name), getattr(sys, f"__{name}__")
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+            try:
+                os.fstat(descriptor)
+            except OSError:
+                _to_devnull(descriptor)
+        elif stream is original:  # Else someone captures it.
+            with contextlib.suppress(OSError):
+                stream.flush()
+            raw = _Stream(descriptor, "wb", closefd=False)
+            replaced = io.TextIOWrapper(
+                raw if stream.write_through else io.BufferedWriter(raw),
+                stream.encoding,
+                stream.errors,
+                line_buffering=stream.line_buffering,
+                write_through=stream.write_through,
+            )
+            setattr(sys, name, replaced)
+            setattr(sys, f"__{name}__", replaced)
+
+
+def check_output() -> None:
+    """Make sure that standard output has been written, or that nobody reads it.
+
+    Raises:
+        UserError: It is a file on a full disk, for example.
+    """
+    sys.stdout.flush()
+    if _lost:
+        raise UserError(
+            f"standard output cannot be written: {_lost.pop().strerror}: what was printed is not "
+            "complete; make room, or send it elsewhere"
+        )
+
+
+USER_ERROR_EXIT = 2  # as argparse does
+INTERRUPT_EXIT = 130  # 128 + SIGINT
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--cfg-options`` and ``--debug``, which every tool has."""
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=CfgOptions,
+        metavar="KEY=VALUE",
+        help="override config fields, e.g. train_cfg.max_epochs=3 model.neck.type=FPN "
+        'img_scale="(512,512)"',
+    )
+    parser.add_argument(
+        "--debug", action="store_true", help="show the traceback of expected errors too"
+    )
+
+
+def cfg_option_texts(argv: Sequence[str] | None = None) -> list[str]:
+    """The ``KEY=VALUE`` pairs of a command line as they were written."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--cfg-options", nargs="+", action="extend", default=[])
+    return parser.parse_known_args(argv)[0].cfg_options
+
+
+def add_trust_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--trust-checkpoint``, for :func:`~flatten_det.files.checkpoints.trusted_checkpoints`."""
+    parser.add_argument(
+        "--trust-checkpoint",
+        action="store_true",
+        help="unpickle local checkpoints that hold more than data, which runs any code in them: only for "
+        "old files that you made yourself",
+    )
+
+
+def add_cuda_graphs_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--cuda-graphs``, for :func:`~.building.replay_cuda_graphs`."""
+    parser.add_argument(
+        "--cuda-graphs",
+        action="store_true",
+        help="on a GPU, replay the backbone from a CUDA graph where an image size comes again: takes the "
+        "host's time off batches of a fixed size, for memory of each size (up to 8)",
+    )
+
+
+def add_launcher_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of distributed runs, as in mmdet and mmseg."""
+    parser.add_argument(
+        "--launcher",
+        choices=["none", "pytorch", "slurm", "mpi"],
+        default="none",
+        help="job launcher of a distributed run",
+    )
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+
+
+def set_local_rank(args: argparse.Namespace) -> None:
+    """Give the rank that ``torch.distributed.launch`` passes as an option to mmengine."""
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+
+
+def use_matplotlib_without_display() -> None:
+    """Draw into files only, so that neither a display nor a window system is needed."""
+    matplotlib.use("Agg")
+
+
+def run_tool(work: Callable[[], Any], debug: bool = False) -> int:
+    """Do a tool's work and turn what goes wrong into a message and an exit code.
+
+    Files that mmengine writes are whole or not there, as ours.
+
+    Args:
+        work: The work, without arguments.
+        debug: Print the traceback of expected errors as well.
+
+    Returns:
+        0 on success, 2 for a mistake of the user (one line on stderr), 130 after Ctrl-C;
+        an interruption may name another one (``exit_code``), as SIGTERM's does: 0.
+        Unexpected exceptions are passed on.
+    """
+    # A log on a full disk is no reason for a traceback with each line of it.
+    logging.raiseExceptions = False
+    try:
+        with atomic_local_files():
+            work()
+        check_output()
+    except KeyboardInterrupt as interrupt:
+        print(str(interrupt) or "interrupted", file=sys.stderr)
+        return getattr(interrupt, "exit_code", INTERRUPT_EXIT)
+    except Exception as error:
+        message = explain(error)
+        if message is None:
+            raise
+        if debug:
+            traceback.print_exc()
+        _remove_empty_logs()
+        # It may quote a stranger's file: nothing that a terminal would obey.
+        lines = map(printable, message.split("\n"))
+        print("error: " + "\n".join(lines), file=sys.stderr)
+        return USER_ERROR_EXIT
+    return 0
+
+
+def _remove_empty_logs() -> None:
+    """Logs that nothing was written to, on a full disk."""
+    for logger in MMLogger._instance_dict.values():
+        for handler in logger.handlers:
+            if isinstance(handler, logging.FileHandler):
+                path = Path(handler.baseFilename)
+                if path.is_file() and not path.stat().st_size:
+                    path.unlink()

@@ -1,0 +1,307 @@
+"""Config files and ``--cfg-options``: reading them, asking them, naming the one whose values are wrong."""
+
+import argparse
+import ast
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+from mmengine.hooks import Hook
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from .errors import UserError, explain, printable
+from .files.user_files import NotUtf8Error, utf8_text
+
+_CLOSING = {"(": ")", "[": "]", "{": "}"}
+
+
+class CfgOptions(argparse.Action):
+    """``KEY=VALUE ...`` as one dict of dotted keys, with a usage error for anything else."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        """Parse the pairs, and add them to those of the same option before."""
+        try:
+            parsed = parse_cfg_options(values)
+        except UserError as error:
+            parser.error(printable(f"argument --cfg-options: {error}"))
+        setattr(namespace, self.dest, {**(getattr(namespace, self.dest) or {}), **parsed})
+
+
+def parse_cfg_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """``KEY=VALUE`` pairs as one dict of dotted keys.
+
+    A value is a Python literal, or else text as it is written. ``V1,V2`` and ``[V1,V2]`` are lists and
+    ``(V1,V2)`` is a tuple, whose members need no quotes; ``true`` and ``false`` are booleans.
+
+    Raises:
+        UserError: if one of them is no pair, or its value is not complete.
+    """
+    parsed = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not (key and separator):
+            raise UserError(f"expected KEY=VALUE, got {pair!r}")
+        try:
+            parsed[key] = _parse(value)
+        except (ValueError, RecursionError) as error:
+            reason = "too deeply nested" if isinstance(error, RecursionError) else error
+            raise UserError(
+                f"{pair}: {reason}: correct it, or put quotes around what is text, as in "
+                "KEY=\"'a [b'\""
+            ) from error
+    return parsed
+
+
+def split_outside(text: str, separator: str) -> list[str]:
+    """The parts of a text between separators that are in no brackets and no quotes.
+
+    Raises:
+        ValueError: if brackets or quotes are not closed.
+    """
+    parts, begin = [], 0
+    closing: list[str] = []
+    quote, is_escaped = "", False
+    can_begin = True  # An apostrophe within a word is no quote.
+    for index, char in enumerate(text):
+        if quote:
+            if char == quote and not is_escaped:
+                quote = ""
+            is_escaped = char == "\\" and not is_escaped
+            continue
+        if char in "\"'" and can_begin:
+            quote = char
+        elif char in _CLOSING:
+            closing.append(_CLOSING[char])
+        elif char in ")]}":
+            if not closing or closing.pop() != char:
+                raise ValueError("its brackets do not match")
+        elif char == separator and not closing:
+            parts.append(text[begin:index])
+            begin = index + 1
+        can_begin = char in "([{,:=" or (char.isspace() and (can_begin or char == separator))
+    if closing or quote:
+        raise ValueError(f"its {'quotes' if quote else 'brackets'} are not closed")
+    return [*parts, text[begin:]]
+
+
+def _parse(text: str) -> Any:
+    if not text.strip():
+        return text
+    literals = _literals(text)
+    if literals is not None:
+        is_list = len(literals) > 1 or text.rstrip().endswith(",")
+        return literals if is_list else literals[0]
+    first, last = text.strip()[0], text.strip()[-1]
+    if "," not in text and first not in "([{\"'":
+        return _parse_word(text)
+    members = split_outside(text, ",")
+    if len(members) > 1:
+        return _parse_members(members)
+    if _CLOSING.get(first) != last:
+        return _parse_word(text)
+    if first == "{":
+        raise ValueError("it is no Python dict: the texts in it need quotes")
+    inner = _parse_members(split_outside(text.strip()[1:-1], ","))
+    return tuple(inner) if first == "(" else inner
+
+
+def _literals(text: str) -> list | None:
+    """The Python literals that a text consists of, between commas, if it does."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of "\d" in quotes, which means what is written
+            # Brackets around it tell (1, 2) from 1, 2.
+            found = ast.literal_eval(f"[{text}]")
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return None
+    return found if isinstance(found, list) else None
+
+
+def _parse_members(members: list[str]) -> list:
+    if not members[-1].strip():
+        members.pop()  # after a last comma
+    return [_parse(member.strip()) for member in members]
+
+
+def _parse_word(text: str) -> bool | int | float | str:
+    if text.strip().lower() in ("true", "false"):
+        return text.strip().lower() == "true"
+    for kind in (int, float):  # 007, inf and nan, which are no literals.
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
+
+
+def load_config(
+    path: str | Path, cfg_options: dict[str, Any] | None = None, work_dir: str | None = None
+) -> Config:
+    """Read a config file and apply what the command line overrides.
+
+    Args:
+        path: Config file of mmengine, absolute or relative to the current directory.
+        cfg_options: Dotted keys and their new values (``--cfg-options``).
+        work_dir: Output folder. Default: the config's own ``work_dir``, else
+            ``./work_dirs/<config stem>``.
+
+    Raises:
+        UserError: The file is missing, is no config, or an option does not fit it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"config file {path} not found: check the path (here: {Path.cwd()})")
+    try:
+        utf8_text(path.read_bytes())  # mmengine's own error does not tell of a byte order mark.
+        cfg = Config.fromfile(path)
+    except NotUtf8Error as error:
+        raise UserError(f"config file {path} {error}") from error
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"config file {path} cannot be read: {type(error).__name__}: {reason}"
+        ) from error
+    if cfg_options:
+        try:
+            cfg.merge_from_dict(cfg_options)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"--cfg-options does not fit config file {path}: {error.args[0]}"
+            ) from error
+    if not cfg.get("default_scope") and (scope := _scope_of_model(cfg)):
+        cfg.default_scope = scope
+    cfg.work_dir = work_dir or cfg.get("work_dir") or str(Path("work_dirs", path.stem))
+    return cfg
+
+
+def _scope_of_model(cfg: Config) -> str | None:
+    """Pure-Python configs name classes, which need no scope; other names in them, and we, do."""
+    model = cfg.get("model")
+    kind = model.get("type") if isinstance(model, Mapping) else None
+    package = kind.__module__.partition(".")[0] if isinstance(kind, type) else None
+    return package if package in ("mmdet", "mmseg") else None
+
+
+def type_name(node: Mapping[str, Any]) -> str:
+    """The name of the class that a part of a config is built of, without scope or module.
+
+    ``type`` may be ``'Resize'``, ``'mmdet.Resize'`` or the class itself; ``''`` if there is none.
+    """
+    kind = node.get("type") or ""
+    return kind.rpartition(".")[2] if isinstance(kind, str) else getattr(kind, "__name__", "")
+
+
+def loads_annotations(step: Mapping[str, Any]) -> bool:
+    """Whether this step of a pipeline reads the ground truth."""
+    return type_name(step).endswith("Annotations")
+
+
+def is_segmentor(cfg: Config) -> bool:
+    """Whether a config is of MMSegmentation."""
+    return cfg.get("default_scope") == "mmseg"
+
+
+def enable_auto_scale_lr(cfg: Config) -> None:
+    """Scale the learning rate with the total batch size, from the config's base batch size.
+
+    Raises:
+        UserError: The config does not say for which batch size its learning rate is meant.
+    """
+    if not cfg.get("auto_scale_lr", {}).get("base_batch_size"):
+        raise UserError(
+            "--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config: "
+            "add the batch size that its learning rate is meant for"
+        )
+    cfg.auto_scale_lr.enable = True
+
+
+def datasets_under_test(cfg: Config) -> list[ConfigDict]:
+    """The configs of the data sets that are tested on, inside wrappers like ``ConcatDataset``.
+
+    A wrapper with a pipeline of its own (``MultiImageMixDataset``) is among them, not what is inside.
+    """
+    return _with_pipeline(cfg.test_dataloader.dataset)
+
+
+def _with_pipeline(dataset: ConfigDict) -> list[ConfigDict]:
+    if dataset.get("pipeline"):
+        return [dataset]
+    inner = dataset.get("datasets") or ([dataset["dataset"]] if "dataset" in dataset else [])
+    return [found for each in inner for found in _with_pipeline(each)] or [dataset]
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build the Runner that the config names (``runner_type``), mmengine's own by default."""
+    return RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
+
+
+class StageHook(Hook):
+    """Knows how far a training or a test has come.
+
+    Attributes:
+        checkpoint_is_read: what follows, until it has begun, comes of the checkpoint's content.
+        has_begun: everything is built and restored, and, after a checkpoint, one iteration was done:
+            the optimizer and the schedulers take what they were given as it is until then. Of a test, one
+            iteration was done.
+    """
+
+    priority = "HIGHEST"
+
+    def __init__(self) -> None:
+        self.checkpoint_is_read = False
+        self.has_begun = False
+        self._iterations = 0
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Note that a checkpoint was read."""
+        self.checkpoint_is_read = True
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
+        """Note that the first iteration begins, or, after a checkpoint, the second."""
+        self.has_begun = self._iterations > 0 or not self.checkpoint_is_read
+        self._iterations += 1
+
+    def before_test(self, runner: Runner) -> None:
+        """Note that the checkpoint fits: :class:`~.checkpoint.CheckFitHook` has looked at it."""
+        self.checkpoint_is_read = False
+
+    def after_test_iter(
+        self, runner: Runner, batch_idx: int, data_batch=None, outputs=None
+    ) -> None:
+        """Note that an iteration was done."""
+        self.has_begun = True
+
+
+@contextmanager
+def named_building_errors(cfg: Config) -> Iterator[StageHook]:
+    """Name the config or the checkpoint whose values cannot be what they are.
+
+    The parts of the frameworks fail on them in a hundred ways, deep down and without a file's name.
+
+    Yields:
+        A hook for the runner, if there is one; until its ``has_begun``, errors are taken for those of the
+        config.
+
+    Raises:
+        UserError: Something raised an unexpected error before the work had begun to go well.
+    """
+    stage = StageHook()
+    try:
+        yield stage
+    except Exception as error:
+        if stage.has_begun or explain(error) is not None:
+            raise
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        if stage.checkpoint_is_read:
+            raise UserError(
+                f"checkpoint {cfg.load_from} does not fit config file {cfg.filename} or its data, or is "
+                f"damaged: {reason}: use what it was written with, or another checkpoint (--debug "
+                "shows where it fails)"
+            ) from error
+        raise UserError(
+            f"config file {cfg.filename}: what it says cannot be built: {reason}: correct it, or what "
+            "--cfg-options change (--debug shows where it fails)"
+        ) from error

@@ -1,0 +1,146 @@
+"""Checking the data sets of a config: the annotations alone, or every image too."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from mmengine.config import Config
+
+from ...files.images import pixel_limit, set_pixel_limit
+from . import instances
+from . import panoptic
+from .data_sets import INSTANCES, LOADERS, SEMANTIC, UNKNOWN, DataSet, find_data_sets
+from .examination import examine_all
+from .findings import Finding
+from .heads import class_count_findings
+from .json_file import not_checked, read_content
+from .kinds import NOTHING_TO_LEARN, NOTHING_TO_MEASURE
+from .label_maps import LabelledImages, pair_files, unused_classes, why_nothing_counts
+from .objects import why_none_counts
+
+
+@dataclass
+class Checked:
+    """A data set and what was found.
+
+    Attributes:
+        data_set: which one.
+        images: how many there are.
+        objects: how many there are; None for semantic data, which has none.
+        findings: what is wrong, in the order in which it was found.
+        unlearned: why nothing can be learned from it, in words; None if something can.
+        unmeasured: why nothing can be measured on it, likewise.
+    """
+
+    data_set: DataSet
+    images: int = 0
+    objects: int | None = None
+    findings: list[Finding] = field(default_factory=list)
+    unlearned: str | None = None
+    unmeasured: str | None = None
+
+
+def check_data(cfg: Config, workers: int) -> list[Checked]:
+    """Check everything, every image included.
+
+    Args:
+        cfg: a complete config.
+        workers: processes that open images; 0 opens them in this one.
+
+    Raises:
+        UserError: The config names no data sets, or they cannot be built.
+    """
+    return _check_all(cfg, find_data_sets(cfg), workers)
+
+
+def check_annotations(cfg: Config) -> list[Checked]:
+    """Check what can be checked in seconds: annotation files and lists of files; no image is opened.
+
+    Semantic label maps are opened until one shows something that can be learned. Data that is rendered
+    on first use (Shapes) is rendered, as a training does.
+
+    Raises:
+        UserError: The config names no data sets, or they cannot be built.
+    """
+    return _check_all(cfg, find_data_sets(cfg, render=True), None)
+
+
+def _check_all(cfg: Config, data_sets: list[DataSet], workers: int | None) -> list[Checked]:
+    set_pixel_limit(pixel_limit(cfg))
+    checked = [_check(cfg, data_set, workers) for data_set in data_sets]
+    for loader in LOADERS:
+        # A part of the data may have a purpose without objects: backgrounds, or images without labels.
+        parts = [one for one in checked if loader in one.data_set.loaders]
+        kind = NOTHING_TO_LEARN if loader == "train" else NOTHING_TO_MEASURE
+        reasons = [one.unlearned if loader == "train" else one.unmeasured for one in parts]
+        if parts and all(reasons) and not _only_formats(cfg, loader):
+            for one, reason in zip(parts, reasons, strict=True):
+                finding = one.data_set.finding(kind, reason)
+                if finding not in one.findings:  # That of a validation may be that of the test.
+                    one.findings.append(finding)
+    return checked
+
+
+def _only_formats(cfg: Config, loader: str) -> bool:
+    """Whether results are written, to be measured elsewhere."""
+    evaluator = cfg.get(f"{loader}_evaluator") or []
+    metrics = evaluator if isinstance(evaluator, list | tuple) else [evaluator]
+    return any(metric.get("format_only") for metric in metrics if isinstance(metric, dict))
+
+
+def _check(cfg: Config, data_set: DataSet, workers: int | None) -> Checked:
+    checked = Checked(data_set)
+    if data_set.task is UNKNOWN:
+        checked.findings.append(not_checked(data_set))
+        return checked
+    checked.findings += class_count_findings(cfg, data_set)
+    check = _check_semantic if data_set.task is SEMANTIC else _check_coco
+    checked.findings += check(checked, workers)
+    return checked
+
+
+def _check_semantic(checked: Checked, workers: int | None) -> Iterator[Finding]:
+    data_set, seen = checked.data_set, set()
+    pairing = pair_files(data_set)
+    checked.images = len(pairing.names)
+    yield from pairing.findings
+    if not pairing.names:
+        return
+    images = LabelledImages(data_set, pairing.names)
+    if workers is None:
+        if data_set.label_maps is not None:
+            checked.unlearned = checked.unmeasured = why_nothing_counts(data_set, images.labels())
+        return
+    for outcome in examine_all(images, workers, data_set.name):
+        yield from outcome.findings
+        seen |= outcome.labels
+    if data_set.label_maps is not None:
+        checked.unlearned = checked.unmeasured = why_nothing_counts(data_set, [seen])
+        yield from unused_classes(data_set, seen)
+
+
+def _check_coco(checked: Checked, workers: int | None) -> Iterator[Finding]:
+    data_set = checked.data_set
+    content, findings = read_content(data_set)
+    yield from findings
+    if content is None:
+        return
+    task = instances if data_set.task is INSTANCES else panoptic
+    objects = task.objects_of(content)
+    checked.images, checked.objects = len(content.images), len(objects.entries)
+    yield from task.annotation_findings(data_set, content, objects)
+    if content.images:
+        checked.unlearned, checked.unmeasured = (
+            why_none_counts(objects, task.why_it_does_not_count(data_set, content, to_learn))
+            for to_learn in (True, False)
+        )
+    if workers is not None and _has_folders(data_set):
+        images = task.Images(data_set, content, objects)
+        for outcome in examine_all(images, workers, data_set.name):
+            yield from outcome.findings
+
+
+def _has_folders(data_set: DataSet) -> bool:
+    """Whether there is anything to open; a missing folder has been reported, once for all images."""
+    folders = (data_set.images, data_set.label_maps)
+    return all(folder is None or os.path.isdir(folder) for folder in folders)

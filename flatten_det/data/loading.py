@@ -1,0 +1,402 @@
+"""Data pipelines: files that they must not open, images that cannot be read, and errors that name the file."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from mmengine.config import Config
+from .coco_values import parse_json
+from ..files.user_files import NotUtf8Error, why_not_read
+from ..errors import UserError
+import contextlib
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+import cv2
+from mmengine.dataset import Compose
+from mmengine.evaluator import Evaluator
+from mmengine.hooks import Hook
+from PIL import Image, UnidentifiedImageError
+from .coco_values import is_size
+from ..files.images import FORMATS, decoded, pixel_limit, set_pixel_limit, why_not_decoded
+from ..errors import UserError
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from mmengine import dist
+from mmengine.evaluator import BaseMetric
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader
+from ..files.images import pixel_limit
+from ..errors import UserError
+
+
+@contextmanager
+def named_annotation_errors(cfg: Config) -> Iterator[None]:
+    """Refuse what is no file, and turn errors within the block into ones that name the broken file.
+
+    Raises:
+        UserError: An annotation file of the config cannot be opened, or is not valid JSON.
+    """
+    files = list(dict.fromkeys(_annotation_files(cfg.to_dict())))
+    for path in files:
+        if reason := why_not_read(path):
+            raise UserError(f"annotation file {path} {reason}: correct ann_file in the config")
+    try:
+        yield
+    except (ValueError, RecursionError) as error:
+        for path in files:
+            reason = _json_error(path) if path.suffix == ".json" else None
+            if reason:
+                raise UserError(f"annotation file {path} {reason}") from error
+        raise
+
+
+def _annotation_files(node: Any, data_root: str = "") -> Iterator[Path]:
+    """Every existing ``ann_file``, joined to the ``data_root`` of its own section; no folders."""
+    if isinstance(node, dict):
+        data_root = node.get("data_root") or data_root
+        ann_file = node.get("ann_file")
+        if isinstance(ann_file, str) and ann_file and isinstance(data_root, str):
+            for path in (Path(data_root, ann_file), Path(ann_file)):
+                if path.exists() and not path.is_dir():
+                    yield path
+        node = node.values()
+    for child in node:
+        if isinstance(child, dict | list | tuple):
+            yield from _annotation_files(child, data_root)
+
+
+def _json_error(path: Path) -> str | None:
+    try:
+        parse_json(path.read_bytes())
+    except NotUtf8Error as error:
+        return str(error)
+    except (ValueError, RecursionError) as error:
+        return f"is not valid JSON ({error}): get it again"
+    return None
+
+
+_READ_FROM = {
+    "img_path": cv2.IMREAD_COLOR,
+    "img_path2": cv2.IMREAD_COLOR,
+    "seg_map_path": cv2.IMREAD_UNCHANGED,
+    "depth_map_path": cv2.IMREAD_UNCHANGED,
+}
+
+
+class ImageError(UserError):
+    """An image or label map that is missing or cannot be decoded."""
+
+
+def image_error(path: str | Path, flag: int = cv2.IMREAD_COLOR) -> str | None:
+    """Say in one line why an image or label map cannot, or must not, be decoded; None if it can.
+
+    Args:
+        path: of the file.
+        flag: how OpenCV would read it.
+    """
+    path = Path(path)
+    if refusal := why_not_decoded(path):
+        return refusal
+    if not path.is_file():
+        return f"image {path} not found: {_why_missing(path)}"
+    content = path.read_bytes()
+    try:
+        # What OpenCV alone knows is not broken.
+        with (
+            contextlib.suppress(UnidentifiedImageError),
+            Image.open(path, formats=FORMATS) as image,
+        ):
+            image.load()
+        readable = decoded(content, flag) is not None
+    except Exception:
+        # Decoders of damaged content raise anything: OSError, SyntaxError, struct.error, ...
+        readable = False
+    if readable:
+        return None
+    return f"image {path} cannot be decoded ({len(content)} bytes): get the file again or remove it"
+
+
+def _why_missing(path: Path) -> str:
+    if "\\" in path.name:
+        return "write / instead of \\ in the annotations"
+    if "\ufeff" in str(path):
+        return "the list of images begins with a byte order mark: save it as UTF-8 without one"
+    if path.name.startswith(".") and not path.suffix:
+        return "remove the blank line from the list of images"
+    return "check the data folder"
+
+
+class CheckedPipeline(Compose):
+    """A data pipeline for files that nobody has looked at yet.
+
+    It opens no file outside of the data's folders, none that is far too large, and none that is a
+    program. Its failures on a broken image name the file: the readers report a broken file as a failed
+    assertion, an OpenCV or a Pillow error, mostly without its name, so, after a failure, the sample's
+    files are looked at.
+
+    Args:
+        transforms: as for :class:`mmengine.dataset.Compose`.
+        max_pixels: of an image, a label map or a mask, see :func:`~flatten_det.files.images.pixel_limit`;
+            None: Pillow's limit.
+        folders: where images and label maps must lie; none: anywhere.
+    """
+
+    def __init__(
+        self, transforms: Sequence, max_pixels: int | None = None, folders: Sequence[str] = ()
+    ) -> None:
+        super().__init__(transforms)
+        self._max_pixels = 2 * Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
+        self._folders = [os.path.abspath(folder) for folder in folders]
+
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any] | None:
+        """Run the transforms.
+
+        Raises:
+            ImageError: An image or label map lies elsewhere, is too large or is a program; or the
+                failure comes with one that cannot be decoded.
+        """
+        set_pixel_limit(self._max_pixels)  # Here: a data worker need not inherit it.
+        # The transforms may replace these, or, with mosaics, hand on another sample's.
+        paths = [(data[key], flag) for key, flag in _READ_FROM.items() if data.get(key)]
+        for path, _ in paths:
+            if refusal := _why_not_opened(str(path), self._folders):
+                raise ImageError(refusal)
+        if refusal := self._mask_refusal(data):
+            raise ImageError(f"image {data.get('img_path')}: {refusal}")
+        try:
+            return super().__call__(data)
+        except Exception as error:
+            for path, flag in paths:
+                reason = "://" not in str(path) and image_error(path, flag)
+                if reason:
+                    raise ImageError(reason) from error
+            if "img_path" in data and _no_pixels_are_left(error):
+                raise ImageError(
+                    f"image {data['img_path']} is too narrow: resized as the config says, no pixels are "
+                    "left of it: remove it"
+                ) from error
+            raise
+
+    def _mask_refusal(self, data: dict[str, Any]) -> str | None:
+        """Run lengths state the size of the mask that they become, whatever the image's."""
+        for instance in data.get("instances") or ():
+            mask = instance.get("mask") if isinstance(instance, dict) else None
+            size = mask.get("size") if isinstance(mask, dict) else None
+            if not (isinstance(size, list | tuple) and all(map(is_size, size))):
+                continue  # Polygons; or what fails on its own.
+            if math.prod(size) > self._max_pixels:
+                return (
+                    f"one of its masks claims {' x '.join(map(str, size))} pixels: correct its annotations "
+                    "(tools/check_data.py lists all that are wrong)"
+                )
+        return None
+
+
+def _why_not_opened(path: str, folders: Sequence[str]) -> str | None:
+    if folders and not any(_lies_in(path, folder) for folder in folders):
+        return (
+            f"image {path} was not opened: it is outside of its data folder ({', '.join(folders)}): correct "
+            "its file name in the annotations"
+        )
+    return None if "://" in path else why_not_decoded(path)
+
+
+def _lies_in(path: str, folder: str) -> bool:
+    """By the names alone: links are the user's own."""
+    return os.path.abspath(path).startswith(os.path.join(folder, ""))
+
+
+def _no_pixels_are_left(error: Exception) -> bool:
+    return isinstance(error, cv2.error) and error.func == "resize" and "inv_scale" in error.err
+
+
+class CheckImagesHook(Hook):
+    """Puts a :class:`CheckedPipeline` into the data sets of a training, before workers copy them."""
+
+    def before_train_epoch(self, runner) -> None:
+        """Check the training images."""
+        check_images(runner.train_dataloader.dataset, pixel_limit(runner.cfg))
+
+    def before_val_epoch(self, runner) -> None:
+        """Check the validation images."""
+        check_images(runner.val_dataloader.dataset, pixel_limit(runner.cfg))
+
+
+class CheckMetricsHook(Hook):
+    """Looks at the label maps that panoptic metrics open by themselves, before they do so."""
+
+    def before_val(self, runner) -> None:
+        """Look at those of the validation."""
+        _check_metrics(runner.val_evaluator, pixel_limit(runner.cfg))
+
+    def before_test(self, runner) -> None:
+        """Look at those of the test."""
+        _check_metrics(runner.test_evaluator, pixel_limit(runner.cfg))
+
+
+def _check_metrics(evaluator: Evaluator, max_pixels: int) -> None:
+    set_pixel_limit(max_pixels)
+    for metric in evaluator.metrics:
+        folder, content = getattr(metric, "seg_prefix", None), getattr(metric, "_coco_api", None)
+        if not folder or "://" in folder or content is None:
+            continue
+        folder = os.path.abspath(folder)
+        for annotation in content.dataset["annotations"]:
+            path = os.path.join(folder, str(annotation.get("file_name", "")))
+            if refusal := _why_not_opened(path, [folder]):
+                raise ImageError(refusal)
+
+
+def check_images(
+    dataset: Any, max_pixels: int, kind: type[CheckedPipeline] = CheckedPipeline
+) -> None:
+    """Put a pipeline of a kind into a data set, and into those within it."""
+    for inner in _unwrap(dataset):
+        pipeline = getattr(inner, "pipeline", None)
+        if type(pipeline) is Compose:
+            inner.pipeline = kind(pipeline.transforms, max_pixels, _folders(inner))
+
+
+def _folders(dataset: Any) -> list[str]:
+    """A data set's folders; none if one of them is not said, or is no folder."""
+    prefixes = getattr(dataset, "data_prefix", None)
+    folders = [str(folder) for folder in (prefixes or {}).values()]
+    return folders if all(folders) and not any("://" in folder for folder in folders) else []
+
+
+def _unwrap(dataset: Any) -> Iterator[Any]:
+    """The data sets inside ConcatDataset, RepeatDataset, MultiImageMixDataset and the like."""
+    yield dataset
+    inner = getattr(dataset, "datasets", None) or [getattr(dataset, "dataset", None)]
+    for child in inner:
+        if child is not None:
+            yield from _unwrap(child)
+
+
+COUNT = "unreadable_images"
+_LISTED = 10
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """In place of a sample: why there is none.
+
+    Attributes:
+        reason: one line, with the file's name.
+        img_id: as the data set counts.
+    """
+
+    reason: str
+    img_id: Any = None
+
+
+def left_out(reasons: Sequence[str], total: int, what: str = "") -> UserError:
+    """The error with which a tool ends that did its work for all other images.
+
+    Args:
+        reasons: one line for each image that could not be read.
+        total: number of images, with these.
+        what: of the results that is to be known.
+    """
+    listed = "; ".join(reasons[:_LISTED])
+    more = f"; and {len(reasons) - _LISTED} more" if len(reasons) > _LISTED else ""
+    return UserError(f"{len(reasons)} of {total} images{what}: {listed}{more}")
+
+
+class _Pipeline(CheckedPipeline):
+    """Gives :class:`Unreadable` where there is no sample."""
+
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any] | Unreadable | None:
+        try:
+            return super().__call__(data)
+        except ImageError as error:
+            return Unreadable(str(error), data.get("img_id"))
+
+
+@dataclass(frozen=True)
+class _Collate:
+    """Makes a batch of the samples, if there is one, beside what could not be read."""
+
+    collate: Callable[[list], Any]
+
+    def __call__(self, items: list) -> tuple[Any, list[Unreadable]]:
+        samples = [item for item in items if not isinstance(item, Unreadable)]
+        unreadable = [item for item in items if isinstance(item, Unreadable)]
+        return (self.collate(samples) if samples else None), unreadable
+
+
+@dataclass(frozen=True)
+class _Readable:
+    """A data loader without what cannot be read.
+
+    Attributes:
+        loader: with a :class:`_Collate`.
+        note: called at the end with what was left out, on all ranks.
+    """
+
+    loader: DataLoader
+    note: Callable[[list[Unreadable]], None]
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
+
+    def __iter__(self) -> Iterator[Any]:
+        found = []
+        for batch, unreadable in self.loader:
+            found += unreadable
+            if batch is not None:
+                yield batch
+        self.note([each for of_rank in dist.all_gather_object(found) for each in of_rank])
+
+
+class LeaveOutUnreadableHook(Hook):
+    """Tests on the images that can be read.
+
+    Objects in the others do not count. How many these are is among the metrics (:data:`COUNT`), in the log
+    too.
+
+    Attributes:
+        reasons: one line for each image that was left out, on all ranks.
+    """
+
+    priority = "HIGHEST"  # before the metrics are logged
+
+    def __init__(self) -> None:
+        self.reasons: list[str] = []
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        """Put it between the data loader and the loop, before workers copy the data set."""
+        loader = runner.test_dataloader
+        check_images(loader.dataset, pixel_limit(runner.cfg), _Pipeline)
+        loader.collate_fn = _Collate(loader.collate_fn)
+
+        def note(unreadable: list[Unreadable]) -> None:
+            # A sampler may give an image to two ranks.
+            self.reasons = list(dict.fromkeys(each.reason for each in unreadable))
+            if len(self.reasons) == len(loader.dataset):
+                raise left_out(self.reasons, len(loader.dataset))
+            _leave_out(runner.test_evaluator.metrics, unreadable)
+
+        runner.test_loop.dataloader = _Readable(loader, note)
+
+    def after_test_epoch(self, runner: Runner, metrics: dict[str, float]) -> None:
+        """Count them among the metrics."""
+        if self.reasons:
+            metrics[COUNT] = float(len(self.reasons))
+
+
+def _leave_out(metrics: Iterable[BaseMetric], unreadable: Sequence[Unreadable]) -> None:
+    """Keep COCO's metrics from taking the objects in images without a prediction for missed."""
+    without = {each.img_id for each in unreadable}
+    for metric in metrics:
+        api = getattr(metric, "_coco_api", None) or getattr(metric, "_lvis_api", None)
+        if without and api is not None and getattr(metric, "img_ids", ()) is None:
+            metric.img_ids = [id_ for id_ in api.get_img_ids() if id_ not in without]

@@ -1,0 +1,228 @@
+"""What a config of the zoo must change to learn other classes from other files."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmengine.config import Config
+
+from ...config import datasets_under_test, is_segmentor, load_config, type_name
+from ...errors import UserError
+from .config_text import Code, literal
+
+DETECTOR = "configs/retinanet/retinanet_flatten-pvt-t_fpn_1x_coco.py"
+_CLASS_COUNTS = ("num_classes", "num_things_classes")
+_SECTIONS = (
+    "model",
+    *(f"{split}_dataloader" for split in ("train", "val", "test")),
+    *(f"{split}_evaluator" for split in ("val", "test")),
+)
+# The rest of a data set's options belongs to its type.
+_KEPT = ("filter_cfg", "test_mode")
+
+
+class Data(NamedTuple):
+    """A split as a config names it.
+
+    Attributes:
+        annotations: path of the COCO file, absolute or relative to ``data_root``.
+        images: its image folder, likewise.
+        has_masks: whether every object has a segmentation.
+    """
+
+    annotations: str
+    images: str
+    has_masks: bool
+
+
+def load_zoo_config(path: Path) -> Config:
+    """Read a config that can learn from a COCO file of objects.
+
+    Raises:
+        UserError: It cannot be read, or is not the config of a detector.
+    """
+    cfg = load_config(path)
+    hint = f"choose a detector such as {DETECTOR}"
+    if getattr(cfg, "_imported_names", None):  # mmengine's mark of them
+        raise UserError(f"{path} names classes, and no config with _base_ can inherit it: {hint}")
+    if is_segmentor(cfg):
+        raise UserError(
+            f"{path} is a semantic segmentor, which learns from label maps, not from COCO files: {hint}"
+        )
+    missing = [name for name in _SECTIONS if not cfg.get(name)]
+    if missing:
+        raise UserError(f"{path} is no complete config, it has no {', '.join(missing)}: {hint}")
+    if _find(cfg.model, "num_stuff_classes") not in (None, 0):
+        raise UserError(
+            f"{path} is for panoptic segmentation, which needs label maps besides a COCO file of "
+            f"objects: {hint}, or a config for instances"
+        )
+    return cfg
+
+
+def has_mask_head(cfg: Config) -> bool:
+    """Whether the model learns instance masks."""
+    return any(_find(cfg.model, key) is not None for key in ("mask_head", "num_things_classes"))
+
+
+def _find(node: Any, key: str) -> Any:
+    """The first value under this key, at any depth; None if there is none."""
+    if isinstance(node, dict):
+        if key in node:
+            return node[key]
+        node = node.values()
+    elif not isinstance(node, list | tuple):
+        return None
+    return next((value for child in node if (value := _find(child, key)) is not None), None)
+
+
+def model_changes(cfg: Config, from_scratch: bool) -> dict[str, Any]:
+    """The model's fields that depend on the number of classes, in terms of ``num_classes``.
+
+    Args:
+        cfg: the zoo's config.
+        from_scratch: leave the backbone's pretrained weights out too.
+
+    Raises:
+        UserError: A list in the model has to change in a way that is not known here.
+    """
+    changes = _count_changes(cfg.model.to_dict(), "_base_.model")
+    if from_scratch and pretrained_weights(cfg) is not None:
+        changes["backbone"] = {"init_cfg": None}
+    return changes
+
+
+def pretrained_weights(cfg: Config) -> str | None:
+    """The file or URL that the backbone starts from."""
+    init_cfg = cfg.model.get("backbone", {}).get("init_cfg") or {}
+    return init_cfg.get("checkpoint") if init_cfg.get("type") == "Pretrained" else None
+
+
+def _count_changes(node: dict[str, Any], place: str) -> dict[str, Any]:
+    changes: dict[str, Any] = {key: Code("num_classes") for key in _CLASS_COUNTS if key in node}
+    for key, value in node.items():
+        if isinstance(value, dict):
+            inner = _count_changes(value, f"{place}.{key}")
+            if "num_things_classes" in node and key == "loss_cls":
+                # One weight per class, and that of "no object".
+                inner["class_weight"] = Code(f"[1.0] * num_classes + [{value['class_weight'][-1]}]")
+            if inner:
+                changes[key] = inner
+        elif _has_counts(value):
+            if not all(isinstance(v, dict) and "num_classes" in v for v in value):
+                raise UserError(
+                    f"{place}.{key} holds heads of different kinds: choose another config such as "
+                    f"{DETECTOR}"
+                )
+            # A config cannot change the items of an inherited list.
+            changes[key] = Code(f"[dict(head, num_classes=num_classes) for head in {place}.{key}]")
+    return changes
+
+
+def _has_counts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and _find(value, "num_classes") is not None
+
+
+def data_changes(cfg: Config, train: Data, val: Data) -> dict[str, Any]:
+    """The data loaders and evaluators, in terms of ``data_root`` and ``metainfo``.
+
+    Raises:
+        UserError: The config has several data sets for a split, or no COCO evaluation.
+    """
+    changes = {
+        "train_dataloader": _loader_changes(cfg, "train_dataloader", train),
+        "val_dataloader": _loader_changes(cfg, "val_dataloader", val),
+        "val_evaluator": _evaluator_changes(cfg.val_evaluator, val),
+    }
+    for test, of_val in (
+        ("test_dataloader", "val_dataloader"),
+        ("test_evaluator", "val_evaluator"),
+    ):
+        if cfg[test] == cfg[of_val]:
+            changes[test] = Code(of_val)
+        elif test == "test_evaluator":
+            changes[test] = _evaluator_changes(cfg[test], val)
+        else:
+            changes[test] = _loader_changes(cfg, test, val)
+    return changes
+
+
+def _loader_changes(cfg: Config, name: str, data: Data) -> dict[str, Any]:
+    dataset, place = cfg[name].dataset, f"_base_.{name}.dataset"
+    wrappers = 0
+    while "dataset" in dataset:  # RepeatDataset, MultiImageMixDataset and the like.
+        dataset, place, wrappers = dataset.dataset, f"{place}.dataset", wrappers + 1
+    if "datasets" in dataset:
+        raise UserError(
+            f"{name} joins several data sets: choose a config with one, such as {DETECTOR}"
+        )
+    pipeline = _pipeline_changes(dataset.pipeline, cfg, data)
+    changes = {
+        "data_root": Code("data_root"),
+        "ann_file": data.annotations,
+        "data_prefix": {"img": data.images},
+        "metainfo": Code("metainfo"),
+    }
+    if pipeline is not None:
+        changes["pipeline"] = pipeline
+    if type_name(dataset) == "CocoDataset":
+        if set(dataset.get("data_prefix", {})) - {"img"}:
+            changes["data_prefix"] = {"_delete_": True, "img": data.images}
+    else:
+        changes = {
+            "_delete_": True,
+            "type": "CocoDataset",
+            **changes,
+            **{key: _plain(dataset[key]) for key in _KEPT if key in dataset},
+        }
+        changes.setdefault("pipeline", Code(f"{place}.pipeline"))
+    for _ in range(wrappers + 1):
+        changes = {"dataset": changes}
+    return changes
+
+
+def _pipeline_changes(pipeline: list, cfg: Config, data: Data) -> list[dict] | None:
+    """The steps that fit other people's data, or None if they do as they are."""
+    steps = [_plain(step) for step in pipeline]
+    changed = False
+    if not any(_find(step, key) is not None for step in steps for key in ("scale", "scales")):
+        # Made for images that all have the size of the training.
+        test_steps = (_plain(step) for step in datasets_under_test(cfg)[0].pipeline)
+        resize = next((step for step in test_steps if type_name(step) == "Resize"), None)
+        loading = [i for i, step in enumerate(steps) if type_name(step).startswith("Load")]
+        if resize is not None:
+            steps.insert(loading[-1] + 1, resize)
+            changed = True
+    for step in steps:
+        if step.get("with_mask") and not data.has_masks and not has_mask_head(cfg):
+            step["with_mask"] = False
+            changed = True
+    return steps if changed else None
+
+
+def _evaluator_changes(evaluator: Any, data: Data) -> dict[str, Any]:
+    in_list = isinstance(evaluator, list | tuple)
+    metrics = [m for m in (evaluator if in_list else [evaluator]) if type_name(m) == "CocoMetric"]
+    if not metrics:
+        raise UserError(f"the config has no CocoMetric: choose another one such as {DETECTOR}")
+    ann_file = data.annotations if Path(data.annotations).is_absolute() else _below_root(data)
+    if not in_list:
+        return {"ann_file": ann_file}
+    return {
+        "_delete_": True,
+        "type": "CocoMetric",
+        "ann_file": ann_file,
+        "metric": _plain(metrics[0]["metric"]),
+    }
+
+
+def _below_root(data: Data) -> Code:
+    return Code(f"data_root + {literal(data.annotations)}")
+
+
+def _plain(value: Any) -> Any:
+    """Without mmengine's types, and without the scope, which it adds to what it inherits."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items() if key != "_scope_"}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_plain, value))
+    return value

@@ -1,0 +1,114 @@
+"""One-line messages for the mistakes a user can make, told apart from bugs of ours."""
+
+import errno
+from concurrent.futures.process import BrokenProcessPool
+
+import torch
+
+
+class CheckpointError(ValueError):
+    """A checkpoint file that cannot be read or does not fit the model; the message says why."""
+
+
+OUT_OF_MEMORY = "out of memory"
+_LONGEST = 200
+
+
+def describe_failure(error: BaseException) -> str:
+    """One line: that memory ran out, or the class of the error and the first line of its message."""
+    if is_out_of_memory(error):
+        return OUT_OF_MEMORY
+    if isinstance(error, BrokenProcessPool):
+        return f"{OUT_OF_MEMORY}, it seems: the system killed the process"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:_LONGEST]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on whatever device."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    # torch's allocator for the CPU has no exception of its own.
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+# Of a place that takes no more.
+NO_ROOM = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file exceeds the largest size allowed (see ulimit -f)",
+}
+# Of paths and places; most of them have an exception of their own.
+_OF_PATHS = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+)
+
+
+class UserError(Exception):
+    """Something the user can put right. The message is one line: what is wrong, and what to do."""
+
+    def __str__(self) -> str:
+        # A DataLoader worker sends its exceptions as text: the formatted traceback, whose last
+        # line is "<class>: <our message>".
+        message = super().__str__()
+        if message.startswith("Caught "):
+            message = message.rstrip().rsplit("\n", 1)[-1].split(": ", 1)[-1]
+        return message
+
+
+def explain(error: BaseException) -> str | None:
+    """Say in one line what went wrong, if it is a mistake that the user can put right.
+
+    Returns:
+        The message, or None for an unexpected exception, whose traceback should be seen.
+    """
+    if isinstance(error, UserError | CheckpointError):
+        return str(error)
+    message = _explain_others(error)
+    # Names from files and configs may have line ends of their own.
+    return None if message is None else message.replace("\n", "\\n")
+
+
+def _explain_others(error: BaseException) -> str | None:
+    if isinstance(error, FileNotFoundError):
+        what = str(error).rstrip(".") if error.filename is None else f"{error.filename} not found"
+        return f"{what}: check the paths in the config and the command"
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        what = f"no room for {error.filename}" if error.filename else error.strerror
+        return f"{NO_ROOM[error.errno]}: {what}: make room, or choose another folder"
+    if isinstance(error, OSError) and error.errno in _OF_PATHS:
+        return f"{error.filename}: {error.strerror}: check the path and its permissions"
+    if isinstance(error, FileExistsError) and error.filename is None:
+        return str(error)  # Shapes' own, which says what to do.
+    if isinstance(error, KeyError) and " registry. Please check" in str(error):
+        component = str(error.args[0]).split(". Please check")[0]
+        return (
+            f"the config asks for something unknown: {component}: check its spelling, and that "
+            "custom_imports names the module that defines it"
+        )
+    if "Cannot find valid image after" in str(
+        error
+    ):  # mmengine's, of an Exception, by a worker too.
+        return (
+            "the pipeline of a data set filtered out one image after the other, up to its max_refetch: check "
+            "what it filters by, such as the min_gt_bbox_wh of FilterAnnotations, and the objects' sizes"
+        )
+    if is_out_of_memory(error):
+        lines = str(error).strip().splitlines()
+        return (
+            f"memory ran out ({lines[0] if lines else type(error).__name__}): use smaller images or "
+            "batches; a training takes less with --amp and --cfg-options model.backbone.with_cp=True"
+        )
+    return None
+
+
+def printable(text: str) -> str:
+    """A stranger's text without anything that a terminal would obey or could not show."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

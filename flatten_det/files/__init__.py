@@ -1,0 +1,1 @@
+"""Files: read as data only, written whole or not at all, downloaded once."""

@@ -1,0 +1,270 @@
+"""Files that are written whole or not at all, and locks of files."""
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO, BinaryIO
+
+import cv2
+import numpy as np
+from mmengine.config import Config
+from mmengine.fileio import LocalBackend, get_file_backend, register_backend
+from mmengine.fileio.io import backend_instances
+from mmengine.registry import VISBACKENDS
+from mmengine.visualization import LocalVisBackend
+
+from ..errors import NO_ROOM, UserError
+from .images import IMAGE_SUFFIXES
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+    import msvcrt
+
+    # A locked part of a file cannot be read by others: it lies behind all content.
+    _BEHIND_ALL = 1 << 30
+
+
+def lock(file: IO) -> bool:
+    """Lock an open file as long as it is open; False if it is locked already.
+
+    A forked process that has the file open too keeps the lock.
+
+    Raises:
+        OSError: The file system has no locks.
+    """
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            position = os.lseek(file.fileno(), 0, os.SEEK_CUR)
+            os.lseek(file.fileno(), _BEHIND_ALL, os.SEEK_SET)
+            try:
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            finally:
+                os.lseek(file.fileno(), position, os.SEEK_SET)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+# What file systems answer that cannot flush a folder.
+_NOT_SUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EISDIR)
+_PARTIAL = re.compile(r"\.flatten_det-[0-9a-f]{16}\.partial")
+
+
+class UnwritableError(UserError, OSError):
+    """A file could not be written; an earlier file of the same name is as it was."""
+
+
+class DiskFullError(UnwritableError):
+    """There was no room for a file; an earlier file of the same name is as it was."""
+
+
+def write_atomically(path: str | Path, content: bytes, durable: bool = True) -> None:
+    """Write a file such that, at any moment, its name stands for the old or the new content.
+
+    Its folder is made. Of several processes that write one file, the last one prevails. A link leads to
+    the file that is written. What is no file, such as ``/dev/stdout`` or a pipe, is not replaced.
+
+    Args:
+        path: The file.
+        content: All of it.
+        durable: Return when the content has reached the disk, and a power cut no longer harms it. What
+            can be made again need not wait for that.
+
+    Raises:
+        DiskFullError: There is no room for it. No part of it is left.
+        UnwritableError: It cannot be written for another reason. No part of it is left either.
+    """
+    path = Path(path)
+    try:
+        if path.exists() and not path.is_file():
+            path.write_bytes(content)
+        else:
+            _replace(Path(os.path.realpath(path)), content, durable)
+    except OSError as error:
+        raise _told(error, path, len(content)) from error
+
+
+def _replace(path: Path, content: bytes, durable: bool) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    is_there = path.exists()
+    if is_there and not os.access(path, os.W_OK):
+        raise PermissionError(errno.EACCES, "it is write-protected")
+    file, partial = _new_partial(path.parent)
+    try:
+        with file:
+            file.write(content)
+            if is_there:
+                shutil.copymode(path, partial)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+            else:
+                # A disk over the network may tell only when a descriptor is closed; the lock must last.
+                os.close(os.dup(file.fileno()))
+            if fcntl is None:
+                file.close()  # Windows renames no open file.
+            os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
+    if durable:
+        _flush_folder(path.parent)
+
+
+def _new_partial(folder: Path) -> tuple[BinaryIO, Path]:
+    """A file whose name no other writer has, locked as long as it is open."""
+    while True:
+        # Of one length, as the name of the file may be as long as names can be.
+        path = folder / f".flatten_det-{secrets.token_hex(8)}.partial"
+        file = open(path, "xb")  # noqa: SIM115
+        with contextlib.suppress(OSError):  # A file system without locks.
+            lock(file)
+        if path.exists():
+            return file, path
+        file.close()  # It was taken for a leftover before it was locked.
+
+
+def _told(error: OSError, path: Path, size: int) -> UnwritableError:
+    if error.errno not in NO_ROOM:
+        reason = error.strerror or error
+        return UnwritableError(f"cannot write {path}: {reason}: check the path and its permissions")
+    where = next(folder for folder in path.absolute().parents if folder.exists())
+    free = shutil.disk_usage(where).free
+    return DiskFullError(
+        f"cannot write {path}: {NO_ROOM[error.errno]}: it takes {_bytes(size)}, and {_bytes(free)} are "
+        "free there: make room, or choose another folder"
+    )
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a new name in a folder outlive a power cut."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _NOT_SUPPORTED:
+            raise
+
+
+def remove_partial_files(folder: str | Path) -> None:
+    """Remove what writers that were killed have left behind, and nothing that is written at the moment."""
+    for path in Path(folder).iterdir() if fcntl is not None else ():
+        if _PARTIAL.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+            # Another process may remove it, or it is on a file system without locks, or read-only.
+            with contextlib.suppress(OSError), open(path, "rb") as file:
+                if lock(file):
+                    path.unlink()
+
+
+def refuse_overwriting(
+    inputs: Iterable[str | Path], outputs: Iterable[str | Path], option: str
+) -> None:
+    """Make sure that no result would take the place of what it is made of.
+
+    Args:
+        inputs: Files that are read; those that do not exist do not matter.
+        outputs: Files to be written.
+        option: The option that says where.
+
+    Raises:
+        UserError: One of them is an input, if only by another name.
+    """
+    known = {identity: path for path in inputs if (identity := _identity(path))}
+    for output in outputs:
+        if (identity := _identity(output)) and identity in known:
+            raise UserError(
+                f"{option}: the result {output} would overwrite the input {known[identity]}: choose "
+                "another place"
+            )
+
+
+def _identity(path: str | Path) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return (status.st_dev, status.st_ino)
+
+
+class AtomicLocalBackend(LocalBackend):
+    """mmengine's access to local files, with :func:`write_atomically`."""
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        """Write a file whole or not at all, and its folder where there is none."""
+        write_atomically(filepath, obj, durable=Path(filepath).suffix not in IMAGE_SUFFIXES)
+
+    def put_text(self, obj: str, filepath: str | Path, encoding: str = "utf-8") -> None:
+        """Write a text file whole or not at all."""
+        self.put(obj.encode(encoding), filepath)
+
+
+class DistinctVisBackend(LocalVisBackend):
+    """mmengine's folder of drawn pictures, in which none takes the place of another one.
+
+    The frameworks' hooks name pictures of equally named images, or of two validations, alike.
+    """
+
+    def add_image(self, name: str, image: np.ndarray, step: int = 0, **kwargs) -> None:
+        """Write an RGB picture whole or not at all."""
+        folder = Path(self.experiment._img_save_dir)
+        path, number = folder / f"{name}_{step}.png", 1
+        while path.exists():
+            number += 1
+            path = folder / f"{name}_{step}-{number}.png"
+        _, content = cv2.imencode(".png", image[..., ::-1])
+        write_atomically(path, content.tobytes(), durable=False)
+
+
+def _dump_config(cfg: Config, file: str | Path | None = None) -> str | None:
+    """mmengine's ``Config.dump``, which neither leaves half a file nor replaces the config itself."""
+    if file is None:
+        return _DUMP(cfg)
+    path = Path(file)
+    if cfg.filename and _identity(path) and _identity(path) == _identity(cfg.filename):
+        path = path.with_stem(f"{path.stem}_dumped")
+    if path.suffix == ".py":
+        write_atomically(path, cfg.pretty_text.encode())
+        return None
+    return _DUMP(cfg, path)
+
+
+_DUMP = Config.dump
+
+
+@contextlib.contextmanager
+def atomic_local_files() -> Iterator[None]:
+    """Let mmengine write local files, checkpoints above all, whole or not at all.
+
+    Its other backends (s3, petrel and the like) are left alone: their services have no rename.
+    """
+    before = type(get_file_backend(".")), VISBACKENDS.get("LocalVisBackend"), Config.dump
+    _have_mmengine_write(AtomicLocalBackend, DistinctVisBackend, _dump_config)
+    try:
+        yield
+    finally:
+        _have_mmengine_write(*before)
+
+
+def _have_mmengine_write(backend: type, vis_backend: type, dump_config: Callable) -> None:
+    register_backend("local", backend, force=True, prefixes="")
+    # mmengine's functions keep the backends that they made before.
+    backend_instances.clear()
+    VISBACKENDS.register_module("LocalVisBackend", force=True, module=vis_backend)
+    Config.dump = dump_config

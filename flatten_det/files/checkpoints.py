@@ -1,0 +1,282 @@
+"""Reading checkpoint files as data: tensors, numbers, texts and mmengine's logs; nothing is executed."""
+
+import hashlib
+import os
+import pickle
+import sys
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import urlsplit
+
+import torch
+from mmengine.runner import CheckpointLoader
+from torch import Tensor
+
+from ..errors import CheckpointError
+from .data_types import DATA_TYPES, finished
+from .downloads import DownloadError, download_file
+
+_MAX_NAME = 150  # of the 255 bytes that file systems allow, with what is put around it
+
+
+def cached_path(url: str) -> Path:
+    """Where the file of a URL is kept: torch's hub folder, under a name that no other URL has."""
+    digest = hashlib.sha256(url.encode()).hexdigest()[:8]
+    return _folder() / f"{digest}-{_name(url)[-_MAX_NAME:] or 'checkpoint'}"
+
+
+def download(url: str) -> Path:
+    """The local copy of a URL; downloaded unless it is in the cache.
+
+    So is what torch has downloaded itself, if its name tells its digest, as those of torchvision and the
+    frameworks' zoos do. See :func:`~flatten_det.files.downloads.download_file` for how.
+
+    Raises:
+        CheckpointError: The server cannot be reached, refuses, or breaks off each time.
+    """
+    target, of_torch = cached_path(url), _folder() / _name(url)
+    digest = torch.hub.HASH_REGEX.search(of_torch.name)
+    if digest and of_torch.is_file():
+        whole = hashlib.sha256(of_torch.read_bytes()).hexdigest()
+        if whole.startswith(digest[1]):
+            return of_torch
+    try:
+        download_file(url, target)
+    except DownloadError as error:
+        raise CheckpointError(str(error)) from error
+    return target
+
+
+def _folder() -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def _name(url: str) -> str:
+    return Path(urlsplit(url).path).name
+
+
+def forget(url: str) -> None:
+    """Remove a file from the cache, because it is not what was asked for."""
+    cached_path(url).unlink(missing_ok=True)
+
+
+_LONGEST_REASON = 300
+# PyTorch calls what is in this list and in its own, and nothing else.
+SAFE_GLOBALS = [(stand_in, name) for name, stand_in in DATA_TYPES.items()]
+
+
+def load_as_data(
+    file: str | Path | BinaryIO, map_location: Any = None, mmap: bool | None = None
+) -> Any:
+    """Read a file that :func:`torch.save` wrote, or a ``.safetensors`` file.
+
+    Args:
+        file: path, or an open file of PyTorch's.
+        map_location: as for :func:`torch.load`; ``.safetensors`` come to the CPU.
+        mmap: leave tensors in the file until they are used.
+
+    Raises:
+        CheckpointError: The file holds something that would run code, or is compressed.
+    """
+    is_path = isinstance(file, str | Path)
+    name = file if is_path else getattr(file, "name", file)
+    if is_path and str(file).endswith(".safetensors"):
+        from safetensors.torch import load_file
+
+        return load_file(file)
+    try:
+        size = _checked_size(file)
+        with torch.serialization.safe_globals(SAFE_GLOBALS):
+            content = torch.load(file, map_location=map_location, weights_only=True, mmap=mmap)
+        return finished(content, size)
+    except pickle.UnpicklingError as error:
+        raise refusal(name, refused_part(error)) from error
+    except RuntimeError as error:
+        # TorchScript, and the tar files of PyTorch before 0.4: their readers unpickle.
+        if "weights_only=True" not in str(error):
+            raise
+        raise refusal(name, "TorchScript, or a format of PyTorch before 0.4") from error
+
+
+def _checked_size(file: str | Path | BinaryIO) -> int:
+    """Bytes of the file's pickle, or of all of a file that is no zip archive.
+
+    Raises:
+        CheckpointError: PyTorch stores tensors as they are; its reader would unpack compressed ones of any
+            size.
+    """
+    if isinstance(file, str | Path):
+        size = os.path.getsize(file)
+    else:
+        start = file.tell()
+        size = file.seek(0, os.SEEK_END) - start
+        file.seek(start)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
+        return size  # An older format; or what PyTorch will complain of.
+    finally:
+        if not isinstance(file, str | Path):
+            file.seek(start)
+    unpacked = sum(info.file_size for info in members)
+    # All but the source code in TorchScript, which is refused by name.
+    packed = (info for info in members if "/code/" not in info.filename)
+    if unpacked > 2 * size or any(info.compress_type != zipfile.ZIP_STORED for info in packed):
+        raise CheckpointError(
+            f"checkpoint {file} cannot be read: it would unpack to {unpacked / 1e6:.0f} MB, and PyTorch "
+            "does not compress: it is not PyTorch's work, or damaged"
+        )
+    return sum(info.file_size for info in members if info.filename.endswith("data.pkl"))
+
+
+def refused_part(error: pickle.UnpicklingError) -> str:
+    """What PyTorch met, without its advice on how to run it."""
+    met = error.__context__ if isinstance(error.__context__, pickle.UnpicklingError) else error
+    first = (str(met).strip().splitlines() or ["no pickle"])[0].split(" was not an allowed")[0]
+    return first[:_LONGEST_REASON]  # It may quote the file.
+
+
+def refusal(name: Any, reason: str) -> CheckpointError:
+    """The error for a file that is not data."""
+    return CheckpointError(
+        f"checkpoint {name} cannot be read: it is damaged, or holds objects that could run code "
+        f"({reason}): check that it is a complete PyTorch checkpoint from a source you trust; a local "
+        "file that you made yourself is unpickled with --trust-checkpoint"
+    )
+
+
+# The files that were warned of, while there is trust.
+_trusting: ContextVar[set[str] | None] = ContextVar("trusting", default=None)
+
+
+@contextmanager
+def trusted_checkpoints(trust: bool = True) -> Iterator[None]:
+    """Unpickle local checkpoints within the block if they are not data, with a warning for each.
+
+    A pickle runs whatever code is in it: for files that you have made yourself only. What is downloaded
+    is never unpickled.
+
+    Args:
+        trust: False: as without this block, and as before it where blocks are nested.
+    """
+    token = _trusting.set(set() if trust else None)
+    try:
+        yield
+    finally:
+        _trusting.reset(token)
+
+
+def is_trusting() -> bool:
+    """Whether this is within :func:`trusted_checkpoints`."""
+    return _trusting.get() is not None
+
+
+def load_local(path: str | Path, map_location: Any = None) -> Any:
+    """Read a checkpoint as data; unpickle it where that fails and checkpoints are trusted.
+
+    Raises:
+        CheckpointError: The file holds something that would run code, and is not trusted or cannot be
+            unpickled either.
+    """
+    try:
+        return load_as_data(path, map_location)
+    except CheckpointError:
+        warned = _trusting.get()
+        if warned is None:
+            raise
+    if str(path) not in warned:
+        warned.add(str(path))
+        if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0:
+            print(
+                f"warning: checkpoint {path} holds more than data and is unpickled all the same, which "
+                "runs any code in it, because you trust it (--trust-checkpoint)",
+                file=sys.stderr,
+            )
+    try:
+        return torch.load(path, map_location=map_location, weights_only=False)
+    except Exception as error:
+        reason = (
+            f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+        )
+        raise CheckpointError(
+            f"checkpoint {path} cannot be unpickled either ({reason}): read it with the code that wrote "
+            "it, and save its state_dict alone"
+        ) from error
+
+
+# Where the known training codes put the weights: mmengine, the official release (EMA weights are not
+# what its tables report), CSwin's release, which has nothing else.
+WEIGHT_KEYS = ("state_dict", "model", "state_dict_ema")
+# Wrappers of a backbone inside a larger model: DistributedDataParallel, detectors and segmentors.
+PREFIXES = ("module.", "backbone.")
+
+
+def read_checkpoint(source: str | Path, prefix: str | None = None) -> dict[str, Tensor]:
+    """Read a backbone's state dict.
+
+    Args:
+        source: path of a ``.pth``/``.pt`` or ``.safetensors`` file, an http(s) URL, which is downloaded
+            once into torch's hub folder, or what else mmengine loads: ``torchvision://``, ``open-mmlab://``,
+            ``mmcls://`` and the like. The weights may lie at the top level or under ``state_dict`` or
+            ``model``; of a whole detector or segmentor the backbone is taken.
+        prefix: take the part of this name, such as ``'student.backbone.'``, instead.
+
+    Returns:
+        Parameter name -> tensor, on the CPU.
+
+    Raises:
+        CheckpointError: if the file is missing, damaged, not a checkpoint, or holds anything but data.
+    """
+    if "://" not in str(source):
+        return _weights(_read(Path(source).expanduser()), source, prefix)
+    try:
+        content = CheckpointLoader.load_checkpoint(str(source), "cpu", logger="silent")
+        return _weights(content, source, prefix)
+    except (CheckpointError, FileNotFoundError, ImportError, KeyError) as error:
+        forget(str(source))
+        reason = f"there is no model {error}" if isinstance(error, KeyError) else error
+        raise CheckpointError(f"{source}: {reason}") from error
+
+
+def _weights(state: object, source: str | Path, prefix: str | None) -> dict[str, Tensor]:
+    for key in WEIGHT_KEYS:
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+            break
+    state = state if isinstance(state, dict) else {}
+    state = {n: v for n, v in state.items() if isinstance(v, Tensor) and isinstance(n, str)}
+    if not state:
+        raise CheckpointError(f"{source}: no weights in it (no tensors, 'state_dict' or 'model')")
+    if prefix is not None:
+        state = _below(f"{prefix.removesuffix('.')}.", _below("module.", state) or state)
+        if not state:
+            raise CheckpointError(f"{source}: no weights in it whose names begin with {prefix!r}")
+    for wrapper in PREFIXES:
+        state = _below(wrapper, state) or state
+    return state
+
+
+def _below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
+
+
+def _read(path: Path) -> object:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint file")
+    try:
+        return load_local(path, map_location="cpu")
+    except CheckpointError:
+        raise
+    except Exception as error:
+        # A cut or foreign file fails in many ways (zip, EOF, key, header errors), all with the same cure.
+        reason = (
+            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no detail'}"
+        )
+        raise CheckpointError(
+            f"{path}: cannot be read as a checkpoint; is it truncated? Download it again. ({reason})"
+        ) from error

@@ -1,0 +1,1 @@
+"""Measuring: benchmarks, multiply-adds, evidence, ablations, the zoo; only tools import it."""

@@ -1,0 +1,132 @@
+"""The runs of an ablation: each variant, a config, with each seed."""
+
+import copy
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from ...config import load_config, named_building_errors
+from ...errors import UserError
+from .variants import vary
+
+# Enough for the claims of the paper, and for an hour on two CPU cores with three seeds.
+DEFAULT_VARIANTS = ("p1-k0", "p3-k0", "p1-k5", "p3-k5", "softmax")
+DEFAULT_SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Attributes:
+        variant: name of the variant.
+        seed: of weights and order of the data.
+        folder: of its checkpoints, logs and ``run.json``.
+        cfg: complete config.
+    """
+
+    variant: str
+    seed: int
+    folder: Path
+    cfg: Config
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"{self.variant}, seed {self.seed}"
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells configs apart that give other results; the place of the files is no part of it."""
+        content = self.cfg.to_dict()
+        for key in ("work_dir", "experiment_name", "resume", "load_from", "log_level"):
+            content.pop(key, None)
+        return hashlib.sha256(repr(_sorted(content)).encode()).hexdigest()[:16]
+
+
+def known_variants(folder: Path) -> list[str]:
+    """Names of the configs in a folder."""
+    return sorted(path.stem for path in folder.glob("*.py"))
+
+
+def make_grid(
+    variants: Sequence[str],
+    seeds: Sequence[int],
+    configs: Path,
+    out: Path,
+    cfg_options: Mapping[str, Any] | None = None,
+    config: Path | None = None,
+) -> list[Run]:
+    """All runs, seed by seed, so that an ablation that was stopped early has whole comparisons.
+
+    Args:
+        variants: names of configs in ``configs``, or paths of others.
+        seeds: from 0.
+        configs: folder of the variants' configs.
+        out: folder of the runs; each has ``<variant>/seed<seed>`` in it.
+        cfg_options: changes of all configs, dotted keys and values.
+        config: another training, whose attention is exchanged by :func:`~.variants.vary`; ``configs`` is
+            of no concern then.
+
+    Raises:
+        UserError: A variant is unknown or given twice, a seed is negative or given twice, or a config
+            cannot be read.
+    """
+    if len(set(seeds)) < len(seeds) or any(seed < 0 for seed in seeds):
+        raise UserError(f"seeds must be different numbers from 0, got {' '.join(map(str, seeds))}")
+    options = dict(cfg_options or {})
+    if config is None:
+        cfgs = {
+            name: load_config(path, options) for name, path in _files(variants, configs).items()
+        }
+    else:
+        _check_different(variants)
+        base = load_config(config, options)
+        cfgs = {name: copy.deepcopy(base) for name in variants}
+        for name, cfg in cfgs.items():
+            with named_building_errors(cfg):
+                vary(cfg, name, str(config))
+    return [_make_run(cfgs[variant], variant, seed, out) for seed in seeds for variant in cfgs]
+
+
+def _files(variants: Sequence[str], configs: Path) -> dict[str, Path]:
+    """The config of each variant."""
+    paths = []
+    for name in variants:
+        path = Path(name) if name.endswith(".py") else configs / f"{name}.py"
+        if not path.is_file():
+            known = ", ".join(known_variants(configs))
+            raise UserError(
+                f"variant {name} not found: choose among {known}, or give a config file"
+            )
+        paths.append(path)
+    _check_different([path.stem for path in paths])
+    return {path.stem: path for path in paths}
+
+
+def _check_different(variants: Sequence[str]) -> None:
+    for name in variants:
+        if variants.count(name) > 1:
+            raise UserError(f"variant {name} is given twice: name each once")
+
+
+def _make_run(cfg: Config, variant: str, seed: int, out: Path) -> Run:
+    folder = out / variant / f"seed{seed}"
+    cfg = copy.deepcopy(cfg)
+    cfg.work_dir = str(folder)
+    cfg.randomness = dict(cfg.get("randomness") or {}, seed=seed)
+    # mmengine keeps loggers and the like by this name for as long as the process lives.
+    cfg.experiment_name = f"{variant}-seed{seed}"
+    # Losses and metrics are in the runs' scalars.json; the terminal is the progress bar's.
+    cfg.log_level = "WARNING"
+    return Run(variant, seed, folder, cfg)
+
+
+def _sorted(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return [(key, _sorted(content[key])) for key in sorted(content)]
+    return [_sorted(item) for item in content] if isinstance(content, list | tuple) else content

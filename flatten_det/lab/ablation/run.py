@@ -1,0 +1,202 @@
+"""Train a run of a grid; what is finished is kept, what was stopped goes on."""
+
+import contextlib
+import copy
+import io
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from ...errors import UserError
+from ...train.checkpoints import NoCheckpointError
+from ...train.lost_resources import TrainingStopped
+from ...train.resume import resume_from
+from ...train.run import train
+from ...train.stop import TrainingInterrupted
+from ...train.work_dir_lock import locked_work_dir
+from ..benchmark.report import write_json
+from .grid import Run
+
+RECORD = "run.json"
+REPEAT = "repeat the command"
+TO_CONTINUE = f"; to continue, {REPEAT}"
+Advance = Callable[[Run, int, int], object]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What a validation gave.
+
+    Attributes:
+        iteration: after which it took place.
+        metrics: by name.
+    """
+
+    iteration: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The outcome of a run.
+
+    Attributes:
+        variant, seed: of the run.
+        validations: in their order; the last one is at the end of the training.
+        iterations: of the whole training.
+        parameters: of the model.
+        seconds: of the training, all its parts together.
+    """
+
+    variant: str
+    seed: int
+    validations: tuple[Validation, ...]
+    iterations: int
+    parameters: int
+    seconds: float
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Of the last validation, by name."""
+        return self.validations[-1].metrics
+
+
+class _Watch(Hook):
+    """Notes what the outcome consists of, and tells how far the training is.
+
+    Args:
+        advance: called with the iterations so far and in all.
+        validations: of the training so far; new ones are added.
+        keep: called after each of them.
+    """
+
+    def __init__(
+        self,
+        advance: Callable[[int, int], object],
+        validations: Sequence[Validation],
+        keep: Callable[[], object],
+    ) -> None:
+        self._advance, self._keep = advance, keep
+        self.validations = tuple(validations)
+        self.iterations = self.parameters = 0
+
+    def before_train(self, runner: Runner) -> None:
+        self.parameters = sum(p.numel() for p in runner.model.parameters())
+        self.iterations = runner.max_iters
+        self._advance(runner.iter, runner.max_iters)
+
+    def after_train_iter(self, runner: Runner, batch_idx, data_batch=None, outputs=None) -> None:
+        self._advance(runner.iter + 1, runner.max_iters)
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        values = {name: float(value) for name, value in (metrics or {}).items()}
+        # A training goes on from its last checkpoint: what came after that comes again.
+        earlier = (v for v in self.validations if v.iteration < runner.iter)
+        self.validations = (*earlier, Validation(runner.iter, values))
+        self._keep()
+
+
+def read_finished(run: Run) -> Finished | None:
+    """The outcome of a run that is finished already; None if it is not.
+
+    Raises:
+        UserError: The folder holds a run of another config.
+    """
+    record = _read_record(run)
+    return _finished(run, record) if record["finished"] else None
+
+
+def finish(run: Run, advance: Advance = lambda run, done, total: None) -> Finished:
+    """The outcome of a run, which is trained, or trained on, if need be.
+
+    Args:
+        run: of the grid.
+        advance: called with the run, its iterations so far and in all, for a finished one as well.
+
+    Raises:
+        UserError: The folder holds a run of another config, or one that is under way, or the training
+            cannot go on.
+        TrainingInterrupted: by Ctrl-C, SIGTERM or SIGHUP; its message says how to go on.
+    """
+    if finished := read_finished(run):
+        advance(run, finished.iterations, finished.iterations)
+        return finished
+    with locked_work_dir(run.folder):
+        return _finish(run, advance)
+
+
+def _finish(run: Run, advance: Advance) -> Finished:
+    record = _read_record(run)
+    spent = record["seconds"]
+    write_json(record, run.folder / RECORD)
+    cfg = copy.deepcopy(run.cfg)
+    if "visualizer" in cfg:
+        # mmengine keeps visualizers by name as long as the process lives: with the name that all configs
+        # share, every run's losses would go into the first one's files.
+        cfg.visualizer.name = cfg.experiment_name
+    with contextlib.suppress(NoCheckpointError):
+        resume_from(cfg, "auto")
+    start = time.monotonic()
+
+    def keep() -> None:
+        record["seconds"] = spent + time.monotonic() - start
+        record["validations"] = [asdict(validation) for validation in watch.validations]
+        write_json(record, run.folder / RECORD)
+
+    watch = _Watch(lambda done, total: advance(run, done, total), _validations(record), keep)
+    try:
+        # The summary of each training is not for the terminal, which has the progress bar.
+        with contextlib.redirect_stdout(io.StringIO()):
+            train(cfg, hooks=[watch], to_continue=REPEAT)
+    except (TrainingInterrupted, TrainingStopped) as stopped:
+        raise type(stopped)(f"{run.name}: {stopped}") from stopped
+    finally:
+        keep()
+    if not watch.validations or watch.validations[-1].iteration < watch.iterations:
+        raise UserError(
+            f"config of variant {run.variant} has no validation at its end: set train_cfg.val_interval "
+            "to a divisor of its iterations"
+        )
+    record["finished"] = {"iterations": watch.iterations, "parameters": watch.parameters}
+    write_json(record, run.folder / RECORD)
+    return _finished(run, record)
+
+
+def _finished(run: Run, record: dict) -> Finished:
+    return Finished(
+        run.variant,
+        run.seed,
+        _validations(record),
+        seconds=record["seconds"],
+        **record["finished"],
+    )
+
+
+def _validations(record: dict) -> tuple[Validation, ...]:
+    return tuple(Validation(**validation) for validation in record["validations"])
+
+
+def _read_record(run: Run) -> dict:
+    path = run.folder / RECORD
+    new = {"fingerprint": run.fingerprint, "seconds": 0.0, "validations": [], "finished": None}
+    try:
+        record = json.loads(path.read_text())
+        found = record["fingerprint"]
+        if record.keys() != new.keys():
+            raise KeyError
+    except FileNotFoundError:
+        return new
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged: remove the folder {run.folder} to train anew"
+        ) from error
+    if found != run.fingerprint:
+        raise UserError(
+            f"{run.folder} holds a run with another config or other --cfg-options: give another --out, or "
+            "remove that folder"
+        )
+    return record

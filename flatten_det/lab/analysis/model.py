@@ -1,0 +1,120 @@
+"""The backbone to analyse, and images as it takes them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from torch import Tensor, nn
+
+from ...backbones.weights import load_backbone
+from ...config import named_building_errors
+from ...data.loading import ImageError, image_error
+from ...errors import UserError
+from ...files.checkpoints import read_checkpoint
+from ...files.images import pixel_limit, set_pixel_limit, why_not_decoded
+from ...predict.predictor import load_weights
+from ..complexity.target import Target
+from .targets import build_named
+
+# Of ImageNet, RGB: what the backbones were pretrained with.
+_IMAGENET = dict(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375), bgr_to_rgb=True)
+
+
+@dataclass(frozen=True)
+class AnalysedModel:
+    """A backbone and the preparation of its images.
+
+    Attributes:
+        backbone: in evaluation mode, on the CPU.
+        size: ``(H, W)`` in pixels that images are resized to.
+        normalisation: ``mean``, ``std`` and ``bgr_to_rgb``, as of a data preprocessor.
+        max_pixels: of an image that is decoded.
+    """
+
+    backbone: nn.Module
+    size: tuple[int, int]
+    normalisation: Mapping[str, Any]
+    max_pixels: int
+
+    def read(self, path: str | Path) -> tuple[np.ndarray, Tensor]:
+        """An image, resized.
+
+        Returns:
+            ``(H, W)``, grey values from 0 to 1 to draw upon, and ``(1, 3, H, W)`` for the backbone.
+
+        Raises:
+            ImageError: it is missing, too large or cannot be decoded.
+        """
+        set_pixel_limit(self.max_pixels)
+        problem = why_not_decoded(path) if Path(path).is_file() else image_error(path)
+        if problem:
+            raise ImageError(problem)
+        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        if image is None:
+            raise ImageError(image_error(path) or f"image {path} cannot be decoded: remove it")
+        height, width = self.size
+        shrinks = image.shape[0] * image.shape[1] > height * width
+        method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        image = cv2.resize(image, (width, height), interpolation=method)
+        grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) / 255
+        pixels = torch.from_numpy(image).permute(2, 0, 1).float()
+        if self.normalisation["bgr_to_rgb"]:
+            pixels = pixels.flip(0)
+        mean, std = (
+            torch.tensor(self.normalisation[name]).view(-1, 1, 1) for name in ("mean", "std")
+        )
+        return grey, ((pixels - mean) / std)[None]
+
+
+def load_model(
+    target: Target, checkpoint: str | None, size: tuple[int, int] | None, seed: int = 0
+) -> AnalysedModel:
+    """Build what a command line names.
+
+    Args:
+        target: a config's model, of which the backbone is taken, or a backbone of
+            :data:`~flatten_det.lab.analysis.targets.NAMES`.
+        checkpoint: for a config what was trained with it, for a backbone official classification weights or
+            its own; None: weights are random.
+        size: ``(H, W)`` of the images; None: what the config trains on, 224 x 224 for a backbone.
+        seed: of random weights.
+
+    Raises:
+        UserError: the checkpoint does not fit, or the config's model has no backbone.
+        CheckpointError: likewise, for a backbone.
+    """
+    torch.manual_seed(seed)
+    if target.cfg is None:
+        backbone = build_named(target.name)
+        if checkpoint is not None:
+            load_backbone(backbone, read_checkpoint(checkpoint), checkpoint)
+        normalisation, max_pixels = _IMAGENET, pixel_limit(Config())
+    else:
+        with named_building_errors(target.cfg):
+            backbone = _backbone_of(target, checkpoint)
+            preprocessor = target.cfg.model.get("data_preprocessor") or {}
+            normalisation = {
+                name: preprocessor.get(name, default) for name, default in _IMAGENET.items()
+            }
+            max_pixels = pixel_limit(target.cfg)
+    backbone.eval()  # MMDetection's ResNet returns None.
+    return AnalysedModel(backbone, size or target.size(), normalisation, max_pixels)
+
+
+def _backbone_of(target: Target, checkpoint: str | None) -> nn.Module:
+    cfg = target.cfg
+    init_default_scope(cfg.get("default_scope", "mmdet"))
+    model = MODELS.build(cfg.model)
+    if checkpoint is not None:
+        load_weights(model, checkpoint)
+    elif hasattr(model, "backbone"):
+        model.backbone.init_weights()
+    if not hasattr(model, "backbone"):
+        raise UserError(f"{target.name}: its model has no backbone: give one with a backbone")
+    return model.backbone

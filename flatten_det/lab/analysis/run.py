@@ -1,0 +1,178 @@
+"""From a model and images to figures and numbers."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...data.loading import ImageError, left_out
+from ...errors import UserError
+from ...files.atomic import refuse_overwriting, write_atomically
+from ...files.naming import output_names
+from .capture import LayerCall, capture
+from .confidence import LayerSummary, summarise
+from .layers import AttentionLayer
+from .map_figure import draw_maps
+from .maps import query_token, weight_maps
+from .measure import LayerResult, Plan, measure_layer
+from .model import AnalysedModel
+from .spectrum_figure import draw_spectra
+from .statistics_figure import draw_statistics
+
+JSON, STATISTICS_FIGURE, SPECTRA_FIGURE = "analysis.json", "statistics.png", "spectra.png"
+CENTRE = (0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure and to draw.
+
+    Attributes:
+        plan: of the measurements.
+        points: ``(x, y)`` of the queries drawn, 0 to 1.
+        map_heads: heads drawn.
+        drawn: how many of the images get maps and spectra; statistics are of all.
+    """
+
+    plan: Plan = field(default_factory=Plan)
+    points: tuple[tuple[float, float], ...] = (CENTRE,)
+    map_heads: tuple[int, ...] = (0,)
+    drawn: int = 1
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """All results.
+
+    Attributes:
+        images: paths, in order, of those that can be read.
+        results: for each of these images, of each layer.
+        summaries: of each layer over these images.
+        unreadable: one line for each other image.
+    """
+
+    images: list[str]
+    results: list[list[LayerResult]]
+    summaries: list[LayerSummary]
+    unreadable: list[str]
+
+    def record(self) -> dict[str, Any]:
+        """For JSON."""
+        return dict(
+            summary=[summary.record() for summary in self.summaries],
+            images=[
+                dict(image=image, layers=[result.record() for result in results])
+                for image, results in zip(self.images, self.results, strict=True)
+            ],
+            unreadable=self.unreadable,
+        )
+
+
+def layers_with_heads(
+    layers: Sequence[AttentionLayer], heads: Sequence[int] | None
+) -> list[AttentionLayer]:
+    """The layers that have at least one of the heads; None: all.
+
+    Raises:
+        UserError: one of the heads is in no layer.
+    """
+    if heads is None:
+        return list(layers)
+    counts = {layer.name: head_count(layer) for layer in layers}
+    for head in heads:
+        if not 0 <= head < max(counts.values()):
+            there = ", ".join(f"{count} in {name}" for name, count in counts.items())
+            raise UserError(f"no chosen layer has a head {head}: heads count from 0; {there}")
+    return [layer for layer in layers if min(heads) < counts[layer.name]]
+
+
+def head_count(layer: AttentionLayer) -> int:
+    """Heads of a layer."""
+    if hasattr(layer.module, "num_heads"):
+        return layer.module.num_heads
+    return layer.module.heads_per_branch * len(layer.module.lepe)
+
+
+def analyse(
+    model: AnalysedModel,
+    layers: Sequence[AttentionLayer],
+    images: Sequence[str],
+    options: Options,
+    out_dir: Path,
+    about: dict[str, Any],
+    advance: Callable[[str], None] = lambda what: None,
+) -> Analysis:
+    """Measure, draw and write all into a folder.
+
+    Args:
+        model: with its images' size.
+        layers: of its backbone.
+        images: paths; the statistics are means over those that can be read.
+        options: what to do.
+        out_dir: :data:`JSON`, :data:`STATISTICS_FIGURE` and, for each image drawn, a folder of its name.
+        about: goes into the JSON: what was analysed.
+        advance: told what is done, for each layer of each image once.
+
+    Raises:
+        UserError: none of the images can be read, or a result would overwrite one.
+    """
+    names = output_names(images, reserved=(JSON, STATISTICS_FIGURE))
+    drawn = [out_dir / names[image] / figure for image in images for figure in _figures(options)]
+    refuse_overwriting(images, [out_dir / JSON, out_dir / STATISTICS_FIGURE, *drawn], "--out-dir")
+    read, results, unreadable = [], [], []
+    for image in images:
+        try:
+            grey, pixels = model.read(image)
+        except ImageError as error:
+            unreadable.append(str(error))
+            continue
+        is_drawn = len(read) < options.drawn
+        read.append(image)
+        plan = options.plan if is_drawn else replace(options.plan, spectra=False)
+        calls = capture(model.backbone, layers, pixels)
+        of_image = []
+        for call in calls:
+            of_image.append(measure_layer(call, plan))
+            advance(f"{names[image]}, layer {call.layer.name}")
+        results.append(of_image)
+        if is_drawn:
+            _draw_image(grey, calls, of_image, options, out_dir / names[image])
+    if not read:
+        raise left_out(unreadable, len(images))
+    summaries = summarise(result for of_image in results for result in of_image)
+    draw_statistics(summaries, out_dir / STATISTICS_FIGURE)
+    analysis = Analysis(read, results, summaries, unreadable)
+    content = json.dumps(about | analysis.record(), indent=1)
+    write_atomically(out_dir / JSON, content.encode())
+    return analysis
+
+
+def _figures(options: Options) -> list[str]:
+    maps = (_map_figure(h, n) for h in options.map_heads for n in range(1, len(options.points) + 1))
+    return [SPECTRA_FIGURE, *maps]
+
+
+def _map_figure(head: int, point: int) -> str:
+    return f"maps_head{head}_point{point}.png"
+
+
+def _draw_image(
+    grey: np.ndarray,
+    calls: Sequence[LayerCall],
+    results: Sequence[LayerResult],
+    options: Options,
+    folder: Path,
+) -> None:
+    if options.plan.spectra:
+        draw_spectra(results, folder / SPECTRA_FIGURE)
+    for head in options.map_heads:
+        for number, point in enumerate(options.points, 1):
+            rows = {
+                call.layer.name: weight_maps(call, head, query_token(point, call.hw_shape))
+                for call in calls
+                if head < head_count(call.layer)
+            }
+            draw_maps(grey, rows, point, folder / _map_figure(head, number))

@@ -1,1 +1,0 @@
-"""Images larger than a test pipeline's size: segmented as a whole, or detected in tiles."""

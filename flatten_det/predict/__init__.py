@@ -1,0 +1,1 @@
+"""Prediction and evaluation with trained models, for images of any size."""

@@ -1,0 +1,1 @@
+"""Training: stopping and resuming exactly, checkpoints, guards, precision."""

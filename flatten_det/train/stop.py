@@ -1,0 +1,213 @@
+"""Stop a training with Ctrl-C, SIGTERM or SIGHUP such that it can be resumed exactly where it stopped."""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from mmengine.dist import all_reduce, get_world_size, is_main_process
+from mmengine.hooks import EMAHook, Hook
+from mmengine.runner import Runner
+
+from ..files.atomic import write_atomically
+from .resume import is_complete
+
+
+class SurviveSigterm:
+    """A ``worker_init_fn``: in the worker, only its parent's SIGTERM counts, and no SIGHUP.
+
+    A batch system or ``timeout`` sends SIGTERM to every process of a job, a terminal that is closed
+    SIGHUP. A worker that dies of it
+    takes the iteration down that the training wants to finish and save. When the training ends,
+    it ends its workers itself, or they notice that it is gone.
+
+    Args:
+        init: The data loader's own ``worker_init_fn``, called as well.
+    """
+
+    def __init__(self, init: Callable[[int], None] | None = None) -> None:
+        self._init = init
+
+    def __call__(self, worker_id: int) -> None:
+        """Set up the signals of the worker that this is called in."""
+        if hasattr(signal, "SIGHUP"):
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        # macOS and Windows do not tell who sent a signal: there, all is as PyTorch has it.
+        if hasattr(signal, "sigwaitinfo"):
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+            threading.Thread(target=_exit_on_parents_sigterm, daemon=True).start()
+        if self._init is not None:
+            self._init(worker_id)
+
+
+def _exit_on_parents_sigterm() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    # As PyTorch does on its parent's SIGTERM: anything else would be reported as a crash.
+    os._exit(0)
+
+
+CHECKPOINT_NAME = "interrupted.pth"
+REPEAT_WITH_RESUME = "repeat the command with --resume"
+SIGNAL_NAMES = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated (SIGTERM)"}
+if hasattr(signal, "SIGHUP"):  # Not on Windows.
+    SIGNAL_NAMES[signal.SIGHUP] = "its terminal was closed (SIGHUP)"
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """The training stopped after Ctrl-C; its message says how to continue."""
+
+
+class TrainingPreempted(TrainingInterrupted):
+    """The training stopped after SIGTERM or SIGHUP, as planned by whoever sent it: no failure."""
+
+    exit_code = 0
+
+
+def take_over_signals(handler: Callable[[int, Any], None]) -> dict[int, Any]:
+    """Have a function called for the signals that stop a training; returns their former handlers.
+
+    A SIGHUP that is ignored stays so, as ``nohup`` wants it.
+    """
+    # Only the main thread may set handlers; elsewhere the signals are not ours to handle.
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {
+        number: signal.signal(number, handler)
+        for number in SIGNAL_NAMES
+        if number in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(number) != signal.SIG_IGN
+    }
+
+
+def tell(message: str) -> None:
+    """Write to standard error from within a signal handler, where print may be under way; if it is open."""
+    with contextlib.suppress(OSError):
+        os.write(2, message.encode())
+
+
+class InterruptHook(Hook):
+    """Turns Ctrl-C, SIGTERM and SIGHUP into a checkpoint after the current iteration.
+
+    A second Ctrl-C quits at once. SIGTERM is how batch systems announce that they need the
+    machine (Slurm at the time limit, on pre-emption and with ``--signal=TERM@120``, Kubernetes
+    when it evicts a pod), often repeatedly and to all processes; SIGKILL follows, after 30
+    seconds by default. SIGHUP says that the terminal is gone. If several signals come, the first
+    one counts.
+
+    The run stops between two iterations, where a checkpoint can describe the state of mmengine's
+    loops. Its ``meta['position']['validation_due']`` says whether it stopped before or in a
+    validation; the rest of the position comes from
+    :class:`~flatten_det.train.resume.ResumePositionHook`, which goes on from it too.
+
+    Args:
+        to_continue: what the user is told to do to continue.
+    """
+
+    # Before any other hook has counted or logged the iteration that will not take place.
+    priority = "HIGHEST"
+    # Ranks agree about stopping by a collective call, which costs a synchronization.
+    ranks_agree_every = 5
+    # torchrun passes on the Ctrl-C that the terminal has already sent to the ranks.
+    same_keypress_s = 1.0
+    # Where one process watches over several trainings, the terminal and a second Ctrl-C are its own.
+    supervised = False
+
+    def __init__(self, to_continue: str = REPEAT_WITH_RESUME) -> None:
+        self._to_continue = to_continue
+        self._signal: int = 0
+        self._requested_at = 0.0
+        self._previous_handlers: dict[int, Any] = {}
+        self._pid = os.getpid()
+
+    def before_train(self, runner: Runner) -> None:
+        """Take over the signals for the time of the training, and keep them from its workers."""
+        self._previous_handlers = take_over_signals(self._on_signal)
+        if not self._previous_handlers:
+            return
+        for loop in (runner.train_loop, runner.val_loop):
+            if loop is not None:
+                loader = loop.dataloader
+                loader.worker_init_fn = SurviveSigterm(loader.worker_init_fn)
+
+    def after_train(self, runner: Runner) -> None:
+        """Give the signals back."""
+        self.restore_handlers()
+
+    def restore_handlers(self) -> None:
+        """Give the signals back; harmless when they were not taken."""
+        while self._previous_handlers:
+            signal.signal(*self._previous_handlers.popitem())
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
+        """Stop before the next iteration."""
+        if is_complete(runner) and (number := self._agreed_signal(runner.iter)):
+            self._stop(runner, number)
+
+    def before_val(self, runner: Runner) -> None:
+        """Stop before a validation."""
+        if is_complete(runner) and (number := self._agreed_signal()):
+            self._stop(runner, number, validation_due=True)
+
+    def after_val_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Stop within a validation.
+
+        Not with weight averaging, which swaps the model's weights for the time of a validation,
+        nor with several ranks, whose numbers of batches may differ: these finish it first.
+        """
+        averaging = any(isinstance(hook, EMAHook) for hook in runner.hooks)
+        if self._signal and is_complete(runner) and get_world_size() == 1 and not averaging:
+            self._stop(runner, self._signal, validation_due=True)
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        if os.getpid() != self._pid:
+            return  # A forked DataLoader worker: its parent decides.
+        now = time.monotonic()
+        if not self._signal:
+            self._signal = number
+            self._requested_at = now
+            if self.supervised:
+                return
+            hint = "; Ctrl-C again quits at once, without one" if number == signal.SIGINT else ""
+            tell(f"\n{SIGNAL_NAMES[number]}: saving a checkpoint after this iteration{hint}\n")
+        elif (
+            number == signal.SIGINT
+            and now - self._requested_at > self.same_keypress_s
+            and not self.supervised
+        ):
+            raise TrainingInterrupted(
+                f"interrupted at once, without a new checkpoint; to continue, {self._to_continue}"
+            )
+
+    def _agreed_signal(self, step: int = 0) -> int:
+        """The signal to stop for, the same on all ranks; 0 to go on."""
+        if get_world_size() == 1:
+            return self._signal
+        if step % self.ranks_agree_every:
+            return 0
+        number = torch.tensor(float(self._signal))
+        all_reduce(number, op="max")
+        return int(number)
+
+    def _stop(self, runner: Runner, number: int, validation_due: bool = False) -> NoReturn:
+        path = Path(runner.work_dir, CHECKPOINT_NAME)
+        runner.save_checkpoint(
+            runner.work_dir,
+            CHECKPOINT_NAME,
+            meta={
+                "epoch": runner.epoch,
+                "iter": runner.iter,
+                "position": {"validation_due": validation_due},
+            },
+        )
+        if is_main_process():
+            write_atomically(path.with_name("last_checkpoint"), str(path).encode())
+        stopped = TrainingInterrupted if number == signal.SIGINT else TrainingPreempted
+        raise stopped(
+            f"{SIGNAL_NAMES[number]} after iteration {runner.iter}, saved {path}; "
+            f"to continue, {self._to_continue}"
+        )

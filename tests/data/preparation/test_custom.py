@@ -1,0 +1,316 @@
+"""Configs for data of one's own: they build, with the folder's classes, for every kind of detector."""
+
+import json
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from custom_folder import CATEGORIES, make_custom_folder, make_custom_split, write_json
+from mmdet.registry import DATASETS, METRICS
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+
+from flatten_det.data.preparation.custom import Wishes, write_config
+from flatten_det.errors import UserError
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+CLASSES = tuple(CATEGORIES.values())
+MASK_RCNN = "quickstart/mask-rcnn_flatten-pvt-nano_fpn_shapes"
+RETINANET = "quickstart/retinanet_flatten-pvt-nano_fpn_shapes"
+# One of each: model, wrapper of the data, evaluator, list of heads.
+FAMILIES = [
+    MASK_RCNN,
+    RETINANET,
+    "retinanet/retinanet_flatten-pvt-t_fpn_1x_coco",
+    "mask_rcnn/mask-rcnn_flatten-cswin-t_fpn_3x_coco",
+    "mask_rcnn/mask-rcnn_flatten-swin-t_fpn_lsj-1536-100e_coco",
+    "mask_rcnn/mask-rcnn_flatten-swin-t_fpn_1x_cityscapes",
+    "cascade_mask_rcnn/cascade-mask-rcnn_flatten-swin-t_fpn_3x_coco",
+    "deformable_detr/deformable-detr_flatten-pvtv2-b2_16xb2-50e_coco",
+    "dino/dino-4scale_flatten-swin-t_8xb2-12e_coco",
+    "mask2former/mask2former_flatten-swin-t_8xb2-lsj-50e_coco",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return make_custom_folder(tmp_path_factory.mktemp("data") / 'fruit "2" {{ fileDirname }}')
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a config and returns its path."""
+
+    def write(folder: Path, config: str = MASK_RCNN, **wishes) -> Path:
+        out = tmp_path / "made" / "fruit.py"
+        wishes = {"annotations": {}, "images": {}, **wishes}
+        write_config(folder, CONFIGS / f"{config}.py", out, Wishes(**wishes))
+        return out
+
+    return write
+
+
+def innermost(dataset: Config) -> Config:
+    while "dataset" in dataset:
+        dataset = dataset.dataset
+    return dataset
+
+
+def class_counts(model: torch.nn.Module) -> set[int]:
+    """What the heads that tell classes apart, the RPN aside, were built for."""
+    return {
+        module.num_classes
+        for name, module in model.named_modules()
+        if isinstance(getattr(module, "num_classes", None), int) and "rpn" not in name
+    }
+
+
+@pytest.mark.parametrize("config", FAMILIES)
+def test_every_family(config, folder, write):
+    cfg = Config.fromfile(write(folder, config, from_scratch=True))
+    base = Config.fromfile(CONFIGS / f"{config}.py")
+    assert cfg.model.backbone.type == base.model.backbone.type
+    with DefaultScope.overwrite_default_scope("mmdet"), torch.device("meta"):
+        model = MODELS.build(cfg.model)
+        assert class_counts(model) == {3}
+    for name, split, images in (
+        ("train_dataloader", "train", 6),
+        ("val_dataloader", "valid", 3),
+        ("test_dataloader", "valid", 3),
+    ):
+        built = innermost(cfg[name].dataset)
+        of_base = base[name].dataset
+        assert ("times" in cfg[name].dataset) == ("times" in of_base)
+        assert cfg[name].dataset.get("times") == of_base.get("times")
+        assert len(built.pipeline) >= len(innermost(of_base).pipeline)
+        with DefaultScope.overwrite_default_scope("mmdet"):
+            dataset = DATASETS.build({**built, "pipeline": [], "serialize_data": False})
+        assert type(dataset).__name__ == "CocoDataset"
+        assert dataset.metainfo["classes"] == CLASSES
+        assert len(dataset.metainfo["palette"]) == 3
+        assert len(dataset) == images
+        sample = dataset.get_data_info(0)
+        assert Path(sample["img_path"]).parent == folder / split
+        assert Path(sample["img_path"]).is_file()
+        assert [instance["bbox_label"] for instance in sample["instances"]] == [0, 1, 2]
+    for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
+        with DefaultScope.overwrite_default_scope("mmdet"):
+            metric = METRICS.build(evaluator)
+        metric.dataset_meta = {"classes": CLASSES}
+        assert metric._coco_api.get_cat_ids(cat_names=CLASSES) == list(CATEGORIES)
+        assert ("segm" in metric.metrics) == ("mask" in config)
+
+
+@cache
+def base_model(config: str) -> dict:
+    return Config.fromfile(CONFIGS / f"{config}.py").model.to_dict()
+
+
+def differences(new, old, place="model") -> set[str]:
+    if isinstance(new, dict) and isinstance(old, dict):
+        assert new.keys() == old.keys(), place
+        return {d for key in new for d in differences(new[key], old[key], f"{place}.{key}")}
+    if isinstance(new, list) and isinstance(old, list) and new and isinstance(new[0], dict):
+        return {d for n, o in zip(new, old, strict=True) for d in differences(n, o, f"{place}[]")}
+    return set() if new == old else {place}
+
+
+@pytest.mark.parametrize(
+    ("config", "changed"),
+    [
+        (FAMILIES[2], {"model.bbox_head.num_classes"}),
+        (
+            FAMILIES[6],
+            {"model.roi_head.bbox_head[].num_classes", "model.roi_head.mask_head.num_classes"},
+        ),
+        (
+            FAMILIES[9],
+            {
+                "model.panoptic_head.num_things_classes",
+                "model.panoptic_head.loss_cls.class_weight",
+                "model.panoptic_fusion_head.num_things_classes",
+            },
+        ),
+    ],
+)
+def test_nothing_else_in_the_model_changes(config, changed, folder, write):
+    cfg = Config.fromfile(write(folder, config))
+    assert differences(cfg.model.to_dict(), base_model(config)) == changed
+    if "panoptic_head" in cfg.model:
+        assert cfg.model.panoptic_head.loss_cls.class_weight == [1.0, 1.0, 1.0, 0.1]
+
+
+def test_quickstart_resizes_images_of_all_sizes(folder, write):
+    pipeline = Config.fromfile(write(folder)).train_dataloader.dataset.pipeline
+    assert [step.type for step in pipeline][:3] == [
+        "LoadImageFromFile",
+        "LoadAnnotations",
+        "Resize",
+    ]
+    assert pipeline[2].scale == (128, 128)
+
+
+@pytest.fixture
+def boxes_only(tmp_path):
+    """A folder whose annotations have no segmentation."""
+    root = make_custom_folder(tmp_path / "boxes")
+    for path in root.rglob("*.json"):
+        content = json.loads(path.read_text())
+        for annotation in content["annotations"]:
+            annotation["segmentation"] = []
+        write_json(path, content)
+    return root
+
+
+def test_boxes_without_masks_are_for_detectors_of_boxes(boxes_only, write):
+    message = (
+        r"learns masks, but 18 of 18 .* no segmentation: choose a detector of boxes such as configs"
+    )
+    with pytest.raises(UserError, match=message):
+        write(boxes_only)
+    pipeline = Config.fromfile(write(boxes_only, RETINANET)).train_dataloader.dataset.pipeline
+    assert pipeline[1].with_bbox is True
+    assert pipeline[1].with_mask is False
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("quickstart/flatten-pvt-nano_semantic-fpn_shapes", "is a semantic segmentor"),
+        ("mask2former/mask2former_flatten-swin-t_8xb2-lsj-50e_coco-panoptic", "panoptic"),
+        ("_base_/flatten", "is no complete config, it has no model"),
+        ("no-such", "not found"),
+    ],
+)
+def test_configs_that_cannot_learn_from_coco_files(config, message, folder, write):
+    with pytest.raises(UserError, match=message):
+        write(folder, config)
+
+
+def test_configs_of_classes_cannot_be_inherited(folder, write, tmp_path):
+    config = tmp_path / "classes.py"
+    config.write_text("from mmdet.models import MaskRCNN\nmodel = dict(type=MaskRCNN)")
+    with pytest.raises(UserError, match="names classes, and no config with _base_ can inherit it"):
+        write(folder, str(config.with_suffix("")))
+
+
+def test_nothing_is_overwritten(folder, write):
+    out = write(folder)
+    out.write_text("mine")
+    with pytest.raises(UserError, match=r"fruit\.py exists: .*--force"):
+        write(folder)
+    assert out.read_text() == "mine"
+    write(folder, force=True)
+    assert Config.fromfile(out).num_classes == 3
+
+
+def test_splits_must_have_the_same_categories(tmp_path, write):
+    root = make_custom_folder(tmp_path / "data")
+    path = root / "valid" / "_annotations.coco.json"
+    content = json.loads(path.read_text())
+    write_json(path, {**content, "categories": content["categories"][::-1]})
+    with pytest.raises(UserError, match=r"have different categories \(their order differs\)"):
+        write(root)
+    content["categories"].append({"id": 50, "name": "plum"})
+    write_json(path, content)
+    with pytest.raises(UserError, match="only one has plum"):
+        write(root)
+
+
+def test_unused_categories_are_kept(tmp_path, write):
+    root = make_custom_folder(tmp_path / "data")
+    for path in root.rglob("*.json"):
+        content = json.loads(path.read_text())
+        content["categories"].insert(0, {"id": 0, "name": "fruit"})
+        write_json(path, content)
+    assert Config.fromfile(write(root)).classes == ("fruit", *CLASSES)
+
+
+def test_a_single_annotation_file_is_divided(tmp_path, write):
+    root = tmp_path / "data"
+    write_json(root / "result.json", make_custom_split(root / "images", 8))
+    with pytest.raises(UserError, match=r"no validation annotations .*--val-fraction"):
+        write(root)
+    out = write(root, val_fraction=0.25)
+    cfg = Config.fromfile(out)
+    assert cfg.train_dataloader.dataset.ann_file == str(out.with_name("fruit_train.json"))
+    names = []
+    for split, count in (("train", 6), ("val", 2)):
+        content = json.loads(out.with_name(f"fruit_{split}.json").read_text())
+        assert len(content["images"]) == count
+        names += [image["file_name"] for image in content["images"]]
+        assert cfg[f"{split}_dataloader"].dataset.data_prefix.img == "images"
+    assert sorted(names) == sorted(f"photo {index}.png" for index in range(8))
+    assert cfg.val_evaluator.ann_file == str(out.with_name("fruit_val.json"))
+
+
+def test_incomplete_annotations_are_completed_beside_the_config(tmp_path, write, capsys):
+    root = make_custom_folder(tmp_path / "data")
+    path = root / "valid" / "_annotations.coco.json"
+    content = json.loads(path.read_text())
+    for annotation in content["annotations"]:
+        del annotation["iscrowd"]
+    write_json(path, content)
+    before = path.read_bytes()
+    out = write(root)
+    assert "completed by iscrowd (0)" in capsys.readouterr().out
+    assert path.read_bytes() == before
+    cfg = Config.fromfile(out)
+    assert cfg.val_evaluator.ann_file == str(out.with_name("fruit_val.json"))
+    assert cfg.train_dataloader.dataset.ann_file == "train/_annotations.coco.json"
+    completed = json.loads(out.with_name("fruit_val.json").read_text())
+    assert {annotation["iscrowd"] for annotation in completed["annotations"]} == {0}
+
+
+def test_exports_of_windows(tmp_path, write):
+    """A byte order mark, and backslashes in file names."""
+    root = tmp_path / "data"
+    for split in ("train", "valid"):
+        content = make_custom_split(root / split, 3, prefix="day 1/")
+        for image in content["images"]:
+            image["file_name"] = image["file_name"].replace("/", "\\")
+        text = json.dumps(content)
+        (root / split / "_annotations.coco.json").write_text(text, encoding="utf-8-sig")
+    cfg = Config.fromfile(write(root))
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        dataset = DATASETS.build({**cfg.train_dataloader.dataset, "pipeline": []})
+    assert all(Path(dataset.get_data_info(i)["img_path"]).is_file() for i in range(3))
+
+
+def test_what_the_command_line_names_is_taken(folder, write, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    ann = write_json(tmp_path / "mine.json", make_custom_split(elsewhere, 4))
+    cfg = Config.fromfile(write(folder, annotations={"train": ann}, images={"train": elsewhere}))
+    assert cfg.train_dataloader.dataset.ann_file == str(ann)
+    assert cfg.train_dataloader.dataset.data_prefix.img == str(elsewhere)
+    assert cfg.val_dataloader.dataset.ann_file == "valid/_annotations.coco.json"
+    with pytest.raises(UserError, match=r"none\.json not found"):
+        write(folder, annotations={"train": tmp_path / "none.json"})
+    with pytest.raises(UserError, match=r"4 of the 4 images .* are not in"):
+        write(folder, annotations={"train": ann}, images={"train": folder})
+
+
+def test_base_is_relative_within_the_current_folder(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("configs").mkdir()
+    text = (CONFIGS / f"{MASK_RCNN}.py").read_text()
+    bases = str(CONFIGS / "quickstart" / "_base_")
+    Path("configs", "base.py").write_text(text.replace("./_base_", bases))
+    wishes = Wishes({}, {})
+    write_config(folder, Path("configs/base.py"), Path("mine/fruit.py"), wishes)
+    assert '_base_ = "../configs/base.py"' in Path("mine/fruit.py").read_text()
+    tmp_path.joinpath("sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    assert Config.fromfile("../mine/fruit.py").classes == CLASSES
+
+
+def test_weights_that_are_not_there_are_named(folder, write, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    out = write(folder, FAMILIES[2])
+    assert "checkpoints/flatten_pvt_t.pth is not there yet" in capsys.readouterr().out
+    checkpoint = Config.fromfile(out).model.backbone.init_cfg.checkpoint
+    assert checkpoint == "checkpoints/flatten_pvt_t.pth"
+    out = write(folder, FAMILIES[2], from_scratch=True, force=True)
+    assert "not there" not in capsys.readouterr().out
+    assert Config.fromfile(out).model.backbone.init_cfg is None

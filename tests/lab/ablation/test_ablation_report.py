@@ -1,0 +1,80 @@
+"""Table and figure of outcomes that are made up."""
+
+from dataclasses import replace
+
+import pytest
+from matplotlib.figure import Figure
+
+from flatten_det.errors import UserError
+from flatten_det.lab.ablation import figure as figure_module
+from flatten_det.lab.ablation.figure import draw
+from flatten_det.lab.ablation.report import make_table, summarize
+from flatten_det.lab.ablation.run import Finished, Validation
+
+OUTCOMES = [
+    Finished(
+        variant,
+        seed,
+        (Validation(450, {"mIoU": value / 2}), Validation(900, {"mIoU": value})),
+        900,
+        1000,
+        120.0,
+    )
+    for variant, values in {"p1-k0": (10, 20, 30), "p3-k5": (11, 22, 33)}.items()
+    for seed, value in enumerate(values)
+]
+
+
+def test_the_table_says_what_was_measured():
+    rows = make_table(summarize(OUTCOMES, "mIoU", "p1-k0"), "mIoU", "p1-k0").splitlines()
+
+    assert rows[-2] == "| p1-k0 | 1,000 | 20.00 ± 10.00 | 10.00, 20.00, 30.00 |  |  | 2.0 |"
+    # See test_comparison_by_hand.
+    assert rows[-1] == (
+        "| p3-k5 | 1,000 | 22.00 ± 11.00 | 11.00, 22.00, 33.00 | +2.00 ± 0.58 | 0.0742 | 2.0 |"
+    )
+
+
+def test_an_unknown_metric_is_named():
+    with pytest.raises(UserError, match="--metric AP: runs have the metrics mIoU"):
+        summarize(OUTCOMES, "AP", "p1-k0")
+
+
+LEVELS = {"guessing": 5.0}
+
+
+def _drawn(outcomes, levels, tmp_path, monkeypatch) -> Figure:
+    figures = []
+    monkeypatch.setattr(figure_module, "save", lambda figure, path: figures.append(figure))
+    draw(summarize(outcomes, "mIoU", "p1-k0"), "mIoU", levels, tmp_path / "figure.png")
+    return figures[0]
+
+
+def test_the_figure_shows_curves_runs_and_levels(tmp_path, monkeypatch):
+    figure = _drawn(OUTCOMES, LEVELS, tmp_path, monkeypatch)
+
+    curves, ends = figure.axes
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in curves.lines}
+    assert drawn["p1-k0"] == [[450, 10], [900, 20]]
+    assert drawn["p3-k5"] == [[450, 11], [900, 22]]
+    assert [label.get_text() for label in ends.get_xticklabels()] == ["p1-k0", "p3-k5"]
+    seeds = [c.get_offsets()[:, 1].tolist() for c in ends.collections if len(c.get_offsets()) == 3]
+    assert seeds == [[10, 20, 30], [11, 22, 33]]
+    for axes in (curves, ends):
+        assert any(set(line.get_ydata()) == {5.0} for line in axes.lines)
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["p1-k0", "p3-k5", "guessing"]
+
+
+def test_a_single_validation_makes_no_curve(tmp_path, monkeypatch):
+    outcomes = [replace(outcome, validations=outcome.validations[-1:]) for outcome in OUTCOMES]
+    figure = _drawn(outcomes, {}, tmp_path, monkeypatch)
+    (ends,) = figure.axes
+    assert ends.get_ylabel() == "mIoU"
+    assert not figure.legends
+
+
+def test_curves_are_means_of_what_all_seeds_have():
+    interrupted = replace(OUTCOMES[0], validations=OUTCOMES[0].validations[1:])
+    (summary,) = summarize([interrupted, *OUTCOMES[1:3]], "mIoU", "p1-k0")
+    assert summary.curve == ((900, 20),)

@@ -1,0 +1,119 @@
+"""Finding the attention layers of a backbone, and what goes into them."""
+
+import pytest
+import torch
+from mmengine.registry import MODELS
+from nano_backbones import NANO
+from torch import nn
+
+from flatten_det.errors import UserError
+from flatten_det.lab.analysis.capture import capture
+from flatten_det.lab.analysis.layers import attention_layers, choose_layers
+from flatten_det.lab.analysis.measure import Plan, measure_layer
+from flatten_det.lab.analysis.run import head_count
+
+
+def build(family, **options):
+    torch.manual_seed(0)
+    return MODELS.build(dict(type=family, arch=NANO[family], **options)).eval()
+
+
+@pytest.mark.parametrize("attn_types", ["LLLL", "SSSS"])
+@pytest.mark.parametrize("family", NANO)
+def test_matrices_of_whole_backbones(family, attn_types):
+    backbone = build(family, attn_types=attn_types)
+    layers = attention_layers(backbone)
+    assert [layer.name for layer in layers[:3]] == ["1.1", "1.2", "2.1"]
+    with torch.no_grad():
+        image = torch.randn(1, 3, 72, 100)
+        before = backbone(image)
+        calls = capture(backbone, layers, image)
+        for level, again in zip(before, backbone(image), strict=True):
+            torch.testing.assert_close(level, again)
+    assert [call.hw_shape for call in calls][:3] == [(18, 25), (18, 25), (9, 13)]
+    for call in calls:
+        result = measure_layer(call, Plan())
+        assert result.error < 1e-5
+        assert [measured.is_own for measured in result.variants].count(True) == 1
+        for measured in result.variants:
+            assert sorted(measured.heads) == list(range(head_count(call.layer)))
+            # The mask of shifted windows cuts them into up to four parts, each with a rank of its own.
+            parts = 4 if getattr(call.layer.module, "shift_size", 0) else 1
+            is_linear = measured.variant.power is not None and not measured.variant.convolution
+            for found in measured.spectra:
+                assert not (is_linear and found.spectrum.rank > parts * result.bound)
+
+
+def test_convolution_restores_the_rank():
+    backbone = build("FLattenSwin")
+    (call,) = capture(backbone, attention_layers(backbone)[:1], torch.randn(1, 3, 56, 56))
+    result = measure_layer(call, Plan())
+    ranks = {m.variant.name: m.spectra[0].spectrum.rank for m in result.variants}
+    assert ranks["plain linear"] <= 16
+    assert ranks["focused linear"] <= 16
+    assert ranks["focused + conv."] == 196
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("side", [28, 56])
+def test_convolution_restores_the_rank_of_large_maps(side):
+    backbone = build("FLattenSwin")
+    image = torch.randn(1, 3, 4 * side, 4 * side)
+    (call,) = capture(backbone, attention_layers(backbone)[:1], image)
+    result = measure_layer(call, Plan())
+    own = result.variants[-1]
+    assert own.is_own
+    (found,) = own.record()["spectra"]
+    assert found["rank"] + found["short_of_full_rank"] == side**2
+    # The smallest of 3136 singular values lie just below the tolerance: those of the kernel itself.
+    assert found["short_of_full_rank"] <= (0 if side == 28 else 0.005 * side**2)
+    assert result.variants[-2].spectra[0].spectrum.rank <= 16
+
+
+def test_what_is_too_large_is_sampled(monkeypatch):
+    backbone = build("FLattenPVT")
+    (call,) = capture(backbone, attention_layers(backbone)[:1], torch.randn(1, 3, 64, 64))
+    whole = measure_layer(call, Plan())
+    monkeypatch.setattr("flatten_det.lab.analysis.measure.LARGEST_MATRIX", 100 * 256)
+    sampled = measure_layer(call, Plan())
+    assert (whole.sampled, sampled.sampled, sampled.error) == (False, True, None)
+    for of_all, of_some in zip(whole.variants, sampled.variants, strict=True):
+        assert of_some.mean.entropy == pytest.approx(of_all.mean.entropy, rel=0.02)
+        assert of_some.mean.entropy != of_all.mean.entropy
+        found = of_some.spectra[0].spectrum
+        if of_some.variant.convolution:
+            assert found.is_lower_bound
+            assert (found.shape, found.rank) == ((100, 256), 100)
+        if of_some.variant.name == "focused linear":
+            # Its factors are small: nothing to sample.
+            assert found == of_all.spectra[0].spectrum
+
+
+def test_windows_and_heads_that_are_measured():
+    backbone = build("FLattenSwin", attn_types="SSSS")
+    layer = attention_layers(backbone)[2]
+    (call,) = capture(backbone, [layer], torch.randn(1, 3, 128, 128))
+    softmax = measure_layer(call, Plan(heads=(1, 7), windows=2)).variants[0]
+    assert list(softmax.heads) == [1]
+    assert [(s.head, s.window) for s in softmax.spectra] == [(1, 2), (1, 6)]
+
+
+def test_choosing_layers():
+    layers = attention_layers(build("FLattenPVT"))
+    names = [layer.name for layer in layers]
+    assert names == ["1.1", "1.2", "2.1", "3.1", "4.1"]
+    assert [layer.name for layer in choose_layers(layers, None)] == ["1.2", "2.1", "3.1", "4.1"]
+    assert [layer.name for layer in choose_layers(layers, ["2", "1.1"])] == ["1.1", "2.1"]
+    assert choose_layers(layers, ["all"]) == layers
+    with pytest.raises(UserError, match=r"--layers 5: no such stage or block; there are 1\.1 1\.2"):
+        choose_layers(layers, ["5"])
+
+
+def test_models_without_attention():
+    with pytest.raises(UserError, match="Conv2d has no attention to analyse"):
+        attention_layers(nn.Conv2d(1, 1, 1))
+
+
+def test_one_image_at_a_time():
+    with pytest.raises(ValueError, match="one image at a time, got 2"):
+        capture(nn.Identity(), [], torch.zeros(2, 3, 32, 32))

@@ -1,0 +1,70 @@
+"""Statistics and spectra of matrices whose values are known."""
+
+from math import log
+
+import pytest
+import torch
+
+from flatten_det.lab.analysis.spectrum import spectrum, spectrum_of_product
+from flatten_det.lab.analysis.statistics import mean_sharpness, sharpness_of_rows
+
+
+def test_equal_weights():
+    sharpness = mean_sharpness([sharpness_of_rows(torch.full((3, 40), 1 / 40))])
+    assert sharpness.entropy == pytest.approx(log(40))
+    assert sharpness.normalised_entropy == pytest.approx(1)
+    assert sharpness.top_mass == pytest.approx(10 / 40)
+    assert sharpness.effective_tokens == pytest.approx(40, rel=1e-5)
+    assert sharpness.gini == pytest.approx(0, abs=1e-6)
+
+
+def test_one_key_alone():
+    sharpness = mean_sharpness([sharpness_of_rows(torch.eye(40)[:7])])
+    assert (sharpness.entropy, sharpness.normalised_entropy) == (0, 0)
+    assert (sharpness.top_mass, sharpness.effective_tokens) == (1, 1)
+    assert sharpness.gini == pytest.approx(39 / 40)
+
+
+def test_known_weights():
+    # Figure 4 of the paper: 0.37, 0.19, 0.26, 0.18 becomes 0.75, 0.11, 0.09, 0.05.
+    flat, sharp = sharpness_of_rows(
+        torch.tensor([[0.37, 0.19, 0.26, 0.18], [0.75, 0.11, 0.09, 0.05]], dtype=torch.float64)
+    )
+    assert flat[0] == pytest.approx(-sum(w * log(w) for w in (0.37, 0.19, 0.26, 0.18)))
+    assert sharp[0] < flat[0]
+    assert flat[4] == pytest.approx((2 * (0.18 + 2 * 0.19 + 3 * 0.26 + 4 * 0.37) - 5) / 4)
+
+
+def test_signs_and_scale_do_not_count():
+    rows = torch.rand(5, 30, dtype=torch.float64)
+    signs = torch.where(torch.rand(5, 30) < 0.5, -3.0, 3.0)
+    torch.testing.assert_close(sharpness_of_rows(rows * signs), sharpness_of_rows(rows))
+
+
+def test_one_key_only():
+    assert sharpness_of_rows(torch.ones(2, 1)).tolist() == [[0, 0, 1, 1, 0]] * 2
+
+
+def test_portions_change_nothing(monkeypatch):
+    rows = torch.rand(50, 30)
+    whole = sharpness_of_rows(rows)
+    monkeypatch.setattr("flatten_det.lab.analysis.statistics._ENTRIES", 70)
+    torch.testing.assert_close(sharpness_of_rows(rows), whole)
+
+
+def test_rank_of_a_product_without_the_product():
+    torch.manual_seed(0)
+    a, b = torch.rand(90, 12, dtype=torch.float64), torch.rand(40, 12, dtype=torch.float64)
+    fast, dense = spectrum_of_product(a, b), spectrum(a @ b.T)
+    assert fast.rank == dense.rank == 12
+    assert fast.shape == dense.shape == (90, 40)
+    assert (fast.full_rank, len(fast.values)) == (40, 40)
+    assert fast.values == pytest.approx(dense.values, abs=1e-12)
+    # More channels than keys.
+    assert spectrum_of_product(b[:5], b).values == pytest.approx(spectrum(b[:5] @ b.T).values)
+
+
+def test_tolerance():
+    found = spectrum(torch.diag(torch.tensor([2.0, 1e-4, 1e-6], dtype=torch.float64)))
+    assert found.values == pytest.approx((1, 5e-5, 5e-7))
+    assert found.rank == 2

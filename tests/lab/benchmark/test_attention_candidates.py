@@ -1,0 +1,164 @@
+"""The plain transcription, the candidates and their check."""
+
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from attention_cases import exact, make_inputs, relative_error, with_gradients
+
+from flatten_det.errors import UserError
+from flatten_det.lab.benchmark.attention import check as check_module
+from flatten_det.lab.benchmark.attention.candidates import default_candidates, load_peer, prepare
+from flatten_det.lab.benchmark.attention.cases import CORE, LEVELS, MODES, Setting, find_case
+from flatten_det.lab.benchmark.attention.check import TOLERANCES, Checker, part_to_check
+from flatten_det.lab.benchmark.attention.eager import focused_linear_attention as eager
+from flatten_det.lab.benchmark.attention.inputs import make_inputs as make_setting_inputs
+from flatten_det.lab.benchmark.dtypes import DTYPES
+
+CASE = find_case("32,2,5,7")
+PEERS = """
+from functools import partial
+from flatten_det.attention import focused_linear_attention
+
+right = partial(focused_linear_attention, implementation="reference")
+
+def wrong(*args, positions, **options):
+    return right(*args, positions=1.01 * positions, **options)
+
+def forgetful(*args, dwc_bias, **options):
+    return right(*args, dwc_bias=None, **options)
+
+def undefined(*args, **options):
+    return right(*args, **options) * float("nan")
+
+def short(*args, **options):
+    return right(*args, **options)[:, :1]
+"""
+
+
+@pytest.fixture
+def peers(tmp_path, monkeypatch):
+    """``some_peers``, a module in the working directory."""
+    (tmp_path / "some_peers.py").write_text(PEERS)
+    (tmp_path / "broken_peers.py").write_text("import some_package_that_nobody_has")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield
+    sys.modules.pop("some_peers", None)
+
+
+@pytest.mark.parametrize(("hw_shape", "num_heads"), [((1, 7), 1), ((9, 7), 2), ((17, 31), 3)])
+def test_the_transcription_is_the_equation(hw_shape, num_heads):
+    inputs = make_inputs(hw_shape, num_heads, head_dim=16)
+    grad = torch.randn(inputs["q"].shape, generator=torch.Generator().manual_seed(1))
+    options = dict(num_heads=num_heads, hw_shape=hw_shape)
+    out, gradients = with_gradients(eager, inputs, grad, **options)
+    expected, expected_gradients = exact(inputs, grad, **options)
+    assert relative_error(out, expected) < 1e-6
+    for name, gradient in gradients.items():
+        assert relative_error(gradient, expected_gradients[name]) < 1e-5, name
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("level", LEVELS)
+def test_candidates_pass(level, mode):
+    checker = Checker(Setting(CASE, level, mode, batch=2))
+    names = default_candidates(level, torch.device("cpu"))
+    for name in set(names) - {"compiled", "sdpa"}:
+        result = checker(name)
+        assert result.passed, (name, result)
+        assert result.error < TOLERANCES["fp32"]
+    assert not checker("sdpa").passed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", LEVELS)
+def test_compiled_passes(level):
+    assert Checker(Setting(CASE, level, MODES[1]))("compiled").passed
+
+
+@pytest.mark.parametrize("amp", [False, True])
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_low_precision(dtype, amp):
+    for level, name in zip(LEVELS, ("tiled", "flatten_det"), strict=True):
+        setting = Setting(CASE, level, MODES[1], dtype, amp=amp)
+        assert Checker(setting)(name).passed
+        inputs = make_setting_inputs(setting)
+        parameters = {n: x.dtype for n, x in inputs.tensors.items() if n not in "qkvx"}
+        assert set(parameters.values()) == {torch.float32 if amp else DTYPES[dtype]}
+    # The output projection of float32 weights is in low precision under autocast only.
+    assert inputs.tensors["x"].dtype == (torch.float32 if amp else DTYPES[dtype])
+    assert prepare(inputs, "eager")()["output"].dtype == DTYPES[dtype]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(
+    ("peer", "mode"),
+    [
+        ("wrong", MODES[0]),
+        ("wrong", MODES[1]),
+        ("forgetful", MODES[1]),
+        ("undefined", MODES[0]),
+        ("short", MODES[0]),
+    ],
+)
+def test_wrong_peers_fail(peers, level, peer, mode):
+    result = Checker(Setting(CASE, level, mode))(f"some_peers:{peer}")
+    assert not result.passed
+    assert result.worst is not None
+    if peer in ("forgetful", "undefined"):
+        assert result.error == float("inf")
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_right_peer_passes(peers, level):
+    assert Checker(Setting(CASE, level, MODES[1]))("some_peers:right").passed
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("some_peers", "give module:function"),
+        ("some_peers:missing", "some_peers has no function missing"),
+        ("no_such_module:f", "No module named 'no_such_module'"),
+        ("broken_peers:f", "No module named 'some_package_that_nobody_has'"),
+    ],
+)
+def test_a_peer_that_cannot_be_had_is_one_line(peers, text, message):
+    with pytest.raises(UserError) as raised:
+        load_peer(text)
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_large_shapes_are_checked_in_part(monkeypatch):
+    case = find_case("32,2,50,20")
+    setting = Setting(case, batch=8)
+    assert part_to_check(setting) == setting
+    for limit, batch, height in (
+        (3 * 32_000 + 1, 3, 50),
+        (32_000, 1, 50),
+        (7 * 640, 1, 7),
+        (1, 1, 1),
+    ):
+        monkeypatch.setattr(check_module, "MAX_ELEMENTS", limit)
+        assert part_to_check(setting) == replace(
+            setting, batch=batch, case=replace(case, height=height)
+        )
+
+
+def test_shapes():
+    case = find_case("320,5,50,80")
+    assert (case.channels, case.heads, case.hw_shape, case.tokens) == (320, 5, (50, 80), 4000)
+    setting = Setting(case, CORE, MODES[0], "bf16", batch=2)
+    assert setting.unit == 2 * 4000 * 320 * 2
+    assert setting.floor_bytes == 6 * setting.unit
+    assert replace(setting, mode=MODES[1]).floor_bytes == 16 * setting.unit
+    assert find_case("pvt-s1-262144").tokens == 262144
+
+
+@pytest.mark.parametrize("text", ["pvt-s9", "64,1,8", "64,3,8,8", "64,1,0,8", "64,x,8,8"])
+def test_no_such_shape(text):
+    with pytest.raises(UserError, match=f"--shape {text}: "):
+        find_case(text)

@@ -1,0 +1,79 @@
+"""Results that come back from their file, or are refused."""
+
+import pytest
+
+from flatten_det.errors import UserError
+from flatten_det.lab.benchmark.memory import Peak
+from flatten_det.lab.benchmark.models.cost import Cost
+from flatten_det.lab.benchmark.models.previous import FORMAT, load_previous
+from flatten_det.lab.benchmark.models.result import Result
+from flatten_det.lab.benchmark.models.settings import Setting, Size
+from flatten_det.lab.benchmark.report import write_json
+from flatten_det.lab.benchmark.timing import Timing
+
+HOW = {"models": ["pvt-t", "swin-t"], "rounds": 3, "max-memory": None}
+RESULTS = [
+    Result(
+        Setting(Size(8, 16), "training", "bf16", True, 2),
+        "a",
+        Cost(12, 34),
+        Timing((0.1, 0.2)),
+        Peak(5),
+        host_seconds=0.25,
+    ),
+    Result(Setting(Size(8, 8)), "b", Cost(None, None, "not counted"), None, None, "out of memory"),
+]
+
+
+def save(path, **changes):
+    content = {"format": FORMAT, "how": HOW, "cells": [r.record() for r in RESULTS]}
+    write_json(content | changes, path)
+    return path
+
+
+def test_results_come_back_as_they_were(tmp_path):
+    assert load_previous(save(tmp_path / "results.json"), HOW) == RESULTS
+
+
+def test_files_from_before_cuda_graphs(tmp_path):
+    cells = [result.record() for result in RESULTS]
+    for cell in cells:
+        del cell["host_seconds"]
+    path = save(tmp_path / "results.json", cells=cells)
+    assert load_previous(path, HOW | {"cuda-graphs": False})[1] == RESULTS[1]
+    with pytest.raises(UserError, match="cuda-graphs: False, now True"):
+        load_previous(path, HOW | {"cuda-graphs": True})
+
+
+def test_no_file_no_results(tmp_path):
+    assert load_previous(tmp_path / "results.json", HOW) == []
+
+
+def test_other_settings_are_named(tmp_path):
+    path = save(tmp_path / "results.json")
+    with pytest.raises(UserError) as raised:
+        load_previous(path, HOW | {"rounds": 5, "models": ["pvt-t"]})
+    assert "models: pvt-t swin-t, now pvt-t; rounds: 3, now 5" in str(raised.value)
+    assert "--fresh" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": "something else"},
+        {"cells": [{"name": "a"}]},
+        {"cells": [RESULTS[0].record() | {"cost": {"flops": 1}}]},
+        {"cells": [RESULTS[0].record() | {"setting": {"size": [1, 2], "mode": "backward"}}]},
+    ],
+)
+def test_other_files_are_refused(tmp_path, change):
+    with pytest.raises(UserError, match=r"results\.json is not of this tool"):
+        load_previous(save(tmp_path / "results.json", **change), HOW)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"cells": ['])
+def test_broken_files_are_refused(tmp_path, text):
+    path = tmp_path / "results.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match="is not of this tool"):
+        load_previous(path, HOW)

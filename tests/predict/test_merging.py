@@ -1,0 +1,80 @@
+"""What happens to boxes that tiles cut."""
+
+import pytest
+import torch
+from mmengine.structures import InstanceData
+
+from flatten_det.predict.tiles import Window, merge, move_to_image
+
+# Two tiles of an image of 100 x 180, which share columns 80 to 99.
+LEFT, RIGHT = Window(0, 0, 100, 100), Window(80, 0, 180, 100)
+
+
+def in_tile(window: Window, *found: tuple[list[float], float, int]) -> InstanceData:
+    """Boxes given in the image, scores and labels, as a detector finds them in a tile."""
+    boxes, scores, labels = zip(*found, strict=True) if found else ([], [], [])
+    offset = torch.tensor([window.left, window.top] * 2)
+    tile = InstanceData(
+        bboxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4) - offset,
+        scores=torch.tensor(scores),
+        labels=torch.tensor(labels, dtype=torch.int64),
+    )
+    return move_to_image(tile, window, 100, 180)
+
+
+def merged(left: list, right: list, max_count: int = 100) -> list[tuple[list[float], float, int]]:
+    found = merge([in_tile(LEFT, *left), in_tile(RIGHT, *right)], max_count)
+    assert set(found.keys()) == {"bboxes", "scores", "labels"}
+    scores = [round(score, 3) for score in found.scores.tolist()]
+    return list(zip(found.bboxes.tolist(), scores, found.labels.tolist(), strict=True))
+
+
+def test_both_tiles_show_it_as_a_whole():
+    assert merged([([84, 10, 95, 20], 0.8, 0)], [([84, 10, 96, 20], 0.9, 0)]) == [
+        ([84, 10, 96, 20], 0.9, 0)
+    ]
+
+
+def test_a_whole_box_replaces_a_cut_one():
+    whole, cut = ([84, 10, 110, 30], 0.6, 0), ([84, 10, 100, 30], 0.9, 0)
+    assert merged([cut], [whole]) == [whole]
+
+
+def test_not_that_of_another_class():
+    whole, cut = ([84, 10, 110, 30], 0.6, 1), ([84, 10, 100, 30], 0.9, 0)
+    assert merged([cut], [whole]) == [cut, whole]
+
+
+def test_not_one_that_is_hardly_sure():
+    doubtful, cut = ([84, 10, 140, 30], 0.1, 0), ([78, 10, 100, 30], 0.9, 0)
+    assert merged([cut], [doubtful]) == [cut, doubtful]
+
+
+def test_parts_are_joined():
+    left, right = ([50, 10, 100, 60], 0.7, 0), ([80, 12, 120, 61], 0.8, 0)
+    assert merged([left], [right]) == [([50, 10, 120, 61], 0.8, 0)]
+
+
+def test_neighbours_are_not():
+    """One ends where the tiles overlap, the other begins."""
+    left, right = ([50, 10, 89, 60], 0.7, 0), ([91, 12, 120, 61], 0.8, 0)
+    cut = ([91, 12, 100, 61], 0.6, 0)
+    assert merged([left, cut], [right]) == [right, left]
+    above, below = ([50, 10, 100, 40], 0.7, 0), ([80, 45, 120, 80], 0.8, 0)
+    assert merged([above], [below]) == [below, above]
+
+
+def test_the_border_of_the_image_cuts_nothing():
+    box, smaller = ([0, 0, 60, 40], 0.5, 0), ([0, 0, 30, 40], 0.6, 0)
+    assert merged([box, smaller], []) == [smaller, box]
+
+
+def test_best_first_and_no_more_than_allowed():
+    boxes = [([10.0 * i, 10, 10.0 * i + 8, 20], 0.1 + 0.1 * i, i % 2) for i in range(8)]
+    assert merged(boxes, [])[0][1] == 0.8
+    assert [score for _, score, _ in merged(boxes, [], 3)] == [0.8, 0.7, 0.6]
+
+
+@pytest.mark.parametrize("max_count", [0, 5])
+def test_nothing_found(max_count):
+    assert merged([], [], max_count) == []

@@ -1,0 +1,183 @@
+"""Tiles through the whole engine, with a detector that finds coloured rectangles exactly."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmdet.structures import DetDataSample
+from mmengine.config import Config
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
+from mmengine.structures import InstanceData
+from pycocotools import mask as coco_mask
+
+from flatten_det.errors import UserError
+from flatten_det.predict.infer import infer
+from flatten_det.predict.tiles import TiledPredictor, Tiling
+
+COLOURS = ((255, 0, 0), (0, 255, 0))  # BGR, by label
+HEIGHT, WIDTH = 500, 700
+
+
+@MODELS.register_module()
+class ColourFinder(BaseModel):
+    """Finds connected regions of two colours; the less of one it sees, the surer it is."""
+
+    panoptic_fusion_head = None
+
+    def __init__(self, test_cfg: dict) -> None:
+        super().__init__()
+        self.test_cfg = test_cfg
+        self.batch_sizes: list[int] = []
+
+    def test_step(self, data: dict) -> list[DetDataSample]:
+        self.batch_sizes.append(len(data["inputs"]))
+        return self(**data)
+
+    def forward(self, inputs, data_samples, mode="predict"):
+        for image, sample in zip(inputs, data_samples, strict=True):
+            assert image.shape[1:] == sample.ori_shape == sample.img_shape
+            sample.pred_instances = find(image.permute(1, 2, 0).numpy())
+        return data_samples
+
+
+def find(image: np.ndarray) -> InstanceData:
+    boxes, labels, masks, scores = [], [], [], []
+    for label, colour in enumerate(COLOURS):
+        count, regions, stats, _ = cv2.connectedComponentsWithStats(
+            (image == colour).all(2).astype(np.uint8), connectivity=4
+        )
+        for number in range(1, count):
+            x, y, width, height, area = stats[number].tolist()
+            boxes.append([x, y, x + width, y + height])
+            labels.append(label)
+            masks.append(torch.from_numpy(regions == number))
+            scores.append(0.6 + 0.3 / (1 + area / 100))
+    return InstanceData(
+        bboxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        labels=torch.tensor(labels, dtype=torch.int64),
+        scores=torch.tensor(scores),
+        masks=torch.stack(masks) if masks else torch.zeros((0, *image.shape[:2]), dtype=torch.bool),
+    )
+
+
+def config(**test_cfg) -> Config:
+    pipeline = [
+        {"type": "LoadImageFromFile"},
+        # Not at the size of the images: --full-size has to turn it off.
+        {"type": "Resize", "scale": (50, 50), "keep_ratio": True},
+        {"type": "LoadAnnotations", "with_bbox": True},
+        {"type": "PackDetInputs"},
+    ]
+    return Config(
+        {
+            "default_scope": "mmdet",
+            "model": {"type": "mmengine.ColourFinder", "test_cfg": test_cfg},
+            "test_dataloader": {
+                "dataset": {
+                    "type": "CocoDataset",
+                    "metainfo": {"classes": ("blue", "green"), "palette": list(COLOURS)},
+                    "pipeline": pipeline,
+                }
+            },
+            "visualizer": {"type": "DetLocalVisualizer"},
+        }
+    )
+
+
+def rectangles(rng: np.random.Generator) -> list[tuple[int, tuple[int, int, int, int]]]:
+    """Labels and boxes with a pixel and more between them; one is larger than a tile of 200 px."""
+    found = [(0, (150, 20, 480, 90)), (1, (300, 120, 340, 490))]
+    for _ in range(400):
+        width, height = rng.integers(3, 75, 2)
+        x, y = rng.integers(0, WIDTH - width), rng.integers(0, HEIGHT - height)
+        box = tuple(map(int, (x, y, x + width, y + height)))
+        if all(
+            box[0] > other[2] or box[2] < other[0] or box[1] > other[3] or box[3] < other[1]
+            for _, other in found
+        ):
+            found.append((int(rng.integers(2)), box))
+    assert len(found) > 40
+    return found
+
+
+def paint(path, objects) -> str:
+    image = np.full((HEIGHT, WIDTH, 3), 90, np.uint8)
+    for label, (left, top, right, bottom) in objects:
+        image[top:bottom, left:right] = COLOURS[label]
+    cv2.imwrite(str(path), image)
+    return str(path)
+
+
+def predictor(tiling: Tiling, **test_cfg) -> TiledPredictor:
+    cfg = config(**({"max_per_img": 1000} | test_cfg))
+    return TiledPredictor(cfg, None, "cpu", tiling, full_size=True)
+
+
+@pytest.mark.parametrize("tiling", [Tiling(200, 0.4), Tiling(160, 0.5), Tiling(1000)])
+@pytest.mark.parametrize("seed", range(3))
+def test_every_object_once_and_as_a_whole(tmp_path, tiling, seed):
+    objects = rectangles(np.random.default_rng(seed))
+    (sample,) = predictor(tiling)([paint(tmp_path / "image.png", objects)], batch_size=4)
+    found = sample.pred_instances
+    boxes = [tuple(map(int, box)) for box in found.bboxes.tolist()]
+    assert sorted(zip(found.labels.tolist(), boxes, strict=True)) == sorted(objects)
+    for (left, top, right, bottom), rle in zip(boxes, found.masks, strict=True):
+        mask = np.zeros((HEIGHT, WIDTH), bool)
+        mask[top:bottom, left:right] = True
+        np.testing.assert_array_equal(coco_mask.decode(rle), mask)
+    assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
+
+
+def test_batches_of_tiles_and_progress(tmp_path):
+    done = []
+    cfg = config(max_per_img=10)
+    path = paint(tmp_path / "image.png", [(0, (5, 5, 50, 50))])
+    tiled = TiledPredictor(
+        cfg, None, "cpu", Tiling(300, 0), True, lambda *progress: done.append(progress)
+    )
+    list(tiled([path], batch_size=4))
+    assert tiled._model.batch_sizes == [4, 2]
+    assert done == [(count, 6) for count in range(7)]
+
+
+@pytest.mark.parametrize("test_cfg", [{"max_per_img": 7}, {"rcnn": {"max_per_img": 7}, "rpn": {}}])
+def test_as_many_as_the_config_allows(tmp_path, test_cfg):
+    path = paint(tmp_path / "image.png", rectangles(np.random.default_rng(0)))
+    cfg = config(**test_cfg)
+    (sample,) = TiledPredictor(cfg, None, "cpu", Tiling(200), True)([path])
+    assert len(sample.pred_instances) == 7
+
+
+def test_nothing_to_find_and_a_broken_image(tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"nothing")
+    tiled = predictor(Tiling(200))
+    (sample,) = tiled([str(broken), paint(tmp_path / "image.png", [])])
+    assert len(sample.pred_instances) == 0
+    assert sample.pred_instances.masks == []
+    assert "broken.png cannot be decoded" in tiled.broken[0]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_files(tmp_path):
+    objects = rectangles(np.random.default_rng(0))
+    image = paint(tmp_path / "image.png", objects)
+    cfg = config(max_per_img=1000)
+    infer(cfg, None, [image], str(tmp_path / "out"), "cpu", 0.3, 2, True, Tiling(200, 0.4))
+    found = json.loads((tmp_path / "out" / "preds" / "image.json").read_text())
+    assert (found["height"], found["width"]) == (HEIGHT, WIDTH)
+    boxes = [tuple(map(int, box)) for box in found["bboxes"]]
+    assert sorted(zip(found["labels"], boxes, strict=True)) == sorted(objects)
+    areas = [(right - left) * (bottom - top) for left, top, right, bottom in boxes]
+    assert coco_mask.area(found["masks"]).tolist() == areas
+    assert cv2.imread(str(tmp_path / "out" / "vis" / "image.jpg")).shape == (HEIGHT, WIDTH, 3)
+
+
+def test_a_pipeline_that_does_not_start_with_an_image():
+    cfg = config()
+    cfg.test_dataloader.dataset.pipeline.insert(0, {"type": "Resize", "scale": (5, 5)})
+    with pytest.raises(UserError, match="first step is Resize"):
+        TiledPredictor(cfg, None, "cpu", Tiling(200))

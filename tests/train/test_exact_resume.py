@@ -1,0 +1,113 @@
+"""Resumed from any periodic checkpoint, a training ends with the very same weights."""
+
+import shutil
+from pathlib import Path
+
+import mmengine.runner.loops
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.registry import DATA_SAMPLERS, HOOKS
+from toy_training import final_state, make_config
+
+from flatten_det.train.resume import resume_from
+from flatten_det.train.run import train
+
+WORKERS = {"train_dataloader.num_workers": 2}
+# A loss scale that is too high at first and then doubles after every other update.
+FP16 = {
+    "optim_wrapper.type": "CPUAmpOptimWrapper",
+    "optim_wrapper.dtype": "float16",
+    "optim_wrapper.loss_scale": {"init_scale": 2.0**20, "growth_interval": 2},
+    "optim_wrapper.clip_grad": {"max_norm": 0.5},
+}
+EMA = {"custom_hooks": [{"type": "EMAHook", "momentum": 0.3}]}
+
+
+@DATA_SAMPLERS.register_module()
+class PairsSampler:
+    """A batch sampler of the user's own, as MMDetection's AspectRatioBatchSampler is one."""
+
+    def __init__(self, sampler, batch_size: int) -> None:
+        self.sampler = sampler
+
+    def __iter__(self):
+        indices = list(self.sampler)
+        yield from zip(indices[::2], indices[1::2], strict=True)
+
+    def __len__(self) -> int:
+        return len(self.sampler) // 2
+
+
+@HOOKS.register_module()
+class NoiseJournal(Hook):
+    """Notes the augmentation of every sample."""
+
+    noises: list[float]
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        self.noises.extend(data_batch["noise"].tolist())
+
+
+def run(folder: Path, by_epoch: bool, changes: dict, resume: Path | None = None) -> dict:
+    folder.mkdir(exist_ok=True)
+    cfg = make_config(folder, by_epoch, changes)
+    cfg.default_hooks.checkpoint.update(by_epoch=False, interval=1)
+    cfg.default_hooks.logger = {"type": "LoggerHook", "interval": 1}
+    if resume is None:
+        cfg.randomness = {"seed": 3}
+    else:
+        resume_from(cfg, str(resume))
+    train(cfg)
+    return final_state(folder / "run", 15)
+
+
+@pytest.mark.parametrize(
+    ("by_epoch", "changes"),
+    [
+        (True, {**WORKERS, "train_dataloader.persistent_workers": True}),
+        (False, WORKERS),
+        (True, {**EMA, "optim_wrapper.accumulative_counts": 3}),
+        (False, {**EMA, "optim_wrapper.accumulative_counts": 3}),
+        (True, {"train_dataloader.batch_sampler": {"type": "PairsSampler"}}),
+        (False, {"train_dataloader.sampler.type": "DefaultSampler"}),
+        (True, {"optim_wrapper.type": "CPUAmpOptimWrapper"}),
+        (True, FP16),
+        (False, {**FP16, "optim_wrapper.accumulative_counts": 3}),
+    ],
+    ids=str,
+)
+def test_any_checkpoint_leads_to_the_same_weights(tmp_path, by_epoch, changes, monkeypatch):
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
+    # mmengine waits two seconds wherever a finite sampler begins anew.
+    monkeypatch.setattr(mmengine.runner.loops.time, "sleep", lambda seconds: None)
+    expected = run(tmp_path / "whole", by_epoch, changes)
+    for iteration in (5, 8):
+        start = tmp_path / "whole" / "run" / f"iter_{iteration}.pth"
+        resumed = run(tmp_path / f"from_{iteration}", by_epoch, changes, start)
+        assert resumed.keys() == expected.keys()
+        for name, value in expected.items():
+            assert torch.equal(resumed[name], value), (iteration, name)
+        shutil.rmtree(tmp_path / f"from_{iteration}")
+
+
+def test_augmentations_differ_between_epochs_samples_and_seeds(tmp_path):
+    """What an exact resume must not be bought with."""
+    noises = {}
+    for seed in (1, 2):
+        NoiseJournal.noises = noises[seed] = []
+        cfg = make_config(tmp_path, by_epoch=True, changes=WORKERS)
+        cfg.randomness = {"seed": seed}
+        cfg.custom_hooks = [{"type": "NoiseJournal"}]
+        train(cfg)
+    for seed in (1, 2):
+        assert len(set(noises[seed])) == 30
+    assert not set(noises[1]) & set(noises[2])
+
+
+def test_the_order_survives_ranks_with_seeds_of_their_own(tmp_path):
+    """With diff_rank_seed the sampler's seed is drawn at random: the checkpoint knows it."""
+    changes = {"randomness.diff_rank_seed": True, "randomness.seed": 3}
+    expected = run(tmp_path / "whole", True, changes)
+    resumed = run(tmp_path / "part", True, changes, tmp_path / "whole" / "run" / "iter_7.pth")
+    assert all(torch.equal(resumed[name], value) for name, value in expected.items())

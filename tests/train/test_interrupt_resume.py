@@ -1,0 +1,305 @@
+"""A training that is interrupted anywhere and resumed equals one that never was."""
+
+import errno
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from toy_training import make_config
+
+from flatten_det.cli import run_tool
+from flatten_det.errors import UserError
+from flatten_det.files.atomic import atomic_local_files
+from flatten_det.files.checkpoints import load_as_data
+from flatten_det.train.checkpoints import durable_checkpoints
+from flatten_det.train.resume import ResumePositionHook, resume_from
+from flatten_det.train.sample_order import SeedIterationHook
+from flatten_det.train.stop import (
+    SIGNAL_NAMES,
+    InterruptHook,
+    TrainingInterrupted,
+    TrainingPreempted,
+)
+
+
+class Journal(Hook):
+    """Records what the training did, and presses Ctrl-C where told."""
+
+    priority = "NORMAL"
+
+    def __init__(self, entries: list, interrupt_at: tuple | None = None) -> None:
+        self.entries = entries
+        self.interrupt_at = interrupt_at
+
+    def _press(self, moment: tuple) -> None:
+        if moment == self.interrupt_at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        lr = runner.optim_wrapper.get_lr()["lr"][0]
+        self.entries.append(
+            ("train", runner.epoch, runner.iter, tuple(data_batch["items"].tolist()), lr)
+        )
+        self._press(("train", runner.iter))
+
+    def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        self._press(("val", runner.iter))
+
+    def after_val_epoch(self, runner, metrics=None) -> None:
+        self.entries.append(("val", runner.epoch, runner.iter, metrics["toy/mean"]))
+
+
+def run(cfg: Config, journal: Journal) -> tuple[list, dict]:
+    interrupt = InterruptHook()
+    try:
+        with atomic_local_files(), durable_checkpoints():
+            runner = Runner.from_cfg(cfg)
+            for hook in (interrupt, ResumePositionHook(), SeedIterationHook(), journal):
+                runner.register_hook(hook)
+            runner.train()
+    finally:
+        interrupt.restore_handlers()
+    return journal.entries, runner.model.state_dict()
+
+
+def run_with_interruptions(
+    folder: Path, by_epoch: bool, moments: list[tuple], changes: dict | None = None
+) -> tuple[list, dict]:
+    entries: list = []
+    for number, moment in enumerate(moments):
+        cfg = make_config(folder, by_epoch, changes)
+        if number:
+            resume_from(cfg, "auto")
+        with pytest.raises(TrainingInterrupted, match=r"interrupted\.pth.*--resume"):
+            run(cfg, Journal(entries, moment))
+    cfg = make_config(folder, by_epoch, changes)
+    resume_from(cfg, "auto")
+    return run(cfg, Journal(entries))
+
+
+def uninterrupted(
+    folder: Path, by_epoch: bool, seed: int, changes: dict | None = None
+) -> tuple[list, dict]:
+    cfg = make_config(folder, by_epoch, changes)
+    cfg.randomness = {"seed": seed}
+    return run(cfg, Journal([]))
+
+
+def saved_seed(folder: Path) -> int:
+    return load_as_data(str(folder / "run" / "interrupted.pth"))["meta"]["seed"]
+
+
+MOMENTS = [
+    [("train", 0)],  # within the first epoch
+    [("train", 4)],  # its last batch: the epoch and its validation are still to end
+    [("train", 6)],
+    [("val", 5)],  # within a validation
+    [("train", 14)],  # the last iteration of all
+    [("train", 1), ("train", 2), ("val", 5), ("train", 7), ("train", 12)],
+]
+
+
+@pytest.mark.parametrize("by_epoch", [True, False], ids=["epochs", "iterations"])
+@pytest.mark.parametrize("moments", MOMENTS, ids=str)
+def test_resumed_run_equals_uninterrupted_run(tmp_path, by_epoch, moments):
+    """The config sets no seed, as most do not: the resumed run takes over the first one's."""
+    entries, weights = run_with_interruptions(tmp_path, by_epoch, moments)
+    (tmp_path / "reference").mkdir()
+    reference = uninterrupted(tmp_path / "reference", by_epoch, saved_seed(tmp_path))
+    assert_same(entries, weights, reference)
+
+
+@pytest.mark.parametrize("by_epoch", [True, False], ids=["epochs", "iterations"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"train_dataloader.num_workers": 1, "train_dataloader.persistent_workers": True},
+        {"optim_wrapper.accumulative_counts": 3},
+        {"custom_hooks": [{"type": "EMAHook", "momentum": 0.3}]},
+    ],
+    ids=["workers", "accumulation", "EMA"],
+)
+def test_resumed_run_equals_uninterrupted_run_with(tmp_path, by_epoch, options, monkeypatch):
+    # The workers of an interrupted run, which normally end with the process, are waited for.
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
+    moments = [("train", 6), ("val", 10)]
+    entries, weights = run_with_interruptions(tmp_path, by_epoch, moments, options)
+    (tmp_path / "reference").mkdir()
+    reference = uninterrupted(tmp_path / "reference", by_epoch, saved_seed(tmp_path), options)
+    assert_same(entries, weights, reference)
+
+
+def assert_same(entries: list, weights: dict, reference: tuple[list, dict]) -> None:
+    """Bit by bit."""
+    assert entries == reference[0]
+    for name, weight in reference[1].items():
+        assert torch.equal(weights[name], weight), name
+
+
+def test_second_ctrl_c_quits_at_once(tmp_path, capfd):
+    hook = InterruptHook("do this")
+    hook.same_keypress_s = 0.0
+
+    class Impatient(Journal):
+        def after_train_iter(self, runner, *args, **kwargs) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    runner = Runner.from_cfg(make_config(tmp_path, by_epoch=True))
+    for each in (hook, Impatient([])):
+        runner.register_hook(each)
+    try:
+        with pytest.raises(TrainingInterrupted, match=r"at once.*; to continue, do this$"):
+            runner.train()
+    finally:
+        hook.restore_handlers()
+    assert not (tmp_path / "run" / "interrupted.pth").exists()
+    assert "Ctrl-C again quits at once" in capfd.readouterr().err
+
+
+def test_training_gives_the_signals_back(tmp_path):
+    before = [signal.getsignal(number) for number in SIGNAL_NAMES]
+    run(make_config(tmp_path, by_epoch=True), Journal([]))
+    assert [signal.getsignal(number) for number in SIGNAL_NAMES] == before
+
+
+class Preempting(Journal):
+    """Repeats a signal, as batch systems do."""
+
+    def __init__(self, number: int, moment: tuple) -> None:
+        super().__init__([], moment)
+        self.number = number
+
+    def _press(self, now: tuple) -> None:
+        if now == self.interrupt_at:
+            for _ in range(3):
+                os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.usefixtures("no_nohup")
+@pytest.mark.parametrize(
+    ("number", "name", "moment"),
+    [
+        (signal.SIGTERM, "terminated (SIGTERM)", ("train", 6)),
+        (signal.SIGTERM, "terminated (SIGTERM)", ("val", 5)),
+        (signal.SIGHUP, "its terminal was closed (SIGHUP)", ("train", 6)),
+    ],
+)
+def test_sigterm_and_sighup_save_and_are_no_failure(tmp_path, capfd, number, name, moment):
+    """The tool's exit code is 0."""
+    cfg = make_config(tmp_path, by_epoch=True)
+    assert run_tool(lambda: run(cfg, Preempting(number, moment))) == 0
+    announced, stopped = capfd.readouterr().err.strip().splitlines()
+    assert announced == f"{name}: saving a checkpoint after this iteration"
+    path = tmp_path / "run" / "interrupted.pth"
+    iteration = load_as_data(str(path))["meta"]["iter"]
+    assert stopped == (
+        f"{name} after iteration {iteration}, saved {path}; "
+        "to continue, repeat the command with --resume"
+    )
+
+
+def test_under_nohup_a_closed_terminal_stops_nothing(tmp_path):
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        entries, _ = run(
+            make_config(tmp_path, by_epoch=True), Preempting(signal.SIGHUP, ("train", 6))
+        )
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+    assert len([entry for entry in entries if entry[0] == "train"]) == 15
+
+
+@pytest.mark.usefixtures("no_nohup")
+def test_a_terminal_that_is_gone_does_not_keep_a_training_from_saving(tmp_path, monkeypatch):
+    """What is said of the signal is written to it."""
+
+    def fail(descriptor, content):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "write", fail)
+    with pytest.raises(TrainingPreempted):
+        run(make_config(tmp_path, by_epoch=True), Preempting(signal.SIGHUP, ("train", 6)))
+    assert (tmp_path / "run" / "interrupted.pth").exists()
+
+
+def test_ctrl_c_is_told_by_the_exit_code(tmp_path):
+    cfg = make_config(tmp_path, by_epoch=True)
+    assert run_tool(lambda: run(cfg, Journal([], ("train", 1)))) == 130
+
+
+def test_resume_refuses_another_epoch_length(tmp_path):
+    with pytest.raises(TrainingInterrupted):
+        run(make_config(tmp_path, by_epoch=True), Journal([], ("train", 1)))
+    cfg = make_config(tmp_path, True, {"train_dataloader.batch_size": 5})
+    resume_from(cfg, "auto")
+    with pytest.raises(UserError, match="2 of 5 batches of an epoch, which now has 2"):
+        run(cfg, Journal([]))
+
+
+def test_weights_of_an_interrupted_run_start_a_new_training(tmp_path):
+    """``load_from`` takes the weights only: the position belongs to the other run."""
+    with pytest.raises(TrainingInterrupted):
+        run(make_config(tmp_path, by_epoch=True), Journal([], ("train", 1)))
+    cfg = make_config(tmp_path, by_epoch=True)
+    cfg.load_from = str(tmp_path / "run" / "interrupted.pth")
+    entries, _ = run(cfg, Journal([]))
+    assert len([entry for entry in entries if entry[0] == "train"]) == 15
+
+
+def _agree(rank: int, rendezvous: str, answers) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2
+    )
+    hook = InterruptHook()
+    hook._on_signal(signal.SIGTERM if rank else signal.SIGINT, None)
+    answers.put([hook._agreed_signal(step) for step in range(6)])
+    torch.distributed.destroy_process_group()
+
+
+def test_ranks_stop_at_the_same_iteration(tmp_path):
+    """They hear different signals, and stop for the same one, where they talk to each other."""
+    context = torch.multiprocessing.get_context("fork")
+    answers = context.Queue()
+    ranks = [
+        context.Process(target=_agree, args=(rank, str(tmp_path / "rendezvous"), answers))
+        for rank in range(2)
+    ]
+    for rank in ranks:
+        rank.start()
+    for _ in ranks:
+        assert answers.get(timeout=60) == [signal.SIGTERM, 0, 0, 0, 0, signal.SIGTERM]
+    for rank in ranks:
+        rank.join(timeout=60)
+
+
+def test_signal_passed_on_by_torchrun_counts_as_the_same_keypress():
+    hook = InterruptHook()
+    hook._on_signal(signal.SIGINT, None)
+    hook._on_signal(signal.SIGINT, None)
+
+
+def test_a_supervised_training_says_nothing_and_saves_even_if_ctrl_c_comes_again(capfd):
+    hook = InterruptHook()
+    hook.supervised, hook.same_keypress_s = True, 0.0
+    hook._on_signal(signal.SIGINT, None)
+    hook._requested_at -= 1
+    hook._on_signal(signal.SIGINT, None)
+    assert capfd.readouterr().err == ""
+    assert hook._agreed_signal() == signal.SIGINT
+
+
+def test_forked_workers_ignore_the_signal(capfd):
+    hook = InterruptHook()
+    hook._pid = os.getpid() + 1
+    hook._on_signal(signal.SIGINT, None)
+    assert capfd.readouterr().err == ""
+    assert not hook._agreed_signal()

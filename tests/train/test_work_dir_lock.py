@@ -1,0 +1,134 @@
+"""One training at a time in a work dir, whose lock ends with its process."""
+
+import errno
+import multiprocessing
+import os
+import re
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from toy_training import make_config
+
+from flatten_det.cli import run_tool
+from flatten_det.errors import UserError
+from flatten_det.lab.ablation.grid import Run
+from flatten_det.lab.ablation.run import RECORD, finish
+from flatten_det.train import work_dir_lock
+from flatten_det.train.run import train
+from flatten_det.train.work_dir_lock import LOCK_NAME, locked_work_dir
+
+FORK = multiprocessing.get_context("fork")
+
+
+def _hold(folder: Path, holds) -> None:
+    """As a training does it that has a data worker."""
+    with locked_work_dir(folder):
+        FORK.Process(target=time.sleep, args=(20,), daemon=True).start()
+        holds.set()
+        time.sleep(60)
+
+
+@pytest.fixture
+def other(tmp_path) -> Iterator[Callable[[], multiprocessing.Process]]:
+    """Starts a process that trains in ``run``."""
+    started = []
+
+    def start() -> multiprocessing.Process:
+        holds = FORK.Event()
+        started.append(FORK.Process(target=_hold, args=(tmp_path / "run", holds)))
+        started[-1].start()
+        assert holds.wait(20)
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+
+
+def test_of_two_trainings_one_trains_and_the_other_ends_with_one_line(tmp_path, other, capsys):
+    holder = other()
+    cfg = make_config(tmp_path, by_epoch=False)
+    there = sorted(os.listdir(tmp_path / "run"))
+    assert run_tool(lambda: train(cfg)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    who = rf"process {holder.pid} on {re.escape(socket.gethostname())} since \d{{4}}-\d\d-\d\d "
+    assert re.fullmatch(
+        rf"error: work dir {tmp_path}/run is in use by another training \({who}.*\): wait for its end, or "
+        "give another folder",
+        line,
+    )
+    assert sorted(os.listdir(tmp_path / "run")) == there
+
+    # As `kill -9` does it, which leaves its data worker for a while.
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.join()
+    assert run_tool(lambda: train(cfg)) == 0
+    assert not (tmp_path / "run" / LOCK_NAME).exists()
+
+
+def test_the_folder_is_free_after_a_training_and_its_own_within(tmp_path, other):
+    with locked_work_dir(tmp_path / "run"), locked_work_dir(tmp_path / "run" / ".." / "run"):
+        assert (tmp_path / "run" / LOCK_NAME).read_text().startswith(f"process {os.getpid()} on ")
+    other()
+    with pytest.raises(UserError, match="is in use by another"), locked_work_dir(tmp_path / "run"):
+        pass
+
+
+@pytest.mark.parametrize("failing", ["lock", "open"])
+def test_where_there_are_no_locks_a_warning_says_so(tmp_path, capsys, monkeypatch, failing):
+    def fail(*args, **kwargs):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(work_dir_lock, failing, fail, raising=False)
+    with locked_work_dir(tmp_path / "run"):
+        pass
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        f"warning: work dir {tmp_path}/run cannot be locked (No locks available)"
+    )
+
+
+def test_an_ablation_leaves_the_record_of_a_run_under_way_alone(tmp_path, other):
+    """It is written before and after the training, which is kept out."""
+    run = Run("p1-k0", 0, tmp_path / "run", Config({"work_dir": str(tmp_path / "run")}))
+    other()
+    with pytest.raises(UserError, match="is in use by another training"):
+        finish(run)
+    assert not (run.folder / RECORD).exists()
+
+
+def _rank(rank: int, folder: Path, answers) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=2
+    )
+    for name in ("run", "free"):
+        try:
+            with locked_work_dir(folder / name):
+                answers.put((rank, name, ""))
+                torch.distributed.barrier()
+        except UserError as error:
+            answers.put((rank, name, str(error).split("(")[0]))
+    torch.distributed.destroy_process_group()
+
+
+def test_ranks_share_the_lock_and_its_refusal(tmp_path, other):
+    other()
+    answers = FORK.Queue()
+    ranks = [FORK.Process(target=_rank, args=(rank, tmp_path, answers)) for rank in range(2)]
+    for rank in ranks:
+        rank.start()
+    refusal = f"work dir {tmp_path / 'run'} is in use by another training "
+    assert sorted(answers.get(timeout=60) for _ in range(4)) == [
+        (0, "free", ""),
+        (0, "run", refusal),
+        (1, "free", ""),
+        (1, "run", refusal),
+    ]
+    for rank in ranks:
+        rank.join(timeout=60)

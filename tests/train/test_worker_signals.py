@@ -1,0 +1,49 @@
+"""Data workers live through SIGHUP and a SIGTERM from outside, and die of their parent's."""
+
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from flatten_det.train.stop import SurviveSigterm
+
+
+class WorkerPids(Dataset):
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> int:
+        return os.getpid()
+
+
+def has_ended(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="the system hides the sender")
+def test_only_the_parents_sigterm_counts():
+    initialized = torch.zeros(1).share_memory_()
+    init = SurviveSigterm(lambda worker_id: initialized.fill_(1))
+    loader = DataLoader(WorkerPids(), num_workers=1, prefetch_factor=1, worker_init_fn=init)
+    batches = iter(loader)
+    pid = int(next(batches))
+    assert initialized.item() == 1
+    for name in ("TERM", "HUP"):
+        subprocess.run(["kill", f"-{name}", str(pid)], check=True)
+    assert {int(batch) for batch in batches} == {pid}
+
+    batches = iter(loader)
+    pid = int(next(batches))
+    os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + 20
+    while not has_ended(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
