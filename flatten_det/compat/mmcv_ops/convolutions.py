@@ -1,8 +1,9 @@
-"""Deformable convolution, plain (Dai et al., 2017) and modulated (Zhu et al., 2019).
+"""Deformable convolution, plain (Dai et al., 2017) and modulated (Zhu et al., 2019); MaskedConv2d.
 
-Both are torchvision's operator, whose layout of the offsets is mmcv's: (B, DG * KH * KW * 2, OH,
-OW) with y before x. The plain one works on ``im2col_step`` images at a time, the modulated one on
-single images, as the extension does: the unfolded columns of a batch would not fit into memory.
+Both deformable ones are torchvision's operator, whose layout of the offsets is mmcv's: (B, DG * KH *
+KW * 2, OH, OW) with y before x. The plain one works on ``im2col_step`` images at a time, the modulated
+one on single images, as the extension does: the unfolded columns of a batch would not fit into memory.
+``MaskedConv2d`` convolves only at chosen places of one image, in two halves.
 """
 
 import torch
@@ -10,6 +11,20 @@ import torch.nn.functional as F
 import torchvision  # noqa: F401  (registers torch.ops.torchvision)
 
 from .precision import at_least_float32
+
+
+def masked_im2col_forward(im, mask_h_idx, mask_w_idx, col, kernel_h, kernel_w, pad_h, pad_w):
+    """Write the window around each of M places of ``im`` (1, C, H, W) to ``col``
+    (C * kernel_h * kernel_w, M); stride 1, zeros off the image."""
+    padded = F.pad(im[0], (pad_w, pad_w, pad_h, pad_h))
+    rows = mask_h_idx + torch.arange(kernel_h, device=im.device).view(-1, 1, 1)
+    columns = mask_w_idx + torch.arange(kernel_w, device=im.device).view(-1, 1)
+    col.copy_(padded[:, rows, columns].flatten(0, 2))
+
+
+def masked_col2im_forward(col, mask_h_idx, mask_w_idx, im, height, width, channels):
+    """Write ``col`` (channels, M) to the M places of ``im`` (1, channels, height, width)."""
+    im[0, :, mask_h_idx, mask_w_idx] = col
 
 
 def deform_conv_forward(

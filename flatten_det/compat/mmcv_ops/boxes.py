@@ -1,13 +1,44 @@
-"""Non-maximum suppression: ``nms``, ``softnms`` and ``nms_match`` of boxes, ``line_nms`` of lanes.
+"""Boxes ``x1, y1, x2, y2``: ``bbox_overlaps``, ``nms``, ``softnms``, ``nms_match``; lanes: ``line_nms``.
 
-Boxes are (N, 4) ``x1, y1, x2, y2``; widths and heights are ``x2 - x1 + offset``.
+Boxes are (N, 4); widths and heights are ``x2 - x1 + offset``.
 """
 
 import torch
 import torchvision
 
-from .bbox import IOU, overlaps
 from .precision import at_least_float32
+
+_IOU = 0
+
+
+def bbox_overlaps(bboxes1, bboxes2, ious, mode, aligned, offset):
+    """Write the overlaps of bboxes1 (M, 4) and bboxes2 (N, 4) to ``ious``: (M, N), or (M,) for the
+    pairs of equal index where ``aligned``.
+
+    ``mode`` 0 is intersection over union, 1 intersection over the first box's area.
+    """
+    bboxes1, bboxes2 = at_least_float32(bboxes1), at_least_float32(bboxes2)
+    if not aligned:
+        bboxes1 = bboxes1[:, None]
+    ious.copy_(_overlaps(bboxes1, bboxes2, mode, offset))
+
+
+def _overlaps(boxes1, boxes2, mode, offset):
+    """Overlap of boxes (..., 4) with boxes (..., 4), broadcast; sides are ``x2 - x1 + offset``.
+
+    0, not NaN, where the boxes have no area.
+    """
+    low = torch.maximum(boxes1[..., :2], boxes2[..., :2])
+    high = torch.minimum(boxes1[..., 2:], boxes2[..., 2:])
+    inter = (high - low + offset).clamp(min=0).prod(-1)
+    whole = _area(boxes1, offset)
+    if mode == _IOU:
+        whole = whole + _area(boxes2, offset) - inter
+    return inter / whole.clamp(min=torch.finfo(whole.dtype).tiny)
+
+
+def _area(boxes, offset):
+    return (boxes[..., 2:] - boxes[..., :2] + offset).clamp(min=0).prod(-1)
 
 
 def nms(boxes, scores, iou_threshold, offset):
@@ -46,7 +77,7 @@ def softnms(boxes, scores, dets, iou_threshold, sigma, min_score, method, offset
         dets[len(kept), 4] = scores[top]
         kept.append(kept_ind)
 
-        iou = overlaps(box, boxes, IOU, offset)
+        iou = _overlaps(box, boxes, _IOU, offset)
         if method == 2:
             scores = scores * torch.exp(-iou.square() / sigma)
         else:
@@ -66,7 +97,7 @@ def nms_match(dets, iou_threshold):
     boxes = boxes[inds]
     groups = []
     while inds.numel():
-        matched = overlaps(boxes[0], boxes, IOU, offset=0) >= iou_threshold
+        matched = _overlaps(boxes[0], boxes, _IOU, offset=0) >= iou_threshold
         matched[0] = True
         groups.append(inds[matched].tolist())
         boxes, inds = boxes[~matched], inds[~matched]
