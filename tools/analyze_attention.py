@@ -19,11 +19,9 @@ from flatten_det.errors import UserError
 from flatten_det.files.checkpoints import trusted_checkpoints
 from flatten_det.files.images import find_images
 from flatten_det.lab.analysis.layers import attention_layers, choose_layers
-from flatten_det.lab.analysis.measure import Plan
-from flatten_det.lab.analysis.model import load_model
+from flatten_det.lab.analysis.measure import Plan, order_lines, rank_table, sharpness_table
+from flatten_det.lab.analysis.model import DEIT_ABLATION, NAMES, load_model, named_target
 from flatten_det.lab.analysis.run import CENTRE, JSON, Options, analyse, layers_with_heads
-from flatten_det.lab.analysis.table import order_lines, rank_table, sharpness_table
-from flatten_det.lab.analysis.targets import DEIT_ABLATION, NAMES, named_target
 from flatten_det.lab.benchmark.tables import make_console
 from flatten_det.lab.complexity.target import Target, find_target
 

@@ -12,15 +12,11 @@ from ...data.loading import ImageError, left_out
 from ...errors import UserError
 from ...files.atomic import refuse_overwriting, write_atomically
 from ...files.naming import output_names
-from .capture import LayerCall, capture
-from .confidence import LayerSummary, summarise
-from .layers import AttentionLayer
-from .map_figure import draw_maps
-from .maps import query_token, weight_maps
-from .measure import LayerResult, Plan, measure_layer
+from .figures import draw_maps, draw_spectra, draw_statistics
+from .layers import AttentionLayer, LayerCall, capture
+from .matrices import query_token, weight_maps
+from .measure import LayerResult, LayerSummary, Plan, measure_layer, summarise
 from .model import AnalysedModel
-from .spectrum_figure import draw_spectra
-from .statistics_figure import draw_statistics
 
 JSON, STATISTICS_FIGURE, SPECTRA_FIGURE = "analysis.json", "statistics.png", "spectra.png"
 CENTRE = (0.5, 0.5)

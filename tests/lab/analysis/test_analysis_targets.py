@@ -6,10 +6,9 @@ import torch
 from flatten_det.attention import FocusedLinearAttention
 from flatten_det.backbones.weights import load_backbone
 from flatten_det.errors import UserError
-from flatten_det.lab.analysis.capture import capture
-from flatten_det.lab.analysis.layers import attention_layers, choose_layers
+from flatten_det.lab.analysis.layers import attention_layers, capture, choose_layers
 from flatten_det.lab.analysis.measure import LayerResult, Plan, measure_layer
-from flatten_det.lab.analysis.targets import DEIT_ABLATION, build_named, named_target
+from flatten_det.lab.analysis.model import DEIT_ABLATION, build_named, named_target
 
 
 def third_block(name: str, sharpness: float = 1.0) -> LayerResult:

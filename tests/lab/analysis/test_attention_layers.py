@@ -7,8 +7,7 @@ from nano_backbones import NANO
 from torch import nn
 
 from flatten_det.errors import UserError
-from flatten_det.lab.analysis.capture import capture
-from flatten_det.lab.analysis.layers import attention_layers, choose_layers
+from flatten_det.lab.analysis.layers import attention_layers, capture, choose_layers
 from flatten_det.lab.analysis.measure import Plan, measure_layer
 from flatten_det.lab.analysis.run import head_count
 
