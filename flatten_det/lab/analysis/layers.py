@@ -20,7 +20,7 @@ PADDING = -1  # in place of a token's index
 
 
 @dataclass(frozen=True)
-class Convolution:
+class WindowConvolution:
     """A depthwise convolution of the values, added to what the attention gives.
 
     Attributes:
@@ -61,7 +61,7 @@ class Windows:
     key_shape: tuple[int, int]
     feature_scale: Tensor | None = None
     score_bias: Tensor | None = None
-    convolutions: tuple[Convolution, ...] = ()
+    convolutions: tuple[WindowConvolution, ...] = ()
     power: float | None = None
 
     @property
@@ -207,10 +207,10 @@ def _stripes(
     )
 
 
-def _convolution(convolution: nn.Conv2d, heads: int, repeat: int = 1) -> Convolution:
+def _convolution(convolution: nn.Conv2d, heads: int, repeat: int = 1) -> WindowConvolution:
     kernels = convolution.weight[:, 0].unflatten(0, (heads, -1))
     bias = convolution.bias.unflatten(0, (heads, -1))
-    return Convolution(kernels.repeat(repeat, 1, 1, 1), bias.repeat(repeat, 1))
+    return WindowConvolution(kernels.repeat(repeat, 1, 1, 1), bias.repeat(repeat, 1))
 
 
 def _token_map(hw_shape: tuple[int, int]) -> Tensor:

@@ -92,7 +92,7 @@ LARGEST_MATRIX = 4096**2
 
 
 @dataclass(frozen=True)
-class Plan:
+class Measures:
     """What to measure.
 
     Attributes:
@@ -215,12 +215,12 @@ class LayerResult:
         return values | dict(rank_bound_of_linear_attention=self.bound)
 
 
-def measure_layer(call: LayerCall, plan: Plan) -> LayerResult:
+def measure_layer(call: LayerCall, measures: Measures) -> LayerResult:
     """Measure all variants of a layer on an image; one matrix is in memory at a time.
 
     Args:
-        call: of the layer, which has one of the plan's heads.
-        plan: what to measure.
+        call: of the layer, which has one of the heads to measure.
+        measures: what to measure.
     """
     parts = project(call.layer.module, call.tokens, call.hw_shape)
     n, m = (max(getattr(p, what).shape[1] for p in parts) for what in ("queries", "keys"))
@@ -230,7 +230,7 @@ def measure_layer(call: LayerCall, plan: Plan) -> LayerResult:
         out = output_from_matrices(parts, len(call.tokens))
         largest = call.output.abs().max().clamp_min(1e-12)
         error = float((out - call.output.double()).abs().max() / largest)
-    measured = [_measure_variant(parts, variant, plan) for variant in variants_of(parts[0])]
+    measured = [_measure_variant(parts, variant, measures) for variant in variants_of(parts[0])]
     return LayerResult(
         layer=call.layer.name,
         path=call.layer.path,
@@ -246,16 +246,16 @@ def measure_layer(call: LayerCall, plan: Plan) -> LayerResult:
     )
 
 
-def _measure_variant(parts: Sequence[Windows], variant: Variant, plan: Plan) -> Measured:
+def _measure_variant(parts: Sequence[Windows], variant: Variant, measures: Measures) -> Measured:
     rows: dict[int, list[Tensor]] = {}
     spectra = []
-    generator = torch.Generator().manual_seed(plan.seed)
+    generator = torch.Generator().manual_seed(measures.seed)
     seen: dict[int, int] = {}  # windows of a head in the parts before
     for part in parts:
         weights = Weights(part, variant)
-        chosen = _spread(len(part.tokens), plan.windows) if plan.spectra else ()
+        chosen = _spread(len(part.tokens), measures.windows) if measures.spectra else ()
         for position, head in enumerate(part.heads):
-            if plan.heads is not None and head not in plan.heads:
+            if measures.heads is not None and head not in measures.heads:
                 continue
             first = seen.get(head, 0)
             seen[head] = first + len(part.tokens)
@@ -263,7 +263,7 @@ def _measure_variant(parts: Sequence[Windows], variant: Variant, plan: Plan) -> 
                 wanted = _queries(part, window, generator)
                 everything = wanted is None
                 inside = part.tokens[window] >= 0
-                for channel, matrix in _matrices(weights, window, position, wanted, plan):
+                for channel, matrix in _matrices(weights, window, position, wanted, measures):
                     real = matrix if wanted is not None else matrix[inside]
                     rows.setdefault(head, []).append(sharpness_of_rows(real))
                     if window in chosen:
@@ -281,13 +281,13 @@ def _measure_variant(parts: Sequence[Windows], variant: Variant, plan: Plan) -> 
 
 
 def _matrices(
-    weights: Weights, window: int, position: int, rows: Tensor | None, plan: Plan
+    weights: Weights, window: int, position: int, rows: Tensor | None, measures: Measures
 ) -> Iterator[tuple[int | None, Tensor]]:
     """The matrix of a head, with a convolution one for each channel that is looked at."""
     if not weights.variant.convolution:
         yield None, weights.matrix(window, position, rows)
         return
-    for channel in typical_channels(weights.windows, position, plan.channels):
+    for channel in typical_channels(weights.windows, position, measures.channels):
         yield channel, weights.with_convolution(window, position, channel, rows)
 
 
