@@ -13,8 +13,7 @@ from flatten_det.cli import add_common_options, run_tool, use_matplotlib_without
 from flatten_det.errors import UserError
 from flatten_det.lab.ablation.grid import DEFAULT_SEEDS, DEFAULT_VARIANTS, known_variants, make_grid
 from flatten_det.lab.ablation.jobs import finish_all
-from flatten_det.lab.ablation.levels import known_levels
-from flatten_det.lab.ablation.report import save
+from flatten_det.lab.ablation.report import chance_levels, save
 from flatten_det.lab.ablation.run import Finished, Run
 from flatten_det.lab.benchmark.tables import make_console
 
@@ -88,7 +87,7 @@ def run(args: argparse.Namespace) -> None:
     baseline = args.baseline or names[0]
     if baseline not in names:
         raise UserError(f"--baseline {baseline}: not among the variants ({', '.join(names)})")
-    levels = known_levels(runs[0].cfg, args.metric)
+    levels = chance_levels(runs[0].cfg, args.metric)
     numbers = {run.name: number for number, run in enumerate(runs, start=1)}
     iterations: dict[str, int] = {}
     totals: dict[str, int] = {}

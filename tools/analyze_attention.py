@@ -19,11 +19,9 @@ from flatten_det.errors import UserError
 from flatten_det.files.checkpoints import trusted_checkpoints
 from flatten_det.files.images import find_images
 from flatten_det.lab.analysis.layers import attention_layers, choose_layers
-from flatten_det.lab.analysis.measure import Plan
-from flatten_det.lab.analysis.model import load_model
+from flatten_det.lab.analysis.measure import Measures, order_lines, rank_table, sharpness_table
+from flatten_det.lab.analysis.model import DEIT_ABLATION, NAMES, load_model, named_target
 from flatten_det.lab.analysis.run import CENTRE, JSON, Options, analyse, layers_with_heads
-from flatten_det.lab.analysis.table import order_lines, rank_table, sharpness_table
-from flatten_det.lab.analysis.targets import DEIT_ABLATION, NAMES, named_target
 from flatten_det.lab.benchmark.tables import make_console
 from flatten_det.lab.complexity.target import Target, find_target
 
@@ -160,7 +158,7 @@ def run(args: argparse.Namespace) -> None:
         )
     heads = None if args.heads is None else tuple(args.heads)
     options = Options(
-        Plan(heads, not args.no_spectra, args.channels),
+        Measures(heads, not args.no_spectra, args.channels),
         tuple(args.points),
         heads or (0,),
         args.drawn,
@@ -180,7 +178,7 @@ def run(args: argparse.Namespace) -> None:
         )
     console = make_console()
     console.print(sharpness_table(analysis.summaries))
-    if options.plan.spectra and options.drawn:
+    if options.measures.spectra and options.drawn:
         console.print(rank_table(analysis.results[0]))
     for line in order_lines(analysis.summaries):
         console.print(line, highlight=False, soft_wrap=True)
