@@ -17,7 +17,6 @@ from mmengine.logging import MMLogger
 
 from .config import CfgOptions
 from .errors import UserError, explain, printable
-from .files.atomic import atomic_local_files
 
 # A pipe without a reader, as after ``| head``, and a terminal that was closed.
 _NOBODY_READS = (errno.EPIPE, errno.EIO)
@@ -164,8 +163,6 @@ def use_matplotlib_without_display() -> None:
 def run_tool(work: Callable[[], Any], debug: bool = False) -> int:
     """Do a tool's work and turn what goes wrong into a message and an exit code.
 
-    Files that mmengine writes are whole or not there, as ours.
-
     Args:
         work: The work, without arguments.
         debug: Print the traceback of expected errors as well.
@@ -178,8 +175,7 @@ def run_tool(work: Callable[[], Any], debug: bool = False) -> int:
     # A log on a full disk is no reason for a traceback with each line of it.
     logging.raiseExceptions = False
     try:
-        with atomic_local_files():
-            work()
+        work()
         check_output()
     except KeyboardInterrupt as interrupt:
         print(str(interrupt) or "interrupted", file=sys.stderr)

@@ -3,11 +3,12 @@
 ``import flatten_det`` makes those that must hold before anything is read or built: mmengine reads files as
 data (:func:`read_mmengine_checkpoints_as_data`, :func:`read_mmengine_files_as_data`), and models and
 optimizers treat the backbones of this package, and no others, as these need it
-(:func:`tell_backbones_of_padding`, :func:`decay_layers_of_our_backbones`). The rest holds for the time of a
-run: :func:`atomic_local_files`, :func:`registered_instead`.
+(:func:`tell_backbones_of_padding`, :func:`decay_layers_of_our_backbones`). :func:`atomic_local_files` holds
+for the time of a run.
 
-One change is made elsewhere: :mod:`.mmcv_ops.missing` hides ops from ``mmcv.ops``, which is loaded before
-this package can be.
+Elsewhere there is one: :mod:`.mmcv_ops.missing` hides ops in ``mmcv.ops``, which may be loaded before this
+package. What the frameworks' registries build is no patch: :mod:`flatten_det.train.run` registers classes
+for the time of a training.
 """
 
 import contextlib
@@ -27,7 +28,7 @@ from mmengine.fileio.io import backend_instances
 from mmengine.infer.infer import BaseInferencer
 from mmengine.model import BaseModel
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
-from mmengine.registry import VISBACKENDS, Registry
+from mmengine.registry import VISBACKENDS
 from mmengine.runner import CheckpointLoader
 from mmengine.visualization import LocalVisBackend
 from torch import nn
@@ -124,9 +125,7 @@ def decay_layers_of_our_backbones(constructor: type[DefaultOptimWrapperConstruct
     build = DefaultOptimWrapperConstructor.__call__
 
     @wraps(build)
-    def build_or_delegate(
-        self: DefaultOptimWrapperConstructor, model: nn.Module
-    ) -> OptimWrapper:
+    def build_or_delegate(self: DefaultOptimWrapperConstructor, model: nn.Module) -> OptimWrapper:
         has_ours = any(isinstance(module, DenseBackbone) for module in model.modules())
         if type(self).__name__ not in theirs or not has_ours:
             return build(self, model)
@@ -134,24 +133,6 @@ def decay_layers_of_our_backbones(constructor: type[DefaultOptimWrapperConstruct
         return constructor(cfg, self.paramwise_cfg)(model)
 
     DefaultOptimWrapperConstructor.__call__ = build_or_delegate
-
-
-@contextlib.contextmanager
-def registered_instead(registry: Registry, replaced: type, kind: type) -> Iterator[None]:
-    """Let configs that ask for a class of the frameworks have one of ours.
-
-    Not by a changed config, as that is stored beside the results, for tools without flatten_det.
-
-    Args:
-        registry: the framework's registry of such classes.
-        replaced: the class that is registered under its own name.
-        kind: what to build in its place within the block.
-    """
-    registry.register_module(name=replaced.__name__, module=kind, force=True)
-    try:
-        yield
-    finally:
-        registry.register_module(name=replaced.__name__, module=replaced, force=True)
 
 
 class AtomicLocalBackend(LocalBackend):
@@ -188,7 +169,12 @@ def _dump_config(cfg: Config, file: str | Path | None = None) -> str | None:
     if file is None:
         return _DUMP(cfg)
     path = Path(file)
-    if cfg.filename and path.exists() and os.path.exists(cfg.filename) and path.samefile(cfg.filename):
+    if (
+        cfg.filename
+        and path.exists()
+        and os.path.exists(cfg.filename)
+        and path.samefile(cfg.filename)
+    ):
         path = path.with_stem(f"{path.stem}_dumped")
     if path.suffix == ".py":
         write_atomically(path, cfg.pretty_text.encode())

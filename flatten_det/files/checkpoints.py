@@ -209,6 +209,59 @@ def load_local(path: str | Path, map_location: Any = None) -> Any:
         ) from error
 
 
+# Within checkpoints_read_once(): at most one checkpoint, under what it was read from.
+_checked: ContextVar[dict[tuple | str, Any] | None] = ContextVar("checked", default=None)
+
+
+@contextmanager
+def checkpoints_read_once() -> Iterator[None]:
+    """Within the block, a checkpoint that was read to be checked is not read again to be loaded.
+
+    What was checked last waits in memory, until it is loaded, another one is checked or the block ends. A
+    file that has changed since is read again.
+    """
+    token = _checked.set({})
+    try:
+        yield
+    finally:
+        _checked.reset(token)
+
+
+def load_to_check(path: str | Path) -> Any:
+    """:func:`load_local` onto the CPU for a check, which must not change the content.
+
+    Raises:
+        CheckpointError: As there.
+    """
+    checked, key = _checked.get(), _version(path)
+    if checked and key in checked:
+        return checked[key]
+    if checked is None:
+        return load_local(path, map_location="cpu")
+    checked.clear()  # Before another one takes memory.
+    return checked.setdefault(key, load_local(path, map_location="cpu"))
+
+
+def keep_checked(url: str, content: Any) -> None:
+    """Let the next load of a URL take this content, within :func:`checkpoints_read_once`."""
+    if (checked := _checked.get()) is not None:
+        checked.clear()
+        checked[url] = content
+
+
+def take_checked(source: str | Path) -> Any | None:
+    """What was read to check this very file or URL, on the CPU, once; None if it must be read."""
+    if not (checked := _checked.get()):
+        return None
+    return checked.pop(source if "://" in str(source) else _version(source), None)
+
+
+def _version(path: str | Path) -> tuple:
+    """What tells a file from another one of its name, and a trusted one from one read as data."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, is_trusting()
+
+
 # Where the known training codes put the weights: mmengine, the official release (EMA weights are not
 # what its tables report), CSwin's release, which has nothing else.
 WEIGHT_KEYS = ("state_dict", "model", "state_dict_ema")

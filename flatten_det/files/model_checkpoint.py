@@ -11,7 +11,7 @@ from mmengine.runner import CheckpointLoader, Runner
 from torch import nn
 
 from ..errors import CheckpointError, UserError
-from .checkpoints import load_local
+from .checkpoints import keep_checked, load_to_check
 from .user_files import why_not_read
 
 _LONGEST_NAME = 1000  # of a class, which results repeat for each object.
@@ -29,9 +29,10 @@ def check_checkpoint(path: str) -> None:
         raise UserError(f"checkpoint {path} {reason}: check the path (here: {Path.cwd()})")
     try:
         if is_local:
-            content = load_local(path, map_location="cpu")
+            content = load_to_check(path)
         else:
             content = CheckpointLoader.load_checkpoint(path, "cpu", logger="silent")
+            keep_checked(path, content)
     except CheckpointError as error:
         raise UserError(str(error)) from error
     except Exception as error:

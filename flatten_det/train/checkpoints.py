@@ -18,7 +18,7 @@ from mmengine.runner import Runner
 
 from ..errors import UserError, explain
 from ..files.atomic import remove_partial_files, write_atomically
-from ..files.checkpoints import load_as_data, load_local
+from ..files.checkpoints import load_as_data, load_to_check
 
 
 class _PostponedRemovals:
@@ -207,7 +207,7 @@ def why_not_resumable(path: str | Path) -> str | None:
             if damaged:
                 return f"it is damaged: the checksum of {damaged} is wrong"
         # Else written before PyTorch 1.6, perhaps.
-        checkpoint = load_local(str(path), map_location="cpu")
+        checkpoint = load_to_check(str(path))
     except Exception as error:
         if not whole:
             return f"it is incomplete, or no checkpoint at all ({Path(path).stat().st_size} bytes)"

@@ -244,12 +244,6 @@ def _what_to_compute(group: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in _settings(group).items() if k not in _IMPLEMENTATION}
 
 
-# MMDetection's and MMSegmentation's constructors, which know ConvNeXt, BEiT and MAE by their names. By name,
-# because importing them takes seconds.
-_THEIRS = ("LearningRateDecayOptimizerConstructor", "LayerDecayOptimizerConstructor")
-_call_theirs = DefaultOptimWrapperConstructor.__call__
-
-
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class LayerDecayOptimWrapperConstructor(GroupingOptimWrapperConstructor):
     """A learning rate for each layer of the backbone, ``decay_rate`` times that of the next one.
@@ -293,16 +287,3 @@ class LayerDecayOptimWrapperConstructor(GroupingOptimWrapperConstructor):
                 group["weight_decay"] = 0.0
             if parameter in exponents and self.base_lr is not None:
                 group["lr"] = group.get("lr", self.base_lr) * rate ** exponents[parameter]
-
-
-def decay_layers_of_our_backbones() -> None:
-    """Let MMDetection's and MMSegmentation's constructors do for our backbones what they do for theirs."""
-    DefaultOptimWrapperConstructor.__call__ = _call
-
-
-def _call(self: DefaultOptimWrapperConstructor, model: nn.Module) -> OptimWrapper:
-    is_theirs = type(self).__name__ in _THEIRS
-    if not (is_theirs and any(isinstance(m, DenseBackbone) for m in model.modules())):
-        return _call_theirs(self, model)
-    cfg = {**self.optim_wrapper_cfg, "optimizer": self.optimizer_cfg}
-    return LayerDecayOptimWrapperConstructor(cfg, self.paramwise_cfg)(model)

@@ -10,7 +10,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 from toy_training import make_config
 
-from flatten_det.files.atomic import atomic_local_files
+from flatten_det.compat.patches import atomic_local_files
 from flatten_det.files.checkpoints import load_as_data
 from flatten_det.train.checkpoints import DurableCheckpointHook, durable_checkpoints
 from flatten_det.train.resume import resume_from

@@ -14,8 +14,8 @@ from mmengine.runner import Runner
 from toy_training import make_config
 
 from flatten_det.cli import run_tool
+from flatten_det.compat.patches import atomic_local_files
 from flatten_det.errors import UserError
-from flatten_det.files.atomic import atomic_local_files
 from flatten_det.files.checkpoints import load_as_data
 from flatten_det.train.checkpoints import durable_checkpoints
 from flatten_det.train.resume import ResumePositionHook, resume_from
