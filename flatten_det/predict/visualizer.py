@@ -9,7 +9,7 @@ from mmengine.registry import VISUALIZERS
 from mmengine.structures import InstanceData
 
 # A strip of three pixels would become as long as no canvas is.
-MAX_SIDE = 4096
+MAX_ENLARGED_SIDE = 4096
 
 
 @VISUALIZERS.register_module()
@@ -37,7 +37,7 @@ class EnlargingDetVisualizer(DetLocalVisualizer):
     ) -> None:
         """Draw a sample, see ``DetLocalVisualizer.add_datasample``; ``image`` is ``(H, W, 3)``."""
         shorter, longer = sorted(image.shape[:2])
-        factor = min(-(-self.min_size // shorter), MAX_SIDE // longer)
+        factor = min(-(-self.min_size // shorter), MAX_ENLARGED_SIDE // longer)
         if factor > 1:
             image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
             data_sample = data_sample and _enlarged(data_sample, factor)
