@@ -24,4 +24,4 @@ if find_spec("mmengine") is not None:
     patches.decay_layers_of_our_backbones(LayerDecayOptimWrapperConstructor)
     find_old_places()
 if find_spec("mmdet") is not None:
-    from .predict import visualizer  # noqa: F401
+    from .predict import drawing  # noqa: F401

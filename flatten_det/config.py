@@ -276,7 +276,7 @@ class StageHook(Hook):
 
 
 @contextmanager
-def named_building_errors(cfg: Config) -> Iterator[StageHook]:
+def blame_config(cfg: Config) -> Iterator[StageHook]:
     """Name the config or the checkpoint whose values cannot be what they are.
 
     The parts of the frameworks fail on them in a hundred ways, deep down and without a file's name.

@@ -14,7 +14,7 @@ from flatten_det.cli import (
     set_local_rank,
     use_matplotlib_without_display,
 )
-from flatten_det.config import load_config, named_building_errors
+from flatten_det.config import blame_config, load_config
 from flatten_det.files.checkpoints import trusted_checkpoints
 from flatten_det.predict.evaluate import evaluate
 from flatten_det.predict.tta import enable_tta
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
     cfg.launcher = args.launcher
     if args.tta:
-        with named_building_errors(cfg):
+        with blame_config(cfg):
             enable_tta(cfg)
     with trusted_checkpoints(args.trust_checkpoint):
         evaluate(

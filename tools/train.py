@@ -1,7 +1,6 @@
 """Train a detector or a segmentor: ``tools/train.py CONFIG``."""
 
 import argparse
-import contextlib
 import sys
 
 import _quiet  # noqa: F401
@@ -15,11 +14,10 @@ from flatten_det.cli import (
     set_local_rank,
     use_matplotlib_without_display,
 )
-from flatten_det.config import enable_auto_scale_lr, load_config, named_building_errors
+from flatten_det.config import blame_config, enable_auto_scale_lr, load_config
 from flatten_det.data.doctor.report import check_command
 from flatten_det.files.checkpoints import trusted_checkpoints
-from flatten_det.train.checkpoints import NoCheckpointError
-from flatten_det.train.precision import AMP_DTYPES, enable_amp
+from flatten_det.train.optimizer import AMP_DTYPES, enable_amp
 from flatten_det.train.resume import resume_from
 from flatten_det.train.run import train
 
@@ -70,18 +68,13 @@ def run(args: argparse.Namespace) -> None:
     use_matplotlib_without_display()
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
     cfg.launcher = args.launcher
-    with named_building_errors(cfg):
+    with blame_config(cfg):
         if args.amp:
             enable_amp(cfg, None if args.amp == "auto" else args.amp)
         if args.auto_scale_lr:
             enable_auto_scale_lr(cfg)
     with trusted_checkpoints(args.trust_checkpoint):
-        if args.resume:
-            resume_from(cfg, args.resume)
-        elif cfg.get("resume") and not cfg.get("load_from"):
-            # mmengine would take what last_checkpoint names, whatever that is, or start anew.
-            with contextlib.suppress(NoCheckpointError):
-                resume_from(cfg, "auto")
+        resume_from(cfg, args.resume)
         train(
             cfg,
             check_data=not args.no_data_check,

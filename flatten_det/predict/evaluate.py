@@ -10,7 +10,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 
-from ..config import build_runner, is_segmentor, named_building_errors
+from ..config import blame_config, build_runner, is_segmentor
 from ..data.loading import (
     CheckMetricsHook,
     LeaveOutUnreadableHook,
@@ -71,7 +71,7 @@ def evaluate(
             dump = _KeptResults(out_file_path=out)
         else:
             raise UserError(f"--out {out}: for detection give a file that ends in .pkl")
-    with named_building_errors(cfg) as stage, named_annotation_errors(cfg):
+    with blame_config(cfg) as stage, named_annotation_errors(cfg):
         runner = build_runner(cfg)
         runner.register_hook(stage)
         unreadable = LeaveOutUnreadableHook()

@@ -7,7 +7,7 @@ from pathlib import Path
 from mmengine.config import Config
 from rich.progress import Progress
 
-from ..config import named_building_errors
+from ..config import blame_config
 from ..data.loading import left_out
 from ..files.atomic import refuse_overwriting
 from ..files.images import find_images
@@ -61,7 +61,7 @@ def infer(
         "--out-dir",
     )
     progress = Progress()
-    with named_building_errors(cfg) as stage:
+    with blame_config(cfg) as stage:
         if tiling is None:
             predictor = Predictor(cfg, checkpoint, device, full_size)
         else:

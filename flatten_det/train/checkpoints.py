@@ -1,11 +1,10 @@
 """Checkpoints of a training: the last two are always there, and the newest valid one is found again."""
 
-import contextlib
 import os
 import sys
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from typing import Any
 from mmengine.dist import is_main_process
 from mmengine.fileio import BaseStorageBackend
 from mmengine.hooks import CheckpointHook
-from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from ..errors import UserError, explain
@@ -116,19 +114,6 @@ class DurableCheckpointHook(CheckpointHook):
         if is_main_process():
             pointer = Path(runner.work_dir, "last_checkpoint")
             write_atomically(pointer, str(self.last_ckpt).encode())
-
-
-@contextlib.contextmanager
-def durable_checkpoints() -> Iterator[None]:
-    """Let configs that ask for a CheckpointHook have a :class:`DurableCheckpointHook`.
-
-    Not by a changed config, as that is stored beside the results, for tools without flatten_det.
-    """
-    HOOKS.register_module(name="CheckpointHook", module=DurableCheckpointHook, force=True)
-    try:
-        yield
-    finally:
-        HOOKS.register_module(name="CheckpointHook", module=CheckpointHook, force=True)
 
 
 _LONGEST_PATH = 4096

@@ -12,7 +12,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
-from ...config import load_config, named_building_errors, type_name
+from ...config import blame_config, load_config, type_name
 from ...errors import UserError
 
 SOFTMAX = "softmax"
@@ -133,7 +133,7 @@ def make_grid(
         base = load_config(config, options)
         cfgs = {name: copy.deepcopy(base) for name in variants}
         for name, cfg in cfgs.items():
-            with named_building_errors(cfg):
+            with blame_config(cfg):
                 vary(cfg, name, str(config))
     return [_make_run(cfgs[variant], variant, seed, out) for seed in seeds for variant in cfgs]
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ...backbones import BACKBONES, build_backbone
 from ...backbones.weights import load_backbone
-from ...config import named_building_errors
+from ...config import blame_config
 from ...data.loading import ImageError, image_error
 from ...errors import UserError
 from ...files.checkpoints import read_checkpoint
@@ -126,7 +126,7 @@ def load_model(
             load_backbone(backbone, read_checkpoint(checkpoint), checkpoint)
         normalisation, max_pixels = _IMAGENET, pixel_limit(Config())
     else:
-        with named_building_errors(target.cfg):
+        with blame_config(target.cfg):
             backbone = _backbone_of(target, checkpoint)
             preprocessor = target.cfg.model.get("data_preprocessor") or {}
             normalisation = {

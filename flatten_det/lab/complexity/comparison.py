@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...config import load_config, named_building_errors
+from ...config import blame_config, load_config
 from ...errors import UserError
 from .paper import PaperCount, count_as_published
 from .published import PUBLISHED, Published, find_published
@@ -84,7 +84,7 @@ def compare_config(target: Target, size: tuple[int, int] | None) -> Comparison:
         size = published.size if published else target.size()
     if published and published.size != size:
         published = None
-    with named_building_errors(target.cfg):
+    with blame_config(target.cfg):
         count = count_as_published(target.cfg, size)
     title = published.title if published else Path(target.name).name
     return Comparison(title, published, count)

@@ -9,7 +9,7 @@ import torch
 from mmengine.config import Config
 
 from ...backbones import BACKBONES, build_backbone
-from ...config import load_config, named_building_errors
+from ...config import blame_config, load_config
 from ...errors import UserError
 from ..training_size import training_size
 from .counter import Complexity
@@ -36,7 +36,7 @@ class Target:
         """``(H, W)`` of the images if nothing else is said: the config's, or 224x224."""
         if self.cfg is None:
             return CLASSIFICATION_SIZE
-        with named_building_errors(self.cfg):
+        with blame_config(self.cfg):
             return training_size(self.cfg)
 
     def count(self, size: tuple[int, int]) -> Complexity:
@@ -49,7 +49,7 @@ class Target:
             with torch.device("meta"):
                 backbone = build_backbone(self.name)
             return count_backbone(backbone, size)
-        with named_building_errors(self.cfg):
+        with blame_config(self.cfg):
             return count_model(build_without_values(self.cfg), size)
 
 
