@@ -1,4 +1,4 @@
-"""Every change that this package makes to others: why, upstream's issue, and the test that tells when it can go.
+"""Every change that this package makes to others: why, what upstream says, which test tells when it can go.
 
 ``import flatten_det`` makes those that must hold before anything is read or built: mmengine reads files as
 data (:func:`read_mmengine_checkpoints_as_data`, :func:`read_mmengine_files_as_data`), and models and

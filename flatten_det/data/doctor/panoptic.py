@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..coco_values import is_id, stays_inside
-from ...compat.panoptic_api.utils import rgb2id
+from ...compat.panoptic_api import rgb2id
 from .data_sets import DataSet
 from .entries import category_findings, classes_of, duplicate_entries, repeated
 from .findings import Finding, quoted

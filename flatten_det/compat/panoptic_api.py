@@ -1,6 +1,12 @@
-"""Panoptic quality from matched and unmatched segments (Kirillov et al., CVPR 2019, equation 1).
+"""The part of ``panopticapi`` that MMDetection needs, under that name where it is not installed.
 
-With TP the pairs of an annotated and a predicted segment whose IoU is above one half::
+Its authors publish it by git only, and the copies on package indexes refuse NumPy 2.
+``flatten_det_finders`` lets Python find this file as ``panopticapi``, ``panopticapi.utils`` and
+``panopticapi.evaluation``.
+
+Panoptic masks are PNG files whose colours are segment ids. The quality of predictions is PQ (Kirillov et
+al., "Panoptic Segmentation", CVPR 2019, equation 1). With TP the pairs of an annotated and a predicted
+segment whose IoU is above one half::
 
     PQ = Σ_TP IoU / (|TP| + |FP|/2 + |FN|/2) = SQ · RQ
     SQ = Σ_TP IoU / |TP|
@@ -8,9 +14,46 @@ With TP the pairs of an annotated and a predicted segment whose IoU is above one
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
+
+_BASE = 256
+
+
+def rgb2id(color: np.ndarray | Sequence[int]) -> np.ndarray | int:
+    """Ids of colours, ``R + 256 G + 256² B``.
+
+    Args:
+        color: an image ``(H, W, 3)`` in RGB, or one colour.
+
+    Returns:
+        int32 ids ``(H, W)``, or one id.
+    """
+    if isinstance(color, np.ndarray) and color.ndim == 3:
+        red, green, blue = np.moveaxis(color.astype(np.int32), -1, 0)
+        return red + _BASE * (green + _BASE * blue)
+    red, green, blue = map(int, color)
+    return red + _BASE * (green + _BASE * blue)
+
+
+def id2rgb(id_map: np.ndarray | int) -> np.ndarray | list[int]:
+    """Colours of ids, the inverse of :func:`rgb2id`.
+
+    Args:
+        id_map: ids ``(...)`` from 0 to 256³ - 1, or one id.
+
+    Returns:
+        uint8 RGB ``(..., 3)``, or one colour.
+    """
+    if isinstance(id_map, np.ndarray):
+        ids = id_map.astype(np.int64)
+        channels = [ids // _BASE**power % _BASE for power in range(3)]
+        return np.stack(channels, axis=-1).astype(np.uint8)
+    return [int(id_map) // _BASE**power % _BASE for power in range(3)]
+
 
 # A pair of ids as one number: annotated · OFFSET + predicted. Ids are three bytes.
 OFFSET = 256**3
