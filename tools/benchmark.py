@@ -5,12 +5,11 @@ import shlex
 import sys
 from itertools import product
 
-import _quiet  # noqa: F401
+import _tool
 import torch
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
-from flatten_det.cli import run_tool
 from flatten_det.errors import UserError
 from flatten_det.lab.benchmark.device import find_device
 from flatten_det.lab.benchmark.dtypes import DTYPES
@@ -221,8 +220,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the tool; returns the exit code."""
-    args = parse_args(argv)
-    return run_tool(lambda: run(args), args.debug)
+    return _tool.run(run, parse_args(argv))
 
 
 if __name__ == "__main__":

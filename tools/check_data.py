@@ -5,10 +5,10 @@ import os
 import sys
 from pathlib import Path
 
-import _quiet  # noqa: F401
+import _tool
 from rich.console import Console
 
-from flatten_det.cli import add_common_options, run_tool
+from flatten_det.cli import add_common_options
 from flatten_det.config import blame_config, load_config
 from flatten_det.data.doctor.check import check_data
 from flatten_det.data.doctor.findings import count_errors
@@ -74,10 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the tool; returns the exit code."""
-    args = parse_args(argv)
-    codes: list[int] = []
-    failed = run_tool(lambda: codes.append(run(args)), args.debug)
-    return failed or codes[0]
+    return _tool.run(run, parse_args(argv))
 
 
 if __name__ == "__main__":

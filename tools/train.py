@@ -3,20 +3,18 @@
 import argparse
 import sys
 
-import _quiet  # noqa: F401
+import _tool
 
 from flatten_det.cli import (
     add_common_options,
     add_launcher_options,
     add_trust_option,
     cfg_option_texts,
-    run_tool,
     set_local_rank,
     use_matplotlib_without_display,
 )
 from flatten_det.config import blame_config, enable_auto_scale_lr, load_config
 from flatten_det.data.doctor.report import check_command
-from flatten_det.files.checkpoints import trusted_checkpoints
 from flatten_det.train.optimizer import AMP_DTYPES, enable_amp
 from flatten_det.train.resume import resume_from
 from flatten_det.train.run import train
@@ -73,19 +71,17 @@ def run(args: argparse.Namespace) -> None:
             enable_amp(cfg, None if args.amp == "auto" else args.amp)
         if args.auto_scale_lr:
             enable_auto_scale_lr(cfg)
-    with trusted_checkpoints(args.trust_checkpoint):
-        resume_from(cfg, args.resume)
-        train(
-            cfg,
-            check_data=not args.no_data_check,
-            check_command=check_command(args.config, args.cfg_option_texts),
-        )
+    resume_from(cfg, args.resume)
+    train(
+        cfg,
+        check_data=not args.no_data_check,
+        check_command=check_command(args.config, args.cfg_option_texts),
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the tool; returns the exit code."""
-    args = parse_args(argv)
-    return run_tool(lambda: run(args), args.debug)
+    return _tool.run(run, parse_args(argv))
 
 
 if __name__ == "__main__":
