@@ -265,7 +265,7 @@ class StageHook(Hook):
         self._iterations += 1
 
     def before_test(self, runner: Runner) -> None:
-        """Note that the checkpoint fits: :class:`~.checkpoint.CheckFitHook` has looked at it."""
+        """Note that the checkpoint fits: ``CheckFitHook`` of :mod:`.files.model_checkpoint` has looked."""
         self.checkpoint_is_read = False
 
     def after_test_iter(

@@ -14,10 +14,8 @@ import torch
 import yaml
 from mmengine.fileio.handlers import PickleHandler, YamlHandler
 
-from ..errors import CheckpointError, UserError
+from ..errors import CheckpointError, UserError, reason_of
 from ..files.checkpoints import (
-    download,
-    forget,
     load_as_data,
     load_local,
     refusal,
@@ -25,6 +23,7 @@ from ..files.checkpoints import (
     take_checked,
 )
 from ..files.data_types import ALSO_DATA_TYPES, DATA_TYPES, Called, finished
+from ..files.downloads import download, forget
 
 # mmengine names the checkpoint with the best score so, and removes it when there is a better one.
 _BEST = "best_"
@@ -160,11 +159,11 @@ def _explained(error: Exception, source: Any) -> CheckpointError:
     """An error that names the file."""
     if isinstance(error, pickle.UnpicklingError):
         return refusal(source, refused_part(error))
-    lines = str(error).strip().splitlines()
-    reason = f"{type(error).__name__}: {lines[0] if lines else 'no detail'}"
     if isinstance(error, OSError):
-        return CheckpointError(f"checkpoint {source} cannot be read ({reason}): try again")
-    return refusal(source, reason)
+        return CheckpointError(
+            f"checkpoint {source} cannot be read ({reason_of(error)}): try again"
+        )
+    return refusal(source, reason_of(error))
 
 
 def _encode(text: str, encoding: str) -> bytes:

@@ -1,6 +1,5 @@
 """Reading checkpoint files as data: tensors, numbers, texts and mmengine's logs; nothing is executed."""
 
-import hashlib
 import os
 import pickle
 import sys
@@ -10,59 +9,14 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import urlsplit
 
 import torch
 from mmengine.runner import CheckpointLoader
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, reason_of
 from .data_types import DATA_TYPES, finished
-from .downloads import DownloadError, download_file
-
-_MAX_NAME = 150  # of the 255 bytes that file systems allow, with what is put around it
-
-
-def cached_path(url: str) -> Path:
-    """Where the file of a URL is kept: torch's hub folder, under a name that no other URL has."""
-    digest = hashlib.sha256(url.encode()).hexdigest()[:8]
-    return _folder() / f"{digest}-{_name(url)[-_MAX_NAME:] or 'checkpoint'}"
-
-
-def download(url: str) -> Path:
-    """The local copy of a URL; downloaded unless it is in the cache.
-
-    So is what torch has downloaded itself, if its name tells its digest, as those of torchvision and the
-    frameworks' zoos do. See :func:`~flatten_det.files.downloads.download_file` for how.
-
-    Raises:
-        CheckpointError: The server cannot be reached, refuses, or breaks off each time.
-    """
-    target, of_torch = cached_path(url), _folder() / _name(url)
-    digest = torch.hub.HASH_REGEX.search(of_torch.name)
-    if digest and of_torch.is_file():
-        whole = hashlib.sha256(of_torch.read_bytes()).hexdigest()
-        if whole.startswith(digest[1]):
-            return of_torch
-    try:
-        download_file(url, target)
-    except DownloadError as error:
-        raise CheckpointError(str(error)) from error
-    return target
-
-
-def _folder() -> Path:
-    return Path(torch.hub.get_dir()) / "checkpoints"
-
-
-def _name(url: str) -> str:
-    return Path(urlsplit(url).path).name
-
-
-def forget(url: str) -> None:
-    """Remove a file from the cache, because it is not what was asked for."""
-    cached_path(url).unlink(missing_ok=True)
-
+from .downloads import forget
 
 _LONGEST_REASON = 300
 # PyTorch calls what is in this list and in its own, and nothing else.
@@ -200,12 +154,9 @@ def load_local(path: str | Path, map_location: Any = None) -> Any:
     try:
         return torch.load(path, map_location=map_location, weights_only=False)
     except Exception as error:
-        reason = (
-            f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
-        )
         raise CheckpointError(
-            f"checkpoint {path} cannot be unpickled either ({reason}): read it with the code that wrote "
-            "it, and save its state_dict alone"
+            f"checkpoint {path} cannot be unpickled either ({reason_of(error)}): read it with the code "
+            "that wrote it, and save its state_dict alone"
         ) from error
 
 
@@ -327,9 +278,7 @@ def _read(path: Path) -> object:
         raise
     except Exception as error:
         # A cut or foreign file fails in many ways (zip, EOF, key, header errors), all with the same cure.
-        reason = (
-            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no detail'}"
-        )
         raise CheckpointError(
-            f"{path}: cannot be read as a checkpoint; is it truncated? Download it again. ({reason})"
+            f"{path}: cannot be read as a checkpoint; is it truncated? Download it again. "
+            f"({reason_of(error)})"
         ) from error

@@ -10,7 +10,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import CheckpointLoader, Runner
 from torch import nn
 
-from ..errors import CheckpointError, UserError
+from ..errors import CheckpointError, UserError, reason_of
 from .checkpoints import keep_checked, load_to_check
 from .user_files import why_not_read
 
@@ -36,9 +36,8 @@ def check_checkpoint(path: str) -> None:
     except CheckpointError as error:
         raise UserError(str(error)) from error
     except Exception as error:
-        reason = str(error).strip().split("\n")[0]
         raise UserError(
-            f"checkpoint {path} cannot be read: {type(error).__name__}: {reason}: "
+            f"checkpoint {path} cannot be read: {reason_of(error, '')}: "
             "check that it is a complete PyTorch checkpoint from a source you trust"
         ) from error
     _check_content(content, path)
