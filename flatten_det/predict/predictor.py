@@ -136,7 +136,7 @@ def load_weights(model: nn.Module, path: str) -> dict[str, Any]:
 
 
 def _tested_data(cfg: Config) -> tuple[dict[str, Any], list[dict]]:
-    """What the tested data set says about itself, its files not being there, and its pipeline for images alone."""
+    """What the tested data set says about itself without its files, and its pipeline for images alone."""
     dataset = datasets_under_test(cfg)[0]
     pipeline = list(dataset.pipeline)
     while "dataset" in dataset:
