@@ -12,7 +12,7 @@ from mmengine.structures import BaseDataElement
 
 from ..config import blame_config, build_runner, is_segmentor
 from ..data.loading import (
-    CheckMetricsHook,
+    CheckFilesHook,
     LeaveOutUnreadableHook,
     left_out,
     named_annotation_errors,
@@ -77,7 +77,7 @@ def evaluate(
         for hook in (
             stage,
             unreadable,
-            CheckMetricsHook(),
+            CheckFilesHook(),
             CheckFitHook(checkpoint),
             PredictLargeImagesInBands(),
             SavePredictionsHook(maps, show_dir, show, wait_time),

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..config import build_runner
 from ..data.doctor.before_training import check_before_training
-from ..data.loading import CheckImagesHook, CheckMetricsHook
+from ..data.loading import CheckFilesHook
 from ..errors import UserError
 from ..files.atomic import atomic_local_files, lock
 from .checkpoints import DurableCheckpointHook
@@ -75,8 +75,7 @@ def train(
         runner = build_runner(cfg)
         for hook in (
             stage,
-            CheckImagesHook(),
-            CheckMetricsHook(),
+            CheckFilesHook(),
             interrupt,
             ResumePositionHook(),
             SeedIterationHook(),
