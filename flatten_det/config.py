@@ -204,6 +204,23 @@ def is_segmentor(cfg: Config) -> bool:
     return cfg.get("default_scope") == "mmseg"
 
 
+def has_mask_head(cfg: Config) -> bool:
+    """Whether the model learns instance masks."""
+    keys = ("mask_head", "num_things_classes")
+    return any(find_field(cfg.model, key) is not None for key in keys)
+
+
+def find_field(node: Any, key: str) -> Any:
+    """The first value under this key, at any depth; None if there is none."""
+    if isinstance(node, dict):
+        if key in node:
+            return node[key]
+        node = node.values()
+    elif not isinstance(node, list | tuple):
+        return None
+    return next((value for child in node if (value := find_field(child, key)) is not None), None)
+
+
 def enable_auto_scale_lr(cfg: Config) -> None:
     """Scale the learning rate with the total batch size, from the config's base batch size.
 

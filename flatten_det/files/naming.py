@@ -6,10 +6,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from torch.utils.data import Dataset
-
-from .atomic import refuse_overwriting
-
 
 def output_names(paths: Iterable[str], reserved: Sequence[str] = ()) -> dict[str, str]:
     """Give each input path a name for its results, without suffix.
@@ -46,23 +42,3 @@ def output_names(paths: Iterable[str], reserved: Sequence[str] = ()) -> dict[str
 
 def _as_disks_see_it(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
-
-
-def result_files(dataset: Dataset, folder: str, suffix: str, option: str) -> dict[str, Path]:
-    """The file for the result of each image of a data set.
-
-    Args:
-        dataset: of mmdet or mmseg.
-        folder: of the results; it gets the data set's subfolders.
-        suffix: of the files.
-        option: the option that names the folder.
-
-    Raises:
-        UserError: One of them is an image or a label map of the data set.
-    """
-    infos = [dataset.get_data_info(index) for index in range(len(dataset))]
-    names = output_names(info["img_path"] for info in infos)
-    files = {path: Path(folder, f"{name}{suffix}") for path, name in names.items()}
-    inputs = (info[key] for info in infos for key in ("img_path", "seg_map_path") if info.get(key))
-    refuse_overwriting(inputs, files.values(), option)
-    return files

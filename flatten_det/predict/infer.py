@@ -14,7 +14,7 @@ from ..files.images import find_images
 from ..files.naming import output_names
 from .drawing import draw_prediction
 from .predictions import save_prediction
-from .predictor import Predictor
+from .predictor import Predictor, replay_cuda_graphs
 from .tiles import TiledPredictor, Tiling
 
 
@@ -75,7 +75,7 @@ def infer(
                 lambda done, total: progress.update(of_image, completed=done, total=total),
             )
         if cuda_graphs:
-            predictor.replay_cuda_graphs()
+            replay_cuda_graphs(predictor.model)
         classes = predictor.dataset_meta["classes"]
         if checkpoint is None:
             print(

@@ -72,16 +72,6 @@ class DurableCheckpointHook(CheckpointHook):
                 if "://" not in folder:
                     remove_partial_files(folder)
 
-    def after_train_epoch(self, runner: Runner) -> None:
-        """Save, and only then remove what is too old."""
-        super().after_train_epoch(runner)
-        self.file_backend.carry_out()
-
-    def after_train_iter(self, runner: Runner, batch_idx: int, **kwargs) -> None:
-        """Save, and only then remove what is too old."""
-        super().after_train_iter(runner, batch_idx, **kwargs)
-        self.file_backend.carry_out()
-
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float]) -> None:
         """Save the best checkpoint, and only then remove the one that was the best."""
         super().after_val_epoch(runner, metrics)
@@ -114,6 +104,7 @@ class DurableCheckpointHook(CheckpointHook):
         if is_main_process():
             pointer = Path(runner.work_dir, "last_checkpoint")
             write_atomically(pointer, str(self.last_ckpt).encode())
+        self.file_backend.carry_out()
 
 
 _LONGEST_PATH = 4096

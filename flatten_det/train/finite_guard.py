@@ -78,8 +78,8 @@ class NonFiniteGuardHook(Hook):
         self._backward(loss, **kwargs)
 
     def _guarded_step(self, **kwargs: Any) -> None:
-        loss_is_finite, gradients_are_finite = self._look()
-        if loss_is_finite and (gradients_are_finite or self._loss_scale_will_do()):
+        loss_is_finite, gradients_are_finite = self._are_finite()
+        if loss_is_finite and (gradients_are_finite or self._loss_scale_can_go_down()):
             if gradients_are_finite:
                 self.skipped_in_a_row = 0
             self._step(**kwargs)
@@ -88,7 +88,7 @@ class NonFiniteGuardHook(Hook):
         self._batches.clear()
         self._losses.clear()
 
-    def _look(self) -> tuple[bool, bool]:
+    def _are_finite(self) -> tuple[bool, bool]:
         """Whether losses and gradients are finite, the same on all ranks."""
         groups = self._runner.optim_wrapper.optimizer.param_groups
         gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
@@ -100,7 +100,7 @@ class NonFiniteGuardHook(Hook):
         loss_is_finite, gradients_are_finite = finite.tolist()
         return bool(loss_is_finite), bool(gradients_are_finite)
 
-    def _loss_scale_will_do(self) -> bool:
+    def _loss_scale_can_go_down(self) -> bool:
         wrapper = self._runner.optim_wrapper
         scaler = getattr(wrapper, "loss_scaler", None)
         fixed = getattr(wrapper, "_scale_update_param", None) is not None
@@ -214,10 +214,10 @@ def report_non_finite(runner: Runner, batches: Sequence[Any]) -> tuple[str, Path
         "images": sorted(set(_image_files(batch))),
     }
     write_atomically(path, json.dumps(report, indent=2, allow_nan=False).encode())
-    return _sentence(report), path
+    return _describe(report), path
 
 
-def _sentence(report: dict[str, Any]) -> str:
+def _describe(report: dict[str, Any]) -> str:
     if (origin := report["origin"]) is not None:
         where = f"{origin['module']} ({origin['type']})"
         if origin["parameters"]:

@@ -24,7 +24,7 @@ from torch import Tensor
 from ..compat.patches import atomic_local_files
 from ..config import build_runner
 from ..data.doctor.before_training import check_before_training
-from ..data.loading import CheckImagesHook, CheckMetricsHook
+from ..data.loading import CheckFilesHook
 from ..errors import UserError
 from ..files.atomic import lock
 from .checkpoints import DurableCheckpointHook
@@ -76,8 +76,7 @@ def train(
         runner = build_runner(cfg)
         for hook in (
             stage,
-            CheckImagesHook(),
-            CheckMetricsHook(),
+            CheckFilesHook(),
             interrupt,
             ResumePositionHook(),
             SeedIterationHook(),

@@ -12,8 +12,8 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, init_default_scope
 from mmseg.datasets import BaseSegDataset
 
-from ..preparation.zoo_config import has_mask_head
 from ..shapes.rendered import RenderedDataset
+from ...config import has_mask_head
 from ...errors import UserError
 from .findings import Finding
 from .kinds import Kind
