@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 from mmengine.utils.dl_utils import set_multi_processing
 
 from ..config import build_runner, named_building_errors
-from ..data.doctor.before_training import check_before_training
+from ..data.doctor.report import check_before_training
 from ..data.loading import CheckImagesHook, CheckMetricsHook, named_annotation_errors
 from ..files.atomic import atomic_local_files
 from .assigner import batched_assignment

@@ -5,8 +5,8 @@ from statistics import mean
 
 from mmengine.config import Config
 
-from ...data.shapes.legend import guessing_iou
 from ...data.shapes.options import ShapesOptions
+from ...data.shapes.render import guessing_iou
 
 
 def known_levels(cfg: Config, metric: str) -> dict[str, float]:
