@@ -1,6 +1,7 @@
 """One-line messages for the mistakes a user can make, told apart from bugs of ours."""
 
 import errno
+from collections.abc import Iterable
 from concurrent.futures.process import BrokenProcessPool
 
 import torch
@@ -116,3 +117,10 @@ def _explain_others(error: BaseException) -> str | None:
 def printable(text: str) -> str:
     """A stranger's text without anything that a terminal would obey or could not show."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def listed(items: Iterable[object], most: int = 3, separator: str = ", ") -> str:
+    """The first items, and how many there are besides."""
+    texts = [str(item) for item in items]
+    more = f"{separator}... and {len(texts) - most} more" if len(texts) > most else ""
+    return f"{separator.join(texts[:most])}{more}"

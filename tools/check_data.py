@@ -11,7 +11,7 @@ from rich.console import Console
 from flatten_det.cli import add_common_options
 from flatten_det.config import blame_config, load_config
 from flatten_det.data.doctor.check import check_data
-from flatten_det.data.doctor.findings import count_errors
+from flatten_det.data.doctor.faults import count_errors
 from flatten_det.data.doctor.report import findings_of, print_report, write_json
 from flatten_det.errors import UserError
 from flatten_det.files.atomic import refuse_overwriting

@@ -7,9 +7,8 @@ from pathlib import Path
 import _tool
 
 from flatten_det.cli import add_debug_option
-from flatten_det.data.preparation import ade20k, cityscapes, coco
+from flatten_det.data.preparation import cityscapes, public
 from flatten_det.data.preparation.custom import Wishes, write_config
-from flatten_det.data.preparation.public import check, prepare
 
 INCOMPLETE_EXIT = 1
 
@@ -26,12 +25,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     command.add_argument("--panoptic", action="store_true", help="panoptic annotations too")
     _add_download_options(command)
     command.set_defaults(
-        work=lambda args: _public(coco.COCO_PANOPTIC if args.panoptic else coco.COCO, args)
+        work=lambda args: _public(public.COCO_PANOPTIC if args.panoptic else public.COCO, args)
     )
 
     command = _data_set(commands, "ade20k", "ADE20K (2016)", "data/ade/ADEChallengeData2016")
     _add_download_options(command)
-    command.set_defaults(work=lambda args: _public(ade20k.ADE20K, args))
+    command.set_defaults(work=lambda args: _public(public.ADE20K, args))
 
     command = _data_set(commands, "cityscapes", "Cityscapes (after a login)", "data/cityscapes")
     command.set_defaults(work=_cityscapes)
@@ -103,13 +102,13 @@ def _fraction(text: str) -> float:
 
 def _public(dataset, args: argparse.Namespace) -> list[str]:
     if args.check:
-        return check(dataset, args.root)
-    return prepare(dataset, args.root, args.archives, args.mirror, args.keep_archives)
+        return public.check(dataset, args.root)
+    return public.prepare(dataset, args.root, args.archives, args.mirror, args.keep_archives)
 
 
 def _cityscapes(args: argparse.Namespace) -> list[str]:
     if args.check:
-        return check(cityscapes.CITYSCAPES, args.root)
+        return public.check(cityscapes.CITYSCAPES, args.root)
     return cityscapes.prepare_cityscapes(cityscapes.CITYSCAPES, args.root, args.archives)
 
 

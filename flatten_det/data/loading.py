@@ -1,37 +1,28 @@
-"""Data pipelines: files that they must not open, images that cannot be read, and errors that name the file."""
+"""Data pipelines: files that must not be opened, images that cannot be read, errors that name the file."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
-from mmengine.config import Config
-from .coco_values import parse_json
-from ..files.user_files import NotUtf8Error, why_not_read
-from ..errors import UserError
 import contextlib
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
 import cv2
-from mmengine.dataset import Compose
-from mmengine.evaluator import Evaluator
-from mmengine.hooks import Hook
-from PIL import Image, UnidentifiedImageError
-from .coco_values import is_size
-from ..files.images import FORMATS, decoded, pixel_limit, set_pixel_limit, why_not_decoded
-from ..errors import UserError
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
 from mmengine import dist
-from mmengine.evaluator import BaseMetric
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from PIL import Image, UnidentifiedImageError
 from torch.utils.data import DataLoader
-from ..files.images import pixel_limit
+
 from ..errors import UserError
+from ..files.images import FORMATS, decoded, pixel_limit, set_pixel_limit, why_not_decoded
+from ..files.user_files import NotUtf8Error, why_not_read
+from .coco import is_size, parse_json
 
 
 @contextmanager

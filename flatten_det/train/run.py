@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..compat.patches import atomic_local_files
 from ..config import build_runner
-from ..data.doctor.before_training import check_before_training
+from ..data.doctor.report import check_before_training
 from ..data.loading import CheckFilesHook
 from ..errors import UserError
 from ..files.atomic import lock

@@ -9,23 +9,26 @@ from pathlib import Path
 from typing import Any
 
 from ...backbones.convert import RELEASE_PAGE
+from ...errors import UserError, listed
 from ...files.atomic import UnwritableError, refuse_overwriting, write_atomically
-from ...errors import UserError
-from .coco_file import CocoFile, completed, read_coco_file, with_slashes
-from .coco_folder import (
+from .coco_file import (
     SPLITS,
+    CocoFile,
     check_images,
+    completed,
+    divide,
     existing,
     find_annotation_files,
     find_image_folder,
+    read_coco_file,
     relative_to,
+    with_slashes,
 )
-from .coco_split import divide
-from .config_text import Code, assignments
-from .text import listed
 from .zoo_config import (
     DETECTOR,
+    Code,
     Data,
+    assignments,
     data_changes,
     has_mask_head,
     load_zoo_config,

@@ -45,7 +45,7 @@ class ShapesOptions:
             to 1. Shapes on strong textures take much longer to learn.
         legend: Smallest and largest number of cells of a legend along the top edge, which says the class
             of all objects of the hue of each cell, so that classes depend on what is far away; None: no
-            legend. See :mod:`~flatten_det.data.shapes.legend`.
+            legend. See :mod:`~flatten_det.data.shapes.render`.
         legend_classes: How many classes there are with a legend: the first ones of Shapes.
         legend_distance: Pixels between the legend and the nearest object at least.
 

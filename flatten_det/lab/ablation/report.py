@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from mmengine.config import Config
 from scipy import stats
 
-from ...data.shapes.legend import guessing_iou
 from ...data.shapes.options import ShapesOptions
+from ...data.shapes.render import guessing_iou
 from ...errors import UserError
 from ..analysis.figures import save_figure
 from ..benchmark.report import write_json, write_text
