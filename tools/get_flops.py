@@ -11,8 +11,7 @@ from rich.progress import track
 
 from flatten_det.cli import add_common_options, make_console, say
 from flatten_det.files.atomic import refuse_overwriting, write_atomically
-from flatten_det.lab.complexity.comparison import compare_config, compare_published
-from flatten_det.lab.complexity.published import PUBLISHED
+from flatten_det.lab.complexity.paper import PUBLISHED, compare_config, compare_published
 from flatten_det.lab.complexity.table import (
     as_json,
     module_table,
@@ -26,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LEAST_SIDE = 32  # pixels, the stride of the last stage
 ABOUT_STYLES = (
     "Complete: all matrix products and convolutions that run. Paper style: modules with biases and norms, as "
-    "mmcv counts, plus the softmax baseline's attention (flatten_det/complexity/paper.py)."
+    "mmcv counts, plus the softmax baseline's attention (flatten_det/lab/complexity/paper.py)."
 )
 
 

@@ -6,7 +6,7 @@ from functools import cache
 
 from ....errors import describe_failure
 from ...complexity import count_backbone, count_model
-from ...complexity.uncounted import SAMPLING
+from ...complexity.counter import SAMPLING
 from .settings import Size
 from .sources import find_source
 
