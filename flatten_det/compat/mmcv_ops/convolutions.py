@@ -27,56 +27,21 @@ def masked_col2im_forward(col, mask_h_idx, mask_w_idx, im, height, width, channe
     im[0, :, mask_h_idx, mask_w_idx] = col
 
 
-def deform_conv_forward(
-    input,
-    weight,
-    offset,
-    output,
-    columns,
-    ones,
-    kW,
-    kH,
-    dW,
-    dH,
-    padW,
-    padH,
-    dilationW,
-    dilationH,
-    group,
-    deformable_group,
-    im2col_step,
-):
+def deform_conv_forward(input, weight, offset, output, columns, ones, im2col_step, **geometry):
     """Write the convolution of ``input`` (B, C, H, W) to ``output`` (B, O, OH, OW).
 
     ``weight`` is (O, C / group, kH, kW); ``columns`` and ``ones`` are the extension's work space.
     """
-    conv = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
+    conv = _plain(**geometry)
     for part in _parts(input, im2col_step):
         output[part] = _forward(input[part], weight, None, offset[part], None, conv)
 
 
 def deform_conv_backward_input(
-    input,
-    offset,
-    gradOutput,
-    gradInput,
-    gradOffset,
-    weight,
-    columns,
-    kW,
-    kH,
-    dW,
-    dH,
-    padW,
-    padH,
-    dilationW,
-    dilationH,
-    group,
-    deformable_group,
-    im2col_step,
+    input, offset, gradOutput, gradInput, gradOffset, weight, columns, im2col_step, **geometry
 ):
     """Add the gradients of the input and the offsets to ``gradInput`` and ``gradOffset``."""
-    conv = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
+    conv = _plain(**geometry)
     for part in _parts(input, im2col_step):
         grad_input, _, grad_offset, _, _ = _backward(
             gradOutput[part], input[part], weight, None, offset[part], None, conv
@@ -86,27 +51,10 @@ def deform_conv_backward_input(
 
 
 def deform_conv_backward_parameters(
-    input,
-    offset,
-    gradOutput,
-    gradWeight,
-    columns,
-    ones,
-    kW,
-    kH,
-    dW,
-    dH,
-    padW,
-    padH,
-    dilationW,
-    dilationH,
-    group,
-    deformable_group,
-    scale,
-    im2col_step,
+    input, offset, gradOutput, gradWeight, columns, ones, scale, im2col_step, **geometry
 ):
     """Add ``scale`` times the gradient of the weight to ``gradWeight`` (O, C / group, kH, kW)."""
-    conv = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
+    conv = _plain(**geometry)
     total = torch.zeros_like(at_least_float32(gradWeight))
     for part in _parts(input, im2col_step):
         # The weight's values do not enter its own gradient: any tensor of its shape will do.
@@ -117,34 +65,16 @@ def deform_conv_backward_parameters(
 
 
 def modulated_deform_conv_forward(
-    input,
-    weight,
-    bias,
-    ones,
-    offset,
-    mask,
-    output,
-    columns,
-    kernel_h,
-    kernel_w,
-    stride_h,
-    stride_w,
-    pad_h,
-    pad_w,
-    dilation_h,
-    dilation_w,
-    group,
-    deformable_group,
-    with_bias,
+    input, weight, bias, ones, offset, mask, output, columns, with_bias, **geometry
 ):
     """Write the convolution of ``input`` (B, C, H, W) to ``output`` (B, O, OH, OW).
 
-    ``mask`` is (B, DG * kernel_h * kernel_w, OH, OW), ``bias`` (O,), read only ``with_bias``. Masks
+    ``mask`` is (B, DG * KH * KW, OH, OW), ``bias`` (O,), read only ``with_bias``. Masks
     and offsets of a larger map are read as :func:`_leading` does.
     """
-    conv = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group)
+    conv = _modulated(**geometry)
     bias = bias if with_bias else None
-    taps, size = deformable_group * kernel_h * kernel_w, output.shape[2:]
+    taps, size = conv[-1] * weight[0, 0].numel(), output.shape[2:]
     for part in _parts(input, 1):
         offsets = _leading("offset", offset[part], 2 * taps, size)
         masks = _leading("mask", mask[part], taps, size)
@@ -165,21 +95,12 @@ def modulated_deform_conv_backward(
     grad_offset,
     grad_mask,
     grad_output,
-    kernel_h,
-    kernel_w,
-    stride_h,
-    stride_w,
-    pad_h,
-    pad_w,
-    dilation_h,
-    dilation_w,
-    group,
-    deformable_group,
     with_bias,
+    **geometry,
 ):
     """Add each gradient to the tensor that the caller holds for it."""
-    conv = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group)
-    taps, size = deformable_group * kernel_h * kernel_w, grad_output.shape[2:]
+    conv = _modulated(**geometry)
+    taps, size = conv[-1] * weight[0, 0].numel(), grad_output.shape[2:]
     total_weight = torch.zeros_like(at_least_float32(weight))
     for part in _parts(input, 1):
         offsets = _leading("offset", offset[part], 2 * taps, size)
@@ -194,6 +115,19 @@ def modulated_deform_conv_backward(
     grad_weight += total_weight
     if with_bias:
         grad_bias += at_least_float32(grad_output).sum((0, 2, 3))
+
+
+def _plain(kH, kW, dH, dW, padH, padW, dilationH, dilationW, group, deformable_group):
+    """The numbers that mmcv passes by name, as torchvision takes them."""
+    return dH, dW, padH, padW, dilationH, dilationW, group, deformable_group
+
+
+def _modulated(
+    kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group,
+    deformable_group,
+):  # fmt: skip
+    """As :func:`_plain`."""
+    return stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group
 
 
 def _parts(input, step):

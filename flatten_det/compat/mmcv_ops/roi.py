@@ -174,17 +174,7 @@ def _max_backward(grad, rois, argmax_y, argmax_x, shape):
     return grad_input
 
 
-def deform_roi_pool_forward(
-    input,
-    rois,
-    offset,
-    output,
-    pooled_height,
-    pooled_width,
-    spatial_scale,
-    sampling_ratio,
-    gamma,
-):
+def deform_roi_pool_forward(input, rois, offset, output, **geometry):
     """Pool each RoI into ``output`` (K, C, PH, PW); 0 for a RoI without samples.
 
     Args:
@@ -192,14 +182,12 @@ def deform_roi_pool_forward(
         rois: (K, 5).
         offset: (K, 2, PH, PW), or empty.
         output: filled in place.
-        pooled_height, pooled_width: PH and PW.
-        spatial_scale: feature cells per image pixel.
-        sampling_ratio: samples per bin and direction; 0 for about one per feature cell.
-        gamma: share of the RoI's size that an offset of 1 moves a bin by.
+        geometry: ``pooled_height``, ``pooled_width``, ``spatial_scale`` and ``sampling_ratio`` as of
+            :func:`roi_align_forward`; ``gamma``: share of the RoI's size that an offset of 1 moves a bin by.
     """
     cells, first_cell = _cells(input, rois)
-    grid = _grid(rois, offset, pooled_height, pooled_width, spatial_scale, sampling_ratio, gamma)
-    total = cells.new_zeros(rois.size(0), pooled_height * pooled_width, cells.size(1))
+    grid = _moved_grid(rois, offset, **geometry)
+    total = cells.new_zeros(rois.size(0), grid.pooled_height * grid.pooled_width, cells.size(1))
     for roi, y, x in grid.samples():
         for cell, weight in _bilinear(y, x, *input.shape[2:]):
             total[roi] += cells[first_cell[roi] + cell] * weight.unsqueeze(2)
@@ -208,22 +196,12 @@ def deform_roi_pool_forward(
 
 
 def deform_roi_pool_backward(
-    grad_output,
-    input,
-    rois,
-    offset,
-    grad_input,
-    grad_offset,
-    pooled_height,
-    pooled_width,
-    spatial_scale,
-    sampling_ratio,
-    gamma,
+    grad_output, input, rois, offset, grad_input, grad_offset, gamma, **geometry
 ):
     """Add the gradients of the features and the offsets to ``grad_input`` and ``grad_offset``."""
     height, width = input.shape[2:]
     cells, first_cell = _cells(input, rois)
-    grid = _grid(rois, offset, pooled_height, pooled_width, spatial_scale, sampling_ratio, gamma)
+    grid = _moved_grid(rois, offset, gamma, **geometry)
     grad = at_least_float32(grad_output).flatten(2).transpose(1, 2)  # [K, PH * PW, C]
     grad = grad / (grid.count_y * grid.count_x)
     d_cells = cells.new_zeros(cells.shape)
@@ -242,7 +220,7 @@ def deform_roi_pool_backward(
         grad_offset += (unit * d_offset).view_as(grad_offset)
 
 
-def _grid(rois, offset, pooled_height, pooled_width, spatial_scale, sampling_ratio, gamma):
+def _moved_grid(rois, offset, gamma, pooled_height, pooled_width, spatial_scale, sampling_ratio):
     """RoIAlign's samples, moved by the offsets."""
     rois = at_least_float32(rois)
     grid = _SampleGrid(rois, spatial_scale, pooled_height, pooled_width, sampling_ratio, True)

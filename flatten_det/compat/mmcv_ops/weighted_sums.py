@@ -38,21 +38,11 @@ def carafe_naive_backward(
     bottom_grad += padded[:, :, pad : pad + height, pad : pad + width]
 
 
-def carafe_forward(
-    features,
-    masks,
-    rfeatures,
-    routput,
-    rmasks,
-    output,
-    kernel_size,
-    group_size,
-    scale_factor,
-):
+def carafe_forward(features, masks, rfeatures, routput, rmasks, output, **sizes):
     """:func:`carafe_naive_forward`; mmcv hands ``rfeatures`` to the backward pass in place of the
     features, and the other ``r`` tensors are the extension's work space."""
     rfeatures.copy_(features)
-    carafe_naive_forward(features, masks, output, kernel_size, group_size, scale_factor)
+    carafe_naive_forward(features, masks, output, **sizes)
 
 
 def carafe_backward(
@@ -65,14 +55,10 @@ def carafe_backward(
     rmask_grad,
     bottom_grad,
     mask_grad,
-    kernel_size,
-    group_size,
-    scale_factor,
+    **sizes,
 ):
     """:func:`carafe_naive_backward` with the features that :func:`carafe_forward` kept."""
-    carafe_naive_backward(
-        top_grad, rfeatures, masks, bottom_grad, mask_grad, kernel_size, group_size, scale_factor
-    )
+    carafe_naive_backward(top_grad, rfeatures, masks, bottom_grad, mask_grad, **sizes)
 
 
 def _by_cell(x, groups, scale):
@@ -98,44 +84,18 @@ def _taps(features, kernel_size, groups):
 _COLLECT = 0
 
 
-def psamask_forward(
-    input,
-    output,
-    psa_type,
-    num_,
-    h_feature,
-    w_feature,
-    h_mask,
-    w_mask,
-    half_h_mask,
-    half_w_mask,
-):
+def psamask_forward(input, output, psa_type, num_, **sizes):
     """Fill ``output`` (N, H * W, H, W): channel = the cell looked at and place = the looking cell
     for ``psa_type`` 0 (collect), the other way round for 1 (distribute); 0 beyond the mask."""
-    index, beyond = _mask_index(
-        input.device, h_feature, w_feature, h_mask, w_mask, half_h_mask, half_w_mask
-    )
+    index, beyond = _mask_index(input.device, **sizes)
     masks = input.flatten(2)
     collected = masks.gather(1, index.expand(num_, -1, -1)).masked_fill_(beyond, 0)
     output.copy_(_transposed(collected, psa_type).view_as(output))
 
 
-def psamask_backward(
-    grad_output,
-    grad_input,
-    psa_type,
-    num_,
-    h_feature,
-    w_feature,
-    h_mask,
-    w_mask,
-    half_h_mask,
-    half_w_mask,
-):
+def psamask_backward(grad_output, grad_input, psa_type, num_, **sizes):
     """Add the gradient of the masks to ``grad_input`` (N, HM * WM, H, W)."""
-    index, beyond = _mask_index(
-        grad_output.device, h_feature, w_feature, h_mask, w_mask, half_h_mask, half_w_mask
-    )
+    index, beyond = _mask_index(grad_output.device, **sizes)
     grad = _transposed(grad_output.flatten(2), psa_type).masked_fill(beyond, 0)
     total = torch.zeros_like(grad_input).flatten(2)
     total.scatter_add_(1, index.expand(num_, -1, -1), grad)
@@ -146,11 +106,11 @@ def _transposed(collected, psa_type):
     return collected if psa_type == _COLLECT else collected.transpose(1, 2)
 
 
-def _mask_index(device, height, width, h_mask, w_mask, half_h_mask, half_w_mask):
+def _mask_index(device, h_feature, w_feature, h_mask, w_mask, half_h_mask, half_w_mask):
     """For each (cell looked at, looking cell), (H * W, H * W): the mask channel that says how much,
     and whether it lies beyond the mask."""
-    cell = torch.arange(height * width, device=device)
-    y, x = cell // width, cell % width
+    cell = torch.arange(h_feature * w_feature, device=device)
+    y, x = cell // w_feature, cell % w_feature
     row = y.unsqueeze(1) - y + half_h_mask
     column = x.unsqueeze(1) - x + half_w_mask
     beyond = (row < 0) | (row >= h_mask) | (column < 0) | (column >= w_mask)
