@@ -10,8 +10,7 @@ from rich.progress import Progress
 from ..config import blame_config
 from ..data.loading import left_out
 from ..files.atomic import refuse_overwriting
-from ..files.images import find_images
-from ..files.naming import output_names
+from ..files.images import find_images, output_names
 from .drawing import draw_prediction
 from .predictions import save_prediction
 from .predictor import Predictor, replay_cuda_graphs

@@ -11,7 +11,7 @@ import numpy as np
 from ...data.loading import ImageError, left_out
 from ...errors import UserError
 from ...files.atomic import refuse_overwriting, write_atomically
-from ...files.naming import output_names
+from ...files.images import output_names
 from .figures import draw_maps, draw_spectra, draw_statistics
 from .layers import AttentionLayer, LayerCall, capture
 from .matrices import query_token, weight_maps
