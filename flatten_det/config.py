@@ -282,7 +282,7 @@ class StageHook(Hook):
         self._iterations += 1
 
     def before_test(self, runner: Runner) -> None:
-        """Note that the checkpoint fits: ``CheckFitHook`` of :mod:`.files.model_checkpoint` has looked."""
+        """Note that the checkpoint fits: :class:`~.files.checkpoints.CheckFitHook` has looked at it."""
         self.checkpoint_is_read = False
 
     def after_test_iter(

@@ -19,8 +19,8 @@ from ..data.loading import (
 )
 from ..errors import UserError
 from ..files.atomic import refuse_overwriting, write_atomically
+from ..files.checkpoints import CheckFitHook, check_checkpoint
 from ..files.images import output_names
-from ..files.model_checkpoint import CheckFitHook, check_checkpoint
 from .drawing import draw_prediction
 from .predictions import write_label_map
 from .predictor import replay_cuda_graphs

@@ -17,8 +17,8 @@ from ..backbones import use_cuda_graphs
 from ..config import datasets_under_test, is_segmentor, loads_annotations, type_name
 from ..data.loading import CheckedPipeline, ImageError
 from ..errors import UserError
+from ..files.checkpoints import check_checkpoint, check_fit
 from ..files.images import pixel_limit
-from ..files.model_checkpoint import check_checkpoint, check_fit
 from .segmentation import predict_in_bands_when_large
 
 RESIZES = ("Resize", "FixScaleResize", "FixShapeResize", "ResizeShortestEdge")

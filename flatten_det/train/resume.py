@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ..errors import UserError
-from ..files.model_checkpoint import check_checkpoint
+from ..files.checkpoints import check_checkpoint
 from .checkpoints import NoCheckpointError, newest_valid_checkpoint, why_not_resumable
 from .optimizer import fit_saved_optimizer, loss_scale
 

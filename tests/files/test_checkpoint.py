@@ -13,12 +13,13 @@ from torch import nn
 
 from flatten_det.errors import UserError
 from flatten_det.files.checkpoints import (
+    check_checkpoint,
+    check_fit,
     checkpoints_read_once,
     load_to_check,
     take_checked,
     trusted_checkpoints,
 )
-from flatten_det.files.model_checkpoint import check_checkpoint, check_fit
 
 
 def save(path, content) -> str:
