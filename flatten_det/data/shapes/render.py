@@ -324,11 +324,7 @@ class Legend(NamedTuple):
 
     @classmethod
     def draw(
-        cls,
-        rng: np.random.Generator,
-        canvas: np.ndarray,
-        cells: tuple[int, int],
-        num_classes: int,
+        cls, rng: np.random.Generator, canvas: np.ndarray, cells: tuple[int, int], num_classes: int
     ) -> "Legend":
         """Choose a legend, make the background grey and draw the legend into its uppermost rows.
 

@@ -6,7 +6,8 @@ import signal
 import pytest
 import torch
 
-from flatten_det.data.doctor.faults import Outcome, examine_all
+from flatten_det.data.doctor.check import examine_all
+from flatten_det.data.doctor.faults import Outcome
 from flatten_det.errors import UserError
 
 
