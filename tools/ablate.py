@@ -16,7 +16,7 @@ from flatten_det.lab.ablation.jobs import finish_all
 from flatten_det.lab.ablation.levels import known_levels
 from flatten_det.lab.ablation.report import save
 from flatten_det.lab.ablation.run import Finished, Run
-from flatten_det.lab.benchmark.tables import make_console
+from flatten_det.lab.benchmark.report import make_console
 
 COMMAND = "uv run tools/ablate.py"
 CONFIGS = Path(__file__).parents[1] / "configs" / "ablation"

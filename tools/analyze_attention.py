@@ -24,7 +24,7 @@ from flatten_det.lab.analysis.model import load_model
 from flatten_det.lab.analysis.run import CENTRE, JSON, Options, analyse, layers_with_heads
 from flatten_det.lab.analysis.table import order_lines, rank_table, sharpness_table
 from flatten_det.lab.analysis.targets import DEIT_ABLATION, NAMES, named_target
-from flatten_det.lab.benchmark.tables import make_console
+from flatten_det.lab.benchmark.report import make_console
 from flatten_det.lab.complexity.target import Target, find_target
 
 CHECKPOINT_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")

@@ -6,8 +6,7 @@ from pathlib import Path
 from statistics import fmean
 
 from ...errors import UserError
-from ..benchmark.report import write_json, write_text
-from ..benchmark.tables import make_markdown, number
+from ..benchmark.report import make_markdown, number, write_json, write_text
 from .figure import draw
 from .run import Finished
 from .statistics import Paired, compare, mean_and_deviation
