@@ -19,8 +19,7 @@ from ...data.shapes.options import ShapesOptions
 from ...data.shapes.render import guessing_iou
 from ...errors import UserError
 from ..analysis.figures import save_figure
-from ..benchmark.report import write_json, write_text
-from ..benchmark.tables import make_markdown, number
+from ..benchmark.report import make_markdown, number, write_json, write_text
 from .run import Finished
 
 _COLUMNS = {
