@@ -1,7 +1,6 @@
 """Compare backbones, detectors and segmentors over image sizes: ``tools/benchmark.py [--models ...]``."""
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from itertools import product
@@ -9,6 +8,7 @@ from itertools import product
 import _tool
 import torch
 
+from flatten_det.cli import command_line, say
 from flatten_det.errors import UserError
 from flatten_det.lab.benchmark.growth import Growth
 from flatten_det.lab.benchmark.machine import (
@@ -40,7 +40,6 @@ from flatten_det.lab.benchmark.report import (
 from flatten_det.lab.benchmark.run import Plan, Result, Setting, benchmark_settings
 from flatten_det.lab.benchmark.sources import find_size, find_source
 
-COMMAND = "uv run tools/benchmark.py"
 MODELS = ["flatten-pvt-t", "pvt-t", "flatten-swin-t", "mmdet:swin-t"]
 SIZES = ["224", "512", "800x1280", "1024"]
 
@@ -134,7 +133,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         if args.mode != ["inference"]:
             parser.error("argument --cuda-graphs: needs --mode inference, without training")
         args.warmup = max(args.warmup, 2)
-    args.command = f"{COMMAND} {shlex.join(sys.argv[1:] if argv is None else argv)}".strip()
+    args.command = command_line("tools/benchmark.py", argv)
     return args
 
 
@@ -207,9 +206,7 @@ def run(args: argparse.Namespace) -> None:
     if args.out is not None:
         there = len(settings) - len(missing)
         again = f"; {there} of {len(settings)} settings were there already" if there else ""
-        console.print(
-            f"written to {args.out}{again}", highlight=False, markup=False, soft_wrap=True
-        )
+        say(console, f"written to {args.out}{again}")
 
 
 def main(argv: list[str] | None = None) -> int:

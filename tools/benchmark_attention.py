@@ -1,7 +1,6 @@
 """Compare implementations of the attention: ``tools/benchmark_attention.py [--shape ...] [--out DIR]``."""
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from itertools import product
@@ -9,6 +8,7 @@ from itertools import product
 import _tool
 import torch
 
+from flatten_det.cli import command_line, say
 from flatten_det.errors import UserError
 from flatten_det.lab.benchmark.attention import (
     CASES,
@@ -31,8 +31,6 @@ from flatten_det.lab.benchmark.machine import (
 from flatten_det.lab.benchmark.report import save_results, show_results
 from flatten_det.lab.benchmark.run import Comparison, Plan, Result, Setting, benchmark_settings
 from flatten_det.lab.benchmark.timing import copy_bandwidth
-
-COMMAND = "uv run tools/benchmark_attention.py"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -83,7 +81,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_out_option(parser, "results.json, results.csv, figure.png")
     args = parser.parse_args(argv)
     check_measuring_options(parser, args, {"batch": 1})
-    args.command = f"{COMMAND} {shlex.join(sys.argv[1:] if argv is None else argv)}".strip()
+    args.command = command_line("tools/benchmark_attention.py", argv)
     return args
 
 
@@ -132,7 +130,7 @@ def run(args: argparse.Namespace) -> None:
     comparison = Comparison(results, args.baseline)
     console = show_results(benchmark, comparison, args.command, [remark])
     if args.out is not None:
-        console.print(f"written to {args.out}", highlight=False, markup=False, soft_wrap=True)
+        say(console, f"written to {args.out}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from ...cli import add_debug_option
 from ...errors import UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -55,9 +56,7 @@ def add_measuring_options(
     )
     parser.add_argument("--threads", type=int, help="threads on the CPU (default: torch's)")
     parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
-    parser.add_argument(
-        "--debug", action="store_true", help="show the traceback of expected errors too"
-    )
+    add_debug_option(parser)
 
 
 def add_out_option(parser: argparse.ArgumentParser, files: str) -> None:

@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from ...cli import make_console, say
 from ...files.atomic import write_atomically
 from .machine import describe_machine, device_name
 from .run import Benchmark, Comparison, Result
 
 JSON, CSV, MARKDOWN, FIGURE = "results.json", "results.csv", "table.md", "figure.png"
-_LEAST_WIDTH = 130  # in characters, where no terminal says how wide it is
 _NOTE = "note"
 
 
@@ -92,14 +92,6 @@ def make_markdown(title: str, columns: Mapping[str, str], rows: Sequence[Sequenc
     return "\n".join([f"**{title}**", "", *(f"| {' | '.join(line)} |" for line in lines), ""])
 
 
-def make_console() -> Console:
-    """A console for tables that are not folded where the output is a file."""
-    console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, _LEAST_WIDTH)
-    return console
-
-
 def time_cells(result: Result) -> dict[str, str]:
     """Median and quartiles in ms, for :meth:`~.run.Benchmark.cells`."""
     first, third = map(milliseconds, result.quartiles)
@@ -137,7 +129,7 @@ def show_results(
 ) -> Console:
     """Print the command, remarks such as the device, and all tables; returns the console."""
     console = make_console()
-    console.print(command, highlight=False, markup=False, soft_wrap=True)
+    say(console, command)
     for remark in remarks:
         console.print(remark, highlight=False)
     for table in tables(benchmark, comparison):

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from ...cli import progress_bar
 from ...errors import describe_failure
 from .machine import DTYPES
 from .memory import LINUX_ONLY, Peak, available_memory, peak_in_fresh_process, peak_on_cuda
@@ -343,8 +342,7 @@ def benchmark_settings(
         ``results``, then the new ones.
     """
     results = list(results)
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with progress_bar() as progress:
         task = progress.add_task("", total=plan.steps * len(settings))
         for setting in settings:
 
