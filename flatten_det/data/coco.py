@@ -165,15 +165,15 @@ def why_not_learned(
     return None if is_seen else "have no area within their image"
 
 
-def mask_fields(mask: np.ndarray) -> dict[str, Any]:
-    """A mask as the fields ``bbox``, ``area`` and ``segmentation`` (run lengths) of an annotation.
+def mask_fields(mask: np.ndarray, iscrowd: int = 0) -> dict[str, Any]:
+    """What a COCO annotation says of a mask: box, area and run lengths.
 
-    Args:
-        mask: ``(H, W)``, uint8 of 0 and 1; fastest if it is stored column by column.
+    ``mask`` is ``(H, W)`` of bool or 0 and 1; no copy is made if it is uint8, stored column by column.
     """
-    rle = coco_mask.encode(np.asfortranarray(mask))
+    rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
     return {
         "bbox": coco_mask.toBbox(rle).tolist(),
         "area": int(coco_mask.area(rle)),
+        "iscrowd": iscrowd,
         "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
     }

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,13 @@ class CocoFile:
         content: its JSON object, with lists of dicts under ``images``, ``annotations`` and
             ``categories``.
         mended: what was changed in it already, in words.
+        images: the folder that its file names are relative to, once it is known.
     """
 
     path: Path
     content: dict[str, Any]
     mended: tuple[str, ...] = ()
+    images: Path | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -167,9 +169,8 @@ def with_slashes(file: CocoFile) -> CocoFile:
         {**image, "file_name": image["file_name"].replace("\\", "/")}
         for image in file.content["images"]
     ]
-    return CocoFile(
-        file.path, {**file.content, "images": images}, (*file.mended, "/ for \\ in file names")
-    )
+    mended = (*file.mended, "/ for \\ in file names")
+    return CocoFile(file.path, {**file.content, "images": images}, mended)
 
 
 def completed(file: CocoFile, images: Path) -> tuple[dict[str, Any], list[str]]:
@@ -368,24 +369,6 @@ def check_images(images: Path, file: CocoFile, split: str) -> None:
             f"{len(missing)} of the {len(names)} images that {file.path} names are not in {images}: "
             f"{listed(missing)}: put them there, or name their folder by --{split}-images"
         )
-
-
-def relative_to(path: Path, folder: Path) -> str:
-    """A path as a config writes it: relative to the data set's folder if it lies there."""
-    if not path.is_relative_to(folder):
-        return path.as_posix()
-    return "" if path == folder else path.relative_to(folder).as_posix()
-
-
-def existing(paths: Iterable[Path | None]) -> None:
-    """Make sure that what the command line names exists.
-
-    Raises:
-        UserError: It does not.
-    """
-    for path in paths:
-        if path is not None and not path.exists():
-            raise UserError(f"{path} not found: check the path (here: {Path.cwd()})")
 
 
 def divide(file: CocoFile, val_fraction: float) -> tuple[dict[str, Any], dict[str, Any]]:

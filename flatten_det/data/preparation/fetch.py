@@ -236,7 +236,7 @@ def fetch(
 
 
 def _download(archive: Archive, path: Path, mirror: str | None) -> None:
-    url = archive.url(mirror)
+    url = f"{(mirror or archive.server).rstrip('/')}/{archive.path}"
     print(f"downloading {url}")
     try:
         download_file(url, path, archive.size)

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+from ...errors import UserError
 from .fetch import fetch
 from .layout import Archive, Files, Layout, Listing, Pairs, PublicDataSet
 
+# Sizes and SHA-256 digests: url_checksums/coco.txt of TensorFlow Datasets.
 _COCO_SERVER = "http://images.cocodataset.org"
 
 _TRAIN, _VAL = Files("train2017", ".jpg", 118287), Files("val2017", ".jpg", 5000)
@@ -64,7 +66,7 @@ COCO_PANOPTIC = PublicDataSet(
     (*_ARCHIVES, _PANOPTIC_ARCHIVE),
 )
 
-
+# The MD5 digest is that of GluonCV's and others' loaders; the file has no published SHA-256.
 _ADE20K_SERVER = "http://data.csail.mit.edu/places/ADEchallenge"
 
 _IMAGES = (Files("images/training", ".jpg", 20210), Files("images/validation", ".jpg", 2000))
@@ -94,23 +96,17 @@ ADE20K = PublicDataSet(
 
 
 def check(dataset: PublicDataSet, root: Path) -> list[str]:
-    """Say what is missing in a data set's folder; nothing is written.
-
-    Returns:
-        One line per problem; empty for a complete folder.
-    """
-    problems = dataset.layout.problems(root)
-    report(dataset, root, problems)
-    return problems
+    """Say what is missing in a data set's folder, one line per problem; nothing is written."""
+    return _told(dataset, root, dataset.layout.problems(root))
 
 
-def report(dataset: PublicDataSet, root: Path, problems: list[str]) -> None:
-    """Print what is missing, or that nothing is."""
+def _told(dataset: PublicDataSet, root: Path, problems: list[str]) -> list[str]:
     if problems:
         print(f"{dataset.name} in {root} is not complete:")
         print("\n".join(f"  {problem}" for problem in problems))
     else:
         print(f"{dataset.name} in {root} is complete: {dataset.layout.summary()}")
+    return problems
 
 
 def prepare(
@@ -120,7 +116,7 @@ def prepare(
     mirror: str | None = None,
     keep_archives: bool = False,
 ) -> list[str]:
-    """Download and unpack what is missing in a data set's folder; a complete one is left alone.
+    """Download, unpack and convert what is missing in a data set's folder; a complete one is left alone.
 
     Args:
         dataset: which one.
@@ -131,12 +127,23 @@ def prepare(
         What is missing all the same, one line per problem.
 
     Raises:
-        UserError: The data cannot be downloaded or unpacked.
+        UserError: The data cannot be downloaded or unpacked; archives behind a login are not there (how
+            to get them is printed).
     """
     problems = dataset.layout.problems(root)
     if not problems:
         print("nothing to do")
-        report(dataset, root, problems)
-        return problems
+        return _told(dataset, root, problems)
+    folder = archives or root
+    missing = [
+        archive.name
+        for archive in (dataset.archives if dataset.steps else ())
+        if not archive.is_unpacked(root) and not (folder / archive.name).is_file()
+    ]
+    if missing:
+        print(dataset.steps(folder))
+        raise UserError(f"{' and '.join(missing)} not found in {folder}: follow the steps above")
     fetch(dataset.archives, root, archives, mirror, keep_archives)
+    if dataset.convert:
+        dataset.convert(root)
     return check(dataset, root)

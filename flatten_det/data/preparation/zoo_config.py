@@ -80,7 +80,7 @@ _SECTIONS = (
 _KEPT = ("filter_cfg", "test_mode")
 
 
-class Data(NamedTuple):
+class SplitInConfig(NamedTuple):
     """A split as a config names it.
 
     Attributes:
@@ -182,7 +182,7 @@ def _has_counts(value: Any) -> bool:
     return isinstance(value, list | tuple) and _find(value, "num_classes") is not None
 
 
-def data_changes(cfg: Config, train: Data, val: Data) -> dict[str, Any]:
+def data_changes(cfg: Config, train: SplitInConfig, val: SplitInConfig) -> dict[str, Any]:
     """The data loaders and evaluators, in terms of ``data_root`` and ``metainfo``.
 
     Raises:
@@ -206,7 +206,7 @@ def data_changes(cfg: Config, train: Data, val: Data) -> dict[str, Any]:
     return changes
 
 
-def _loader_changes(cfg: Config, name: str, data: Data) -> dict[str, Any]:
+def _loader_changes(cfg: Config, name: str, data: SplitInConfig) -> dict[str, Any]:
     dataset, place = cfg[name].dataset, f"_base_.{name}.dataset"
     wrappers = 0
     while "dataset" in dataset:  # RepeatDataset, MultiImageMixDataset and the like.
@@ -240,7 +240,7 @@ def _loader_changes(cfg: Config, name: str, data: Data) -> dict[str, Any]:
     return changes
 
 
-def _pipeline_changes(pipeline: list, cfg: Config, data: Data) -> list[dict] | None:
+def _pipeline_changes(pipeline: list, cfg: Config, data: SplitInConfig) -> list[dict] | None:
     """The steps that fit other people's data, or None if they do as they are."""
     steps = [_plain(step) for step in pipeline]
     changed = False
@@ -259,7 +259,7 @@ def _pipeline_changes(pipeline: list, cfg: Config, data: Data) -> list[dict] | N
     return steps if changed else None
 
 
-def _evaluator_changes(evaluator: Any, data: Data) -> dict[str, Any]:
+def _evaluator_changes(evaluator: Any, data: SplitInConfig) -> dict[str, Any]:
     in_list = isinstance(evaluator, list | tuple)
     metrics = [m for m in (evaluator if in_list else [evaluator]) if type_name(m) == "CocoMetric"]
     if not metrics:
@@ -275,7 +275,7 @@ def _evaluator_changes(evaluator: Any, data: Data) -> dict[str, Any]:
     }
 
 
-def _below_root(data: Data) -> Code:
+def _below_root(data: SplitInConfig) -> Code:
     return Code(f"data_root + {literal(data.annotations)}")
 
 
