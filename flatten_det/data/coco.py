@@ -125,9 +125,7 @@ def is_of_windows(name: str, folder: str) -> bool:
 def root_categories(categories: Sequence[Any], used: Collection[int | str]) -> list[dict[str, Any]]:
     """The categories that Roboflow adds above all classes, and that are named like one of these.
 
-    Args:
-        categories: of a COCO file, whatever they are.
-        used: ids of the categories that have objects.
+    ``used`` are the ids of the categories that have objects.
     """
     good = [category for category in categories if isinstance(category, dict)]
     names = [category.get("name") for category in good]

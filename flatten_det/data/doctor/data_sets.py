@@ -144,11 +144,7 @@ def find_data_sets(cfg: Config, render: bool = False) -> list[ConfiguredDataSet]
     """The data sets of the train, val and test data loaders, each once, out of their wrappers.
 
     Nothing of the data is read, but data sets that are rendered on first use (Shapes) are rendered if
-    there is no folder of theirs yet.
-
-    Args:
-        cfg: a complete config.
-        render: render them as a training does, which replaces a folder that is damaged.
+    there is no folder of theirs yet; with ``render`` as a training does, which replaces one that is damaged.
 
     Raises:
         UserError: The config names no data set, or one that cannot be built.

@@ -79,11 +79,7 @@ CITYSCAPES = cityscapes({"train": 2975, "val": 500})
 
 
 def write_train_ids(root: Path, split: str) -> None:
-    """Write ``*_gtFine_labelTrainIds.png`` beside each ``*_gtFine_labelIds.png`` that has none.
-
-    Args:
-        root: the data set's folder.
-        split: ``'train'`` or ``'val'``.
+    """Write ``*_gtFine_labelTrainIds.png`` beside each ``*_gtFine_labelIds.png`` of a split that has none.
 
     Raises:
         UserError: A label map cannot be read.
@@ -110,10 +106,6 @@ def write_instances(root: Path, split: str) -> None:
 
     Category ids are Cityscapes' label ids, file names start at the city, and groups that are not told
     apart are crowds, all as MMDetection's data set expects.
-
-    Args:
-        root: the data set's folder.
-        split: ``'train'`` or ``'val'``.
 
     Raises:
         UserError: An instance map cannot be read.

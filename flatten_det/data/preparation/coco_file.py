@@ -176,10 +176,6 @@ def with_slashes(file: CocoFile) -> CocoFile:
 def completed(file: CocoFile, images: Path) -> tuple[dict[str, Any], list[str]]:
     """Fill in what MMDetection and pycocotools need and exporters leave out.
 
-    Args:
-        file: a checked annotation file.
-        images: the folder that its file names are relative to.
-
     Returns:
         The content, a new object where something was added, and the names of what was added; empty
         if the file is good as it is.
@@ -254,12 +250,9 @@ def _renumber_mixed(content: dict[str, Any], noun: str, added: set[str]) -> None
 def find_annotation_files(folder: Path, known: dict[str, Path]) -> dict[str, Path]:
     """Find COCO files and tell by their names, or else their folders', which split they belong to.
 
-    Args:
-        folder: where to look.
-        known: splits that need not be found, and their files.
-
     Returns:
-        ``'train'``, and ``'val'`` if there is one. A single file of no split is ``'train'``.
+        ``'train'``, and ``'val'`` if there is one, with those that are ``known``. A single file of no split
+        is ``'train'``.
 
     Raises:
         UserError: There is no file to train on, or more than one for a split.
@@ -372,16 +365,9 @@ def check_images(images: Path, file: CocoFile, split: str) -> None:
 
 
 def divide(file: CocoFile, val_fraction: float) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Divide an annotation file into one for training and one for validation.
+    """Divide the images of a file, and their annotations, into those for training and for validation.
 
     By a hash of the images' names: always alike, and few move when images are added.
-
-    Args:
-        file: the annotations.
-        val_fraction: part of the images for validation, between 0 and 1.
-
-    Returns:
-        The contents of the two files; both have all categories.
 
     Raises:
         UserError: A part would have no objects that count.

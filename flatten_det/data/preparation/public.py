@@ -22,41 +22,43 @@ _PANOPTIC = (
     Listing("annotations/panoptic_train2017.json", _TRAIN, _SEGMENTS[0]),
     Listing("annotations/panoptic_val2017.json", _VAL, _SEGMENTS[1]),
 )
+
+
+def _coco_archive(path: str, provides: tuple, size: int, unpacked: int, sha256: str) -> Archive:
+    return Archive(_COCO_SERVER, path, provides, unpacked, size, ("sha256", sha256))
+
+
 # JPEG and PNG files hardly shrink in an archive, JSON files to a third or fourth.
 _ARCHIVES = (
-    Archive(
-        _COCO_SERVER,
+    _coco_archive(
         "annotations/annotations_trainval2017.zip",
-        provides=tuple(listing.file for listing in _INSTANCES),
+        tuple(listing.file for listing in _INSTANCES),
         size=252_907_541,
         unpacked=900_000_000,
-        digest=("sha256", "113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268"),
+        sha256="113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268",
     ),
-    Archive(
-        _COCO_SERVER,
+    _coco_archive(
         "zips/val2017.zip",
-        provides=(_VAL,),
+        (_VAL,),
         size=815_585_330,
         unpacked=830_000_000,
-        digest=("sha256", "4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05"),
+        sha256="4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05",
     ),
-    Archive(
-        _COCO_SERVER,
+    _coco_archive(
         "zips/train2017.zip",
-        provides=(_TRAIN,),
+        (_TRAIN,),
         size=19_336_861_798,
         unpacked=19_700_000_000,
-        digest=("sha256", "69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929"),
+        sha256="69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929",
     ),
 )
-_PANOPTIC_ARCHIVE = Archive(
-    _COCO_SERVER,
+_PANOPTIC_ARCHIVE = _coco_archive(
     "annotations/panoptic_annotations_trainval2017.zip",
-    provides=(*_SEGMENTS, *(listing.file for listing in _PANOPTIC)),
+    (*_SEGMENTS, *(listing.file for listing in _PANOPTIC)),
     size=860_725_834,
     # The inner archives and what is in them are on the disk together for a while.
     unpacked=2_500_000_000,
-    digest=("sha256", "c05f76d2129b6b561eb70efe16e7006df62f73fb92889132d373b9d90e31a370"),
+    sha256="c05f76d2129b6b561eb70efe16e7006df62f73fb92889132d373b9d90e31a370",
 )
 
 COCO = PublicDataSet("COCO", Layout(files=(_TRAIN, _VAL), listings=_INSTANCES), _ARCHIVES)
@@ -79,7 +81,7 @@ ADE20K = PublicDataSet(
     "ADE20K",
     Layout(
         files=(*_IMAGES, *_LABELS),
-        pairs=tuple(Pairs(*pair) for pair in zip(_IMAGES, _LABELS, strict=True)),
+        pairs=tuple(map(Pairs, _IMAGES, _LABELS)),
     ),
     (
         Archive(

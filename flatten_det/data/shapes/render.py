@@ -121,9 +121,8 @@ def _place(
 ) -> tuple[tuple[slice, slice], np.ndarray]:
     """Put an outline at a random place wholly between the points ``low`` and ``limit``, in (x, y) pixels.
 
-    Returns:
-        The window of the image that holds the object, and the share of each of the window's
-        pixels that the object covers (float32).
+    Returns the window of the image that holds the object, and the share of each of its pixels that the
+    object covers (float32).
     """
     extent = np.concatenate(outline).max(axis=0)
     low, limit = np.array(low), np.array(limit)
@@ -172,11 +171,7 @@ def _surroundings(canvas: np.ndarray, window: tuple[slice, slice], alpha: np.nda
 
 
 def _contrasting_colour(rng: np.random.Generator, surroundings: np.ndarray) -> np.ndarray:
-    """Draw colours until one differs enough from 19 of 20 points around.
-
-    Returns:
-        RGB, shape (3,); the best one of the tries if none is good enough.
-    """
+    """The first RGB colour (3,) tried that differs enough from 19 of 20 points around; else the best."""
     candidates = rng.uniform(20, 235, (_COLOUR_TRIES, 3)).astype(np.float32)
     sample = surroundings[:: len(surroundings) // 128 + 1]
     difference = np.linalg.norm(_lab(candidates)[:, None] - _lab(sample)[None], axis=2)
