@@ -4,9 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-import _quiet  # noqa: F401
+import _tool
 
-from flatten_det.cli import run_tool
+from flatten_det.cli import add_debug_option
 from flatten_det.data.preparation import public
 from flatten_det.data.preparation.cityscapes import CITYSCAPES
 from flatten_det.data.preparation.custom import CustomDataOptions, write_config
@@ -43,9 +43,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     command.set_defaults(work=_custom)
 
     for command in commands.choices.values():
-        command.add_argument(
-            "--debug", action="store_true", help="show the traceback of expected errors too"
-        )
+        add_debug_option(command)
     return parser.parse_args(argv)
 
 
@@ -124,12 +122,14 @@ def _custom(args: argparse.Namespace) -> list[str]:
     return []
 
 
+def run(args: argparse.Namespace) -> int:
+    """Prepare or check, and return the exit code."""
+    return INCOMPLETE_EXIT if args.work(args) else 0
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the tool; returns the exit code."""
-    args = parse_args(argv)
-    problems: list[str] = []
-    code = run_tool(lambda: problems.extend(args.work(args)), args.debug)
-    return code or (INCOMPLETE_EXIT if problems else 0)
+    return _tool.run(run, parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -189,8 +189,13 @@ def _why_not_opened(path: str, folders: Sequence[str]) -> str | None:
     return None if "://" in path else why_not_decoded(path)
 
 
-class CheckImagesHook(Hook):
-    """Puts a :class:`CheckedPipeline` into the data sets of a training, before workers copy them."""
+class CheckFilesHook(Hook):
+    """Keeps a training, and the metrics of a test, from files that they must not open.
+
+    It puts a :class:`CheckedPipeline` into the data sets of a training, before workers copy them, and looks
+    at the label maps that panoptic metrics open by themselves. Images of a test are checked by
+    :class:`LeaveOutUnreadableHook`.
+    """
 
     def before_train_epoch(self, runner) -> None:
         """Check the training images."""
@@ -200,16 +205,12 @@ class CheckImagesHook(Hook):
         """Check the validation images."""
         check_images(runner.val_dataloader.dataset, pixel_limit(runner.cfg))
 
-
-class CheckMetricsHook(Hook):
-    """Looks at the label maps that panoptic metrics open by themselves, before they do so."""
-
     def before_val(self, runner) -> None:
-        """Look at those of the validation."""
+        """Look at the label maps of the validation."""
         _check_metrics(runner.val_evaluator, pixel_limit(runner.cfg))
 
     def before_test(self, runner) -> None:
-        """Look at those of the test."""
+        """Look at the label maps of the test."""
         _check_metrics(runner.test_evaluator, pixel_limit(runner.cfg))
 
 

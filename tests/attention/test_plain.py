@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from flatten_det.attention import FocusedLinearAttention
 from flatten_det.attention.plain import focused_linear_attention
 from flatten_det.attention.reference import focused_linear_attention as reference
-from flatten_det.lab.benchmark.attention.eager import focused_linear_attention as eager
+from flatten_det.lab.benchmark.attention import eager_attention as eager
 
 
 def check(inputs, hw_shape, num_heads, **options):

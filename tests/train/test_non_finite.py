@@ -15,14 +15,13 @@ from torch import nn
 from toy_training import Calling, make_config
 
 from flatten_det.errors import UserError
-from flatten_det.train import precision as amp  # noqa: F401  registers CPUAmpOptimWrapper
 from flatten_det.train.finite_guard import (
     NonFiniteError,
     NonFiniteGuardHook,
     _image_files,
     non_finite_guard,
 )
-from flatten_det.train.sample_order import SeedIterationHook
+from flatten_det.train.resume import SeedIterationHook
 
 
 class _Poison(torch.autograd.Function):

@@ -14,9 +14,8 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, init_default_scope
 from mmseg.datasets import BaseSegDataset
 
-from ...config import type_name
+from ...config import has_mask_head, type_name
 from ...errors import UserError
-from ..preparation.zoo_config import has_mask_head
 from ..shapes.datasets import RenderedDataset
 from .faults import CLASS_COUNT, FOLDER_MISSING, FaultKind, Finding, quoted
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ...compat.panoptic_api.utils import rgb2id
+from ...compat.panoptic_api import rgb2id
 from ...errors import listed
 from ..coco import CROWDS, is_id, repeated, stays_inside
 from . import faults

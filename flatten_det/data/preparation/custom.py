@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...backbones.convert import RELEASE_PAGE
+from ...config import has_mask_head
 from ...errors import UserError, listed
 from ...files.atomic import UnwritableError, refuse_overwriting, write_atomically
 from .coco_file import (
@@ -28,7 +29,6 @@ from .zoo_config import (
     SplitInConfig,
     assignments,
     data_changes,
-    has_mask_head,
     load_zoo_config,
     model_changes,
     pretrained_weights,

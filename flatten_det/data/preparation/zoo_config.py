@@ -5,7 +5,14 @@ from typing import Any, NamedTuple
 
 from mmengine.config import Config
 
-from ...config import datasets_under_test, is_segmentor, load_config, type_name
+from ...config import (
+    datasets_under_test,
+    find_field,
+    has_mask_head,
+    is_segmentor,
+    load_config,
+    type_name,
+)
 from ...errors import UserError
 
 DETECTOR = "configs/retinanet/retinanet_flatten-pvt-t_fpn_1x_coco.py"
@@ -89,28 +96,12 @@ def load_zoo_config(path: Path) -> Config:
     missing = [name for name in _SECTIONS if not cfg.get(name)]
     if missing:
         raise UserError(f"{path} is no complete config, it has no {', '.join(missing)}: {hint}")
-    if _find(cfg.model, "num_stuff_classes") not in (None, 0):
+    if find_field(cfg.model, "num_stuff_classes") not in (None, 0):
         raise UserError(
             f"{path} is for panoptic segmentation, which needs label maps besides a COCO file of "
             f"objects: {hint}, or a config for instances"
         )
     return cfg
-
-
-def has_mask_head(cfg: Config) -> bool:
-    """Whether the model learns instance masks."""
-    return any(_find(cfg.model, key) is not None for key in ("mask_head", "num_things_classes"))
-
-
-def _find(node: Any, key: str) -> Any:
-    """The first value under this key, at any depth; None if there is none."""
-    if isinstance(node, dict):
-        if key in node:
-            return node[key]
-        node = node.values()
-    elif not isinstance(node, list | tuple):
-        return None
-    return next((value for child in node if (value := _find(child, key)) is not None), None)
 
 
 def model_changes(cfg: Config, from_scratch: bool) -> dict[str, Any]:
@@ -141,7 +132,7 @@ def _count_changes(node: dict[str, Any], place: str) -> dict[str, Any]:
                 inner["class_weight"] = Code(f"[1.0] * num_classes + [{value['class_weight'][-1]}]")
             if inner:
                 changes[key] = inner
-        elif isinstance(value, list | tuple) and _find(value, "num_classes") is not None:
+        elif isinstance(value, list | tuple) and find_field(value, "num_classes") is not None:
             if not all(isinstance(v, dict) and "num_classes" in v for v in value):
                 raise UserError(
                     f"{place}.{key} holds heads of different kinds: choose another config such as "
@@ -205,7 +196,7 @@ def _pipeline_changes(pipeline: list, cfg: Config, data: SplitInConfig) -> list[
     """The steps that fit other people's data, or None if they do as they are."""
     steps = [_plain(step) for step in pipeline]
     changed = False
-    if not any(_find(step, key) is not None for step in steps for key in ("scale", "scales")):
+    if not any(find_field(step, key) is not None for step in steps for key in ("scale", "scales")):
         # Made for images that all have the size of the training.
         test_steps = (_plain(step) for step in datasets_under_test(cfg)[0].pipeline)
         resize = next((step for step in test_steps if type_name(step) == "Resize"), None)

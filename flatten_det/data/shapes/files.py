@@ -29,7 +29,7 @@ from mmengine.logging import print_log
 from PIL import Image
 from rich.progress import track
 
-from ...compat.panoptic_api.utils import id2rgb
+from ...compat.panoptic_api import id2rgb
 from ...files.user_files import why_not_read
 from ..coco import mask_fields
 from .options import CLASSES, PALETTE, SPLITS, ShapesOptions

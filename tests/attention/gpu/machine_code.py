@@ -27,7 +27,7 @@ from triton.backends.nvidia.compiler import get_ptxas
 
 from flatten_det.attention import gpu
 from flatten_det.attention.gpu import call
-from flatten_det.lab.benchmark.tables import make_table, number
+from flatten_det.lab.benchmark.report import make_table, number
 
 Size = Callable[[Mapping[str, Any]], int]
 
