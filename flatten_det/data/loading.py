@@ -19,6 +19,7 @@ from mmengine.runner import Runner
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import DataLoader
 
+from ..config import all_datasets
 from ..errors import UserError
 from ..files.images import FORMATS, decoded, pixel_limit, set_pixel_limit, why_not_decoded
 from ..files.user_files import NotUtf8Error, why_not_read
@@ -231,7 +232,7 @@ def check_images(
     dataset: Any, max_pixels: int, kind: type[CheckedPipeline] = CheckedPipeline
 ) -> None:
     """Put a pipeline of a kind into a data set, and into those within it."""
-    for inner in _unwrap(dataset):
+    for inner in all_datasets(dataset):
         pipeline = getattr(inner, "pipeline", None)
         if type(pipeline) is Compose:
             inner.pipeline = kind(pipeline.transforms, max_pixels, _folders(inner))
@@ -242,15 +243,6 @@ def _folders(dataset: Any) -> list[str]:
     prefixes = getattr(dataset, "data_prefix", None)
     folders = [str(folder) for folder in (prefixes or {}).values()]
     return folders if all(folders) and not any("://" in folder for folder in folders) else []
-
-
-def _unwrap(dataset: Any) -> Iterator[Any]:
-    """The data sets inside ConcatDataset, RepeatDataset, MultiImageMixDataset and the like."""
-    yield dataset
-    inner = getattr(dataset, "datasets", None) or [getattr(dataset, "dataset", None)]
-    for child in inner:
-        if child is not None:
-            yield from _unwrap(child)
 
 
 COUNT = "unreadable_images"

@@ -14,7 +14,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, init_default_scope
 from mmseg.datasets import BaseSegDataset
 
-from ...config import has_mask_head, type_name
+from ...config import all_datasets, has_mask_head, type_name, wrapped_datasets
 from ...errors import UserError
 from ..shapes.datasets import RenderedDataset
 from .faults import CLASS_COUNT, FOLDER_MISSING, FaultKind, Finding, quoted
@@ -151,7 +151,8 @@ def find_data_sets(cfg: Config, render: bool = False) -> list[ConfiguredDataSet]
     init_default_scope(cfg.get("default_scope", "mmdet"))
     found: dict[ConfiguredDataSet, list[tuple[str, str]]] = {}
     for loader in LOADERS:
-        leaves = list(_unwrap(cfg.get(f"{loader}_dataloader") or {}))
+        nodes = all_datasets(cfg.get(f"{loader}_dataloader") or {})
+        leaves = [node for node in nodes if "type" in node and not wrapped_datasets(node)]
         for number, leaf in enumerate(leaves):
             name = loader if len(leaves) == 1 else f"{loader}[{number}]"
             dataset = _build(leaf, name, render)
@@ -167,15 +168,6 @@ def find_data_sets(cfg: Config, render: bool = False) -> list[ConfiguredDataSet]
         )
         for data_set, uses in found.items()
     ]
-
-
-def _unwrap(node: ConfigDict) -> Iterator[ConfigDict]:
-    """The data sets' own configs inside RepeatDataset, ConcatDataset and the like."""
-    inner = node.get("datasets") or ([node["dataset"]] if node.get("dataset") else [])
-    for child in inner:
-        yield from _unwrap(child)
-    if not inner and "type" in node:
-        yield node
 
 
 def _build(leaf: ConfigDict, name: str, render: bool) -> Any:
