@@ -1,8 +1,10 @@
 """What holds for every COCO file, of instances or of panoptic segments: entries, ids, categories, boxes."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -256,8 +258,15 @@ def _object_findings(
 
 def box_array(values: list[Any]) -> np.ndarray:
     """Boxes as the annotations have them, float64 ``(N, 4)``; NaN for what is not four finite numbers."""
-    none = [np.nan] * 4
-    boxes = [value if coco.is_box(value) else none for value in values]
+    if all(type(value) is list and len(value) == 4 for value in values):
+        numbers = list(chain.from_iterable(values))
+        # Five times as fast as looking at each number. It overflows at an integer larger than any float.
+        if set(map(type, numbers)) <= {int, float}:
+            with contextlib.suppress(OverflowError):
+                boxes = np.array(numbers, np.float64).reshape(-1, 4)
+                boxes[~np.isfinite(boxes).all(axis=1)] = np.nan
+                return boxes
+    boxes = [value if coco.is_box(value) else [np.nan] * 4 for value in values]
     return np.array(boxes, np.float64).reshape(-1, 4)
 
 

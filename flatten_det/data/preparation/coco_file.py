@@ -207,8 +207,14 @@ def completed(file: CocoFile, images: Path) -> tuple[dict[str, Any], list[str]]:
         "annotations": [annotation(item) for item in file.content["annotations"]],
     }
     _check_masks(file.path, content)
-    for noun in ("image", "category"):
-        _renumber_mixed(content, noun, added)
+    for noun, key in (("image", "images"), ("category", "categories")):
+        ids = [item["id"] for item in content[key]]
+        if not coco.are_of_one_type(ids):
+            added.add(f"{noun} ids from 1 on")
+            new = {id_: i for i, id_ in enumerate(ids, start=1)}
+            owner = f"{noun}_id"
+            content[key] = [{**item, "id": new[item["id"]]} for item in content[key]]
+            content["annotations"] = [{**a, owner: new[a[owner]]} for a in content["annotations"]]
     if not all(coco.can_be_matched(item["id"]) for item in content["annotations"]):
         added.add("annotation ids from 1 on")
         content["annotations"] = [
@@ -234,19 +240,6 @@ def _check_masks(path: Path, content: dict[str, Any]) -> None:
         )
 
 
-def _renumber_mixed(content: dict[str, Any], noun: str, added: set[str]) -> None:
-    key = {"image": "images", "category": "categories"}[noun]
-    ids = [item["id"] for item in content[key]]
-    if coco.are_of_one_type(ids):
-        return
-    added.add(f"{noun} ids from 1 on")
-    new_ids = {id_: i for i, id_ in enumerate(ids, start=1)}
-    content[key] = [{**item, "id": new_ids[item["id"]]} for item in content[key]]
-    content["annotations"] = [
-        {**item, f"{noun}_id": new_ids[item[f"{noun}_id"]]} for item in content["annotations"]
-    ]
-
-
 def find_annotation_files(folder: Path, known: dict[str, Path]) -> dict[str, Path]:
     """Find COCO files and tell by their names, or else their folders', which split they belong to.
 
@@ -258,6 +251,7 @@ def find_annotation_files(folder: Path, known: dict[str, Path]) -> dict[str, Pat
         UserError: There is no file to train on, or more than one for a split.
     """
     taken = {path.resolve() for path in known.values()}
+    by_split: dict[str, list[Path]] = {}
     candidates, broken = [], []
     for path in sorted(folder.rglob("*.json")):
         if path.resolve() in taken:
@@ -270,11 +264,8 @@ def find_annotation_files(folder: Path, known: dict[str, Path]) -> dict[str, Pat
             is_meant = any(word.search(path.stem) for word in _WORDS.values())
         if is_meant:
             candidates.append(path)
-    by_split: dict[str, list[Path]] = {}
-    for path in candidates:
-        by_split.setdefault(_split_of(path.relative_to(folder)), []).append(path)
-    unnamed = by_split.pop("", [])
-    if unnamed:
+            by_split.setdefault(_split_of(path.relative_to(folder)), []).append(path)
+    if unnamed := by_split.pop("", []):
         by_split.setdefault("train", unnamed)
     found = dict(known)
     for split in SPLITS:
@@ -299,11 +290,9 @@ def find_annotation_files(folder: Path, known: dict[str, Path]) -> dict[str, Pat
 
 
 def _split_of(path: Path) -> str:
-    for name in (path.stem, *reversed(path.parent.parts)):
-        for split, word in _WORDS.items():
-            if word.search(name):
-                return split
-    return ""
+    names = (path.stem, *reversed(path.parent.parts))
+    found = (split for name in names for split, word in _WORDS.items() if word.search(name))
+    return next(found, "")
 
 
 def find_image_folder(folder: Path, file: CocoFile, split: str) -> Path:
