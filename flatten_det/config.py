@@ -246,8 +246,30 @@ def datasets_under_test(cfg: Config) -> list[ConfigDict]:
 def _with_pipeline(dataset: ConfigDict) -> list[ConfigDict]:
     if dataset.get("pipeline"):
         return [dataset]
-    inner = dataset.get("datasets") or ([dataset["dataset"]] if "dataset" in dataset else [])
-    return [found for each in inner for found in _with_pipeline(each)] or [dataset]
+    return [found for each in wrapped_datasets(dataset) for found in _with_pipeline(each)] or [
+        dataset
+    ]
+
+
+def wrapped_datasets(dataset: Any) -> list[Any]:
+    """The data sets directly inside a wrapper like ``ConcatDataset``; empty if it is none.
+
+    Args:
+        dataset: a config's, or a built one; or a config's data loader.
+    """
+    is_config = isinstance(dataset, Mapping)
+    inner, one = (
+        dataset.get(name) if is_config else getattr(dataset, name, None)
+        for name in ("datasets", "dataset")
+    )
+    return list(inner or ([] if one is None else [one]))
+
+
+def all_datasets(dataset: Any) -> Iterator[Any]:
+    """A data set, or a data loader's config, and all that is inside of it, the outermost first."""
+    yield dataset
+    for inner in wrapped_datasets(dataset):
+        yield from all_datasets(inner)
 
 
 def build_runner(cfg: Config) -> Runner:

@@ -7,8 +7,9 @@ from pathlib import Path
 import _tool
 
 from flatten_det.cli import add_debug_option
-from flatten_det.data.preparation import cityscapes, public
-from flatten_det.data.preparation.custom import Wishes, write_config
+from flatten_det.data.preparation import public
+from flatten_det.data.preparation.cityscapes import CITYSCAPES
+from flatten_det.data.preparation.custom import CustomDataOptions, write_config
 
 INCOMPLETE_EXIT = 1
 
@@ -33,7 +34,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     command.set_defaults(work=lambda args: _public(public.ADE20K, args))
 
     command = _data_set(commands, "cityscapes", "Cityscapes (after a login)", "data/cityscapes")
-    command.set_defaults(work=_cityscapes)
+    command.set_defaults(
+        mirror=None, keep_archives=False, work=lambda args: _public(CITYSCAPES, args)
+    )
 
     command = commands.add_parser("custom", help="write a config for a COCO-format folder")
     _add_custom_options(command)
@@ -106,22 +109,16 @@ def _public(dataset, args: argparse.Namespace) -> list[str]:
     return public.prepare(dataset, args.root, args.archives, args.mirror, args.keep_archives)
 
 
-def _cityscapes(args: argparse.Namespace) -> list[str]:
-    if args.check:
-        return public.check(cityscapes.CITYSCAPES, args.root)
-    return cityscapes.prepare_cityscapes(cityscapes.CITYSCAPES, args.root, args.archives)
-
-
 def _custom(args: argparse.Namespace) -> list[str]:
     options = vars(args)
-    wishes = Wishes(
+    data_options = CustomDataOptions(
         annotations={s: options[f"{s}_ann"] for s in ("train", "val") if options[f"{s}_ann"]},
         images={s: options[f"{s}_images"] for s in ("train", "val") if options[f"{s}_images"]},
         val_fraction=args.val_fraction,
         from_scratch=args.from_scratch,
         force=args.force,
     )
-    write_config(args.folder, args.config, args.out, wishes)
+    write_config(args.folder, args.config, args.out, data_options)
     return []
 
 

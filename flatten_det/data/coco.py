@@ -125,9 +125,7 @@ def is_of_windows(name: str, folder: str) -> bool:
 def root_categories(categories: Sequence[Any], used: Collection[int | str]) -> list[dict[str, Any]]:
     """The categories that Roboflow adds above all classes, and that are named like one of these.
 
-    Args:
-        categories: of a COCO file, whatever they are.
-        used: ids of the categories that have objects.
+    ``used`` are the ids of the categories that have objects.
     """
     good = [category for category in categories if isinstance(category, dict)]
     names = [category.get("name") for category in good]
@@ -165,15 +163,15 @@ def why_not_learned(
     return None if is_seen else "have no area within their image"
 
 
-def mask_fields(mask: np.ndarray) -> dict[str, Any]:
-    """A mask as the fields ``bbox``, ``area`` and ``segmentation`` (run lengths) of an annotation.
+def mask_fields(mask: np.ndarray, iscrowd: int = 0) -> dict[str, Any]:
+    """What a COCO annotation says of a mask: box, area and run lengths.
 
-    Args:
-        mask: ``(H, W)``, uint8 of 0 and 1; fastest if it is stored column by column.
+    ``mask`` is ``(H, W)`` of bool or 0 and 1; no copy is made if it is uint8, stored column by column.
     """
-    rle = coco_mask.encode(np.asfortranarray(mask))
+    rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
     return {
         "bbox": coco_mask.toBbox(rle).tolist(),
         "area": int(coco_mask.area(rle)),
+        "iscrowd": iscrowd,
         "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
     }

@@ -1,8 +1,10 @@
 """What holds for every COCO file, of instances or of panoptic segments: entries, ids, categories, boxes."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,8 @@ TOLERANCE_PX = 1.0
 class CocoContent:
     """The entries of a COCO file that are what the format asks for; the others have been reported.
 
-    Attributes:
-        images: with an ``id`` and a ``file_name``, which may leave the folder.
-        annotations: dicts; each task has its own rules for them.
-        categories: with an ``id`` and a ``name``.
+    Images have an ``id`` and a ``file_name``, which may leave the folder, categories an ``id`` and a
+    ``name``. Annotations are dicts; each task has its own rules for them.
     """
 
     images: list[dict[str, Any]]
@@ -70,11 +70,7 @@ def id_column(entries: list[dict[str, Any]], key: str) -> list[Any]:
 
 
 def read_content(data_set: ConfiguredDataSet) -> tuple[CocoContent | None, list[Finding]]:
-    """Read a data set's annotation file.
-
-    Returns:
-        Its content, None if it cannot be used, and what is wrong with single entries.
-    """
+    """A data set's annotation file, None if it cannot be used, and what is wrong with single entries."""
     path, content = data_set.annotation_file, None
     if (reason := why_not_read(path)) is not None:
         reason = reason.removeprefix("was ")
@@ -148,12 +144,8 @@ def annotation_findings(
 ) -> Iterator[Finding]:
     """What is wrong with an annotation file itself; no image is opened.
 
-    Args:
-        data_set: where it belongs.
-        content: of the file.
-        objects: likewise.
-        needed: fields of objects, beside ids and boxes, without which the frameworks fail.
-        of_task: what is wrong by the rules of instances, or of panoptic segments.
+    Objects need the fields ``needed`` beside ids and boxes, without which the frameworks fail. What is
+    wrong by the rules of instances, or of panoptic segments, is ``of_task``.
     """
     used = set(objects.column("category_id"))
     roots = coco.root_categories(content.categories, used)
@@ -265,25 +257,25 @@ def _object_findings(
 
 
 def box_array(values: list[Any]) -> np.ndarray:
-    """Boxes as the annotations have them, as an array.
-
-    Returns:
-        float64 ``(N, 4)``; NaN for what is not four finite numbers.
-    """
-    none = [np.nan] * 4
-    boxes = [value if coco.is_box(value) else none for value in values]
+    """Boxes as the annotations have them, float64 ``(N, 4)``; NaN for what is not four finite numbers."""
+    if all(type(value) is list and len(value) == 4 for value in values):
+        numbers = list(chain.from_iterable(values))
+        # Five times as fast as looking at each number. It overflows at an integer larger than any float.
+        if set(map(type, numbers)) <= {int, float}:
+            with contextlib.suppress(OverflowError):
+                boxes = np.array(numbers, np.float64).reshape(-1, 4)
+                boxes[~np.isfinite(boxes).all(axis=1)] = np.nan
+                return boxes
+    boxes = [value if coco.is_box(value) else [np.nan] * 4 for value in values]
     return np.array(boxes, np.float64).reshape(-1, 4)
 
 
 def box_faults(boxes: np.ndarray, sizes: np.ndarray) -> Iterator[tuple[FaultKind, np.ndarray]]:
-    """What is wrong with which boxes; at most one fault each.
+    """What is wrong with which boxes, as a kind and rows ``(M,)``; at most one fault each.
 
     Args:
         boxes: ``(N, 4)`` as x, y, width and height in pixels; NaN where there is none.
         sizes: ``(N, 2)``, width and height of the images; NaN where they are not known.
-
-    Yields:
-        A kind and the rows ``(M,)`` that it is true of.
     """
     start, extent = boxes[:, :2], boxes[:, 2:]
     # An infinity may come of adding two finite numbers; NaN, of unknown sizes, compares as False.
@@ -308,9 +300,7 @@ def box_faults(boxes: np.ndarray, sizes: np.ndarray) -> Iterator[tuple[FaultKind
 def why_none_counts(objects: Objects, reason: Callable[[dict[str, Any]], str | None]) -> str | None:
     """Say why no object counts; None if one does, which mostly is found at once.
 
-    Args:
-        objects: of a data set.
-        reason: says of one why it does not count, as of several ("are ..."); None if it does.
+    ``reason`` says of one why it does not count, as of several ("are ..."); None if it does.
     """
     reasons: Counter[str] = Counter()
     for entry, image_id in zip(objects.entries, objects.image_ids, strict=True):
@@ -327,13 +317,7 @@ def why_none_counts(objects: Objects, reason: Callable[[dict[str, Any]], str | N
 
 
 class CocoImages:
-    """The images of a data set, each of which can be examined by itself.
-
-    Args:
-        data_set: where they belong.
-        content: of its annotation file.
-        objects: likewise.
-    """
+    """The images of a data set, each of which can be examined by itself."""
 
     def __init__(self, data_set: ConfiguredDataSet, content: CocoContent, objects: Objects):
         self.data_set, self.content, self.objects = data_set, content, objects

@@ -54,11 +54,7 @@ class Checked:
 
 
 def check_data(cfg: Config, workers: int) -> list[Checked]:
-    """Check everything, every image included.
-
-    Args:
-        cfg: a complete config.
-        workers: processes that open images; 0 opens them in this one.
+    """Check everything, every image included, with ``workers`` processes; 0 opens them in this one.
 
     Raises:
         UserError: The config names no data sets, or they cannot be built.
@@ -160,15 +156,12 @@ def _check_coco(checked: Checked, workers: int | None) -> Iterator[Finding]:
 
 
 def examine_all(images: Sequence[Outcome], workers: int, title: str) -> Iterator[Outcome]:
-    """Examine all images of a data set.
+    """Examine all images of a data set, and yield the outcomes in their order.
 
     Args:
         images: gives the outcome of one image by its index, when it is asked for.
         workers: processes; 0 examines within this one.
         title: for the progress bar, on stderr.
-
-    Yields:
-        The outcomes in the order of the images.
 
     Raises:
         UserError: A worker died, as a decoder can when content is meant to break it.

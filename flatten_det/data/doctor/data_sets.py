@@ -14,7 +14,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, init_default_scope
 from mmseg.datasets import BaseSegDataset
 
-from ...config import has_mask_head, type_name
+from ...config import all_datasets, has_mask_head, type_name, wrapped_datasets
 from ...errors import UserError
 from ..shapes.datasets import RenderedDataset
 from .faults import CLASS_COUNT, FOLDER_MISSING, FaultKind, Finding, quoted
@@ -143,11 +143,7 @@ def find_data_sets(cfg: Config, render: bool = False) -> list[ConfiguredDataSet]
     """The data sets of the train, val and test data loaders, each once, out of their wrappers.
 
     Nothing of the data is read, but data sets that are rendered on first use (Shapes) are rendered if
-    there is no folder of theirs yet.
-
-    Args:
-        cfg: a complete config.
-        render: render them as a training does, which replaces a folder that is damaged.
+    there is no folder of theirs yet; with ``render`` as a training does, which replaces one that is damaged.
 
     Raises:
         UserError: The config names no data set, or one that cannot be built.
@@ -155,7 +151,8 @@ def find_data_sets(cfg: Config, render: bool = False) -> list[ConfiguredDataSet]
     init_default_scope(cfg.get("default_scope", "mmdet"))
     found: dict[ConfiguredDataSet, list[tuple[str, str]]] = {}
     for loader in LOADERS:
-        leaves = list(_unwrap(cfg.get(f"{loader}_dataloader") or {}))
+        nodes = all_datasets(cfg.get(f"{loader}_dataloader") or {})
+        leaves = [node for node in nodes if "type" in node and not wrapped_datasets(node)]
         for number, leaf in enumerate(leaves):
             name = loader if len(leaves) == 1 else f"{loader}[{number}]"
             dataset = _build(leaf, name, render)
@@ -171,15 +168,6 @@ def find_data_sets(cfg: Config, render: bool = False) -> list[ConfiguredDataSet]
         )
         for data_set, uses in found.items()
     ]
-
-
-def _unwrap(node: ConfigDict) -> Iterator[ConfigDict]:
-    """The data sets' own configs inside RepeatDataset, ConcatDataset and the like."""
-    inner = node.get("datasets") or ([node["dataset"]] if node.get("dataset") else [])
-    for child in inner:
-        yield from _unwrap(child)
-    if not inner and "type" in node:
-        yield node
 
 
 def _build(leaf: ConfigDict, name: str, render: bool) -> Any:

@@ -50,9 +50,6 @@ class Picture(NamedTuple):
 def opened(path: str, kinds: FileFaults) -> Image.Image:
     """Read and decode an image or a label map.
 
-    Returns:
-        It, in memory.
-
     Raises:
         ImageFault: It is not there, must not be decoded, or cannot be.
     """

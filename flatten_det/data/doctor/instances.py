@@ -81,15 +81,9 @@ def _mixed_ids(data_set: ConfiguredDataSet, content: CocoContent) -> Iterator[Fi
 def why_it_does_not_count(
     data_set: ConfiguredDataSet, content: CocoContent, to_learn: bool
 ) -> Callable[[dict[str, Any]], str | None]:
-    """What tells whether an annotation is learned, or measured, and why not.
+    """What tells of an annotation, as of several ("are ..."), why it does not count; None if it does.
 
-    Args:
-        data_set: where it belongs.
-        content: of the annotation file.
-        to_learn: whether it is for a training, as MMDetection reads it, or for pycocotools.
-
-    Returns:
-        A function that gives words for several annotations ("are ..."); None for one that counts.
+    It counts in a training, as MMDetection reads it (``to_learn``), or in an evaluation by pycocotools.
     """
     known = classes_of(data_set, content)
     images = {image["id"]: image for image in content.images}
@@ -130,12 +124,7 @@ class BrokenMask(Exception):
 
 
 def mask_fault(segmentation: Any, image: dict) -> tuple[FaultKind, str] | None:
-    """What is wrong with a mask: a kind, and words that complete "it ..."; None if nothing is.
-
-    Args:
-        segmentation: as an annotation has it, and not empty.
-        image: its image's entry in the file.
-    """
+    """What is wrong with a mask of an image: a kind, and words that complete "it ..."; None if nothing is."""
     size = image.get("width"), image.get("height")
     size = size if all(map(is_size, size)) else None
     try:

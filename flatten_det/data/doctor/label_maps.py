@@ -29,12 +29,7 @@ _MAX_LABELS = 5
 
 
 class Pairing(NamedTuple):
-    """The images of a data set that can be opened, and files that are missing or left over.
-
-    Attributes:
-        names: of the images, relative to their folder, without suffix.
-        findings: what is wrong.
-    """
+    """Names of the images, below their folder and without suffix, and what is missing or left over."""
 
     names: list[str]
     findings: list[Finding]
@@ -110,12 +105,7 @@ def _unpaired(data_set: ConfiguredDataSet, names: list[str]) -> Iterator[Finding
 
 
 class LabelledImages:
-    """The images of a semantic data set with their label maps, each examined by itself.
-
-    Args:
-        data_set: where they belong.
-        names: as :func:`pair_files` gives them.
-    """
+    """The images of a semantic data set, of these names, with their label maps, each examined by itself."""
 
     def __init__(self, data_set: ConfiguredDataSet, names: list[str]):
         self.data_set, self.names = data_set, names

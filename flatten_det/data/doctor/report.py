@@ -111,12 +111,7 @@ def _kind(kind: FaultKind, count: int) -> dict[str, Any]:
 
 
 def check_command(config: str, cfg_options: Sequence[str] = ()) -> str:
-    """The command line that shows all that is wrong with a config's data.
-
-    Args:
-        config: its file.
-        cfg_options: ``KEY=VALUE`` pairs, as they were given.
-    """
+    """The command line that shows all that is wrong with the data of a config file."""
     options = ["--cfg-options", *cfg_options] if cfg_options else []
     return shlex.join(["uv", "run", "tools/check_data.py", config, *options])
 
@@ -124,12 +119,8 @@ def check_command(config: str, cfg_options: Sequence[str] = ()) -> str:
 def check_before_training(cfg: Config, logger: MMLogger, command: str = "") -> None:
     """Check the annotations of the config's data sets, see :func:`.check.check_annotations`.
 
-    One process of a distributed run reads the files, and all end if it finds errors.
-
-    Args:
-        cfg: a complete config.
-        logger: gets the warnings.
-        command: what shows all that is wrong; default: ``tools/check_data.py`` with the config's file.
+    One process of a distributed run reads the files, and all end if it finds errors. ``command`` shows all
+    that is wrong; by default it is ``tools/check_data.py`` with the config's file.
 
     Raises:
         UserError: There are errors, or the config's data sets cannot be built.

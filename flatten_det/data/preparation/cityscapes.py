@@ -1,4 +1,8 @@
-"""Cityscapes: archives behind a login, unpacked here and converted for MMDetection and MMSegmentation."""
+"""Cityscapes: archives behind a login, unpacked here and converted for MMDetection and MMSegmentation.
+
+The tables are the public ones of the data set: its label ids, the 19 ids for training, and the 8 classes
+with instances.
+"""
 
 import json
 import os
@@ -9,21 +13,29 @@ from typing import TypeVar
 
 import cv2
 import numpy as np
-from pycocotools import mask as coco_mask
 from rich.progress import track
 
 from ...errors import UserError
 from ...files.atomic import write_atomically
 from ...files.images import why_not_decoded
-from .fetch import fetch
+from ..coco import mask_fields
 from .layout import Archive, Files, Layout, Listing, Pairs, PublicDataSet
-from .public import check, report
 
-PAGE = "https://www.cityscapes-dataset.com/downloads/"
-_COUNTS = {"train": 2975, "val": 500}
+# Label ids in the order of the train ids 0 to 18; all others are 255, "not for training".
+LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+NOT_TRAINED = 255
+# In MMDetection's order, which is that of the label ids.
+_THING_IDS = (24, 25, 26, 27, 28, 31, 32, 33)
+_THING_NAMES = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
+THINGS = dict(zip(_THING_IDS, _THING_NAMES, strict=True))
+# An instance map holds label * 1000 + number, or the label alone for a group that is not told apart.
+_PER_LABEL = 1000
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
-def cityscapes(counts: dict[str, int] = _COUNTS) -> PublicDataSet:
+def cityscapes(counts: dict[str, int]) -> PublicDataSet:
     """The data set with these numbers of images per split."""
     splits = counts.items()
     images = [Files(f"leftImg8bit/{split}", "_leftImg8bit.png", count) for split, count in splits]
@@ -33,17 +45,20 @@ def cityscapes(counts: dict[str, int] = _COUNTS) -> PublicDataSet:
     )
     layout = Layout(
         files=(*images, *train_ids, *instances),
-        pairs=tuple(Pairs(*pair) for pair in zip(images, train_ids, strict=True)),
-        listings=tuple(
-            Listing(instances_file(split), files)
-            for split, files in zip(counts, images, strict=True)
-        ),
+        pairs=tuple(map(Pairs, images, train_ids)),
+        listings=tuple(map(Listing, map(instances_file, counts), images)),
     )
     archives = (
         Archive("", "leftImg8bit_trainvaltest.zip", tuple(images), unpacked=11_700_000_000),
         Archive("", "gtFine_trainvaltest.zip", (*labels, *instances), unpacked=1_200_000_000),
     )
-    return PublicDataSet("Cityscapes", layout, archives)
+
+    def convert(root: Path) -> None:
+        for split in counts:
+            write_train_ids(root, split)
+            write_instances(root, split)
+
+    return PublicDataSet("Cityscapes", layout, archives, convert, steps)
 
 
 def instances_file(split: str) -> str:
@@ -51,79 +66,20 @@ def instances_file(split: str) -> str:
     return f"annotations/instancesonly_filtered_gtFine_{split}.json"
 
 
-CITYSCAPES = cityscapes()
-
-
-def prepare_cityscapes(
-    dataset: PublicDataSet, root: Path, archives: Path | None = None
-) -> list[str]:
-    """Unpack the archives that the user has downloaded, convert the labels, and check.
-
-    The archives are kept: getting them again takes a login.
-
-    Returns:
-        What is missing all the same, one line per problem.
-
-    Raises:
-        UserError: The archives are not there (the message says how to get them), or damaged.
-    """
-    problems = dataset.layout.problems(root)
-    if not problems:
-        print("nothing to do")
-        report(dataset, root, problems)
-        return problems
-    folder = archives or root
-    missing = [
-        archive.name
-        for archive in dataset.archives
-        if not archive.is_unpacked(root) and not (folder / archive.name).is_file()
-    ]
-    if missing:
-        print(steps(folder))
-        raise UserError(f"{' and '.join(missing)} not found in {folder}: follow the steps above")
-    fetch(dataset.archives, root, folder)
-    for split in _COUNTS:
-        write_train_ids(root, split)
-        write_instances(root, split, root / instances_file(split))
-    return check(dataset, root)
-
-
 def steps(folder: Path) -> str:
     """How to get what this package cannot download."""
     return f"""Cityscapes must be downloaded by hand, because its licence takes a login:
-  1. Register at {PAGE} (free for research) and log in.
+  1. Register at https://www.cityscapes-dataset.com/downloads/ (free for research) and log in.
   2. Download gtFine_trainvaltest.zip (241 MB) and leftImg8bit_trainvaltest.zip (11 GB).
   3. Put both, as they are, into {folder.absolute()}
   4. Run the same command again: it unpacks, converts and checks them."""
 
 
-# Label ids in the order of the train ids 0 to 18; all others are 255, "not for training".
-LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
-NOT_TRAINED = 255
-# In MMDetection's order, which is that of the label ids.
-THINGS = {
-    24: "person",
-    25: "rider",
-    26: "car",
-    27: "truck",
-    28: "bus",
-    31: "train",
-    32: "motorcycle",
-    33: "bicycle",
-}
-# An instance map holds label * 1000 + number, or the label alone for a group that is not told apart.
-_PER_LABEL = 1000
-
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
+CITYSCAPES = cityscapes({"train": 2975, "val": 500})
 
 
 def write_train_ids(root: Path, split: str) -> None:
-    """Write ``*_gtFine_labelTrainIds.png`` beside each ``*_gtFine_labelIds.png`` that has none.
-
-    Args:
-        root: the data set's folder.
-        split: ``'train'`` or ``'val'``.
+    """Write ``*_gtFine_labelTrainIds.png`` beside each ``*_gtFine_labelIds.png`` of a split that has none.
 
     Raises:
         UserError: A label map cannot be read.
@@ -145,20 +101,16 @@ def write_train_ids(root: Path, split: str) -> None:
         pass
 
 
-def write_instances(root: Path, split: str, target: Path) -> None:
-    """Write the instances of a split as a COCO file, unless it is there.
+def write_instances(root: Path, split: str) -> None:
+    """Write the instances of a split as a COCO file (:func:`instances_file`), unless it is there.
 
     Category ids are Cityscapes' label ids, file names start at the city, and groups that are not told
     apart are crowds, all as MMDetection's data set expects.
 
-    Args:
-        root: the data set's folder.
-        split: ``'train'`` or ``'val'``.
-        target: the file.
-
     Raises:
         UserError: An instance map cannot be read.
     """
+    target = root / instances_file(split)
     if target.exists():
         return
     maps = sorted((root / "gtFine" / split).glob("*/*_gtFine_instanceIds.png"))
@@ -166,15 +118,8 @@ def write_instances(root: Path, split: str, target: Path) -> None:
     found = _in_threads(_instances, maps, f"Instances of {split}")
     for image_id, (path, (size, instances)) in enumerate(zip(maps, found, strict=True), start=1):
         name = path.name.replace("_gtFine_instanceIds.png", "_leftImg8bit.png")
-        height, width = size
-        images.append(
-            {
-                "id": image_id,
-                "file_name": f"{path.parent.name}/{name}",
-                "height": height,
-                "width": width,
-            }
-        )
+        image = {"id": image_id, "file_name": f"{path.parent.name}/{name}"}
+        images.append({**image, "height": size[0], "width": size[1]})
         annotations += [{"image_id": image_id, **instance} for instance in instances]
     content = {
         "images": images,
@@ -192,18 +137,9 @@ def _instances(path: Path) -> tuple[tuple[int, int], list[dict]]:
     found = []
     for number in np.flatnonzero(np.bincount(ids.ravel(order="K"))).tolist():
         label = number // _PER_LABEL if number >= _PER_LABEL else number
-        if label not in THINGS:
-            continue
-        mask = coco_mask.encode((ids == number).view(np.uint8))
-        found.append(
-            {
-                "category_id": label,
-                "bbox": coco_mask.toBbox(mask).tolist(),
-                "area": int(coco_mask.area(mask)),
-                "iscrowd": int(number < _PER_LABEL),
-                "segmentation": {"size": mask["size"], "counts": mask["counts"].decode()},
-            }
-        )
+        if label in THINGS:
+            fields = mask_fields((ids == number).view(np.uint8), int(number < _PER_LABEL))
+            found.append({"category_id": label, **fields})
     return ids.shape, found
 
 

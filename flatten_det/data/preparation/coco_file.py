@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,13 @@ class CocoFile:
         content: its JSON object, with lists of dicts under ``images``, ``annotations`` and
             ``categories``.
         mended: what was changed in it already, in words.
+        images: the folder that its file names are relative to, once it is known.
     """
 
     path: Path
     content: dict[str, Any]
     mended: tuple[str, ...] = ()
+    images: Path | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -167,17 +169,12 @@ def with_slashes(file: CocoFile) -> CocoFile:
         {**image, "file_name": image["file_name"].replace("\\", "/")}
         for image in file.content["images"]
     ]
-    return CocoFile(
-        file.path, {**file.content, "images": images}, (*file.mended, "/ for \\ in file names")
-    )
+    mended = (*file.mended, "/ for \\ in file names")
+    return CocoFile(file.path, {**file.content, "images": images}, mended)
 
 
 def completed(file: CocoFile, images: Path) -> tuple[dict[str, Any], list[str]]:
     """Fill in what MMDetection and pycocotools need and exporters leave out.
-
-    Args:
-        file: a checked annotation file.
-        images: the folder that its file names are relative to.
 
     Returns:
         The content, a new object where something was added, and the names of what was added; empty
@@ -210,8 +207,14 @@ def completed(file: CocoFile, images: Path) -> tuple[dict[str, Any], list[str]]:
         "annotations": [annotation(item) for item in file.content["annotations"]],
     }
     _check_masks(file.path, content)
-    for noun in ("image", "category"):
-        _renumber_mixed(content, noun, added)
+    for noun, key in (("image", "images"), ("category", "categories")):
+        ids = [item["id"] for item in content[key]]
+        if not coco.are_of_one_type(ids):
+            added.add(f"{noun} ids from 1 on")
+            new = {id_: i for i, id_ in enumerate(ids, start=1)}
+            owner = f"{noun}_id"
+            content[key] = [{**item, "id": new[item["id"]]} for item in content[key]]
+            content["annotations"] = [{**a, owner: new[a[owner]]} for a in content["annotations"]]
     if not all(coco.can_be_matched(item["id"]) for item in content["annotations"]):
         added.add("annotation ids from 1 on")
         content["annotations"] = [
@@ -237,33 +240,18 @@ def _check_masks(path: Path, content: dict[str, Any]) -> None:
         )
 
 
-def _renumber_mixed(content: dict[str, Any], noun: str, added: set[str]) -> None:
-    key = {"image": "images", "category": "categories"}[noun]
-    ids = [item["id"] for item in content[key]]
-    if coco.are_of_one_type(ids):
-        return
-    added.add(f"{noun} ids from 1 on")
-    new_ids = {id_: i for i, id_ in enumerate(ids, start=1)}
-    content[key] = [{**item, "id": new_ids[item["id"]]} for item in content[key]]
-    content["annotations"] = [
-        {**item, f"{noun}_id": new_ids[item[f"{noun}_id"]]} for item in content["annotations"]
-    ]
-
-
 def find_annotation_files(folder: Path, known: dict[str, Path]) -> dict[str, Path]:
     """Find COCO files and tell by their names, or else their folders', which split they belong to.
 
-    Args:
-        folder: where to look.
-        known: splits that need not be found, and their files.
-
     Returns:
-        ``'train'``, and ``'val'`` if there is one. A single file of no split is ``'train'``.
+        ``'train'``, and ``'val'`` if there is one, with those that are ``known``. A single file of no split
+        is ``'train'``.
 
     Raises:
         UserError: There is no file to train on, or more than one for a split.
     """
     taken = {path.resolve() for path in known.values()}
+    by_split: dict[str, list[Path]] = {}
     candidates, broken = [], []
     for path in sorted(folder.rglob("*.json")):
         if path.resolve() in taken:
@@ -276,11 +264,8 @@ def find_annotation_files(folder: Path, known: dict[str, Path]) -> dict[str, Pat
             is_meant = any(word.search(path.stem) for word in _WORDS.values())
         if is_meant:
             candidates.append(path)
-    by_split: dict[str, list[Path]] = {}
-    for path in candidates:
-        by_split.setdefault(_split_of(path.relative_to(folder)), []).append(path)
-    unnamed = by_split.pop("", [])
-    if unnamed:
+            by_split.setdefault(_split_of(path.relative_to(folder)), []).append(path)
+    if unnamed := by_split.pop("", []):
         by_split.setdefault("train", unnamed)
     found = dict(known)
     for split in SPLITS:
@@ -305,11 +290,9 @@ def find_annotation_files(folder: Path, known: dict[str, Path]) -> dict[str, Pat
 
 
 def _split_of(path: Path) -> str:
-    for name in (path.stem, *reversed(path.parent.parts)):
-        for split, word in _WORDS.items():
-            if word.search(name):
-                return split
-    return ""
+    names = (path.stem, *reversed(path.parent.parts))
+    found = (split for name in names for split, word in _WORDS.items() if word.search(name))
+    return next(found, "")
 
 
 def find_image_folder(folder: Path, file: CocoFile, split: str) -> Path:
@@ -370,35 +353,10 @@ def check_images(images: Path, file: CocoFile, split: str) -> None:
         )
 
 
-def relative_to(path: Path, folder: Path) -> str:
-    """A path as a config writes it: relative to the data set's folder if it lies there."""
-    if not path.is_relative_to(folder):
-        return path.as_posix()
-    return "" if path == folder else path.relative_to(folder).as_posix()
-
-
-def existing(paths: Iterable[Path | None]) -> None:
-    """Make sure that what the command line names exists.
-
-    Raises:
-        UserError: It does not.
-    """
-    for path in paths:
-        if path is not None and not path.exists():
-            raise UserError(f"{path} not found: check the path (here: {Path.cwd()})")
-
-
 def divide(file: CocoFile, val_fraction: float) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Divide an annotation file into one for training and one for validation.
+    """Divide the images of a file, and their annotations, into those for training and for validation.
 
     By a hash of the images' names: always alike, and few move when images are added.
-
-    Args:
-        file: the annotations.
-        val_fraction: part of the images for validation, between 0 and 1.
-
-    Returns:
-        The contents of the two files; both have all categories.
 
     Raises:
         UserError: A part would have no objects that count.

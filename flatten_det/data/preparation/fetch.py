@@ -64,11 +64,7 @@ def verify(path: Path, size: int | None, digest: tuple[str, str] | None) -> None
 
 
 def unpacked_size(path: Path) -> int:
-    """Bytes of the files in an archive, as its directory states them.
-
-    Raises:
-        ArchiveError: It is no zip file.
-    """
+    """Bytes of the files in an archive, as its directory states them; ArchiveError if it is no zip file."""
     with _opened(path) as archive:
         return sum(info.file_size for info in archive.infolist())
 
@@ -128,11 +124,7 @@ def _unwritable(name: str, error: OSError) -> Exception:
 
 
 def _members(archive: zipfile.ZipFile, top: str) -> Iterator[tuple[zipfile.ZipInfo, str]]:
-    """The files of an archive with their paths relative to ``top``.
-
-    Raises:
-        ArchiveError: A member is a link or lies outside of the archive, or there are too many.
-    """
+    """The files of an archive with their paths relative to ``top``; ArchiveError for links and intruders."""
     if len(archive.infolist()) > _MAX_MEMBERS:
         raise ArchiveError(f"it has more than {_MAX_MEMBERS} members")
     for info in archive.infolist():
@@ -155,12 +147,9 @@ def _is_there(path: Path, size: int) -> bool:
 def _extract(
     path: Path, root: Path, scratch: Path, room: int, top: str = ""
 ) -> tuple[list[str], int]:
-    """Extract into ``scratch`` what ``root`` does not have.
+    """Extract into ``scratch`` what ``root`` does not have; returns the paths below it, and their bytes.
 
     A member is never read beyond the size that the archive states, which is held against ``room``.
-
-    Returns:
-        The paths below ``scratch``, and their bytes.
     """
     columns = (TextColumn("Unpacking {task.description}"), BarColumn(), DownloadColumn())
     with _opened(path) as archive, Progress(*columns) as progress:
@@ -236,7 +225,7 @@ def fetch(
 
 
 def _download(archive: Archive, path: Path, mirror: str | None) -> None:
-    url = archive.url(mirror)
+    url = f"{(mirror or archive.server).rstrip('/')}/{archive.path}"
     print(f"downloading {url}")
     try:
         download_file(url, path, archive.size)

@@ -1,6 +1,7 @@
 """What a data set consists of: archives, and the files in its folder."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,13 +11,7 @@ from ..coco import parse_json
 
 @dataclass(frozen=True)
 class Files:
-    """Files of one kind.
-
-    Attributes:
-        folder: relative to the data set's root; files in its subfolders count too.
-        suffix: how their names end.
-        count: how many there are in the complete data set.
-    """
+    """Files of one kind: in a folder of the data set and below, with a suffix, and how many there are."""
 
     folder: str
     suffix: str
@@ -86,10 +81,8 @@ class Listing:
             content = parse_json(path.read_bytes())
             named = {self.images: {image["file_name"] for image in content["images"]}}
             if self.segments is not None:
-                named[self.segments] = {
-                    annotation["file_name"] for annotation in content["annotations"]
-                }
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+                named[self.segments] = {entry["file_name"] for entry in content["annotations"]}
+        except (ValueError, KeyError, TypeError) as error:
             return [f"{self.file}: damaged, not a COCO file ({type(error).__name__}: {error})"]
         found = []
         for files, names in named.items():
@@ -122,9 +115,7 @@ class Layout:
 
     def summary(self) -> str:
         """What a complete folder holds, in one line."""
-        counted = [
-            f"{files.count} files *{files.suffix} in {files.folder}/" for files in self.files
-        ]
+        counted = (f"{each.count} files *{each.suffix} in {each.folder}/" for each in self.files)
         return ", ".join([*counted, *(listing.file for listing in self.listings)])
 
 
@@ -156,10 +147,6 @@ class Archive:
         """Its file name."""
         return self.path.rsplit("/", 1)[-1]
 
-    def url(self, mirror: str | None = None) -> str:
-        """Its address, on the mirror if there is one."""
-        return f"{(mirror or self.server).rstrip('/')}/{self.path}"
-
     def is_unpacked(self, root: Path) -> bool:
         """Whether all that it brings is in the data set's folder."""
         return all(
@@ -170,8 +157,18 @@ class Archive:
 
 @dataclass(frozen=True)
 class PublicDataSet:
-    """A data set: its archives, and the folder that they make."""
+    """A data set: its archives, and the folder that they make.
+
+    Attributes:
+        name: for messages.
+        layout: of the folder.
+        archives: that fill it.
+        convert: makes the files that are not in the archives, in the folder.
+        steps: for archives behind a login: how to get them, for a folder to put them into.
+    """
 
     name: str
     layout: Layout
     archives: tuple[Archive, ...]
+    convert: Callable[[Path], None] | None = None
+    steps: Callable[[Path], str] | None = None
