@@ -23,8 +23,6 @@ from .errors import UserError, explain, printable
 
 # A pipe without a reader, as after ``| head``, and a terminal that was closed.
 _NOBODY_READS = (errno.EPIPE, errno.EIO)
-
-
 # Why standard output was not written, if it was not for want of a reader.
 _lost: list[OSError] = []
 
@@ -94,11 +92,6 @@ def check_output() -> None:
             f"standard output cannot be written: {_lost.pop().strerror}: what was printed is not "
             "complete; make room, or send it elsewhere"
         )
-
-
-_LEAST_WIDTH = 130  # of tables, in characters, where no terminal says how wide it is
-USER_ERROR_EXIT = 2  # as argparse does
-INTERRUPT_EXIT = 130  # 128 + SIGINT
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
@@ -188,6 +181,9 @@ def command_line(tool: str, argv: Sequence[str] | None = None) -> str:
     return f"uv run {tool} {shlex.join(sys.argv[1:] if argv is None else argv)}".strip()
 
 
+_LEAST_WIDTH = 130  # of tables, in characters, where no terminal says how wide it is
+
+
 def make_console() -> Console:
     """A console for tables that are not folded where the output is a file."""
     console = Console()
@@ -211,6 +207,10 @@ def progress_bar() -> Progress:
 def use_matplotlib_without_display() -> None:
     """Draw into files only, so that neither a display nor a window system is needed."""
     matplotlib.use("Agg")
+
+
+USER_ERROR_EXIT = 2  # as argparse does
+INTERRUPT_EXIT = 130  # 128 + SIGINT
 
 
 def run_tool(work: Callable[[], Any], debug: bool = False) -> int:

@@ -316,9 +316,9 @@ class StageHook(Hook):
 
 @contextmanager
 def blame_config(cfg: Config) -> Iterator[StageHook]:
-    """Name the config or the checkpoint whose values cannot be what they are.
+    """Turn unexpected errors, until the work goes well, into ones that name the config or the checkpoint.
 
-    The parts of the frameworks fail on them in a hundred ways, deep down and without a file's name.
+    The parts of the frameworks fail on wrong values in a hundred ways, deep down and without a file's name.
 
     Yields:
         A hook for the runner, if there is one; until its ``has_begun``, errors are taken for those of the
