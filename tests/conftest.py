@@ -3,18 +3,23 @@
 import os
 import signal
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from fixtures import make_ade20k_folder, make_cityscapes_folder, make_coco_folder
 from golden_values import Golden, load_golden
+from mmengine.config import utils as config_utils
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
 from panoptic_fixture import add_panoptic_annotations
 
 from flatten_det.files import atomic as atomic_files
+
+# For every base config in another package, mmengine reads all metafiles of that package: half a second.
+config_utils.load = cache(config_utils.load)
 
 
 def pytest_configure() -> None:
