@@ -10,8 +10,8 @@ import torch
 from timm.layers import Mlp
 from torch import Tensor, nn
 
+from ..attention.eager import is_plain, is_plain_depthwise
 from ..attention.maps import Padding, as_image, as_tokens
-from ..attention.plain_modules import is_plain, is_plain_depthwise
 
 # Entries of the hidden activations of a portion: 4 MB in float32.
 _MLP_PORTION = 1 << 20
