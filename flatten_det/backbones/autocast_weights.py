@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from ..attention import FocusedLinearAttention
-from ..attention.plain_modules import is_known, is_plain
-from ..attention.size_cache import keeps_tensors
+from ..attention.eager import is_known, is_plain, keeps_tensors
 
 
 class AutocastWeights:

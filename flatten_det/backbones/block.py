@@ -7,9 +7,9 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from ..attention import FocusedLinearAttention
+from ..attention.eager import is_plain_eager
 from ..attention.layer_norm import add_layer_norm
 from ..attention.maps import Padding
-from ..attention.size_cache import tensors_have_values
 from .checkpointing import BLOCK, ELEMENTWISE, MLP, recompute, recompute_elementwise
 from .in_place import computes_in_place
 from .mlp import DepthwiseMlp, TokenMlp, adds_in_portions
@@ -72,7 +72,7 @@ class TransformerBlock(nn.Module):
         if padding is not None:
             return self._forward(x, *maps)
         # A compiled block is called from a backbone that is not, and plans its memory itself.
-        is_alone = inplace and tensors_have_values()
+        is_alone = inplace and is_plain_eager()
         if (is_alone or computes_in_place(self, x)) and not self._is_dropping():
             return self._forward_in_place(x, hw_shape, inplace)
         return self._forward(x, hw_shape)

@@ -4,8 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attention.maps import as_image, as_tokens
-from ..attention.window import window_merge, window_partition
+from ..attention.maps import as_image, as_tokens, window_merge, window_partition
 
 
 class CrossShapedAttention(nn.Module):

@@ -9,8 +9,8 @@ from timm.models._manipulate import MATCH_PREV_GROUP
 from torch import Tensor, nn
 
 from ..attention import FocusedLinearAttention
-from ..attention.grid import resize_grid, resize_grid_to_each
 from ..attention.layer_norm import layer_norm
+from ..attention.maps import resize_grid, resize_grid_to_each
 from .arch import check_attn_types, check_frozen_stages, drop_path_rates, map_sizes, resolve_arch
 from .base import DenseBackbone
 from .block import TransformerBlock

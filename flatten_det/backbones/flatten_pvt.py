@@ -6,8 +6,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..attention.grid import GridRows, resize_grid, resize_grid_to_each
-from ..attention.maps import Padding
+from ..attention.maps import GridRows, Padding, resize_grid, resize_grid_to_each
 from .in_place import row_portions
 from .patch_embed import PatchEmbed
 from .pvt_family import PVTFamily

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..attention import FocusedLinearAttention
 from ..attention.layer_norm import layer_norm
-from ..attention.window import pad_to_multiple
+from ..attention.maps import pad_to_multiple
 from .arch import (
     check_attn_types,
     check_frozen_stages,

@@ -5,9 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from ..attention.eager import has_hooks_or_own_forward, is_known, is_plain_eager
 from ..attention.maps import as_image
-from ..attention.plain_modules import is_known, is_observed
-from ..attention.size_cache import tensors_have_values
 
 # Entries of a portion of tokens: 1 MB in float32.
 _PORTION = 1 << 18
@@ -20,11 +19,11 @@ def computes_in_place(module: nn.Module, x: Tensor) -> bool:
     plans the memory itself. Other devices than the CPU keep freed memory at hand: nothing to gain, and
     looking for hooks takes a millisecond in a large backbone.
     """
-    if x.device.type != "cpu" or torch.is_grad_enabled() or not tensors_have_values():
+    if x.device.type != "cpu" or torch.is_grad_enabled() or not is_plain_eager():
         return False
     parts = module.modules()
     next(parts)  # Hooks of the module itself are given its inputs and outputs alone.
-    return all(is_known(type(part)) and not is_observed(part) for part in parts)
+    return all(is_known(type(part)) and not has_hooks_or_own_forward(part) for part in parts)
 
 
 def apply_in_place(norm: nn.Module, x: Tensor) -> Tensor:
@@ -48,7 +47,7 @@ def as_contiguous_image(tokens: Tensor, hw_shape: tuple[int, int]) -> Tensor:
     The layout that everybody takes: compiled operators of mmcv read memory as if it had it.
     """
     image = as_image(tokens, hw_shape)
-    is_plain = not torch.is_grad_enabled() and tensors_have_values()
+    is_plain = not torch.is_grad_enabled() and is_plain_eager()
     if not is_plain or tokens.device.type != "cpu" or image.is_contiguous():
         return image.contiguous()
     # Portions that stay in the cache transpose twice as fast.

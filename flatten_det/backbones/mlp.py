@@ -10,11 +10,11 @@ import torch
 from timm.layers import Mlp
 from torch import Tensor, nn
 
+from ..attention.eager import is_plain, is_plain_depthwise
 from ..attention.maps import Padding, as_image, as_tokens
-from ..attention.plain_modules import is_plain, is_plain_depthwise
 
 # Entries of the hidden activations of a portion: 4 MB in float32.
-_PORTION = 1 << 20
+_MLP_PORTION = 1 << 20
 
 
 def adds_in_portions(mlp: nn.Module, x: Tensor, norm: nn.Module) -> bool:
@@ -27,7 +27,7 @@ def adds_in_portions(mlp: nn.Module, x: Tensor, norm: nn.Module) -> bool:
     linear = (mlp.fc1, mlp.fc2)
     if not all(is_plain(fc, nn.Linear) for fc in linear):
         return False
-    if x.shape[:-1].numel() * mlp.fc1.out_features <= 2 * _PORTION:
+    if x.shape[:-1].numel() * mlp.fc1.out_features <= 2 * _MLP_PORTION:
         return False
     is_norm = is_plain(norm, nn.LayerNorm) and norm.normalized_shape == (x.shape[-1],)
     return is_norm and is_plain(mlp.act, nn.GELU) and mlp.sees_portions()
@@ -54,7 +54,7 @@ class TokenMlp(Mlp):
 
     def add_in_portions(self, x: Tensor, hw_shape: tuple[int, int], norm: nn.Module) -> None:
         """Add the MLP of ``norm(x)`` to the ``x (B, N, C)`` that it :func:`adds_in_portions`, in place."""
-        tokens = max(_PORTION // self.fc1.out_features, 1)
+        tokens = max(_MLP_PORTION // self.fc1.out_features, 1)
         hidden = torch.empty(tokens, self.fc1.out_features) if self._is_exact(x) else None
         for part in x.flatten(0, 1).split(tokens):
             if hidden is None:
@@ -109,7 +109,7 @@ class DepthwiseMlp(nn.Module):
     def add_in_portions(self, x: Tensor, hw_shape: tuple[int, int], norm: nn.Module) -> None:
         """Add the MLP of ``norm(x)`` to the ``x (B, N, C)`` that it :func:`adds_in_portions`, in place."""
         height, width = hw_shape
-        rows = max(_PORTION // (self.fc1.out_features * width), 1)
+        rows = max(_MLP_PORTION // (self.fc1.out_features * width), 1)
         for image in x.split(1):
             above = image[:, :0]  # The row above a portion as it was before its own sum.
             for top in range(0, height, rows):

@@ -4,10 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..attention.eager import is_plain
 from ..attention.layer_norm import layer_norm, product_dtype
-from ..attention.maps import as_tokens
-from ..attention.plain_modules import is_plain
-from ..attention.strided_convolution import strided_convolution
+from ..attention.maps import as_tokens, strided_convolution
 from .in_place import apply_in_place
 
 

@@ -21,8 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..attention.grid import shares_of_grid
-from ..attention.maps import Padding, is_padding
+from ..attention.maps import Padding, is_padding, shares_of_grid
 
 
 @dataclass(frozen=True)

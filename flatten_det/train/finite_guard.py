@@ -1,10 +1,10 @@
 """Keep a loss or gradient that is not finite from spoiling the weights, and say where it comes from."""
 
-import contextlib
 import functools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -51,6 +51,7 @@ class NonFiniteGuardHook(Hook):
         self.limit = limit
         self.skipped = 0
         self.skipped_in_a_row = 0
+        self._runner: Runner | None = None  # None: updates are not guarded
         self._batches: list[Any] = []
         self._losses: list[torch.Tensor] = []
 
@@ -60,7 +61,10 @@ class NonFiniteGuardHook(Hook):
         if not isinstance(wrapper, OptimWrapper) or isinstance(wrapper, OptimWrapperDict):
             return  # Several optimizers take turns in ways that only their model knows.
         self._runner = runner
-        self._statistics = _NormStatistics(runner.model)
+        # The running statistics of norms, which a forward pass alone changes.
+        norms = [module for module in runner.model.modules() if isinstance(module, _NormBase)]
+        self._statistics = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
+        self._saved = [torch.empty_like(buffer) for buffer in self._statistics]
         self._backward, self._step = wrapper.backward, wrapper.step
         # On the object, so that every kind of wrapper is served, those of other packages too.
         wrapper.backward = self._guarded_backward
@@ -69,8 +73,10 @@ class NonFiniteGuardHook(Hook):
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Remember what an update is made from, which may be several batches."""
+        if self._runner is None:
+            return
         if not self._batches:
-            self._statistics.save()
+            _copy_all(self._saved, self._statistics)
         self._batches.append(data_batch)
 
     def _guarded_backward(self, loss: torch.Tensor, **kwargs: Any) -> None:
@@ -109,7 +115,7 @@ class NonFiniteGuardHook(Hook):
 
     def _skip(self, what: str) -> None:
         runner = self._runner
-        self._statistics.restore()
+        _copy_all(self._statistics, self._saved)
         self.skipped += 1
         self.skipped_in_a_row += 1
         runner.logger.warning(
@@ -151,25 +157,11 @@ def _other_precision(wrapper: OptimWrapper) -> str:
     return f"with --amp bf16 instead of fp16, whose loss scale is {scaler.get_scale():g} now"
 
 
-class _NormStatistics:
-    """The running statistics of a model's norms, which a forward pass alone changes."""
-
-    def __init__(self, model: nn.Module) -> None:
-        norms = [module for module in model.modules() if isinstance(module, _NormBase)]
-        self._buffers = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
-        self._saved = [torch.empty_like(buffer) for buffer in self._buffers]
-
-    @torch.no_grad()
-    def save(self) -> None:
-        """Copy them, in one kernel per type of number."""
-        if self._buffers:
-            torch._foreach_copy_(self._saved, self._buffers)
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Put the copies back."""
-        if self._buffers:
-            torch._foreach_copy_(self._buffers, self._saved)
+@torch.no_grad()
+def _copy_all(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
+    """Copy in one kernel per type of number."""
+    if targets:
+        torch._foreach_copy_(targets, sources)
 
 
 def report_non_finite(runner: Runner, batches: Sequence[Any]) -> tuple[str, Path]:
@@ -239,24 +231,7 @@ def _describe(report: dict[str, Any]) -> str:
 def _run_watched(
     model: nn.Module, batch: Any, wrapper: Any
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
-    """The losses of a batch, and the first module whose output is not finite."""
-    with _first_non_finite_output(model) as origins:
-        losses = model.train_step(batch, optim_wrapper=_NoUpdate(wrapper))
-    return losses, origins[0] if origins else None
-
-
-class _NoUpdate:
-    """What a model's ``train_step`` needs of an optimizer wrapper, without backward and update."""
-
-    def __init__(self, wrapper: Any) -> None:
-        self.optim_context = wrapper.optim_context
-
-    def update_params(self, loss: torch.Tensor, **kwargs: Any) -> None:
-        """Leave all as it is."""
-
-
-@contextlib.contextmanager
-def _first_non_finite_output(model: nn.Module) -> Iterator[list[dict[str, Any]]]:
+    """The losses of a batch, without an update, and the first module whose output is not finite."""
     origins: list[dict[str, Any]] = []
     # Not the model as a whole: its output are the losses, which are reported by name.
     names = {module: name for name, module in model.named_modules() if name}
@@ -274,12 +249,17 @@ def _first_non_finite_output(model: nn.Module) -> Iterator[list[dict[str, Any]]]
                 }
             )
 
+    # What a train_step needs of an optimizer wrapper, without backward and update.
+    no_update = SimpleNamespace(
+        optim_context=wrapper.optim_context, update_params=lambda loss, **kwargs: None
+    )
     handles = [module.register_forward_hook(look) for module in names]
     try:
-        yield origins
+        losses = model.train_step(batch, optim_wrapper=no_update)
     finally:
         for handle in handles:
             handle.remove()
+    return losses, origins[0] if origins else None
 
 
 def _is_finite(value: Any) -> bool:

@@ -145,7 +145,7 @@ def keep_convolutions_in_float32(model: nn.Module) -> None:
 
     - In float16 all of them: oneDNN has no kernels for their gradients, and its plain loops took 130 times
       as long as float32 (a 3x3 convolution of 64 channels: 2.5 s instead of 19 ms).
-    - In bfloat16 those with strides: see :mod:`flatten_det.attention.strided_convolution`.
+    - In bfloat16 those with strides: see :func:`flatten_det.attention.maps.strided_convolution`.
 
     Each module gets a ``forward`` of its own: a mode of torch would not reach what checkpointing computes
     again in the backward pass. Without autocast they compute what they always did.

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flatten_det.attention import FocusedLinearAttention, gpu
-from flatten_det.attention.size_cache import keeping_nothing
+from flatten_det.attention.eager import keeping_nothing
 from flatten_det.backbones import autocast_weights
 from flatten_det.backbones.autocast_weights import AutocastWeights
 from flatten_det.backbones.block import TransformerBlock

@@ -9,9 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...attention import FocusedLinearAttention
-from ...attention.grid import resize_grid
-from ...attention.spatial_reduction import reduce_tokens
-from ...attention.window import pad_to_multiple, window_partition
+from ...attention.maps import pad_to_multiple, reduce_tokens, resize_grid, window_partition
 from ...backbones.cross_shaped_attention import CrossShapedAttention
 from ...backbones.softmax_attention import ShiftedWindowAttention, SpatialReductionAttention
 from ...errors import UserError

@@ -480,7 +480,6 @@ class AttentionBenchmark(Benchmark):
         return lambda name: None if name == SDPA else check(name)
 
     def cells(self, comparison: Comparison, result: Result) -> dict[str, str]:
-        """A line of the table."""
         peak = result.peak_bytes
         return {
             "shape": _shape_of(result),
@@ -495,16 +494,12 @@ class AttentionBenchmark(Benchmark):
         }
 
     def row(self, comparison: Comparison, result: Result) -> dict[str, object]:
-        """A line of the CSV file."""
         setting, case, check = result.setting, result.setting.case, result.check
         first, third = result.quartiles
         return {
             "level": case.level,
             "shape": case.name,
-            "channels": case.channels,
-            "heads": case.heads,
-            "height": case.height,
-            "width": case.width,
+            **{key: getattr(case, key) for key in ("channels", "heads", "height", "width")},
             "batch": setting.batch,
             "dtype": setting.dtype,
             "amp": setting.amp,
@@ -524,19 +519,14 @@ class AttentionBenchmark(Benchmark):
         }
 
     def content(self, comparison: Comparison, how: Mapping[str, object]) -> dict[str, object]:
-        """The rows, and the times of all rounds."""
         cells = [
-            {
-                **self.row(comparison, result),
-                "seconds": list(result.timing.seconds) if result.timing else [],
-            }
-            for result in comparison.results
+            self.row(comparison, r) | {"seconds": list(r.timing.seconds if r.timing else ())}
+            for r in comparison.results
         ]
         copy = {"copy_bandwidth": self.bandwidth}
         return {"baseline": comparison.baseline, **how, **copy, "cells": cells}
 
     def draw(self, comparison: Comparison, title: str, path: Path) -> None:
-        """See :func:`~.figures.draw_bars`."""
         draw_bars(comparison, title, path, _shape_of, peak_units)
 
     def floor_fraction(self, result: Result) -> float | None:

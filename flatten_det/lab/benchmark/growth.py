@@ -142,13 +142,8 @@ class Growth(Comparison):
     def exponents_record(self) -> list[dict[str, object]]:
         """All exponents, for a JSON file."""
         return [
-            {
-                "kind": kind,
-                "model": name,
-                "quantity": quantity,
-                "exponent": self.exponent(kind, name, quantity),
-                "from_pixels": self.fit_from,
-            }
+            {"kind": kind, "model": name, "quantity": quantity}
+            | {"exponent": self.exponent(kind, name, quantity), "from_pixels": self.fit_from}
             for kind in self.kinds
             for name in self.names
             for quantity in QUANTITIES

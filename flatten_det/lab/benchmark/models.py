@@ -162,7 +162,6 @@ class ModelBenchmark(Benchmark):
     times_host = True
 
     def builder(self, setting: Setting) -> Callable[[Candidate], Work]:
-        """See :func:`build_work`."""
         return partial(build_work, setting)
 
     def start(self, setting: Setting, candidate: Candidate) -> Result:
@@ -172,7 +171,6 @@ class ModelBenchmark(Benchmark):
     def reason_to_skip(
         self, result: Result, earlier: Sequence[Result], max_seconds: float | None
     ) -> str | None:
-        """See :func:`reason_to_skip`."""
         return reason_to_skip(result, earlier, max_seconds)
 
     def measures_memory(self, candidate: Candidate) -> bool:
@@ -180,7 +178,6 @@ class ModelBenchmark(Benchmark):
         return not candidate.graphs
 
     def cells(self, comparison: Growth, result: Result) -> dict[str, str]:
-        """A line of the table."""
         figures, times = self.row(comparison, result), time_cells(result)
         peak, macs, parameters = result.peak_bytes, result.cost.macs, result.cost.parameters
         return {
@@ -198,7 +195,6 @@ class ModelBenchmark(Benchmark):
         }
 
     def row(self, comparison: Growth, result: Result) -> dict[str, object]:
-        """A line of the CSV file."""
         setting, size = result.setting, result.setting.case
         first, third = result.quartiles
         per_second = setting.batch / result.seconds if result.timing else None
@@ -239,7 +235,6 @@ class ModelBenchmark(Benchmark):
         }
 
     def draw(self, comparison: Growth, title: str, path: Path) -> None:
-        """See :func:`~.figures.draw_curves`."""
         draw_curves(comparison, title, path)
 
 

@@ -1,9 +1,8 @@
 """All candidates of a kind in the same settings: memory, checks, and times in alternating rounds."""
 
 import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -193,53 +192,56 @@ class Comparison:
         return None
 
 
+@dataclass
 class Work:
     """One call of a candidate: forward, or forward and backward.
 
-    Args:
+    Attributes:
         setting: mode, dtype and device.
         forward: computes the outputs, tensors in whatever lists and dicts.
         leaves: what the backward pass is to differentiate.
         factors: gradients of the outputs; None: random numbers that stay the same.
     """
 
-    def __init__(
-        self,
-        setting: Setting,
-        forward: Callable[[], object],
-        leaves: Sequence[Tensor],
-        factors: list[Tensor] | None = None,
-    ) -> None:
-        self._setting, self._forward, self._leaves = setting, forward, leaves
-        self.factors = factors
+    setting: Setting
+    forward: Callable[[], object]
+    leaves: Sequence[Tensor]
+    factors: list[Tensor] | None = None
 
     def __call__(self) -> list[Tensor | None]:
         """The outputs, or in training the gradients; None for what the outputs do not depend on."""
         outputs, gradients = self.compute()
-        return gradients if self._setting.training else outputs
+        return gradients if self.setting.training else outputs
 
     def compute(self) -> tuple[list[Tensor], list[Tensor | None]]:
         """The outputs, and in training the gradients."""
-        setting = self._setting
+        setting = self.setting
         device = torch.device(setting.device).type
         with (
             torch.set_grad_enabled(setting.training),
             torch.autocast(device, DTYPES[setting.dtype], enabled=setting.amp),
         ):
-            outputs = [x for x in tree_leaves(self._forward()) if isinstance(x, Tensor)]
+            outputs = [x for x in tree_leaves(self.forward()) if isinstance(x, Tensor)]
         if not setting.training:
             return outputs, []
         roots = [x for x in outputs if x.requires_grad]
         if self.factors is None:
             self.factors = [torch.randn_like(x) for x in roots]
         factors = [factor.to(x.dtype) for factor, x in zip(self.factors, roots, strict=True)]
-        return outputs, list(torch.autograd.grad(roots, self._leaves, factors, allow_unused=True))
+        return outputs, list(torch.autograd.grad(roots, self.leaves, factors, allow_unused=True))
 
 
 class Benchmark:
     """A kind of candidates: how they are built and judged, and what their results show.
 
-    A candidate is whatever can be pickled and hashed; its ``str`` is its name.
+    A candidate is whatever can be pickled and hashed; its ``str`` is its name. A kind also has
+
+    - ``builder(setting)``: what builds :class:`Work` of candidates of a setting, to be timed together;
+    - ``cells(comparison, result)``: of the tables, name of the column -> text. The first is the same for all
+      candidates of a setting, the second is their name;
+    - ``row(comparison, result)``: flat, for a CSV file; None where there is nothing;
+    - ``content(comparison, how)``: for a JSON file, how it was measured, and the times of all rounds;
+    - ``draw(comparison, title, path)``: a picture; the suffix says the format.
 
     Attributes:
         explanation: what the columns of the tables mean.
@@ -252,10 +254,6 @@ class Benchmark:
     def build(self, setting: Setting, candidate: Any) -> Work:
         """A candidate with inputs of its own, the same for the same setting."""
         return self.builder(setting)(candidate)
-
-    def builder(self, setting: Setting) -> Callable[[Any], Work]:
-        """What builds candidates of a setting to be timed together."""
-        raise NotImplementedError
 
     def start(self, setting: Setting, candidate: Any) -> Result:
         """What is known of a candidate before it runs."""
@@ -274,25 +272,6 @@ class Benchmark:
     def measures_memory(self, candidate: Any) -> bool:
         """Whether the peak of a call on a GPU says what the candidate takes."""
         return True
-
-    def cells(self, comparison: Comparison, result: Result) -> dict[str, str]:
-        """Of the tables: name of the column -> text.
-
-        The first is the same for all candidates of a setting, the second is their name.
-        """
-        raise NotImplementedError
-
-    def row(self, comparison: Comparison, result: Result) -> dict[str, object]:
-        """Flat, for a CSV file; None where there is nothing."""
-        raise NotImplementedError
-
-    def content(self, comparison: Comparison, how: Mapping[str, object]) -> dict[str, object]:
-        """For a JSON file: how it was measured, and all results with the times of all rounds."""
-        raise NotImplementedError
-
-    def draw(self, comparison: Comparison, title: str, path: Path) -> None:
-        """Draw the results; the suffix says the format, PNG or whatever matplotlib knows."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -330,16 +309,9 @@ def benchmark_settings(
     results: Sequence[Result],
     save: Callable[[Sequence[Result]], object],
 ) -> list[Result]:
-    """Measure in all settings, with a progress bar on stderr.
+    """Measure in all settings, of each kind small cases first, with a progress bar on stderr.
 
-    Args:
-        settings: of each kind, small cases first.
-        plan: how to measure.
-        results: what was measured before.
-        save: called with all results after each setting.
-
-    Returns:
-        ``results``, then the new ones.
+    ``save`` is called with all results after each setting. Returns ``results``, measured before, and the new.
     """
     results = list(results)
     with progress_bar() as progress:
@@ -370,7 +342,7 @@ def benchmark_setting(
     Args:
         setting: case and the rest.
         plan: how to measure.
-        earlier: what was measured before, to tell what would take too long.
+        earlier: results from before, to tell what would take too long.
         advance: called with what is done and a number of steps, after these.
 
     Returns:

@@ -12,12 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..folding import FoldedProjections
-from ..grid import GridRows
-from ..maps import as_image
-from .forward import Convolution, KeySums, attend
-from .rows import Activation, focus
-from .tiles import Buffers, Tile, tiles
+from .maps import GridRows, as_image
+from .reference import FoldedProjections
+from .tiled import Convolution, KeySums, attend
+from .tiles import Activation, Buffers, Tile, focus, tiles
 
 
 class Norm(NamedTuple):
@@ -106,7 +104,7 @@ def forward(
 
     Args:
         x: ``(B, H*W, C)``.
-        folded: see :class:`~flatten_det.attention.folding.FoldedProjections`.
+        folded: see :class:`~flatten_det.attention.reference.FoldedProjections`.
         grid_size: ``(h, w)`` of the positions.
         convolutions: of V, to be added to the attention.
         proj_weight, proj_bias: the output projection.
