@@ -7,7 +7,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 # Old module: its public names, and where they are now.
-_MOVED = {
+MOVED = {
     "flatten_det.checkpoints": {
         "CheckpointError": "flatten_det.errors",
         "LoadReport": "flatten_det.backbones.weights",
@@ -34,11 +34,11 @@ _MOVED = {
 
 
 class _OldPlaces:
-    """Finds a module of ``_MOVED``, whose names are those of the new places."""
+    """Finds a module of ``MOVED``, whose names are those of the new places."""
 
     @classmethod
     def find_spec(cls, name: str, path=None, target=None) -> ModuleSpec | None:
-        return ModuleSpec(name, cls) if name in _MOVED else None
+        return ModuleSpec(name, cls) if name in MOVED else None
 
     @staticmethod
     def create_module(spec: ModuleSpec) -> None:
@@ -46,7 +46,7 @@ class _OldPlaces:
 
     @staticmethod
     def exec_module(module: ModuleType) -> None:
-        places = _MOVED[module.__name__]
+        places = MOVED[module.__name__]
         where = ", ".join(sorted(set(places.values())))
         warnings.warn(
             f"{module.__name__} has moved: import from {where}; the old place goes with the next release",

@@ -48,7 +48,7 @@ def read_mmengine_checkpoints_as_data() -> None:
     Left to themselves,
 
     - the maintained distribution reads a local file that fails to load as data once more without any
-      restriction, after a mere warning (``_safe_torch_load``, its answer to open-mmlab/mmengine#1655);
+      restriction, after a mere warning (``_safe_torch_load``, a way around open-mmlab/mmengine#1655);
     - both distributions unpickle what they download, and unpack it among the other downloads;
     - both execute texts in checkpoints: see :func:`.mmengine_files.without_instructions`, and inferencers
       that get no config (``BaseInferencer._init_model``).

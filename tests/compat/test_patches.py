@@ -10,7 +10,7 @@ from torch import nn
 
 from flatten_det.backbones import build_backbone
 from flatten_det.compat import model_calls
-from flatten_det.compat.moved import _MOVED
+from flatten_det.compat.moved import MOVED
 from flatten_det.compat.patches import atomic_local_files
 
 
@@ -43,10 +43,10 @@ def test_clients_of_other_services_outlive_a_run():
     assert get_file_backend("https://host/a.pth", enable_singleton=True) is client
 
 
-@pytest.mark.parametrize("old", _MOVED)
+@pytest.mark.parametrize("old", MOVED)
 def test_public_names_are_still_found_where_they_were(old):
     with pytest.warns(DeprecationWarning, match=f"{old} has moved: import from flatten_det"):
         module = importlib.import_module(old)
-    for name, place in _MOVED[old].items():
+    for name, place in MOVED[old].items():
         assert getattr(module, name) is getattr(importlib.import_module(place), name)
-    assert set(module.__all__) == set(_MOVED[old])
+    assert set(module.__all__) == set(MOVED[old])
