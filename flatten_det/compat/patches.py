@@ -110,10 +110,10 @@ def tell_backbones_of_padding() -> None:
 def decay_layers_of_our_backbones(constructor: type[DefaultOptimWrapperConstructor]) -> None:
     """Let MMDetection's and MMSegmentation's constructors do for our backbones what they do for theirs.
 
-    They know the layers of ConvNeXt, BEiT and MAE by the parameters' names, and are not made for others
-    (open-mmlab/mmsegmentation#1623); a name that they do not know ends in an error. ``__call__`` of their
-    base class is patched for these two, and models with a backbone of this package, alone: importing the
-    two themselves takes seconds.
+    They know ConvNeXt, BEiT and MAE by the names of the classes, are not made for others
+    (open-mmlab/mmsegmentation#1623), and raise a NotImplementedError for these. ``__call__`` of their base
+    class is patched, for these two and models with a backbone of this package alone, as importing the two
+    themselves takes seconds.
 
     Can go when they ask a backbone for its layers: see tests/train/test_optimizer.py.
 
@@ -126,8 +126,8 @@ def decay_layers_of_our_backbones(constructor: type[DefaultOptimWrapperConstruct
 
     @wraps(build)
     def build_or_delegate(self: DefaultOptimWrapperConstructor, model: nn.Module) -> OptimWrapper:
-        has_ours = any(isinstance(module, DenseBackbone) for module in model.modules())
-        if type(self).__name__ not in theirs or not has_ours:
+        is_theirs = type(self).__name__ in theirs
+        if not (is_theirs and any(isinstance(m, DenseBackbone) for m in model.modules())):
             return build(self, model)
         cfg = {**self.optim_wrapper_cfg, "optimizer": self.optimizer_cfg}
         return constructor(cfg, self.paramwise_cfg)(model)
