@@ -25,7 +25,7 @@ from .data_sets import (
 )
 from .faults import NOT_CHECKED, NOTHING_TO_LEARN, NOTHING_TO_MEASURE, Finding, Outcome
 from .instances import InstanceCheck
-from .label_maps import LabelledImages, pair_files, unused_classes, why_nothing_counts
+from .label_maps import SemanticCheck
 from .panoptic import PanopticCheck
 
 _BATCH = 8  # Images that a worker examines at a time: messages between processes cost too.
@@ -113,23 +113,18 @@ def _check(cfg: Config, data_set: ConfiguredDataSet, workers: int | None) -> Che
 
 
 def _check_semantic(checked: Checked, workers: int | None) -> Iterator[Finding]:
-    data_set, seen = checked.data_set, set()
-    pairing = pair_files(data_set)
-    checked.images = len(pairing.names)
-    yield from pairing.findings
-    if not pairing.names:
-        return
-    images = LabelledImages(data_set, pairing.names)
-    if workers is None:
-        if data_set.label_maps is not None:
-            checked.unlearned = checked.unmeasured = why_nothing_counts(data_set, images.labels())
-        return
-    for outcome in examine_all(images, workers, data_set.name):
-        yield from outcome.findings
-        seen |= outcome.labels
-    if data_set.label_maps is not None:
-        checked.unlearned = checked.unmeasured = why_nothing_counts(data_set, [seen])
-        yield from unused_classes(data_set, seen)
+    check, seen = SemanticCheck(checked.data_set), set()
+    checked.images = len(check)
+    yield from check.files
+    if workers is not None and check.names:
+        for outcome in examine_all(check, workers, checked.data_set.name):
+            yield from outcome.findings
+            seen |= outcome.labels
+    if checked.data_set.label_maps is not None and check.names:
+        reason = check.why_nothing_counts(None if workers is None else seen)
+        checked.unlearned = checked.unmeasured = reason
+        if workers is not None:
+            yield from check.unused_classes(seen)
 
 
 def _check_coco(checked: Checked, workers: int | None) -> Iterator[Finding]:
