@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -33,40 +33,6 @@ class CocoContent:
     images: list[dict[str, Any]]
     annotations: list[dict[str, Any]]
     categories: list[dict[str, Any]]
-
-
-@dataclass
-class Objects:
-    """Objects of a data set, whose fields may still be anything.
-
-    Attributes:
-        noun: what one is called: ``'annotation'`` or ``'segment'``.
-        entries: one dict per object.
-        image_ids: of their images, one per object; None where it is no id.
-    """
-
-    noun: str
-    entries: list[dict[str, Any]]
-    image_ids: list[Any]
-
-    def finding(self, data_set: ConfiguredDataSet, kind: FaultKind, row: int, what: str) -> Finding:
-        """A fault of one object."""
-        id_ = self.entries[row].get("id")
-        of_image = quoted(self.image_ids[row])
-        message = f"{self.noun} {quoted(id_)} of image {of_image} {what}"
-        return data_set.finding(kind, message, id_ if is_id(id_) else None)
-
-    def column(self, key: str) -> list[Any]:
-        """What each object has under ``key``; None where it is no id."""
-        return id_column(self.entries, key)
-
-
-def id_column(entries: list[dict[str, Any]], key: str) -> list[Any]:
-    """What each entry has under ``key``; None where it is no id."""
-    values = [entry.get(key) for entry in entries]
-    if set(map(type, values)) <= {int, str}:
-        return values
-    return [value if is_id(value) else None for value in values]
 
 
 def read_content(data_set: ConfiguredDataSet) -> tuple[CocoContent | None, list[Finding]]:
@@ -135,125 +101,183 @@ def _image_entry_findings(data_set: ConfiguredDataSet, images: list[dict]) -> It
             yield data_set.finding(kind, f"{image_name(image)} {what}", image["id"])
 
 
-def annotation_findings(
-    data_set: ConfiguredDataSet,
-    content: CocoContent,
-    objects: Objects,
-    needed: tuple[str, ...],
-    of_task: Iterable[Finding],
-) -> Iterator[Finding]:
-    """What is wrong with an annotation file itself; no image is opened.
+class CocoCheck:
+    """A COCO file of a data set, and the images that it lists, each of which can be examined by itself.
 
-    Objects need the fields ``needed`` beside ids and boxes, without which the frameworks fail. What is
-    wrong by the rules of instances, or of panoptic segments, is ``of_task``.
+    Subclasses say what its objects are, and what holds for these: instances or panoptic segments.
+
+    Attributes:
+        noun: what an object is called: ``'annotation'`` or ``'segment'``.
+        objects: one dict per object, whose fields may still be anything.
+        image_ids: of their images, one per object; None where it is no id.
+        rows: of the objects, by the id of their image.
+        classes: the file's categories, by id, that are classes of the config.
     """
-    used = set(objects.column("category_id"))
-    roots = coco.root_categories(content.categories, used)
-    yield from data_set.missing_folders()
-    yield from _duplicate_entries(data_set, content, roots)
-    yield from of_task
-    yield from _object_findings(data_set, content, objects, needed)
-    yield from _category_findings(data_set, content, used, roots)
+
+    noun: str
+
+    def __init__(self, data_set: ConfiguredDataSet, content: CocoContent):
+        self.data_set, self.content = data_set, content
+        self.objects, self.image_ids = self.find_objects()
+        self.rows: dict[Any, list[int]] = {}
+        for row, image_id in enumerate(self.image_ids):
+            self.rows.setdefault(image_id, []).append(row)
+        self.classes: dict[Hashable, dict] = {
+            category["id"]: category
+            for category in content.categories
+            if not data_set.classes or category["name"] in data_set.classes
+        }
+
+    def find_objects(self) -> tuple[list[dict[str, Any]], list[Any]]:
+        """The objects of the file, and the ids of their images."""
+        raise NotImplementedError
+
+    def needed_fields(self) -> tuple[str, ...]:
+        """Fields of objects, beside ids and boxes, without which the frameworks fail."""
+        raise NotImplementedError
+
+    def own_findings(self) -> Iterator[Finding]:
+        """What is wrong by the rules of the task."""
+        raise NotImplementedError
+
+    def why_not(self, entry: dict[str, Any], to_learn: bool) -> str | None:
+        """Why an object does not count, as of several ("are ..."); None if it does.
+
+        In a training, as MMDetection reads it (``to_learn``), or in an evaluation.
+        """
+        raise NotImplementedError
+
+    def other_findings(self, image: dict) -> Iterator[Finding]:
+        """What is wrong with an image's masks or its label map."""
+        raise NotImplementedError
+
+    def findings(self) -> Iterator[Finding]:
+        """What is wrong with the annotation file itself; no image is opened."""
+        used = set(id_column(self.objects, "category_id"))
+        roots = coco.root_categories(self.content.categories, used)
+        yield from self.data_set.missing_folders()
+        yield from self._duplicate_entries(roots)
+        yield from self.own_findings()
+        yield from self._object_findings()
+        yield from self._category_findings(used, roots)
+
+    def object_finding(self, kind: FaultKind, row: int, what: str) -> Finding:
+        """A fault of one object."""
+        id_ = self.objects[row].get("id")
+        message = f"{self.noun} {quoted(id_)} of image {quoted(self.image_ids[row])} {what}"
+        return self.data_set.finding(kind, message, id_ if is_id(id_) else None)
+
+    def why_none_counts(self, to_learn: bool) -> str | None:
+        """Say why no object counts; None if one does, which mostly is found at once."""
+        reasons: Counter[str] = Counter()
+        for entry, image_id in zip(self.objects, self.image_ids, strict=True):
+            why = self.why_not({**entry, "image_id": image_id}, to_learn)
+            if why is None:
+                return None
+            reasons[why] += 1
+        if not reasons:
+            return f"there is no {self.noun} in the file"
+        number = counted(len(self.objects), self.noun)
+        if len(reasons) == 1:
+            return f"all {number} {reasons.popitem()[0]}"
+        return f"of {number}, {', '.join(f'{count} {why}' for why, count in reasons.most_common())}"
+
+    def __len__(self) -> int:
+        return len(self.content.images)
+
+    def __getitem__(self, index: int) -> Outcome:
+        """Examine an image, and its masks or its label map."""
+        image = self.content.images[index]
+        return Outcome([*image_findings(self.data_set, image), *self.other_findings(image)])
+
+    def _duplicate_entries(self, roots: list[dict]) -> Iterator[Finding]:
+        """Images and categories that share an id or a name."""
+        images = self.content.images
+        categories = [category for category in self.content.categories if category not in roots]
+        for root in roots:
+            what = f"category {quoted(root['id'])} ({quoted(root['name'])}), which has no object, "
+            what += "is the root of a Roboflow export, and no class"
+            yield self.data_set.finding(faults.ROOT_CATEGORY, what, root["id"])
+        for entries, key, kind, noun in (
+            (images, "id", faults.DUPLICATE_IMAGE_ID, "image id"),
+            (images, "file_name", faults.DUPLICATE_FILE_NAME, "file name"),
+            (categories, "id", faults.DUPLICATE_CATEGORY, "category id"),
+            (categories, "name", faults.DUPLICATE_CATEGORY, "category name"),
+        ):
+            for value, count in repeated(entry[key] for entry in entries).items():
+                what = f"{noun} {quoted(value)} occurs {count} times"
+                yield self.data_set.finding(kind, what, value)
+
+    def _category_findings(self, used: set[Hashable], roots: list[dict]) -> Iterator[Finding]:
+        """Compare the file's categories with the config's classes and with what the objects use."""
+        finding, categories = self.data_set.finding, self.content.categories
+        of_file = [category["name"] for category in categories]
+        # A config without classes takes them as they come.
+        classes = self.data_set.classes or tuple(of_file)
+        for name in classes:
+            if name not in of_file:
+                what = f"class {quoted(name)} is not in the file"
+                yield finding(faults.MISSING_CATEGORY, what, str(name))
+        for category in categories:
+            id_ = category["id"]
+            what = f"category {quoted(id_)} ({quoted(category['name'])})"
+            if category["name"] not in classes:
+                yield finding(faults.IGNORED_CATEGORY, f"{what} is no class of the config", id_)
+            elif id_ not in used and category not in roots:  # Roots have been reported.
+                yield finding(faults.UNUSED_CATEGORY, f"{what} has no object", id_)
+        of_config = [name for name in classes if name in of_file]
+        of_file = [name for name in of_file if name in classes]
+        if of_file != of_config and len(of_file) == len(of_config):
+            label = next(i for i, name in enumerate(of_file) if name != of_config[i])
+            what = f"of the {len(of_file)} classes, the first that differs is label {label}: "
+            what += (
+                f"{quoted(of_file[label])} in the file, {quoted(of_config[label])} in the config"
+            )
+            yield finding(faults.CATEGORY_ORDER, what)
+
+    def _object_findings(self) -> Iterator[Finding]:
+        """What is wrong with single objects: their fields, categories, images and boxes."""
+        finding, entries = self.object_finding, self.objects
+        for row, id_ in enumerate(id_column(entries, "id")):
+            if id_ is None:
+                yield finding(faults.MALFORMED_ENTRY, row, f"has {coco.NO_ID}")
+        for key in self.needed_fields():
+            values = [entry.get(key) for entry in entries]
+            is_good = set(map(type, values)) <= {int}
+            for row in () if is_good else (i for i, v in enumerate(values) if not is_number(v)):
+                yield finding(faults.MALFORMED_ENTRY, row, f"has no number as {key}")
+        known = {category["id"] for category in self.content.categories}
+        for row, id_ in enumerate(id_column(entries, "category_id")):
+            if id_ not in known:
+                stored = quoted(entries[row].get("category_id"))
+                what = f"has category {stored}, which is not listed"
+                yield finding(faults.UNKNOWN_CATEGORY, row, what)
+        images = self.content.images
+        row_of_image = {image["id"]: row for row, image in enumerate(images)}
+        image_rows = np.array([row_of_image.get(id_, -1) for id_ in self.image_ids], np.int64)
+        for row in np.flatnonzero(image_rows < 0).tolist():
+            yield finding(faults.UNKNOWN_IMAGE, row, "has an image that is not listed")
+        # The last row is that of unknown images.
+        sizes = np.full((len(images) + 1, 2), np.nan)
+        for row, image in enumerate(images):
+            size = image.get("width"), image.get("height")
+            if all(map(is_size, size)) and max(size) < 2**31:
+                sizes[row] = size
+        sizes = sizes[image_rows]
+        stored = [entry.get("bbox") for entry in entries]
+        for kind, faulty in box_faults(box_array(stored), sizes):
+            for row in faulty.tolist():
+                size = "x".join(f"{side:.0f}" for side in sizes[row] if side == side)
+                what = f"has the box {quoted(stored[row])}{f', image {size}' if size else ''}"
+                yield finding(kind, row, what)
 
 
-def _duplicate_entries(
-    data_set: ConfiguredDataSet, content: CocoContent, roots: list[dict]
-) -> Iterator[Finding]:
-    """Images and categories that share an id or a name."""
-    images = content.images
-    categories = [category for category in content.categories if category not in roots]
-    for root in roots:
-        id_, name = quoted(root["id"]), quoted(root["name"])
-        what = f"category {id_} ({name}), which has no object, is the root of a Roboflow export, and no class"
-        yield data_set.finding(faults.ROOT_CATEGORY, what, root["id"])
-    for entries, key, kind, what in (
-        (images, "id", faults.DUPLICATE_IMAGE_ID, "image id"),
-        (images, "file_name", faults.DUPLICATE_FILE_NAME, "file name"),
-        (categories, "id", faults.DUPLICATE_CATEGORY, "category id"),
-        (categories, "name", faults.DUPLICATE_CATEGORY, "category name"),
-    ):
-        for value, count in repeated(entry[key] for entry in entries).items():
-            yield data_set.finding(kind, f"{what} {quoted(value)} occurs {count} times", value)
-
-
-def classes_of(data_set: ConfiguredDataSet, content: CocoContent) -> dict[Hashable, dict]:
-    """The file's categories, by id, that are classes of the config."""
-    return {
-        category["id"]: category
-        for category in content.categories
-        if not data_set.classes or category["name"] in data_set.classes
-    }
-
-
-def _category_findings(
-    data_set: ConfiguredDataSet, content: CocoContent, used: set[Hashable], roots: list[dict]
-) -> Iterator[Finding]:
-    """Compare the file's categories with the config's classes and with what the objects use."""
-    # A config without classes takes them as they come.
-    of_file = [category["name"] for category in content.categories]
-    classes = data_set.classes or tuple(of_file)
-    for name in classes:
-        if name not in of_file:
-            what = f"class {quoted(name)} is not in the file"
-            yield data_set.finding(faults.MISSING_CATEGORY, what, str(name))
-    for category in content.categories:
-        id_ = category["id"]
-        what = f"category {quoted(id_)} ({quoted(category['name'])})"
-        if category["name"] not in classes:
-            what += " is no class of the config"
-            yield data_set.finding(faults.IGNORED_CATEGORY, what, id_)
-        elif id_ not in used and category not in roots:  # Roots have been reported.
-            yield data_set.finding(faults.UNUSED_CATEGORY, f"{what} has no object", id_)
-    of_config = [name for name in classes if name in of_file]
-    of_file = [name for name in of_file if name in classes]
-    if of_file != of_config and len(of_file) == len(of_config):
-        label = next(i for i, name in enumerate(of_file) if name != of_config[i])
-        yield data_set.finding(
-            faults.CATEGORY_ORDER,
-            f"of the {len(of_file)} classes, the first that differs is label {label}: "
-            f"{quoted(of_file[label])} in the file, {quoted(of_config[label])} in the config",
-        )
-
-
-def _object_findings(
-    data_set: ConfiguredDataSet, content: CocoContent, objects: Objects, needed: tuple[str, ...]
-) -> Iterator[Finding]:
-    """What is wrong with single objects: their fields, images, categories and boxes."""
-    entries = objects.entries
-
-    def found(kind: FaultKind, rows: Iterable[int], what: str) -> Iterator[Finding]:
-        return (objects.finding(data_set, kind, row, what) for row in rows)
-
-    rows = (row for row, id_ in enumerate(objects.column("id")) if id_ is None)
-    yield from found(faults.MALFORMED_ENTRY, rows, f"has {coco.NO_ID}")
-    for key in needed:
-        values = [entry.get(key) for entry in entries]
-        if not set(map(type, values)) <= {int}:
-            rows = (row for row, value in enumerate(values) if not is_number(value))
-            yield from found(faults.MALFORMED_ENTRY, rows, f"has no number as {key}")
-    known = {category["id"] for category in content.categories}
-    for row, id_ in enumerate(objects.column("category_id")):
-        if id_ not in known:
-            stored = quoted(entries[row].get("category_id"))
-            what = f"has category {stored}, which is not listed"
-            yield objects.finding(data_set, faults.UNKNOWN_CATEGORY, row, what)
-    row_of_image = {image["id"]: row for row, image in enumerate(content.images)}
-    image_rows = np.array([row_of_image.get(id_, -1) for id_ in objects.image_ids], np.int64)
-    rows = np.flatnonzero(image_rows < 0).tolist()
-    yield from found(faults.UNKNOWN_IMAGE, rows, "has an image that is not listed")
-    # The last row is that of unknown images.
-    sizes = np.full((len(content.images) + 1, 2), np.nan)
-    for row, image in enumerate(content.images):
-        size = image.get("width"), image.get("height")
-        if all(map(is_size, size)) and max(size) < 2**31:
-            sizes[row] = size
-    sizes = sizes[image_rows]
-    stored = [entry.get("bbox") for entry in entries]
-    for kind, faulty in box_faults(box_array(stored), sizes):
-        for row in faulty.tolist():
-            size = "x".join(f"{side:.0f}" for side in sizes[row] if side == side)
-            image = f", image {size}" if size else ""
-            yield objects.finding(data_set, kind, row, f"has the box {quoted(stored[row])}{image}")
+def id_column(entries: list[dict[str, Any]], key: str) -> list[Any]:
+    """What each entry has under ``key``; None where it is no id."""
+    values = [entry.get(key) for entry in entries]
+    if set(map(type, values)) <= {int, str}:
+        return values
+    return [value if is_id(value) else None for value in values]
 
 
 def box_array(values: list[Any]) -> np.ndarray:
@@ -295,44 +319,3 @@ def box_faults(boxes: np.ndarray, sizes: np.ndarray) -> Iterator[tuple[FaultKind
         faultless[rows] = False
         if len(rows):
             yield kind, rows
-
-
-def why_none_counts(objects: Objects, reason: Callable[[dict[str, Any]], str | None]) -> str | None:
-    """Say why no object counts; None if one does, which mostly is found at once.
-
-    ``reason`` says of one why it does not count, as of several ("are ..."); None if it does.
-    """
-    reasons: Counter[str] = Counter()
-    for entry, image_id in zip(objects.entries, objects.image_ids, strict=True):
-        why = reason({**entry, "image_id": image_id})
-        if why is None:
-            return None
-        reasons[why] += 1
-    if not reasons:
-        return f"there is no {objects.noun} in the file"
-    number = counted(len(objects.entries), objects.noun)
-    if len(reasons) == 1:
-        return f"all {number} {reasons.popitem()[0]}"
-    return f"of {number}, {', '.join(f'{count} {why}' for why, count in reasons.most_common())}"
-
-
-class CocoImages:
-    """The images of a data set, each of which can be examined by itself."""
-
-    def __init__(self, data_set: ConfiguredDataSet, content: CocoContent, objects: Objects):
-        self.data_set, self.content, self.objects = data_set, content, objects
-        self.rows: dict[Any, list[int]] = {}
-        for row, image_id in enumerate(objects.image_ids):
-            self.rows.setdefault(image_id, []).append(row)
-
-    def __len__(self) -> int:
-        return len(self.content.images)
-
-    def __getitem__(self, index: int) -> Outcome:
-        """Examine an image, and what belongs to it."""
-        image = self.content.images[index]
-        return Outcome([*image_findings(self.data_set, image), *self.others(image)])
-
-    def others(self, image: dict) -> Iterator[Finding]:
-        """What is wrong with the image's masks or its label map."""
-        raise NotImplementedError

@@ -13,8 +13,7 @@ from torch.utils.data import DataLoader
 
 from ...errors import UserError
 from ...files.images import pixel_limit, set_pixel_limit
-from . import instances, panoptic
-from .annotations import read_content, why_none_counts
+from .annotations import read_content
 from .data_sets import (
     INSTANCES,
     LOADERS,
@@ -25,9 +24,9 @@ from .data_sets import (
     find_data_sets,
 )
 from .faults import NOT_CHECKED, NOTHING_TO_LEARN, NOTHING_TO_MEASURE, Finding, Outcome
-from .instances import InstanceImages
-from .label_maps import LabelledImages, pair_files, unused_classes, why_nothing_counts
-from .panoptic import PanopticImages
+from .instances import InstanceCheck
+from .label_maps import SemanticCheck
+from .panoptic import PanopticCheck
 
 _BATCH = 8  # Images that a worker examines at a time: messages between processes cost too.
 
@@ -114,23 +113,18 @@ def _check(cfg: Config, data_set: ConfiguredDataSet, workers: int | None) -> Che
 
 
 def _check_semantic(checked: Checked, workers: int | None) -> Iterator[Finding]:
-    data_set, seen = checked.data_set, set()
-    pairing = pair_files(data_set)
-    checked.images = len(pairing.names)
-    yield from pairing.findings
-    if not pairing.names:
-        return
-    images = LabelledImages(data_set, pairing.names)
-    if workers is None:
-        if data_set.label_maps is not None:
-            checked.unlearned = checked.unmeasured = why_nothing_counts(data_set, images.labels())
-        return
-    for outcome in examine_all(images, workers, data_set.name):
-        yield from outcome.findings
-        seen |= outcome.labels
-    if data_set.label_maps is not None:
-        checked.unlearned = checked.unmeasured = why_nothing_counts(data_set, [seen])
-        yield from unused_classes(data_set, seen)
+    check, seen = SemanticCheck(checked.data_set), set()
+    checked.images = len(check)
+    yield from check.files
+    if workers is not None and check.names:
+        for outcome in examine_all(check, workers, checked.data_set.name):
+            yield from outcome.findings
+            seen |= outcome.labels
+    if checked.data_set.label_maps is not None and check.names:
+        reason = check.why_nothing_counts(None if workers is None else seen)
+        checked.unlearned = checked.unmeasured = reason
+        if workers is not None:
+            yield from check.unused_classes(seen)
 
 
 def _check_coco(checked: Checked, workers: int | None) -> Iterator[Finding]:
@@ -139,19 +133,14 @@ def _check_coco(checked: Checked, workers: int | None) -> Iterator[Finding]:
     yield from findings
     if content is None:
         return
-    is_instances = data_set.task is INSTANCES
-    task = instances if is_instances else panoptic
-    objects = task.objects_of(content)
-    checked.images, checked.objects = len(content.images), len(objects.entries)
-    yield from task.annotation_findings(data_set, content, objects)
+    check = (InstanceCheck if data_set.task is INSTANCES else PanopticCheck)(data_set, content)
+    checked.images, checked.objects = len(check), len(check.objects)
+    yield from check.findings()
     if content.images:
-        checked.unlearned, checked.unmeasured = (
-            why_none_counts(objects, task.why_it_does_not_count(data_set, content, to_learn))
-            for to_learn in (True, False)
-        )
+        checked.unlearned = check.why_none_counts(to_learn=True)
+        checked.unmeasured = check.why_none_counts(to_learn=False)
     if workers is not None and not any(data_set.missing_folders()):
-        kind = InstanceImages if is_instances else PanopticImages
-        for outcome in examine_all(kind(data_set, content, objects), workers, data_set.name):
+        for outcome in examine_all(check, workers, data_set.name):
             yield from outcome.findings
 
 

@@ -4,7 +4,8 @@ Masks are polygons, and run lengths as numbers or as text. They are not drawn: p
 what it is given.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Hashable, Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,7 @@ from ..coco import (
     why_not_learned,
 )
 from . import faults
-from .annotations import TOLERANCE_PX, CocoContent, CocoImages, Objects, classes_of, id_column
-from .annotations import annotation_findings as findings_of_any_task
-from .data_sets import ConfiguredDataSet
+from .annotations import TOLERANCE_PX, CocoCheck, id_column
 from .faults import FaultKind, Finding, quoted
 from .images import by
 
@@ -31,92 +30,78 @@ _FIRST, _LAST, _VALUE, _SIGN, _MORE, _BITS = 48, 48 + 63, 0x1F, 0x10, 0x20, 5
 _MAX_BITS = 40  # Beyond any picture.
 
 
-def objects_of(content: CocoContent) -> Objects:
-    """The annotations of a file."""
-    image_ids = id_column(content.annotations, "image_id")
-    return Objects("annotation", content.annotations, image_ids)
+class InstanceCheck(CocoCheck):
+    """Annotations are the objects of a file of instances."""
 
+    noun = "annotation"
 
-def annotation_findings(
-    data_set: ConfiguredDataSet, content: CocoContent, objects: Objects
-) -> Iterator[Finding]:
-    """What is wrong with the annotation file itself; no image is opened."""
-    needed = ("area", "iscrowd") if data_set.evaluated else ("area",)
-    of_task = _own_findings(data_set, content, objects)
-    return findings_of_any_task(data_set, content, objects, needed, of_task)
+    def find_objects(self) -> tuple[list[dict[str, Any]], list[Any]]:
+        """The annotations, and the ids of their images."""
+        return self.content.annotations, id_column(self.content.annotations, "image_id")
 
+    def needed_fields(self) -> tuple[str, ...]:
+        """What MMDetection reads, and pycocotools in an evaluation."""
+        return ("area", "iscrowd") if self.data_set.evaluated else ("area",)
 
-def _own_findings(
-    data_set: ConfiguredDataSet, content: CocoContent, objects: Objects
-) -> Iterator[Finding]:
-    ids = objects.column("id")
-    for id_, count in repeated(ids).items():
-        if id_ is not None:
-            what = f"annotation id {quoted(id_)} occurs {count} times"
-            yield data_set.finding(faults.DUPLICATE_ANNOTATION_ID, what, id_)
-    if data_set.evaluated:
-        yield from _mixed_ids(data_set, content)
-        for row, id_ in enumerate(ids):
-            if id_ is not None and not can_be_matched(id_):
-                what = "has an id that is no number, or 0, which means no match to pycocotools"
-                yield objects.finding(data_set, faults.MISREAD_ID, row, what)
-    if data_set.learns_masks:
-        for row, entry in enumerate(objects.entries):
-            if not entry.get("segmentation"):
-                yield objects.finding(data_set, faults.MASK_MISSING, row, "has no segmentation")
+    def own_findings(self) -> Iterator[Finding]:
+        """Ids that occur twice or that an evaluation cannot take, and masks that are missing."""
+        ids = id_column(self.objects, "id")
+        for id_, count in repeated(ids).items():
+            if id_ is not None:
+                what = f"annotation id {quoted(id_)} occurs {count} times"
+                yield self.data_set.finding(faults.DUPLICATE_ANNOTATION_ID, what, id_)
+        if self.data_set.evaluated:
+            yield from self._mixed_ids()
+            for row, id_ in enumerate(ids):
+                if id_ is not None and not can_be_matched(id_):
+                    what = "has an id that is no number, or 0, which means no match to pycocotools"
+                    yield self.object_finding(faults.MISREAD_ID, row, what)
+        if self.data_set.learns_masks:
+            for row, entry in enumerate(self.objects):
+                if not entry.get("segmentation"):
+                    yield self.object_finding(faults.MASK_MISSING, row, "has no segmentation")
 
+    def _mixed_ids(self) -> Iterator[Finding]:
+        """Images or categories whose ids an evaluation cannot sort."""
+        lists = (("image", self.content.images), ("category", self.content.categories))
+        for noun, entries in lists:
+            ids = [entry["id"] for entry in entries]
+            if not are_of_one_type(ids):
+                number, text = (
+                    next(id_ for id_ in ids if type(id_) is kind) for kind in (int, str)
+                )
+                what = f"such as {quoted(number)} and {quoted(text)!r}"
+                what = f"{noun} ids are numbers and texts, {what}"
+                yield self.data_set.finding(faults.MISREAD_ID, what)
 
-def _mixed_ids(data_set: ConfiguredDataSet, content: CocoContent) -> Iterator[Finding]:
-    """Images or categories whose ids an evaluation cannot sort."""
-    for noun, entries in (("image", content.images), ("category", content.categories)):
-        ids = [entry["id"] for entry in entries]
-        if not are_of_one_type(ids):
-            number, text = (next(id_ for id_ in ids if type(id_) is kind) for kind in (int, str))
-            what = (
-                f"{noun} ids are numbers and texts, such as {quoted(number)} and {quoted(text)!r}"
-            )
-            yield data_set.finding(faults.MISREAD_ID, what)
-
-
-def why_it_does_not_count(
-    data_set: ConfiguredDataSet, content: CocoContent, to_learn: bool
-) -> Callable[[dict[str, Any]], str | None]:
-    """What tells of an annotation, as of several ("are ..."), why it does not count; None if it does.
-
-    It counts in a training, as MMDetection reads it (``to_learn``), or in an evaluation by pycocotools.
-    """
-    known = classes_of(data_set, content)
-    images = {image["id"]: image for image in content.images}
-
-    def reason(entry: dict[str, Any]) -> str | None:
+    def why_not(self, entry: dict[str, Any], to_learn: bool) -> str | None:
+        """Crowds, what has no area, and what is not of the listed images and the config's classes."""
         image_id, category_id = entry.get("image_id"), entry.get("category_id")
-        image = images.get(image_id) if is_id(image_id) else None
+        image = self._images.get(image_id) if is_id(image_id) else None
         if image is None:
             return "are of images that are not listed"
-        if not (is_id(category_id) and category_id in known):
+        if not (is_id(category_id) and category_id in self.classes):
             return "are of no class of the config"
         if not to_learn:
             return CROWDS if entry.get("iscrowd") else None
         size = image.get("width"), image.get("height")
         if all(map(is_size, size)):
-            return why_not_learned(entry, size, data_set.min_size)
+            return why_not_learned(entry, size, self.data_set.min_size)
         # That the size is wrong is said of the image.
         return why_not_learned({**entry, "bbox": [0, 0, 1, 1], "area": 1})
 
-    return reason
+    @cached_property
+    def _images(self) -> dict[Hashable, dict]:
+        return {image["id"]: image for image in self.content.images}
 
-
-class InstanceImages(CocoImages):
-    """The images of a data set, with the masks of their objects."""
-
-    def others(self, image: dict) -> Iterator[Finding]:
+    def other_findings(self, image: dict) -> Iterator[Finding]:
         """What is wrong with the masks of its objects."""
         for row in self.rows.get(image["id"], ()):
-            segmentation = self.objects.entries[row].get("segmentation")
+            segmentation = self.objects[row].get("segmentation")
             fault = mask_fault(segmentation, image) if segmentation else None
             if fault is not None:
                 kind, what = fault
-                yield self.objects.finding(self.data_set, kind, row, what)
+                yield self.object_finding(kind, row, what)
 
 
 class BrokenMask(Exception):

@@ -4,7 +4,6 @@ import json
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from mmengine.config import Config
 from mmengine.dist import broadcast_object_list, is_main_process
@@ -15,7 +14,7 @@ from rich.text import Text
 from ...errors import UserError, explain, listed, printable
 from ...files.atomic import write_atomically
 from .check import Checked, check_annotations
-from .faults import ERROR, WARNING, FaultKind, Finding, by_kind, count_errors, counted
+from .faults import ERROR, WARNING, Finding, by_kind, count_errors, counted
 
 _COLOURS = {ERROR: "bold red", WARNING: "bold yellow"}
 _SHOWN = 3
@@ -88,26 +87,20 @@ def write_json(path: Path, config: str, checked: Sequence[Checked]) -> None:
             for one in checked
         ],
         "kinds": {
-            kind.name: _kind(kind, len(of_kind)) for kind, of_kind in by_kind(findings).items()
+            kind.name: {
+                "severity": kind.severity,
+                "summary": kind.summary,
+                "advice": kind.advice,
+                "count": len(of_kind),
+            }
+            for kind, of_kind in by_kind(findings).items()
         },
         "findings": [
-            {
-                "kind": finding.kind.name,
-                "severity": finding.kind.severity,
-                "data_set": finding.data_set,
-                "file": finding.file,
-                "id": finding.id,
-                "message": finding.message,
-            }
+            {**vars(finding), "kind": finding.kind.name, "severity": finding.kind.severity}
             for finding in findings
         ],
     }
     write_atomically(path, json.dumps(content, indent=1).encode())
-
-
-def _kind(kind: FaultKind, count: int) -> dict[str, Any]:
-    fields = ("severity", "summary", "advice")
-    return {**{field: getattr(kind, field) for field in fields}, "count": count}
 
 
 def check_command(config: str, cfg_options: Sequence[str] = ()) -> str:

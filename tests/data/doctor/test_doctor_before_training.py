@@ -10,7 +10,7 @@ import pytest
 from mmengine.logging import MMLogger
 from PIL import Image
 
-from flatten_det.data.doctor import report as before_training
+from flatten_det.data.doctor import report
 from flatten_det.data.doctor.check import check_data
 from flatten_det.data.doctor.report import check_before_training, check_command, findings_of
 from flatten_det.errors import UserError
@@ -241,10 +241,10 @@ def test_other_ranks_are_told(patient, logger, monkeypatch):
     def told(objects):
         objects[0] = "the data has 1 error"
 
-    monkeypatch.setattr(before_training, "is_main_process", lambda: False)
-    monkeypatch.setattr(before_training, "check_annotations", lambda cfg: pytest.fail("read it"))
+    monkeypatch.setattr(report, "is_main_process", lambda: False)
+    monkeypatch.setattr(report, "check_annotations", lambda cfg: pytest.fail("read it"))
     cfg = patient.config("instances")
     check_before_training(cfg, logger)
-    monkeypatch.setattr(before_training, "broadcast_object_list", told)
+    monkeypatch.setattr(report, "broadcast_object_list", told)
     with pytest.raises(UserError, match="the data has 1 error"):
         check_before_training(cfg, logger)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from flatten_det.data.doctor import faults as kinds
+from flatten_det.data.doctor import faults
 from flatten_det.data.doctor.annotations import box_array, box_faults
 
 
@@ -30,18 +30,18 @@ def test_bad_boxes_leave_the_good_ones_alone(bad):
         ([0, 0, 40, 30], None),
         ([-1, -1, 42, 32], None),  # Rounded.
         ([39.5, 29.5, 1, 1], None),
-        ([0, 0, 41.5, 30], kinds.BOX_CROSSES_BORDER),
-        ([-1.5, 0, 10, 30], kinds.BOX_CROSSES_BORDER),
-        ([0, 25, 10, 7], kinds.BOX_CROSSES_BORDER),
-        ([40, 0, 5, 5], kinds.BOX_OUTSIDE),
-        ([0, 30, 5, 5], kinds.BOX_OUTSIDE),
-        ([-9, 0, 9, 5], kinds.BOX_OUTSIDE),
-        ([1e308, 0, 1e308, 5], kinds.BOX_OUTSIDE),
-        ([5, 5, 0, 5], kinds.BOX_EMPTY),
-        ([5, 5, 5, 0.5], kinds.BOX_EMPTY),
-        ([0, 0, 0, 0], kinds.BOX_EMPTY),
-        ([5, 5, 5, -1], kinds.BOX_NEGATIVE),
-        ([np.nan] * 4, kinds.BOX_INVALID),
+        ([0, 0, 41.5, 30], faults.BOX_CROSSES_BORDER),
+        ([-1.5, 0, 10, 30], faults.BOX_CROSSES_BORDER),
+        ([0, 25, 10, 7], faults.BOX_CROSSES_BORDER),
+        ([40, 0, 5, 5], faults.BOX_OUTSIDE),
+        ([0, 30, 5, 5], faults.BOX_OUTSIDE),
+        ([-9, 0, 9, 5], faults.BOX_OUTSIDE),
+        ([1e308, 0, 1e308, 5], faults.BOX_OUTSIDE),
+        ([5, 5, 0, 5], faults.BOX_EMPTY),
+        ([5, 5, 5, 0.5], faults.BOX_EMPTY),
+        ([0, 0, 0, 0], faults.BOX_EMPTY),
+        ([5, 5, 5, -1], faults.BOX_NEGATIVE),
+        ([np.nan] * 4, faults.BOX_INVALID),
     ],
 )
 def test_limits(box, kind):
@@ -54,4 +54,4 @@ def test_limits(box, kind):
 def test_unknown_image_size():
     boxes = np.array([[500, 1, 2, 2], [1, 1, -2, 2]], float)
     found = [(k, rows.tolist()) for k, rows in box_faults(boxes, np.full((2, 2), np.nan))]
-    assert found == [(kinds.BOX_NEGATIVE, [1])]
+    assert found == [(faults.BOX_NEGATIVE, [1])]

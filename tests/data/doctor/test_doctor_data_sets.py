@@ -7,7 +7,7 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 
-from flatten_det.data.doctor import faults as kinds
+from flatten_det.data.doctor import faults
 from flatten_det.data.doctor.check import check_data
 from flatten_det.data.doctor.data_sets import INSTANCES, PANOPTIC, SEMANTIC, find_data_sets
 from flatten_det.data.doctor.report import findings_of
@@ -75,7 +75,7 @@ def test_tasks(patient, task):
 )
 def test_what_is_not_known_is_said(patient, changes):
     found = patient.findings("instances", **changes)
-    assert [(f.kind, f.data_set) for f in found] == [(kinds.NOT_CHECKED, "train")]
+    assert [(f.kind, f.data_set) for f in found] == [(faults.NOT_CHECKED, "train")]
     assert changes.get("type", "CocoDataset") in found[0].message
 
 
@@ -112,10 +112,10 @@ def test_shapes_are_rendered_when_there_are_none(tmp_path, patient):
         object_size=(8, 10),
         num_images=dict(train=4, val=1),
     )
-    assert {f.kind for f in findings_of(check_data(cfg, 0))} <= {kinds.UNUSED_CATEGORY}
+    assert {f.kind for f in findings_of(check_data(cfg, 0))} <= {faults.UNUSED_CATEGORY}
     # What is there is looked at as it is.
     os.truncate(root / "train/images/000002.jpg", 100)
-    assert kinds.IMAGE_UNREADABLE in {f.kind for f in findings_of(check_data(cfg, 0))}
+    assert faults.IMAGE_UNREADABLE in {f.kind for f in findings_of(check_data(cfg, 0))}
     # A training renders it anew.
     find_data_sets(cfg, render=True)
-    assert kinds.IMAGE_UNREADABLE not in {f.kind for f in findings_of(check_data(cfg, 0))}
+    assert faults.IMAGE_UNREADABLE not in {f.kind for f in findings_of(check_data(cfg, 0))}

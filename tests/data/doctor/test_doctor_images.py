@@ -7,7 +7,7 @@ import pytest
 from mmcv.transforms import LoadImageFromFile
 from PIL import Image, features
 
-from flatten_det.data.doctor import faults as kinds
+from flatten_det.data.doctor import faults
 from flatten_det.data.doctor.data_sets import INSTANCES, ConfiguredDataSet
 from flatten_det.data.doctor.images import IMAGES, ImageFault, opened, opened_picture
 from flatten_det.files.images import seen_size
@@ -41,19 +41,19 @@ def test_programs_in_images_are_not_run(tmp_path, monkeypatch):
     path = tmp_path / "image.jpg"
     Image.new("RGB", (20, 10)).save(path, "EPS")
     monkeypatch.setattr("subprocess.check_call", lambda *args, **kwargs: pytest.fail("ran"))
-    assert fault(path).kind == kinds.IMAGE_UNREADABLE
+    assert fault(path).kind == faults.IMAGE_UNREADABLE
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
 def test_pipes_are_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "image.jpg")
-    assert fault(tmp_path / "image.jpg").kind == kinds.IMAGE_MISSING
+    assert fault(tmp_path / "image.jpg").kind == faults.IMAGE_MISSING
 
 
 @pytest.mark.parametrize("name", ["folder", "no/such/file.jpg", "x" * 5000])
 def test_no_file(tmp_path, name):
     (tmp_path / "folder").mkdir()
-    assert fault(tmp_path / name).kind == kinds.IMAGE_MISSING
+    assert fault(tmp_path / name).kind == faults.IMAGE_MISSING
 
 
 def test_limit_of_pixels_is_pillows(tmp_path, monkeypatch):
@@ -62,7 +62,7 @@ def test_limit_of_pixels_is_pillows(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20_000)  # A warning, which is none here.
     assert opened(str(path), IMAGES).size == (300, 100)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
-    assert fault(path).kind == kinds.IMAGE_TOO_LARGE
+    assert fault(path).kind == faults.IMAGE_TOO_LARGE
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "MPO", "PNG", "WEBP", "TIFF", "AVIF"])
@@ -104,7 +104,7 @@ def test_the_loader_of_the_data_set_decides(patient, options, size):
     assert patient.findings("instances", pipeline=[load]) == []
     with patient.annotations() as content:
         content["images"][3] |= dict(width=size[1], height=size[0])
-    assert [f.kind for f in patient.findings("instances", pipeline=[load])] == [kinds.IMAGE_SIZE]
+    assert [f.kind for f in patient.findings("instances", pipeline=[load])] == [faults.IMAGE_SIZE]
 
 
 def test_what_is_said_of_other_content(tmp_path):

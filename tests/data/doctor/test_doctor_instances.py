@@ -12,7 +12,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from shapes_patient import Patient
 
-from flatten_det.data.doctor import faults as kinds
+from flatten_det.data.doctor import faults
 from flatten_det.data.doctor.check import check_annotations
 
 
@@ -30,22 +30,22 @@ def test_nothing_is_wrong_with_the_healthy(patient):
 
 # What is planted into annotations 1 and 2, and what is said of it.
 IN_ANNOTATIONS = [
-    (kinds.BOX_INVALID, {"bbox": [1, 2, float("nan"), 4]}, "the box [1, 2, nan, 4], image 64x64"),
-    (kinds.BOX_INVALID, {"bbox": [1, 2, float("inf"), 4]}, "the box [1, 2, inf, 4]"),
-    (kinds.BOX_INVALID, {"bbox": [1, 2, 3]}, "the box [1, 2, 3]"),
-    (kinds.BOX_INVALID, {"bbox": None}, "the box None"),
-    (kinds.BOX_INVALID, {"bbox": ["1", 2, 3, 4]}, "the box ['1', 2, 3, 4]"),
-    (kinds.BOX_INVALID, {"bbox": [10**400, 2, 3, 4]}, "the box [1000"),
-    (kinds.BOX_NEGATIVE, {"bbox": [30, 30, -5, 8]}, "the box [30, 30, -5, 8]"),
-    (kinds.BOX_OUTSIDE, {"bbox": [64, 0, 5, 8]}, "the box [64, 0, 5, 8], image 64x64"),
-    (kinds.BOX_EMPTY, {"bbox": [30, 30, 0, 8]}, "the box [30, 30, 0, 8]"),
-    (kinds.BOX_CROSSES_BORDER, {"bbox": [60, 30, 9, 8]}, "the box [60, 30, 9, 8]"),
-    (kinds.UNKNOWN_IMAGE, {"image_id": 999}, "an image that is not listed"),
-    (kinds.UNKNOWN_IMAGE, {"image_id": [1]}, "an image that is not listed"),
-    (kinds.UNKNOWN_CATEGORY, {"category_id": 77}, "category 77"),
-    (kinds.UNKNOWN_CATEGORY, {"category_id": {}}, "category {}"),
-    (kinds.MALFORMED_ENTRY, {"area": None}, "no number as area"),
-    (kinds.MASK_MISSING, {"segmentation": []}, "no segmentation"),
+    (faults.BOX_INVALID, {"bbox": [1, 2, float("nan"), 4]}, "the box [1, 2, nan, 4], image 64x64"),
+    (faults.BOX_INVALID, {"bbox": [1, 2, float("inf"), 4]}, "the box [1, 2, inf, 4]"),
+    (faults.BOX_INVALID, {"bbox": [1, 2, 3]}, "the box [1, 2, 3]"),
+    (faults.BOX_INVALID, {"bbox": None}, "the box None"),
+    (faults.BOX_INVALID, {"bbox": ["1", 2, 3, 4]}, "the box ['1', 2, 3, 4]"),
+    (faults.BOX_INVALID, {"bbox": [10**400, 2, 3, 4]}, "the box [1000"),
+    (faults.BOX_NEGATIVE, {"bbox": [30, 30, -5, 8]}, "the box [30, 30, -5, 8]"),
+    (faults.BOX_OUTSIDE, {"bbox": [64, 0, 5, 8]}, "the box [64, 0, 5, 8], image 64x64"),
+    (faults.BOX_EMPTY, {"bbox": [30, 30, 0, 8]}, "the box [30, 30, 0, 8]"),
+    (faults.BOX_CROSSES_BORDER, {"bbox": [60, 30, 9, 8]}, "the box [60, 30, 9, 8]"),
+    (faults.UNKNOWN_IMAGE, {"image_id": 999}, "an image that is not listed"),
+    (faults.UNKNOWN_IMAGE, {"image_id": [1]}, "an image that is not listed"),
+    (faults.UNKNOWN_CATEGORY, {"category_id": 77}, "category 77"),
+    (faults.UNKNOWN_CATEGORY, {"category_id": {}}, "category {}"),
+    (faults.MALFORMED_ENTRY, {"area": None}, "no number as area"),
+    (faults.MASK_MISSING, {"segmentation": []}, "no segmentation"),
 ]
 
 
@@ -69,79 +69,79 @@ def change_of(content, key, index, **change):
     ("kind", "plant", "id_", "said"),
     [
         (
-            kinds.DUPLICATE_ANNOTATION_ID,
+            faults.DUPLICATE_ANNOTATION_ID,
             lambda c: change_of(c, "annotations", 4, id=2),
             2,
             "annotation id 2 occurs 2 times",
         ),
         (
-            kinds.DUPLICATE_IMAGE_ID,
+            faults.DUPLICATE_IMAGE_ID,
             lambda c: c["images"].append({**c["images"][2], "file_name": "copy.jpg"}),
             2,
             "image id 2 occurs 2 times",
         ),
         (
-            kinds.DUPLICATE_FILE_NAME,
+            faults.DUPLICATE_FILE_NAME,
             lambda c: c["images"].append({**c["images"][2], "id": "again"}),
             "000002.jpg",
             "file name 000002.jpg occurs 2 times",
         ),
         (
-            kinds.DUPLICATE_CATEGORY,
+            faults.DUPLICATE_CATEGORY,
             lambda c: c["categories"].append({**c["categories"][0]}),
             1,
             "category id 1 occurs 2 times",
         ),
         (
-            kinds.MISSING_CATEGORY,
+            faults.MISSING_CATEGORY,
             lambda c: change_of(c, "categories", 5, name="Cross"),
             "cross",
             "class cross is not in the file",
         ),
         (
-            kinds.IGNORED_CATEGORY,
+            faults.IGNORED_CATEGORY,
             lambda c: c["categories"].append({"id": 7, "name": "hexagon"}),
             7,
             "category 7 (hexagon) is no class of the config",
         ),
         (
-            kinds.CATEGORY_ORDER,
+            faults.CATEGORY_ORDER,
             lambda c: c["categories"].reverse(),
             None,
             "label 0: cross in the file, circle in the config",
         ),
         (
-            kinds.FILE_NAME_LEAVES,
+            faults.FILE_NAME_LEAVES,
             lambda c: change_of(c, "images", 2, file_name="../../secret.jpg"),
             2,
             "image 2 (../../secret.jpg) leaves the image folder",
         ),
         (
-            kinds.FILE_NAME_LEAVES,
+            faults.FILE_NAME_LEAVES,
             lambda c: change_of(c, "images", 2, file_name="/etc/hostname"),
             2,
             "image 2 (/etc/hostname) leaves the image folder",
         ),
         (
-            kinds.MALFORMED_ENTRY,
+            faults.MALFORMED_ENTRY,
             lambda c: c["images"].append(3),
             None,
             "image number 9 of the file",
         ),
         (
-            kinds.MALFORMED_ENTRY,
+            faults.MALFORMED_ENTRY,
             lambda c: c["images"].append({"id": 12}),
             12,
             "image 12 has no file_name",
         ),
         (
-            kinds.MALFORMED_ENTRY,
+            faults.MALFORMED_ENTRY,
             lambda c: c["images"][2].pop("width"),
             2,
             "image 2 (000002.jpg) has no width and height",
         ),
-        (kinds.MALFORMED_ENTRY, lambda c: c["categories"].append({"id": 9}), 9, "has no name"),
-        (kinds.MALFORMED_ENTRY, lambda c: c["annotations"].append([]), None, "is no JSON object"),
+        (faults.MALFORMED_ENTRY, lambda c: c["categories"].append({"id": 9}), 9, "has no name"),
+        (faults.MALFORMED_ENTRY, lambda c: c["annotations"].append([]), None, "is no JSON object"),
     ],
 )
 def test_planted_into_the_file(patient, kind, plant, id_, said):
@@ -165,7 +165,7 @@ def test_files_outside_of_the_folder_are_not_opened(patient, monkeypatch):
         return true_open(path, *args, **kwargs)
 
     monkeypatch.setattr(Image, "open", recording_open)
-    one(patient.findings("instances"), kinds.FILE_NAME_LEAVES)
+    one(patient.findings("instances"), faults.FILE_NAME_LEAVES)
     assert len(set(opened)) == 7 + 5
     assert all("secret" not in path for path in opened)
 
@@ -194,7 +194,7 @@ def test_annotation_ids_that_an_evaluation_misreads(patient, id_):
             evaluation.summarize()
             found.append(evaluation.stats[0] > 0.99)
     assert found == [True] if id_ in MATCHED else found in ([], [False])
-    findings = [f for f in patient.quick_findings("instances") if f.kind == kinds.MISREAD_ID]
+    findings = [f for f in patient.quick_findings("instances") if f.kind == faults.MISREAD_ID]
     assert len(findings) == (id_ in MISREAD)
     if findings:
         assert findings[0].data_set == "val, test"
@@ -205,7 +205,7 @@ def test_ids_of_mixed_types_cannot_be_sorted(patient):
     with patient.annotations(split="val") as content:
         content["images"].append({**content["images"][0], "id": "x1", "file_name": "b.jpg"})
         content["categories"].append({"id": "seven", "name": "hexagon"})
-    found = [f.message for f in patient.quick_findings("instances") if f.kind == kinds.MISREAD_ID]
+    found = [f.message for f in patient.quick_findings("instances") if f.kind == faults.MISREAD_ID]
     assert found == [
         "image ids are numbers and texts, such as 0 and 'x1'",
         "category ids are numbers and texts, such as 1 and 'seven'",
@@ -223,7 +223,7 @@ def test_ids_of_mixed_types_cannot_be_sorted(patient):
 def test_ids_of_other_types(patient, id_):
     with patient.annotations() as content:
         content["annotations"][1]["id"] = id_
-    finding = one(patient.quick_findings("instances"), kinds.MALFORMED_ENTRY)
+    finding = one(patient.quick_findings("instances"), faults.MALFORMED_ENTRY)
     assert "has no id that is a whole number or a text" in finding.message
 
 
@@ -232,11 +232,11 @@ def test_root_of_a_roboflow_export(patient):
     root = {"id": 0, "name": "circle", "supercategory": "none"}
     with patient.annotations() as content:
         content["categories"].insert(0, root)
-    finding = one(patient.quick_findings("instances"), kinds.ROOT_CATEGORY)
+    finding = one(patient.quick_findings("instances"), faults.ROOT_CATEGORY)
     assert "category 0 (circle), which has no object, is the root" in finding.message
     with patient.annotations() as content:
         content["annotations"][0]["category_id"] = 0
-    assert patient.quick_findings("instances")[0].kind == kinds.DUPLICATE_CATEGORY
+    assert patient.quick_findings("instances")[0].kind == faults.DUPLICATE_CATEGORY
 
 
 def test_names_of_windows(patient):
@@ -247,7 +247,7 @@ def test_names_of_windows(patient):
     with patient.annotations() as content:
         content["images"][2]["file_name"] = "sub\\000002.jpg"
     for found in (patient.quick_findings("instances"), patient.findings("instances")):
-        finding = one(found, kinds.FILE_NAME_BACKSLASHES)
+        finding = one(found, faults.FILE_NAME_BACKSLASHES)
         assert "image 2 (sub\\000002.jpg) is written with backslashes" in finding.message
     patient.path("train/images/sub/000002.jpg").rename(patient.path("train/images/sub\\000002.jpg"))
     assert patient.findings("instances") == []
@@ -257,14 +257,14 @@ def test_category_without_objects(patient):
     with patient.annotations() as content:
         objects = content["annotations"]
         content["annotations"] = [a for a in objects if a["category_id"] != 3]
-    finding = one(patient.quick_findings("instances"), kinds.UNUSED_CATEGORY)
+    finding = one(patient.quick_findings("instances"), faults.UNUSED_CATEGORY)
     assert finding.message == "category 3 (triangle) has no object"
 
 
 def test_classes_chosen_by_the_config(patient):
     """Fewer classes than categories, in their order, are legitimate."""
     found = patient.quick_findings("instances", metainfo=dict(classes=("circle", "square")))
-    assert {finding.kind for finding in found} == {kinds.IGNORED_CATEGORY}
+    assert {finding.kind for finding in found} == {faults.IGNORED_CATEGORY}
 
 
 def test_iscrowd_is_needed_for_the_evaluation_only(patient):
@@ -300,7 +300,7 @@ def test_other_encodings(patient, encoding, said):
     path = patient.path("annotations/instances_train.json")
     content = {"note": "\u00c4pfel", **json.loads(path.read_text())}
     path.write_bytes(json.dumps(content, indent=0, ensure_ascii=False).encode(encoding))
-    finding = one(patient.quick_findings("instances"), kinds.ANNOTATION_FILE)
+    finding = one(patient.quick_findings("instances"), faults.ANNOTATION_FILE)
     assert finding.message.startswith(f"annotation file {path} {said}")
 
 
@@ -308,7 +308,7 @@ def test_pipe_in_the_place_of_annotations(patient):
     path = patient.path("annotations/instances_train.json")
     path.unlink()
     os.mkfifo(path)
-    finding = one(patient.findings("instances"), kinds.ANNOTATION_FILE)
+    finding = one(patient.findings("instances"), faults.ANNOTATION_FILE)
     assert finding.message == f"annotation file {path} is a named pipe, not a file"
 
 
@@ -324,14 +324,14 @@ def test_pipe_in_the_place_of_annotations(patient):
 def test_broken_annotation_file(patient, text, said):
     path = patient.path("annotations/instances_train.json")
     path.write_text(text)
-    finding = one(patient.findings("instances"), kinds.ANNOTATION_FILE)
+    finding = one(patient.findings("instances"), faults.ANNOTATION_FILE)
     assert f"annotation file {path} {said}" in finding.message
 
 
 def test_missing_annotation_file(patient):
     path = patient.path("annotations/instances_train.json")
     path.unlink()
-    finding = one(patient.findings("instances"), kinds.ANNOTATION_FILE)
+    finding = one(patient.findings("instances"), faults.ANNOTATION_FILE)
     assert finding.message == f"annotation file {path} not found"
 
 
@@ -339,15 +339,15 @@ def test_missing_image_folder_is_one_finding(patient):
     folder = patient.path("train/images")
     folder.rename(patient.path("train/elsewhere"))
     for found in (patient.findings("instances"), patient.quick_findings("instances")):
-        assert one(found, kinds.FOLDER_MISSING).file == str(folder)
+        assert one(found, faults.FOLDER_MISSING).file == str(folder)
 
 
 def test_empty_file(patient):
     with patient.annotations() as content:
         content["images"] = content["annotations"] = []
     found = patient.findings("instances")
-    assert found[0].kind == kinds.NO_IMAGES
-    assert {finding.kind for finding in found[1:]} == {kinds.UNUSED_CATEGORY}
+    assert found[0].kind == faults.NO_IMAGES
+    assert {finding.kind for finding in found[1:]} == {faults.UNUSED_CATEGORY}
 
 
 class TestImages:
@@ -364,7 +364,7 @@ class TestImages:
 
     def test_missing(self, patient):
         patient.path(self.NAME).unlink()
-        self.only(patient, kinds.IMAGE_MISSING)
+        self.only(patient, faults.IMAGE_MISSING)
 
     @pytest.mark.parametrize("part", [0, 400, 0.9])
     def test_truncated(self, patient, part):
@@ -372,19 +372,19 @@ class TestImages:
         patient.path(self.NAME).write_bytes(
             content[: int(part * len(content)) if part < 1 else part]
         )
-        assert "cannot be decoded" in self.only(patient, kinds.IMAGE_UNREADABLE).message
+        assert "cannot be decoded" in self.only(patient, faults.IMAGE_UNREADABLE).message
 
     def test_other_size(self, patient):
         with patient.image(self.NAME) as image:
             image["it"] = image["it"].resize((60, 64))
-        finding = self.only(patient, kinds.IMAGE_SIZE)
+        finding = self.only(patient, faults.IMAGE_SIZE)
         assert finding.message == "image 3 (000003.jpg) is 60x64, not 64x64 as annotated"
 
     def test_decompression_bomb(self, patient, monkeypatch):
         with patient.image(self.NAME) as image:
             image["it"] = image["it"].resize((640, 640))
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 64)
-        assert "409600 pixels" in self.only(patient, kinds.IMAGE_TOO_LARGE).message
+        assert "409600 pixels" in self.only(patient, faults.IMAGE_TOO_LARGE).message
 
 
 class TestMasks:
@@ -393,11 +393,11 @@ class TestMasks:
     @pytest.mark.parametrize(
         ("kind", "segmentation"),
         [
-            (kinds.MASK_BROKEN, [[1, 2, 3, 4]]),
-            (kinds.MASK_BROKEN, {"size": [64, 64], "counts": "no run lengths"}),
-            (kinds.MASK_BROKEN, {"size": [64, 64], "counts": [10, 20]}),
-            (kinds.MASK_SIZE, {"size": [64, 65], "counts": [10, 64 * 65 - 10]}),
-            (kinds.MASK_OUTSIDE, [[70, 1, 80, 1, 80, 9]]),
+            (faults.MASK_BROKEN, [[1, 2, 3, 4]]),
+            (faults.MASK_BROKEN, {"size": [64, 64], "counts": "no run lengths"}),
+            (faults.MASK_BROKEN, {"size": [64, 64], "counts": [10, 20]}),
+            (faults.MASK_SIZE, {"size": [64, 65], "counts": [10, 64 * 65 - 10]}),
+            (faults.MASK_OUTSIDE, [[70, 1, 80, 1, 80, 9]]),
         ],
     )
     def test_planted(self, patient, kind, segmentation):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from flatten_det.data.doctor import faults as kinds
+from flatten_det.data.doctor import faults
 from flatten_det.data.doctor.instances import mask_fault
 
 IMAGE = {"id": 1, "file_name": "a.jpg", "width": 40, "height": 30}
@@ -21,35 +21,35 @@ def rle(counts, size=(30, 40)):
         ([[0, 0, 40, 0, 40, 30]], None),
         ([[-1, 0, 41, 0, 40, 30.5]], None),  # Rounded.
         ([[0, 0, 9, 0, 9, 9], [20, 20, 25, 20, 25, 25]], None),
-        ([[1, 1, 2, 2]], kinds.MASK_BROKEN),
-        ([[1, 1, 2, 2, 3]], kinds.MASK_BROKEN),
-        ([[1, 1, 2, 2, 3, 5, 7]], kinds.MASK_BROKEN),
-        ([[]], kinds.MASK_BROKEN),
-        ([1, 1, 2, 2, 3, 5], kinds.MASK_BROKEN),
-        ([[1, 1, 2, 2, 3, float("nan")]], kinds.MASK_BROKEN),
-        ([[1, 1, 2, 2, 3, "5"]], kinds.MASK_BROKEN),
-        ([[1, 1, 2, 2, 3, 10**400]], kinds.MASK_BROKEN),
-        ([[41, 0, 50, 0, 50, 9]], kinds.MASK_OUTSIDE),
-        ([[0, -9, 9, -9, 9, -1]], kinds.MASK_OUTSIDE),
-        ([[30, 0, 50, 0, 50, 9]], kinds.MASK_CROSSES_BORDER),
-        ([[1, 1, 5, 5, 9, 9]], kinds.MASK_EMPTY),
+        ([[1, 1, 2, 2]], faults.MASK_BROKEN),
+        ([[1, 1, 2, 2, 3]], faults.MASK_BROKEN),
+        ([[1, 1, 2, 2, 3, 5, 7]], faults.MASK_BROKEN),
+        ([[]], faults.MASK_BROKEN),
+        ([1, 1, 2, 2, 3, 5], faults.MASK_BROKEN),
+        ([[1, 1, 2, 2, 3, float("nan")]], faults.MASK_BROKEN),
+        ([[1, 1, 2, 2, 3, "5"]], faults.MASK_BROKEN),
+        ([[1, 1, 2, 2, 3, 10**400]], faults.MASK_BROKEN),
+        ([[41, 0, 50, 0, 50, 9]], faults.MASK_OUTSIDE),
+        ([[0, -9, 9, -9, 9, -1]], faults.MASK_OUTSIDE),
+        ([[30, 0, 50, 0, 50, 9]], faults.MASK_CROSSES_BORDER),
+        ([[1, 1, 5, 5, 9, 9]], faults.MASK_EMPTY),
         (rle([0, FULL]), None),
         (rle([100, 50, FULL - 150]), None),
-        (rle([100, FULL]), kinds.MASK_BROKEN),
-        (rle([-100, FULL + 100]), kinds.MASK_BROKEN),
-        (rle([100.0, FULL - 100]), kinds.MASK_BROKEN),
-        (rle(None), kinds.MASK_BROKEN),
-        (rle("é"), kinds.MASK_BROKEN),
-        (rle("oooooooooooooooo"), kinds.MASK_BROKEN),
-        (rle("o"), kinds.MASK_BROKEN),
-        (rle(""), kinds.MASK_BROKEN),
-        (rle([FULL]), kinds.MASK_EMPTY),
-        (rle([0, FULL], size=(40, 30)), kinds.MASK_SIZE),
-        (rle([0, FULL], size=(30, 40, 1)), kinds.MASK_BROKEN),
-        (rle([0, FULL], size=(-30, -40)), kinds.MASK_BROKEN),
-        ({"counts": [0, FULL]}, kinds.MASK_BROKEN),
-        ("a mask", kinds.MASK_BROKEN),
-        (7, kinds.MASK_BROKEN),
+        (rle([100, FULL]), faults.MASK_BROKEN),
+        (rle([-100, FULL + 100]), faults.MASK_BROKEN),
+        (rle([100.0, FULL - 100]), faults.MASK_BROKEN),
+        (rle(None), faults.MASK_BROKEN),
+        (rle("é"), faults.MASK_BROKEN),
+        (rle("oooooooooooooooo"), faults.MASK_BROKEN),
+        (rle("o"), faults.MASK_BROKEN),
+        (rle(""), faults.MASK_BROKEN),
+        (rle([FULL]), faults.MASK_EMPTY),
+        (rle([0, FULL], size=(40, 30)), faults.MASK_SIZE),
+        (rle([0, FULL], size=(30, 40, 1)), faults.MASK_BROKEN),
+        (rle([0, FULL], size=(-30, -40)), faults.MASK_BROKEN),
+        ({"counts": [0, FULL]}, faults.MASK_BROKEN),
+        ("a mask", faults.MASK_BROKEN),
+        (7, faults.MASK_BROKEN),
     ],
 )
 def test_faults(segmentation, kind):
@@ -80,4 +80,4 @@ def test_text_of_pycocotools_is_read_as_it_was_written(share):
         assert mask_fault({"size": list(size), "counts": text}, image) is None
         # A character less is a pixel less, or the middle of a number.
         kind, _ = mask_fault({"size": list(size), "counts": text[:-1]}, image)
-        assert kind == kinds.MASK_BROKEN
+        assert kind == faults.MASK_BROKEN

@@ -6,7 +6,7 @@ import json
 import pytest
 from rich.console import Console
 
-from flatten_det.data.doctor import faults as kinds
+from flatten_det.data.doctor import faults
 from flatten_det.data.doctor.check import check_data
 from flatten_det.data.doctor.faults import KINDS, by_kind, quoted
 from flatten_det.data.doctor.report import findings_of, print_report, write_json
@@ -67,7 +67,7 @@ def test_json(ill, tmp_path):
         ("val, test", 5),
     ]
     assert content["kinds"]["box-outside"]["count"] == 5
-    assert content["kinds"]["box-outside"]["advice"] == kinds.BOX_OUTSIDE.advice
+    assert content["kinds"]["box-outside"]["advice"] == faults.BOX_OUTSIDE.advice
     assert len(content["findings"]) == 6
     assert content["findings"][2] == {
         "kind": "box-outside",
@@ -110,4 +110,4 @@ def test_kinds():
 def test_by_kind_keeps_the_order(ill):
     found = by_kind(findings_of(check_data(ill.config("instances"), 0)))
     assert [kind.name for kind in found] == ["box-outside", "box-empty"]
-    assert [finding.id for finding in found[kinds.BOX_OUTSIDE]] == [1, 2, 3, 4, 5]
+    assert [finding.id for finding in found[faults.BOX_OUTSIDE]] == [1, 2, 3, 4, 5]

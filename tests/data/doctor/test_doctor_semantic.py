@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flatten_det.data.doctor import faults as kinds
+from flatten_det.data.doctor import faults
 from flatten_det.data.doctor.check import check_data
 from flatten_det.data.doctor.report import findings_of
 
@@ -42,7 +42,7 @@ def test_nothing_is_wrong_with_the_healthy(patient):
 
 def test_unknown_label(patient):
     relabel(patient, pixel(7))
-    finding = one(patient.findings("semantic"), kinds.UNKNOWN_LABEL)
+    finding = one(patient.findings("semantic"), faults.UNKNOWN_LABEL)
     assert finding.message == (
         "label map 000002 holds unknown labels: 7 (3 pixels); known are 0 to 6, 255"
     )
@@ -52,14 +52,14 @@ def test_unknown_label(patient):
 def test_ignored_label(patient):
     relabel(patient, pixel(255))
     assert patient.findings("semantic") == []
-    one(patient.findings("semantic", ignore_index=254), kinds.UNKNOWN_LABEL)
+    one(patient.findings("semantic", ignore_index=254), faults.UNKNOWN_LABEL)
 
 
 def test_reduce_zero_label(patient):
     """0 does not count then, and the labels 1 to n do."""
     for path in patient.root.glob("*/semantic/*.png"):
         relabel(patient, lambda labels: labels + 1, path.relative_to(patient.root).as_posix())
-    assert {f.kind for f in patient.findings("semantic")} >= {kinds.UNKNOWN_LABEL}
+    assert {f.kind for f in patient.findings("semantic")} >= {faults.UNKNOWN_LABEL}
     reduced = [
         f for f in patient.findings("semantic", reduce_zero_label=True) if f.data_set == "train"
     ]
@@ -83,7 +83,7 @@ def test_chosen_classes(patient):
     )
     assert findings_of(check_data(cfg, 0)) == []
     relabel(patient, pixel(9))
-    finding = one(findings_of(check_data(cfg, 0)), kinds.UNKNOWN_LABEL)
+    finding = one(findings_of(check_data(cfg, 0)), faults.UNKNOWN_LABEL)
     assert "9 (3 pixels); known are 0 to 6, 255" in finding.message
 
 
@@ -96,13 +96,13 @@ def test_chosen_classes(patient):
 )
 def test_another_form(patient, change, said):
     relabel(patient, change)
-    assert said in one(patient.findings("semantic"), kinds.LABEL_MAP_FORMAT).message
+    assert said in one(patient.findings("semantic"), faults.LABEL_MAP_FORMAT).message
 
 
 def test_fractions(patient):
     labels = np.array(Image.open(patient.path(NAME)), np.float32)
     Image.fromarray(labels).save(patient.path(NAME), format="TIFF")
-    one(patient.findings("semantic"), kinds.LABEL_MAP_FORMAT)
+    one(patient.findings("semantic"), faults.LABEL_MAP_FORMAT)
 
 
 def test_sixteen_bits_with_small_labels_are_read_as_they_are(patient):
@@ -112,7 +112,7 @@ def test_sixteen_bits_with_small_labels_are_read_as_they_are(patient):
 
 def test_other_size(patient):
     relabel(patient, lambda labels: labels[:60])
-    finding = one(patient.findings("semantic"), kinds.LABEL_MAP_SIZE)
+    finding = one(patient.findings("semantic"), faults.LABEL_MAP_SIZE)
     assert finding.message == "label map 000002 is 64x60, its image 64x64"
 
 
@@ -123,7 +123,7 @@ def test_image_turned_by_exif(patient):
     exif = Image.Exif()
     exif[0x0112] = 6
     upright.save(patient.path(IMAGE), exif=exif)
-    finding = one(patient.findings("semantic"), kinds.LABEL_MAP_SIZE)
+    finding = one(patient.findings("semantic"), faults.LABEL_MAP_SIZE)
     assert "is 64x48, its image 48x64 after EXIF turns it" in finding.message
 
 
@@ -133,7 +133,7 @@ def test_label_map_that_asks_to_be_turned(patient, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.open(patient.path(NAME)).save(patient.path(NAME), exif=exif)
-    finding = one(patient.findings("semantic"), kinds.LABEL_MAP_FORMAT)
+    finding = one(patient.findings("semantic"), faults.LABEL_MAP_FORMAT)
     assert "asks to be turned (EXIF orientation)" in finding.message
 
 
@@ -156,7 +156,7 @@ def test_foreground_that_is_the_ignored_label(patient, classes):
     if classes == 2:
         for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
             loader.dataset.metainfo = dict(classes=("background", "thing"), palette=[[0] * 3] * 2)
-    finding = one(findings_of(check_data(cfg, 0)), kinds.IGNORED_FOREGROUND)
+    finding = one(findings_of(check_data(cfg, 0)), faults.IGNORED_FOREGROUND)
     assert (
         "all label maps hold 0 and 255 only: 255 is the ignored label: your foreground is"
         in finding.message
@@ -170,49 +170,49 @@ def test_class_that_no_map_shows(patient):
     for path in patient.root.glob("train/semantic/*.png"):
         name = path.relative_to(patient.root).as_posix()
         relabel(patient, lambda labels: np.where(labels == 4, 0, labels).astype(np.uint8), name)
-    finding = one(patient.findings("semantic"), kinds.UNUSED_CATEGORY)
+    finding = one(patient.findings("semantic"), faults.UNUSED_CATEGORY)
     assert finding.message == "class 4 (square) is in no label map"
 
 
 def test_files_without_a_partner(patient):
     patient.path(NAME).unlink()
     for found in (patient.findings("semantic"), patient.quick_findings("semantic")):
-        finding = one(found, kinds.LABEL_MAP_MISSING)
+        finding = one(found, faults.LABEL_MAP_MISSING)
         assert finding.file == str(patient.path(IMAGE))
     patient.path(IMAGE).unlink()
     assert patient.findings("semantic") == []
     patient.path("train/images/000003.jpg").unlink()
     for found in (patient.findings("semantic"), patient.quick_findings("semantic")):
-        finding = one(found, kinds.LABEL_MAP_UNUSED)
+        finding = one(found, faults.LABEL_MAP_UNUSED)
         assert finding.file == str(patient.path("train/semantic/000003.png"))
 
 
 def test_broken_files(patient):
     patient.path(IMAGE).write_bytes(patient.path(IMAGE).read_bytes()[:300])
-    assert one(patient.findings("semantic"), kinds.IMAGE_UNREADABLE).file.endswith(IMAGE)
+    assert one(patient.findings("semantic"), faults.IMAGE_UNREADABLE).file.endswith(IMAGE)
     patient.path(IMAGE).write_bytes(patient.path("train/images/000003.jpg").read_bytes())
     patient.path(NAME).write_bytes(patient.path(NAME).read_bytes()[:100])
-    assert one(patient.findings("semantic"), kinds.LABEL_MAP_UNREADABLE).file.endswith(NAME)
+    assert one(patient.findings("semantic"), faults.LABEL_MAP_UNREADABLE).file.endswith(NAME)
 
 
 def test_decompression_bomb(patient, monkeypatch):
     with patient.image(NAME) as image:
         image["it"] = image["it"].resize((640, 640))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 64)
-    one(patient.findings("semantic"), kinds.LABEL_MAP_TOO_LARGE)
+    one(patient.findings("semantic"), faults.LABEL_MAP_TOO_LARGE)
 
 
 def test_missing_folder(patient):
     folder = patient.path("train/semantic")
     folder.rename(patient.path("train/elsewhere"))
     for found in (patient.findings("semantic"), patient.quick_findings("semantic")):
-        assert one(found, kinds.FOLDER_MISSING).file == str(folder)
+        assert one(found, faults.FOLDER_MISSING).file == str(folder)
 
 
 def test_no_image_of_the_suffix(patient):
     found = patient.quick_findings("semantic", img_suffix=".jpeg")
-    assert found[0].kind == kinds.NO_IMAGES
-    assert {f.kind for f in found[1:]} == {kinds.LABEL_MAP_UNUSED}
+    assert found[0].kind == faults.NO_IMAGES
+    assert {f.kind for f in found[1:]} == {faults.LABEL_MAP_UNUSED}
 
 
 class TestListOfImages:
@@ -229,9 +229,9 @@ class TestListOfImages:
     def test_faults(self, patient):
         found = self.listed(patient, "000001", "../000002", "000001", "000077")
         assert [(f.kind, f.id) for f in found] == [
-            (kinds.FILE_NAME_LEAVES, 2),
-            (kinds.DUPLICATE_FILE_NAME, 3),
-            (kinds.LABEL_MAP_MISSING, None),
+            (faults.FILE_NAME_LEAVES, 2),
+            (faults.DUPLICATE_FILE_NAME, 3),
+            (faults.LABEL_MAP_MISSING, None),
         ]
 
     @pytest.mark.parametrize("blank", ["", "  ", "\r"])
@@ -244,14 +244,14 @@ class TestListOfImages:
 
     def test_names_of_windows(self, patient):
         (finding,) = self.listed(patient, "000001", "sub\\000002")
-        assert finding.kind == kinds.FILE_NAME_BACKSLASHES
+        assert finding.kind == faults.FILE_NAME_BACKSLASHES
         assert "line 2 (sub\\000002)" in finding.message
 
     @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
     def test_other_encodings(self, patient, encoding):
         patient.path("list.txt").write_bytes("000001\r\n".encode(encoding))
         finding = one(
-            patient.quick_findings("semantic", ann_file="list.txt"), kinds.ANNOTATION_FILE
+            patient.quick_findings("semantic", ann_file="list.txt"), faults.ANNOTATION_FILE
         )
         assert "byte order mark" in finding.message
 
@@ -262,19 +262,19 @@ class TestListOfImages:
     def test_pipe(self, patient):
         os.mkfifo(patient.path("list.txt"))
         found = patient.quick_findings("semantic", ann_file="list.txt")
-        assert one(found, kinds.ANNOTATION_FILE).message.endswith(
+        assert one(found, faults.ANNOTATION_FILE).message.endswith(
             "list.txt is a named pipe, not a file"
         )
 
     def test_missing(self, patient):
         found = patient.findings("semantic", ann_file="list.txt")
-        assert one(found, kinds.ANNOTATION_FILE).message.endswith("list.txt not found")
+        assert one(found, faults.ANNOTATION_FILE).message.endswith("list.txt not found")
 
     def test_image_that_is_not_there(self, patient):
         patient.path("train/semantic/000077.png").write_bytes(patient.path(NAME).read_bytes())
         patient.path("list.txt").write_text("000077\n")
         found = [f for f in patient.findings("semantic", ann_file="list.txt") if f.id is None]
-        one(found, kinds.IMAGE_MISSING)
+        one(found, faults.IMAGE_MISSING)
 
 
 def test_workers_find_the_same(patient):

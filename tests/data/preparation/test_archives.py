@@ -9,7 +9,7 @@ import zipfile
 
 import pytest
 
-from flatten_det.data.preparation import fetch as archives
+from flatten_det.data.preparation import fetch
 from flatten_det.data.preparation.fetch import ArchiveError, unpack, unpacked_size, verify
 
 
@@ -168,7 +168,7 @@ def test_a_size_that_is_a_lie_is_damage(archive, tmp_path):
 
 
 def test_too_many_members(archive, tmp_path, monkeypatch):
-    monkeypatch.setattr(archives, "_MAX_MEMBERS", 2)
+    monkeypatch.setattr(fetch, "_MAX_MEMBERS", 2)
     with pytest.raises(ArchiveError, match="more than 2 members"):
         unpack(archive({"a": b"", "b": b"", "c": b""}), tmp_path / "out")
 

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from flatten_det.data.shapes import render as textures
+from flatten_det.data.shapes import render
 
 
-@pytest.mark.parametrize("kind", textures._FIELDS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", render._FIELDS, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("size", [(97, 61), (64, 1), (1, 9), (1, 1), (3, 700)])
 def test_fields_stay_between_zero_and_one(kind, size):
     for seed in range(5):
@@ -19,10 +19,10 @@ def test_fields_stay_between_zero_and_one(kind, size):
 
 
 def test_every_kind_is_drawn():
-    kinds = dict.fromkeys(textures._FIELDS, 0)
+    kinds = dict.fromkeys(render._FIELDS, 0)
     for seed in range(60):
         rng = np.random.default_rng(seed)
-        field = textures.random_field(rng, 32, 32)
+        field = render.random_field(rng, 32, 32)
         for kind in kinds:
             again = np.random.default_rng(seed)
             again.integers(len(kinds))
@@ -33,6 +33,6 @@ def test_every_kind_is_drawn():
 
 
 def test_blend_goes_from_one_colour_to_the_other():
-    image = textures.blend(np.float32([[0, 0.5, 1]]), (0, 10, 20), (100, 10, 0))
+    image = render.blend(np.float32([[0, 0.5, 1]]), (0, 10, 20), (100, 10, 0))
 
     np.testing.assert_allclose(image, [[[0, 10, 20], [50, 10, 10], [100, 10, 0]]])
