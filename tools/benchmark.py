@@ -17,8 +17,8 @@ from flatten_det.lab.benchmark.machine import (
     add_precision_options,
     busy_remark,
     check_measuring_options,
-    choose_device,
     device_name,
+    find_device,
 )
 from flatten_det.lab.benchmark.models import (
     MODES,
@@ -169,7 +169,7 @@ def choose_settings(args: argparse.Namespace, device: torch.device) -> list[Sett
 
 def run(args: argparse.Namespace) -> None:
     """Measure what is not there yet, show and save."""
-    device = choose_device(args)
+    device = find_device(args.device, args.threads)
     if args.cuda_graphs and device.type != "cuda":
         raise UserError(f"--cuda-graphs: needs a GPU, and the device is {device}: leave it out")
     candidates = choose_candidates(args)

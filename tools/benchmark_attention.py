@@ -25,8 +25,8 @@ from flatten_det.lab.benchmark.machine import (
     add_out_option,
     add_precision_options,
     check_measuring_options,
-    choose_device,
     device_name,
+    find_device,
 )
 from flatten_det.lab.benchmark.report import save_results, show_results
 from flatten_det.lab.benchmark.run import Comparison, Plan, Result, Setting, benchmark_settings
@@ -107,7 +107,7 @@ def choose_candidates(args: argparse.Namespace, device: torch.device) -> list[st
 
 def run(args: argparse.Namespace) -> None:
     """Measure, show and save."""
-    device = choose_device(args)
+    device = find_device(args.device, args.threads)
     cases = [find_case(text, args.level) for text in args.shape]
     candidates = choose_candidates(args, device)
     settings = [

@@ -94,16 +94,8 @@ def check_measuring_options(
         parser.error("argument --amp: needs --dtype bf16 or fp16, or both")
 
 
-def choose_device(args: argparse.Namespace) -> torch.device:
-    """The device of ``--device``, see :func:`find_device`; ``--threads`` are set."""
-    device = find_device(args.device)
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
-    return device
-
-
-def find_device(name: str | None) -> torch.device:
-    """The device of that name; None: the GPU if there is one, or else the CPU.
+def find_device(name: str | None, threads: int | None = None) -> torch.device:
+    """The device of that name; None: the GPU if there is one, or else the CPU. ``threads`` are set.
 
     Raises:
         UserError: if there is no such device here, or nothing is measured on its kind.
@@ -122,6 +114,8 @@ def find_device(name: str | None) -> torch.device:
         # Without an index it is the current one, but `set_device` needs it.
         device = torch.device("cuda", device.index or 0)
         torch.cuda.set_device(device)
+    if threads is not None:
+        torch.set_num_threads(threads)
     return device
 
 

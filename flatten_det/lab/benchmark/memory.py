@@ -21,7 +21,7 @@ import multiprocessing
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -35,8 +35,6 @@ from ...errors import OUT_OF_MEMORY, describe_failure
 
 _STATUS = Path("/proc/self/status")
 _MEMORY = Path("/proc/meminfo")
-_CLEAR_REFS = Path("/proc/self/clear_refs")
-_RESET_HIGH_WATER_MARK = "5"
 LINUX_ONLY = "peak memory on the CPU is measured on Linux only"
 # What oneDNN says when it gets no memory, among other occasions.
 _ONEDNN = ("could not create a", "could not execute a")
@@ -106,7 +104,7 @@ def peak_of_this_process(call: Callable[[], object]) -> int:
     gc.collect()
     with contextlib.suppress(AttributeError, OSError):  # another C library than glibc
         ctypes.CDLL(None).malloc_trim(0)
-    _CLEAR_REFS.write_text(_RESET_HIGH_WATER_MARK)
+    Path("/proc/self/clear_refs").write_text("5")  # Resets the high-water mark.
     before = _bytes_of(_STATUS, "VmRSS")
     result = call()
     peak = _bytes_of(_STATUS, "VmHWM")
@@ -131,7 +129,12 @@ def _measure(
     try:
         call = build(*args)
         if most_bytes is not None:
-            _allow(most_bytes)
+            # Allocations beyond so many more fail, before the system kills what it likes.
+            import resource  # not on Windows
+
+            _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+            most = _bytes_of(_STATUS, "VmData") + most_bytes
+            resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
         call()
         return Peak(peak_of_this_process(call))
     except Exception as error:
@@ -139,15 +142,6 @@ def _measure(
         if most_bytes is not None and str(error).startswith(_ONEDNN):
             failure = f"{OUT_OF_MEMORY}, it seems: {failure}"
         return Peak(None, failure)
-
-
-def _allow(most_bytes: int) -> None:
-    """Let allocations beyond so many more bytes fail, before the system kills what it likes."""
-    import resource  # not on Windows
-
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    most = _bytes_of(_STATUS, "VmData") + most_bytes
-    resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
 
 
 def _bytes_of(file: Path, field: str) -> int:
@@ -161,20 +155,13 @@ def _fresh_processes() -> BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     # The frameworks print remarks when the server imports them, which belong into no table.
-    with _silent_stdout(), ProcessPoolExecutor(1, mp_context=context) as pool:
-        pool.submit(os.getpid).result()
-    return context
-
-
-@contextlib.contextmanager
-def _silent_stdout() -> Iterator[None]:
-    """Processes started within write their standard output nowhere."""
     sys.stdout.flush()
-    kept = os.dup(1)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 1)
-        yield
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            pool.submit(os.getpid).result()
+        return context
     finally:
         os.dup2(kept, 1)
         os.close(kept)

@@ -238,14 +238,10 @@ def build_whole(cfg: Config) -> nn.Module:
 
 
 def network_call(model: nn.Module, images: Tensor) -> Callable[[], object]:
-    """What is measured at inference: the network without post-processing, as multiply-adds count it.
+    """What is measured at inference on ``(B, 3, H, W)``: the network without post-processing, as counted.
 
     Two-stage detectors run their box heads on the proposals that come out (1000 at most) and their mask
     heads on the first 100 of them.
-
-    Args:
-        model: of MMDetection or MMSegmentation.
-        images: ``(B, 3, H, W)``, normalised.
     """
     samples = synthetic_batch(model, images)
     head = getattr(model, "decode_head", None)
@@ -256,12 +252,7 @@ def network_call(model: nn.Module, images: Tensor) -> Callable[[], object]:
 
 
 def loss_call(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
-    """What is differentiated in training: the sum of all losses, against made-up annotations.
-
-    Args:
-        model: of MMDetection or MMSegmentation.
-        images: ``(B, 3, H, W)``, normalised.
-    """
+    """What is differentiated in training on ``(B, 3, H, W)``: the sum of all losses."""
     samples = synthetic_batch(model, images)
 
     def call() -> Tensor:

@@ -129,12 +129,9 @@ class PaperCount:
 
 
 def count_as_published(cfg: Config, size: tuple[int, int], **backbone: Any) -> PaperCount:
-    """Count a model completely, and as the paper did.
+    """Count a model on ``(H, W)`` pixels completely, and as the paper did.
 
-    Args:
-        cfg: of MMDetection or MMSegmentation.
-        size: ``(H, W)`` of the image in pixels.
-        backbone: arguments that replace or extend those of the config's backbone.
+    ``backbone`` has arguments that replace or extend those of the config's backbone.
 
     Raises:
         ValueError: for a model that cannot be counted.

@@ -120,9 +120,7 @@ def training_size(cfg: Config) -> tuple[int, int]:
 def build_without_values(cfg: Config, **backbone: Any) -> nn.Module:
     """The model of a config on the meta device: it has shapes, but no values, and takes no memory.
 
-    Args:
-        cfg: of MMDetection or MMSegmentation.
-        backbone: arguments that replace or extend those of its backbone.
+    ``backbone`` has arguments that replace or extend those of its backbone.
     """
     model = cfg.model
     if backbone:
@@ -132,28 +130,20 @@ def build_without_values(cfg: Config, **backbone: Any) -> nn.Module:
 
 
 def count_backbone(backbone: nn.Module, size: tuple[int, int]) -> Complexity:
-    """Count a backbone.
+    """Count a backbone on an image of ``(H, W)`` pixels.
 
-    Args:
-        backbone: built on the meta device (``with torch.device("meta")``); it is of no other use
-            afterwards.
-        size: ``(H, W)`` of the image in pixels.
+    It is built on the meta device (``with torch.device("meta")``), and of no other use afterwards.
     """
     return _count_by_shapes(backbone, size, backbone)
 
 
 def count_model(model: nn.Module, size: tuple[int, int]) -> Complexity:
-    """Count a model of MMDetection or MMSegmentation, without its post-processing.
+    """Count a model of MMDetection or MMSegmentation on ``(H, W)`` pixels, without its post-processing.
 
     Counted are the backbone, the neck and the heads that predict: of a two-stage detector the RPN, each
     box head on 1000 proposals and each mask head on 100 detections. A segmentor's auxiliary head counts
     as parameters only. Nothing is computed, except for DETR's and MaskFormer's relatives: what these
-    run depends on values, so that they take seconds.
-
-    Args:
-        model: built on the meta device (``with torch.device("meta")``); it is of no other use
-            afterwards.
-        size: ``(H, W)`` of the image in pixels.
+    run depends on values, so that they take seconds. The model is built as for :func:`count_backbone`.
 
     Raises:
         ValueError: for a model of another make.
