@@ -1,7 +1,8 @@
 """Focused linear attention: the equation, fast implementations of it, and the layer. Needs torch only.
 
-``reference`` reads like the paper. ``dispatch`` chooses among it, ``cpu`` (tiles that stay in the cache)
-and ``gpu`` (Triton kernels), which ``ops`` registers as operators of torch; ``module`` is the layer.
+``reference`` reads like the paper. ``dispatch`` chooses among it, ``plain`` (few operations of torch),
+``tiled`` (tiles that stay in the CPU's cache) and ``gpu`` (Triton kernels); ``ops`` registers the last two as
+operators of torch. ``module`` is the layer, which ``tiled_layer`` computes as a whole.
 """
 
 from .dispatch import focused_linear_attention

@@ -196,19 +196,17 @@ class FocusedLinearAttention(nn.Module):
             inplace: overwrite x, which must be contiguous.
         """
         pairs = ((self.dwc, self.num_heads), (self.lepe, 1))
-        return tiled_layer.forward(
-            x,
+        layer = tiled_layer.Layer(
             self._fold(),
             self.grid_size,
             [Convolution(c.weight, c.bias, heads) for c, heads in pairs if c is not None],
             self.proj.weight,
             self.proj.bias,
             self.num_heads,
-            hw_shape,
             EPS,
-            tiled_layer.Norm(norm.weight, norm.bias, norm.eps),
-            inplace,
         )
+        norm = tiled_layer.Norm(norm.weight, norm.bias, norm.eps)
+        return tiled_layer.forward(x, layer, hw_shape, norm, inplace)
 
     def _choose(self, x: Tensor) -> Choice:
         """What computes the layer for x."""

@@ -19,7 +19,7 @@ from . import gpu, plain, tiled, tiled_layer
 from .eager import is_plain_eager, without_autocast
 from .reference import FoldedProjections, Inputs
 
-# The tensors of `Inputs`, and its settings, which `_pack` and `_unpack` make of it and it of.
+# Schemas are flat: `_unpack` takes `Inputs` apart for a call, `_pack` puts them together again.
 _TENSORS = (
     "Tensor q, Tensor k, Tensor v, Tensor? positions, Tensor? scale, Tensor? dwc_weight, "
     "Tensor? dwc_bias"
@@ -269,25 +269,9 @@ def _attention_backward_flops(*arguments, **_) -> int:
     "SymInt width, float eps) -> Tensor",
 )
 def layer(
-    x,
-    weight,
-    bias,
-    positions,
-    position_scale,
-    floor,
-    grid_height,
-    grid_width,
-    dwc_weight,
-    dwc_bias,
-    lepe_weight,
-    lepe_bias,
-    proj_weight,
-    proj_bias,
-    num_heads,
-    height,
-    width,
-    eps,
-):
+    x, weight, bias, positions, position_scale, floor, grid_height, grid_width, dwc_weight, dwc_bias,
+    lepe_weight, lepe_bias, proj_weight, proj_bias, num_heads, height, width, eps,
+):  # fmt: skip
     """The whole layer on the CPU, without autograd, ``(B, N, C)`` to ``(B, N, C)`` in float32.
 
     Args:
@@ -300,18 +284,17 @@ def layer(
         proj_weight, proj_bias: the output projection.
     """
     pairs = ((dwc_weight, dwc_bias, num_heads), (lepe_weight, lepe_bias, 1))
+    parameters = tiled_layer.Layer(
+        FoldedProjections(weight, bias, positions, position_scale, floor),
+        (grid_height, grid_width),
+        [tiled.Convolution(*pair) for pair in pairs if pair[0] is not None],
+        proj_weight,
+        proj_bias,
+        num_heads,
+        eps,
+    )
     with without_autocast(_CPU):
-        return tiled_layer.forward(
-            x,
-            FoldedProjections(weight, bias, positions, position_scale, floor),
-            (grid_height, grid_width),
-            [tiled.Convolution(*pair) for pair in pairs if pair[0] is not None],
-            proj_weight,
-            proj_bias,
-            num_heads,
-            (height, width),
-            eps,
-        )
+        return tiled_layer.forward(x, parameters, (height, width))
 
 
 @layer.register_fake

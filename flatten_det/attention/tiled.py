@@ -9,8 +9,8 @@ results are written to fresh memory:
   the first query); the depthwise convolution is added tile by tile, while the output is in the cache;
 - ``backward``: written by hand. It keeps q, k, v and the sums over the keys, nothing of the feature
   map, and recomputes that per tile. The gradient of a row's norm needs sums over the row only;
-- ``layer``: at inference the projections are part of the tiles too: neither q nor k ever exists as a
-  whole.
+- :mod:`.tiled_layer`: at inference the projections are part of the tiles too: neither q nor k ever
+  exists as a whole.
 
 A positive factor per row of q cancels but for the eps of the normaliser, so q is never brought back to
 its norm: with u the cube of any multiple of q, ``out = u·KV / (u·mean(K) + eps·|u|/|q|)``.
@@ -175,7 +175,7 @@ def forward(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     return out, sums.kv, sums.k
 
 
-class _Scale:
+class _ScaleGradient:
     """Gradient of s, summed over queries and keys."""
 
     def __init__(self, scale: Tensor | None, activation: Activation) -> None:
@@ -197,7 +197,14 @@ class _Scale:
 
 
 def _through_norm(rows: Focused, du: Tensor, d_cube_norm: Tensor, d_norm: Tensor, product: Tensor):
-    """Gradient of a in place of ``du (n, C)``, see above; the other two are ``(n, 1)``."""
+    """Gradient of a in place of ``du (n, C)``; the other two are ``(n, 1)``.
+
+    With b = L a/|a| of the length L and u = b³ (elementwise), it follows from sums over the row: for any
+    function of (u, |u|, |a|) with the partial derivatives g
+
+        du  = g_u + g_|u| u/|u|
+        da  = 3 L b² du/|a| + b/L (g_|a| - 3 (u·du)/|a|)
+    """
     du.addcmul_(rows.cube, d_cube_norm / rows.cube_norm)
     radial = torch.mul(rows.cube, du, out=product).sum(dim=-1, keepdim=True).mul_(3)
     du.mul_(rows.scaled).mul_(rows.scaled).mul_(3 * LENGTH / rows.norm)
@@ -305,7 +312,7 @@ def backward(
     B, N, C = q.shape
     M = k.shape[1]
     activation, buffers = Activation.of(scale, eps, C), Buffers()
-    scale_sum = _Scale(scale if needs[4] else None, activation)
+    scale_sum = _ScaleGradient(scale if needs[4] else None, activation)
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v))
 
     side = _QuerySide(kv, k_mean, eps)

@@ -18,6 +18,27 @@ from .tiled import Convolution, KeySums, attend
 from .tiles import Activation, Buffers, Tile, focus, tiles
 
 
+class Layer(NamedTuple):
+    """What the layer is computed with.
+
+    Attributes:
+        folded: projections of q, k and v, positions and scale.
+        grid_size: ``(h, w)`` of the positions.
+        convolutions: of V, to be added to the attention.
+        proj_weight, proj_bias: the output projection.
+        num_heads: h.
+        eps: of the normaliser.
+    """
+
+    folded: FoldedProjections
+    grid_size: tuple[int, int]
+    convolutions: list[Convolution]
+    proj_weight: Tensor
+    proj_bias: Tensor
+    num_heads: int
+    eps: float
+
+
 class Norm(NamedTuple):
     """A LayerNorm over the channels.
 
@@ -32,11 +53,8 @@ class Norm(NamedTuple):
 
     def folded_into(self, folded: FoldedProjections) -> FoldedProjections:
         """Projections of standardised tokens instead of normalised ones."""
-        weight, bias = (
-            folded.weight * self.weight,
-            torch.addmv(folded.bias, folded.weight, self.bias),
-        )
-        return folded._replace(weight=weight, bias=bias)
+        bias = torch.addmv(folded.bias, folded.weight, self.bias)
+        return folded._replace(weight=folded.weight * self.weight, bias=bias)
 
     def standardised(self, x: Tensor, buffers: Buffers) -> Tensor:
         """Tokens ``x (b, n, C)`` of mean 0 and variance 1 over the channels.
@@ -89,14 +107,8 @@ class _RollingValues:
 
 def forward(
     x: Tensor,
-    folded: FoldedProjections,
-    grid_size: tuple[int, int],
-    convolutions: list[Convolution],
-    proj_weight: Tensor,
-    proj_bias: Tensor,
-    num_heads: int,
+    layer: Layer,
     hw_shape: tuple[int, int],
-    eps: float,
     norm: Norm | None = None,
     inplace: bool = False,
 ) -> Tensor:
@@ -104,13 +116,8 @@ def forward(
 
     Args:
         x: ``(B, H*W, C)``.
-        folded: see :class:`~flatten_det.attention.reference.FoldedProjections`.
-        grid_size: ``(h, w)`` of the positions.
-        convolutions: of V, to be added to the attention.
-        proj_weight, proj_bias: the output projection.
-        num_heads: h.
+        layer: its parameters.
         hw_shape: ``(H, W)``.
-        eps: of the normaliser.
         norm: compute ``x + layer(norm(x))``; None: ``layer(x)``.
         inplace: overwrite the contiguous ``x``.
 
@@ -120,12 +127,13 @@ def forward(
     B, N, C = x.shape
     height, width = hw_shape
     buffers = Buffers()
-    activation = Activation(None, folded.floor, folded=True)
+    convolutions = layer.convolutions
+    activation = Activation(None, layer.folded.floor, folded=True)
     if norm is not None:
-        folded = norm.folded_into(folded)
-    q_weight, _, v_weight = folded.weight.chunk(3)
-    q_bias, _, v_bias = folded.bias.chunk(3)
-    sums = _key_sums(x, folded, grid_size, activation, num_heads, hw_shape, norm, buffers)
+        layer = layer._replace(folded=norm.folded_into(layer.folded))
+    q_weight, _, v_weight = layer.folded.weight.chunk(3)
+    q_bias, _, v_bias = layer.folded.bias.chunk(3)
+    sums = _key_sums(x, layer, activation, hw_shape, norm, buffers)
     # In place, a tile is overwritten when nothing reads it any more: neighbours need its v, which is kept.
     out = x if inplace else torch.empty(B, N, C)
     reach = max((convolution.weight.shape[-1] // 2 for convolution in convolutions), default=0)
@@ -138,34 +146,34 @@ def forward(
         queries = buffers("a", *own.shape)
         _project(own, q_weight, q_bias, queries)
         rows = focus(activation(queries, out=queries).flatten(0, 1), buffers)
-        result = attend(rows, sums, tile, eps, buffers("out", *own.shape))
+        result = attend(rows, sums, tile, layer.eps, buffers("out", *own.shape))
         if convolutions:
             image, own_rows = values.of_tile(tile, tokens)
             for convolution in convolutions:
                 result += convolution.of_rows(image, own_rows)
         part = out[tile.batch, tile.tokens]
         if norm is None:
-            _project(result, proj_weight, proj_bias, part)
+            _project(result, layer.proj_weight, layer.proj_bias, part)
         else:
-            torch.add(x[tile.batch, tile.tokens], proj_bias, out=part)
-            _add_product(result, proj_weight, part)
+            torch.add(x[tile.batch, tile.tokens], layer.proj_bias, out=part)
+            _add_product(result, layer.proj_weight, part)
     return out
 
 
 def _key_sums(
     x: Tensor,
-    folded: FoldedProjections,
-    grid_size: tuple[int, int],
+    layer: Layer,
     activation: Activation,
-    num_heads: int,
     hw_shape: tuple[int, int],
     norm: Norm | None,
     buffers: Buffers,
 ) -> KeySums:
+    """Sums over all keys, whose ``layer`` takes standardised tokens if there is a norm."""
     B, N, C = x.shape
+    folded, num_heads = layer.folded, layer.num_heads
     _, k_weight, v_weight = folded.weight.chunk(3)
     _, k_bias, v_bias = folded.bias.chunk(3)
-    positions = GridRows(folded.positions, grid_size, hw_shape)
+    positions = GridRows(folded.positions, layer.grid_size, hw_shape)
     keys_x, keys_sum = torch.zeros(B, C, C), torch.zeros(B, C)
     for tile in tiles(B, hw_shape, C):
         tokens = x[tile.batch, tile.tokens]

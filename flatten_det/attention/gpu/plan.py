@@ -77,7 +77,12 @@ def head_block(head_dim: int) -> int:
 
 @cache
 def default_plan(
-    dim: int, num_heads: int, dtype: torch.dtype, tokens_bucket: int, is_wide: bool
+    dim: int,
+    num_heads: int,
+    dtype: torch.dtype,
+    tokens_bucket: int,
+    is_wide: bool,
+    generation: int,
 ) -> Plan:
     """The plan of a layer, from register counts: see :mod:`flatten_det.attention.gpu`.
 
@@ -87,6 +92,7 @@ def default_plan(
         dtype: of the products.
         tokens_bucket: of :func:`bucket`.
         is_wide: whether the map has :data:`WIDE` columns.
+        generation: major number of the compute capability; 0: unknown, or none of NVIDIA's.
     """
     width = head_block(dim // num_heads)
     exact = dtype == torch.float32
@@ -95,6 +101,8 @@ def default_plan(
     row = num_heads * width
     # Products of float32 are multiplications and additions of single numbers.
     warps = 8 if exact and width > 32 else 4
+    # On Blackwell, the backward kernels of 4 warps spill up to 1 KB a thread, those of 8 nothing.
+    backward_warps = 8 if generation == 10 else warps
     return Plan(
         samples=min(32, tokens_bucket),
         group=group,
@@ -106,8 +114,8 @@ def default_plan(
         norm_block=min(64 if row <= 512 else 16, tokens_bucket),
         warps=warps,
         attend_warps=4,
-        query_warps=warps,
-        key_warps=warps,
+        query_warps=backward_warps,
+        key_warps=backward_warps,
         norm_warps=8 if row > 192 else 4,
         depthwise_warps=4,
         stages=2,
@@ -118,9 +126,11 @@ def default_plan(
     )
 
 
-def plan_for(dim: int, num_heads: int, dtype: torch.dtype, tokens: int, width: int) -> Plan:
-    """The plan of a map of this many tokens and columns."""
-    return default_plan(dim, num_heads, dtype, bucket(tokens), width >= WIDE)
+def plan_for(
+    dim: int, num_heads: int, dtype: torch.dtype, tokens: int, width: int, generation: int = 0
+) -> Plan:
+    """The plan of a map of this many tokens and columns; other arguments as for :func:`default_plan`."""
+    return default_plan(dim, num_heads, dtype, bucket(tokens), width >= WIDE, generation)
 
 
 class Regions(NamedTuple):
@@ -260,8 +270,9 @@ def make_call(inputs: Inputs, plan: Plan | None, is_backward: bool) -> Call:
         )
     q, k, v = inputs[:3]
     widest = torch.float32 if torch.float32 in (q.dtype, k.dtype, v.dtype) else v.dtype
-    plan = plan or plan_for(C, inputs.num_heads, widest, N, W)
-    programs = PROGRAMS_PER_MULTIPROCESSOR * _multiprocessors(q.device)
+    multiprocessors, generation = _card(q.device)
+    plan = plan or plan_for(C, inputs.num_heads, widest, N, W, generation)
+    programs = PROGRAMS_PER_MULTIPROCESSOR * multiprocessors
     return Call(inputs, widest, plan, programs, is_backward)
 
 
@@ -319,7 +330,9 @@ def strided(x: Tensor) -> tuple[Tensor, int, int]:
 
 
 @cache
-def _multiprocessors(device: torch.device) -> int:
+def _card(device: torch.device) -> tuple[int, int]:
+    """Multiprocessors, and generation as for :func:`default_plan`."""
     if device.type != "cuda":
-        return 1
-    return torch.cuda.get_device_properties(device).multi_processor_count
+        return 1, 0
+    card = torch.cuda.get_device_properties(device)
+    return card.multi_processor_count, 0 if torch.version.hip else card.major

@@ -26,7 +26,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.nvidia.compiler import get_ptxas
 
 from flatten_det.attention import gpu
-from flatten_det.attention.gpu import plan
+from flatten_det.attention.gpu import plan as plans
+from flatten_det.attention.gpu.plan import plan_for
 from flatten_det.lab.benchmark.report import make_table, number
 
 Size = Callable[[Mapping[str, Any]], int]
@@ -158,11 +159,13 @@ def compile_attention(
         folder: for the files of the disassembler.
     """
     case = make_case((64, 64), num_heads, dim // num_heads, 5, dtype, B=1)
+    # The tensors are on the CPU, and know of no card.
+    plan = plan_for(dim, num_heads, dtype, 64 * 64, 64, capability // 10)
     inputs = case.inputs()
     with compiled_for(capability) as launches, _Operators() as operators:
-        _, *saved = gpu.forward(inputs)
+        _, *saved = gpu.forward(inputs, plan)
         first = len(launches), len(operators.names)
-        gpu.backward(case.grad, inputs, *saved, (True,) * 7)
+        gpu.backward(case.grad, inputs, *saved, (True,) * 7, plan)
     read = {x.compiled.hash: x for x in launches}
     read = {key: read_code(x, folder) for key, x in read.items()}
     codes = [read[x.compiled.hash] for x in launches]
@@ -369,4 +372,4 @@ def _count(
 
 def programs_of_a_large_map(monkeypatch: Any) -> None:
     """Splits, and all heads in a program, as on large maps, on a map that is quick to make."""
-    monkeypatch.setattr(plan, "PROGRAMS_PER_MULTIPROCESSOR", 16)
+    monkeypatch.setattr(plans, "PROGRAMS_PER_MULTIPROCESSOR", 16)

@@ -83,7 +83,7 @@ def test_plans_are_what_the_kernels_take(dim, num_heads, dtype):
             assert sizes[name] & (sizes[name] - 1) == 0, name
         assert plan.group in (1, num_heads)
         assert plan.backward_group in (1, num_heads)
-    assert plan is default_plan(dim, num_heads, dtype, 256, True)
+    assert plan is default_plan(dim, num_heads, dtype, 256, True, 0)
 
 
 def test_a_map_of_another_size():

@@ -42,7 +42,7 @@ LIMITS = {
     (64, 1, 90): Limits(95, 246, 6, 13, 0),
     (128, 2, 90): Limits(95, 338, 6, 25, 0),
     (96, 3, 90): Limits(95, 261, 8, 29, 0),
-    (64, 1, 100): Limits(95, 246, 18, 54, 544),
+    (64, 1, 100): Limits(95, 246, 18, 40, 0),
 }
 # Kernels, and operators of torch.
 FORWARD_LAUNCHES, BACKWARD_LAUNCHES = 3, 7
