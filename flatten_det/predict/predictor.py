@@ -101,7 +101,7 @@ class Predictor:
         yield from self._predict(self._load(paths), batch_size)
 
     def replay_cuda_graphs(self) -> None:
-        """Replay the backbone from CUDA graphs, see :mod:`flatten_det.backbones.cuda_graphs`.
+        """Replay the backbone from CUDA graphs, see :mod:`flatten_det.backbones.cuda`.
 
         Raises:
             UserError: The model has no backbone of this package.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...backbones.convert import RELEASE_PAGE
+from ...backbones.weights import RELEASE_PAGE
 from ...files.atomic import UnwritableError, refuse_overwriting, write_atomically
 from ...errors import UserError
 from .coco_file import CocoFile, completed, read_coco_file, with_slashes

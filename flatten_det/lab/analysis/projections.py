@@ -11,8 +11,11 @@ from ...attention import FocusedLinearAttention
 from ...attention.grid import resize_grid
 from ...attention.spatial_reduction import reduce_tokens
 from ...attention.window import pad_to_multiple, window_partition
-from ...backbones.cross_shaped_attention import CrossShapedAttention
-from ...backbones.softmax_attention import ShiftedWindowAttention, SpatialReductionAttention
+from ...backbones.softmax_attention import (
+    CrossShapedAttention,
+    ShiftedWindowAttention,
+    SpatialReductionAttention,
+)
 from .windows import Convolution, Windows
 
 PADDING = -1

@@ -11,7 +11,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS
 
 from ...backbones import BACKBONES
-from ...backbones.arch import resolve_arch
+from ...backbones.options import resolve_arch
 from ...config import load_config
 from ...errors import UserError
 from ..training_size import training_size

@@ -1,7 +1,7 @@
 """Where the ImageNet weights of a config come from."""
 
 from ...backbones import BACKBONES
-from ...backbones.convert import OFFICIAL_CHECKPOINTS
+from ...backbones.weights import OFFICIAL_CHECKPOINTS
 
 NOT_RELEASED = "not released"
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from flatten_det.attention import layer_norm
 from flatten_det.attention.gpu import launch, launch_norm
 from flatten_det.attention.layer_norm import _AddLayerNorm
-from flatten_det.backbones.block import TransformerBlock
+from flatten_det.backbones.blocks import TransformerBlock
 from flatten_det.backbones.softmax_attention import SpatialReductionAttention
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16

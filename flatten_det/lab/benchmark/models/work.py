@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ....backbones.cuda_graphs import replay_forward
+from ....backbones.cuda import replay_forward
 from ..dtypes import DTYPES
 from .candidates import Candidate
 from .settings import Setting
