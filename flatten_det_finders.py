@@ -14,18 +14,23 @@ import sys
 
 
 class StandInFinder:
-    """Find a missing module in a folder of ``flatten_det/compat`` that stands in for it.
+    """Find a missing module in ``flatten_det/compat``, in what stands in for it.
 
-    It stands last on ``sys.meta_path``, so the real module is found before it is asked. The folder is
+    It stands last on ``sys.meta_path``, so the real module is found before it is asked. A stand-in is
     loaded under the real name, because importing it from ``flatten_det`` would first import
     ``flatten_det``, which needs mmdet, which may be what is being imported.
     """
 
-    FOLDERS = {"mmcv._ext": "mmcv_ops", "panopticapi": "panoptic_api"}  # noqa: RUF012
+    FILES = {  # noqa: RUF012
+        "mmcv._ext": "mmcv_ops/__init__.py",
+        **dict.fromkeys(
+            ("panopticapi", "panopticapi.evaluation", "panopticapi.utils"), "panoptic_api.py"
+        ),
+    }
 
     @classmethod
     def find_spec(cls, name, path=None, target=None):
-        if name not in cls.FOLDERS:
+        if name not in cls.FILES:
             return None
         from importlib.util import find_spec, spec_from_file_location
         from pathlib import Path
@@ -33,10 +38,9 @@ class StandInFinder:
         package = find_spec("flatten_det")
         if package is None or package.origin is None:
             return None
-        folder = Path(package.origin).parent / "compat" / cls.FOLDERS[name]
-        return spec_from_file_location(
-            name, folder / "__init__.py", submodule_search_locations=[str(folder)]
-        )
+        file = Path(package.origin).parent / "compat" / cls.FILES[name]
+        folder = [str(file.parent)] if file.name == "__init__.py" else []
+        return spec_from_file_location(name, file, submodule_search_locations=folder)
 
 
 class MMSegConfigFinder:

@@ -14,18 +14,14 @@ __version__ = "0.1.0"
 # `flatten_det.attention` alone needs torch only, so it must be importable without the frameworks.
 if find_spec("mmengine") is not None:
     from . import backbones, data, necks  # noqa: F401
-    from .compat.mmengine_files import (
-        read_mmengine_checkpoints_as_data,
-        read_mmengine_files_as_data,
-    )
-    from .compat.model_calls import tell_backbones_of_padding
+    from .compat import patches
     from .compat.moved import find_old_places
-    from .train.optimizer import decay_layers_of_our_backbones
+    from .train.optimizer import LayerDecayOptimWrapperConstructor
 
-    read_mmengine_checkpoints_as_data()
-    read_mmengine_files_as_data()
-    tell_backbones_of_padding()
-    decay_layers_of_our_backbones()
+    patches.read_mmengine_checkpoints_as_data()
+    patches.read_mmengine_files_as_data()
+    patches.tell_backbones_of_padding()
+    patches.decay_layers_of_our_backbones(LayerDecayOptimWrapperConstructor)
     find_old_places()
 if find_spec("mmdet") is not None:
-    from .predict import visualizer  # noqa: F401
+    from .predict import drawing  # noqa: F401

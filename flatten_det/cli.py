@@ -6,6 +6,7 @@ import errno
 import io
 import logging
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -14,10 +15,11 @@ from typing import Any
 
 import matplotlib
 from mmengine.logging import MMLogger
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
 from .config import CfgOptions
 from .errors import UserError, explain, printable
-from .files.atomic import atomic_local_files
 
 # A pipe without a reader, as after ``| head``, and a terminal that was closed.
 _NOBODY_READS = (errno.EPIPE, errno.EIO)
@@ -94,12 +96,13 @@ def check_output() -> None:
         )
 
 
+_LEAST_WIDTH = 130  # of tables, in characters, where no terminal says how wide it is
 USER_ERROR_EXIT = 2  # as argparse does
 INTERRUPT_EXIT = 130  # 128 + SIGINT
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
-    """Add ``--cfg-options`` and ``--debug``, which every tool has."""
+    """Add ``--cfg-options`` and ``--debug``."""
     parser.add_argument(
         "--cfg-options",
         nargs="+",
@@ -108,6 +111,11 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         help="override config fields, e.g. train_cfg.max_epochs=3 model.neck.type=FPN "
         'img_scale="(512,512)"',
     )
+    add_debug_option(parser)
+
+
+def add_debug_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--debug``, which every tool has."""
     parser.add_argument(
         "--debug", action="store_true", help="show the traceback of expected errors too"
     )
@@ -118,6 +126,25 @@ def cfg_option_texts(argv: Sequence[str] | None = None) -> list[str]:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--cfg-options", nargs="+", action="extend", default=[])
     return parser.parse_known_args(argv)[0].cfg_options
+
+
+# By which a checkpoint is told from the images after it.
+CHECKPOINT_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
+
+
+def split_off_checkpoint(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, purpose: str
+) -> None:
+    """Take the checkpoint, if there is one, from ``args.inputs``; exit if no images are left.
+
+    Args:
+        parser: whose usage error it is.
+        args: gets ``checkpoint``, a path or None.
+        purpose: of the images, for the message.
+    """
+    args.checkpoint = args.inputs.pop(0) if args.inputs[0].endswith(CHECKPOINT_SUFFIXES) else None
+    if not args.inputs:
+        parser.error(f"give the images to {purpose}, after {args.checkpoint}")
 
 
 def add_trust_option(parser: argparse.ArgumentParser) -> None:
@@ -131,7 +158,7 @@ def add_trust_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_cuda_graphs_option(parser: argparse.ArgumentParser) -> None:
-    """Add ``--cuda-graphs``, for :func:`~.building.replay_cuda_graphs`."""
+    """Add ``--cuda-graphs``, for :func:`~flatten_det.predict.predictor.replay_cuda_graphs`."""
     parser.add_argument(
         "--cuda-graphs",
         action="store_true",
@@ -156,6 +183,31 @@ def set_local_rank(args: argparse.Namespace) -> None:
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
 
 
+def command_line(tool: str, argv: Sequence[str] | None = None) -> str:
+    """How to run a tool again: ``uv run tools/<tool>`` with its arguments, by default this process's."""
+    return f"uv run {tool} {shlex.join(sys.argv[1:] if argv is None else argv)}".strip()
+
+
+def make_console() -> Console:
+    """A console for tables that are not folded where the output is a file."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, _LEAST_WIDTH)
+    return console
+
+
+def say(console: Console, *lines: str) -> None:
+    """Print lines as they are."""
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def progress_bar() -> Progress:
+    """A bar on standard error with counts and times, gone when the work is done."""
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)
+
+
 def use_matplotlib_without_display() -> None:
     """Draw into files only, so that neither a display nor a window system is needed."""
     matplotlib.use("Agg")
@@ -163,8 +215,6 @@ def use_matplotlib_without_display() -> None:
 
 def run_tool(work: Callable[[], Any], debug: bool = False) -> int:
     """Do a tool's work and turn what goes wrong into a message and an exit code.
-
-    Files that mmengine writes are whole or not there, as ours.
 
     Args:
         work: The work, without arguments.
@@ -178,8 +228,7 @@ def run_tool(work: Callable[[], Any], debug: bool = False) -> int:
     # A log on a full disk is no reason for a traceback with each line of it.
     logging.raiseExceptions = False
     try:
-        with atomic_local_files():
-            work()
+        work()
         check_output()
     except KeyboardInterrupt as interrupt:
         print(str(interrupt) or "interrupted", file=sys.stderr)

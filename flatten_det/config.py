@@ -204,6 +204,23 @@ def is_segmentor(cfg: Config) -> bool:
     return cfg.get("default_scope") == "mmseg"
 
 
+def has_mask_head(cfg: Config) -> bool:
+    """Whether the model learns instance masks."""
+    keys = ("mask_head", "num_things_classes")
+    return any(find_field(cfg.model, key) is not None for key in keys)
+
+
+def find_field(node: Any, key: str) -> Any:
+    """The first value under this key, at any depth; None if there is none."""
+    if isinstance(node, dict):
+        if key in node:
+            return node[key]
+        node = node.values()
+    elif not isinstance(node, list | tuple):
+        return None
+    return next((value for child in node if (value := find_field(child, key)) is not None), None)
+
+
 def enable_auto_scale_lr(cfg: Config) -> None:
     """Scale the learning rate with the total batch size, from the config's base batch size.
 
@@ -265,7 +282,7 @@ class StageHook(Hook):
         self._iterations += 1
 
     def before_test(self, runner: Runner) -> None:
-        """Note that the checkpoint fits: :class:`~.checkpoint.CheckFitHook` has looked at it."""
+        """Note that the checkpoint fits: :class:`~.files.checkpoints.CheckFitHook` has looked at it."""
         self.checkpoint_is_read = False
 
     def after_test_iter(
@@ -276,7 +293,7 @@ class StageHook(Hook):
 
 
 @contextmanager
-def named_building_errors(cfg: Config) -> Iterator[StageHook]:
+def blame_config(cfg: Config) -> Iterator[StageHook]:
     """Name the config or the checkpoint whose values cannot be what they are.
 
     The parts of the frameworks fail on them in a hundred ways, deep down and without a file's name.

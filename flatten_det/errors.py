@@ -1,6 +1,7 @@
 """One-line messages for the mistakes a user can make, told apart from bugs of ours."""
 
 import errno
+from collections.abc import Iterable
 from concurrent.futures.process import BrokenProcessPool
 
 import torch
@@ -20,8 +21,13 @@ def describe_failure(error: BaseException) -> str:
         return OUT_OF_MEMORY
     if isinstance(error, BrokenProcessPool):
         return f"{OUT_OF_MEMORY}, it seems: the system killed the process"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:_LONGEST]
+    return reason_of(error, "no message")[:_LONGEST]
+
+
+def reason_of(error: BaseException, nothing: str = "no detail") -> str:
+    """The class of an error and the first line of its message, or ``nothing`` if it has none."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].strip() if lines else nothing}"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -32,13 +38,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
-# Of a place that takes no more.
+# What the system says of a place that takes no more.
 NO_ROOM = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
     errno.EFBIG: "the file exceeds the largest size allowed (see ulimit -f)",
 }
-# Of paths and places; most of them have an exception of their own.
+# What it says of paths; most of these have an exception of their own.
 _OF_PATHS = (
     errno.EACCES,
     errno.EPERM,
@@ -93,17 +99,16 @@ def _explain_others(error: BaseException) -> str | None:
             f"the config asks for something unknown: {component}: check its spelling, and that "
             "custom_imports names the module that defines it"
         )
-    if "Cannot find valid image after" in str(
-        error
-    ):  # mmengine's, of an Exception, by a worker too.
+    # mmengine's, of a bare Exception, and of one that a data worker passes on.
+    if "Cannot find valid image after" in str(error):
         return (
             "the pipeline of a data set filtered out one image after the other, up to its max_refetch: check "
             "what it filters by, such as the min_gt_bbox_wh of FilterAnnotations, and the objects' sizes"
         )
     if is_out_of_memory(error):
-        lines = str(error).strip().splitlines()
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         return (
-            f"memory ran out ({lines[0] if lines else type(error).__name__}): use smaller images or "
+            f"memory ran out ({reason}): use smaller images or "
             "batches; a training takes less with --amp and --cfg-options model.backbone.with_cp=True"
         )
     return None
@@ -112,3 +117,10 @@ def _explain_others(error: BaseException) -> str | None:
 def printable(text: str) -> str:
     """A stranger's text without anything that a terminal would obey or could not show."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def listed(items: Iterable[object], most: int = 3, separator: str = ", ") -> str:
+    """The first items, and how many there are besides."""
+    texts = [str(item) for item in items]
+    more = f"{separator}... and {len(texts) - most} more" if len(texts) > most else ""
+    return f"{separator.join(texts[:most])}{more}"

@@ -3,12 +3,24 @@
 import torch
 from torch import Tensor
 
-from flatten_det.attention.reference import focused_linear_attention
+from flatten_det.attention import plain as plain_operations
+from flatten_det.attention import reference as equation
+from flatten_det.attention.reference import Inputs
 
 # Relative errors of the norm that are allowed against float64.
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 MAPS = {1: (1, 1), 7: (1, 7), 49: (7, 7), 63: (9, 7), 3136: (56, 56), 4097: (17, 241)}
 NAMES = ("q", "k", "v", "positions", "scale", "dwc_weight", "dwc_bias")
+
+
+def reference(**inputs) -> Tensor:
+    """The equation, by the names of :class:`Inputs`."""
+    return equation.focused_linear_attention(Inputs(**inputs))
+
+
+def plain(**inputs) -> Tensor:
+    """The plain operations, by the names of :class:`Inputs`."""
+    return plain_operations.focused_linear_attention(Inputs(**inputs))
 
 
 def make_inputs(
@@ -67,7 +79,7 @@ def with_gradients(function, inputs: dict[str, Tensor | None], grad: Tensor, **o
 def exact(inputs: dict[str, Tensor | None], grad: Tensor, **options):
     """:func:`with_gradients` of the reference in float64."""
     double = {n: None if x is None else x.double() for n, x in inputs.items()}
-    return with_gradients(focused_linear_attention, double, grad.double(), **options)
+    return with_gradients(reference, double, grad.double(), **options)
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

@@ -1,20 +1,27 @@
 """Fixtures for the whole suite. Data folders are shared: copy one before changing it."""
 
+import functools
 import os
 import signal
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from fixtures import make_ade20k_folder, make_cityscapes_folder, make_coco_folder
 from golden_values import Golden, load_golden
+from mmengine.config import utils as config_utils
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
 from panoptic_fixture import add_panoptic_annotations
+from timm.layers import weight_init
 
 from flatten_det.files import atomic as atomic_files
+
+# For every base config in another package, mmengine reads all metafiles of that package: half a second.
+config_utils.load = cache(config_utils.load)
 
 
 def pytest_configure() -> None:
@@ -23,6 +30,17 @@ def pytest_configure() -> None:
         threads = max(1, (os.cpu_count() or 1) // int(workers))
         torch.set_num_threads(threads)
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    _save_repeated_work()
+
+
+def _save_repeated_work() -> None:
+    """Leave out what takes most of the time of parsing configs and of building models without values."""
+    # A hundred metafiles of MMDetection for every config that inherits one of its configs.
+    config_utils.load = functools.cache(config_utils.load)
+    draw = weight_init._trunc_normal_
+    weight_init._trunc_normal_ = lambda tensor, *args: (
+        tensor if tensor.is_meta else draw(tensor, *args)
+    )
 
 
 @pytest.fixture(autouse=True)

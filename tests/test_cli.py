@@ -14,7 +14,7 @@ from rich.progress import track
 from flatten_det.cli import add_common_options, outlive_readers, run_tool
 from flatten_det.config import load_config, parse_cfg_options
 from flatten_det.errors import UserError
-from flatten_det.lab.benchmark.models.candidates import as_config
+from flatten_det.lab.benchmark.sources import as_config
 
 ROOT = Path(__file__).parents[1]
 

@@ -14,7 +14,7 @@ from flatten_det.config import (
     type_name,
 )
 from flatten_det.errors import UserError
-from flatten_det.train.precision import enable_amp, use_amp_of_cpu
+from flatten_det.train.optimizer import enable_amp, use_amp_of_cpu
 from flatten_det.train.resume import resume_from
 
 

@@ -115,7 +115,7 @@ def test_mmsegmentation_is_a_place_not_a_module():
 
 def test_the_module_looks_like_an_extension_to_mmengine():
     assert mmcv_full_available()
-    assert Path(_ext.__spec__.origin).parent == ROOT / "flatten_det" / "mmcv_ops"
+    assert Path(_ext.__spec__.origin).parent == ROOT / "flatten_det" / "compat" / "mmcv_ops"
     assert "flatten_det" in mmcv.ops.get_compiler_version()
     assert mmcv.ops.get_compiling_cuda_version() == "not available"
 

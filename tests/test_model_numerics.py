@@ -14,7 +14,7 @@ from numerics import PRECISIONS, check_numerics, with_weights
 from torch import Tensor, nn
 
 import flatten_det  # noqa: F401  registers the backbones
-from flatten_det.train.precision import keep_convolutions_in_float32
+from flatten_det.train.optimizer import keep_convolutions_in_float32
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart"
 DIMS = [32, 64, 128, 256]

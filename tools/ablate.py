@@ -1,24 +1,25 @@
 """Train variants of the attention and compare them: ``tools/ablate.py [--variants ...] [--seeds ...]``."""
 
 import argparse
-import shlex
 import sys
 from pathlib import Path
 
-import _quiet  # noqa: F401
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+import _tool
 
-from flatten_det.cli import add_common_options, run_tool, use_matplotlib_without_display
+from flatten_det.cli import (
+    add_common_options,
+    command_line,
+    make_console,
+    progress_bar,
+    say,
+    use_matplotlib_without_display,
+)
 from flatten_det.errors import UserError
 from flatten_det.lab.ablation.grid import DEFAULT_SEEDS, DEFAULT_VARIANTS, known_variants, make_grid
 from flatten_det.lab.ablation.jobs import finish_all
-from flatten_det.lab.ablation.levels import known_levels
-from flatten_det.lab.ablation.report import save
+from flatten_det.lab.ablation.report import chance_levels, save
 from flatten_det.lab.ablation.run import Finished, Run
-from flatten_det.lab.benchmark.tables import make_console
 
-COMMAND = "uv run tools/ablate.py"
 CONFIGS = Path(__file__).parents[1] / "configs" / "ablation"
 
 
@@ -70,7 +71,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.out is None:
         args.out = Path("work_dirs", f"ablation-{args.config.stem}" if args.config else "ablation")
-    args.command = f"{COMMAND} {shlex.join(sys.argv[1:] if argv is None else argv)}".strip()
+    args.command = command_line("tools/ablate.py", argv)
     return args
 
 
@@ -88,13 +89,12 @@ def run(args: argparse.Namespace) -> None:
     baseline = args.baseline or names[0]
     if baseline not in names:
         raise UserError(f"--baseline {baseline}: not among the variants ({', '.join(names)})")
-    levels = known_levels(runs[0].cfg, args.metric)
+    levels = chance_levels(runs[0].cfg, args.metric)
     numbers = {run.name: number for number, run in enumerate(runs, start=1)}
     iterations: dict[str, int] = {}
     totals: dict[str, int] = {}
     table = ""
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with progress_bar() as progress:
         task = progress.add_task("", total=None)
 
         def advance(run: Run, done: int, total: int) -> None:
@@ -118,16 +118,13 @@ def run(args: argparse.Namespace) -> None:
 
         finish_all(runs, advance, report, args.jobs)
     console = make_console()
-    console.print(table, highlight=False, markup=False, soft_wrap=True)
-    for name, value in levels.items():
-        console.print(f"{name}: {value:.2f}", highlight=False, markup=False)
-    console.print(f"written to {args.out}", highlight=False, markup=False, soft_wrap=True)
+    chance = (f"{name}: {value:.2f}" for name, value in levels.items())
+    say(console, table, *chance, f"written to {args.out}")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the tool; returns the exit code."""
-    args = parse_args(argv)
-    return run_tool(lambda: run(args), args.debug)
+    return _tool.run(run, parse_args(argv))
 
 
 if __name__ == "__main__":

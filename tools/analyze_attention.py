@@ -4,30 +4,27 @@ import argparse
 import sys
 from pathlib import Path
 
-import _quiet  # noqa: F401
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+import _tool
 
 from flatten_det.cli import (
+    CHECKPOINT_SUFFIXES,
     add_common_options,
     add_trust_option,
-    run_tool,
+    make_console,
+    progress_bar,
+    say,
+    split_off_checkpoint,
     use_matplotlib_without_display,
 )
 from flatten_det.data.loading import left_out
 from flatten_det.errors import UserError
-from flatten_det.files.checkpoints import trusted_checkpoints
 from flatten_det.files.images import find_images
 from flatten_det.lab.analysis.layers import attention_layers, choose_layers
-from flatten_det.lab.analysis.measure import Plan
-from flatten_det.lab.analysis.model import load_model
+from flatten_det.lab.analysis.measure import Measures, order_lines, rank_table, sharpness_table
+from flatten_det.lab.analysis.model import DEIT_ABLATION, NAMES, load_model, named_target
 from flatten_det.lab.analysis.run import CENTRE, JSON, Options, analyse, layers_with_heads
-from flatten_det.lab.analysis.table import order_lines, rank_table, sharpness_table
-from flatten_det.lab.analysis.targets import DEIT_ABLATION, NAMES, named_target
-from flatten_det.lab.benchmark.tables import make_console
 from flatten_det.lab.complexity.target import Target, find_target
 
-CHECKPOINT_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 LEAST_SIDE = 32  # pixels, the stride of the last stage
 
 
@@ -112,10 +109,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args.config = None if args.model else args.inputs.pop(0)
     if not args.inputs:
         parser.error(f"give the images to look at, after {args.config}")
-    first_is_checkpoint = args.inputs[0].endswith(CHECKPOINT_SUFFIXES)
-    args.checkpoint = args.inputs.pop(0) if first_is_checkpoint else None
-    if not args.inputs:
-        parser.error(f"give the images to look at, after {args.checkpoint}")
+    split_off_checkpoint(parser, args, "look at")
     return args
 
 
@@ -146,8 +140,7 @@ def run(args: argparse.Namespace) -> None:
     use_matplotlib_without_display()
     target = _find_target(args)
     images = find_images(args.inputs)
-    with trusted_checkpoints(args.trust_checkpoint):
-        model = load_model(target, args.checkpoint, args.size and tuple(args.size))
+    model = load_model(target, args.checkpoint, args.size and tuple(args.size))
     chosen = choose_layers(attention_layers(model.backbone), args.layers)
     layers = layers_with_heads(chosen, args.heads)
     for layer in chosen:
@@ -160,14 +153,13 @@ def run(args: argparse.Namespace) -> None:
         )
     heads = None if args.heads is None else tuple(args.heads)
     options = Options(
-        Plan(heads, not args.no_spectra, args.channels),
+        Measures(heads, not args.no_spectra, args.channels),
         tuple(args.points),
         heads or (0,),
         args.drawn,
     )
     about = dict(target=target.name, checkpoint=args.checkpoint, size=list(model.size))
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with progress_bar() as progress:
         task = progress.add_task("", total=len(images) * len(layers))
         analysis = analyse(
             model,
@@ -180,27 +172,21 @@ def run(args: argparse.Namespace) -> None:
         )
     console = make_console()
     console.print(sharpness_table(analysis.summaries))
-    if options.plan.spectra and options.drawn:
+    if options.measures.spectra and options.drawn:
         console.print(rank_table(analysis.results[0]))
-    for line in order_lines(analysis.summaries):
-        console.print(line, highlight=False, soft_wrap=True)
+    say(console, *order_lines(analysis.summaries))
     errors = [r.error for of_image in analysis.results for r in of_image if r.error is not None]
     if errors:
-        console.print(
-            f"the matrices give what the layers do, to {max(errors):.1g} of the largest entry",
-            highlight=False,
-        )
-    console.print(
-        f"figures and {JSON} in {args.out_dir}", highlight=False, markup=False, soft_wrap=True
-    )
+        largest = max(errors)
+        say(console, f"the matrices give what the layers do, to {largest:.1g} of the largest entry")
+    say(console, f"figures and {JSON} in {args.out_dir}")
     if analysis.unreadable:
         raise left_out(analysis.unreadable, len(images), ", without which the statistics are")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the tool; returns the exit code."""
-    args = parse_args(argv)
-    return run_tool(lambda: run(args), args.debug)
+    return _tool.run(run, parse_args(argv))
 
 
 if __name__ == "__main__":

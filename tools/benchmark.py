@@ -1,32 +1,45 @@
 """Compare backbones, detectors and segmentors over image sizes: ``tools/benchmark.py [--models ...]``."""
 
 import argparse
-import shlex
 import sys
+from collections.abc import Sequence
 from itertools import product
 
-import _quiet  # noqa: F401
+import _tool
 import torch
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
-from flatten_det.cli import run_tool
+from flatten_det.cli import command_line, say
 from flatten_det.errors import UserError
-from flatten_det.lab.benchmark.device import find_device
-from flatten_det.lab.benchmark.dtypes import DTYPES
-from flatten_det.lab.benchmark.machine import busy_remark, device_name
-from flatten_det.lab.benchmark.models.candidates import Candidate, make_candidates
-from flatten_det.lab.benchmark.models.comparison import Comparison
-from flatten_det.lab.benchmark.models.previous import load_previous
-from flatten_det.lab.benchmark.models.report import CSV, FIGURE, JSON, MARKDOWN, save_results
-from flatten_det.lab.benchmark.models.run import Plan, benchmark_setting
-from flatten_det.lab.benchmark.models.settings import MODES, Setting, find_size
-from flatten_det.lab.benchmark.models.sources import find_source
-from flatten_det.lab.benchmark.models.table import explanation, make_tables
-from flatten_det.lab.benchmark.options import add_measuring_options, add_out_option, check_least
-from flatten_det.lab.benchmark.tables import make_console
+from flatten_det.lab.benchmark.growth import Growth
+from flatten_det.lab.benchmark.machine import (
+    add_measuring_options,
+    add_out_option,
+    add_precision_options,
+    busy_remark,
+    check_measuring_options,
+    choose_device,
+    device_name,
+)
+from flatten_det.lab.benchmark.models import (
+    MODES,
+    Candidate,
+    ModelBenchmark,
+    describe,
+    load_results,
+    make_candidates,
+)
+from flatten_det.lab.benchmark.report import (
+    CSV,
+    FIGURE,
+    JSON,
+    MARKDOWN,
+    save_markdown,
+    save_results,
+    show_results,
+)
+from flatten_det.lab.benchmark.run import Plan, Result, Setting, benchmark_settings
+from flatten_det.lab.benchmark.sources import find_size, find_source
 
-COMMAND = "uv run tools/benchmark.py"
 MODELS = ["flatten-pvt-t", "pvt-t", "flatten-swin-t", "mmdet:swin-t"]
 SIZES = ["224", "512", "800x1280", "1024"]
 
@@ -60,12 +73,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--mode", nargs="+", choices=MODES, default=["inference"], help="one or both"
     )
-    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["fp32"], help="one or more")
-    parser.add_argument(
-        "--amp",
-        action="store_true",
-        help="bf16 and fp16 under autocast with parameters in fp32 (default: all in the dtype)",
-    )
+    add_precision_options(parser)
     parser.add_argument(
         "--batch", type=int, nargs="+", default=[1], help="images at once; one or more (default: 1)"
     )
@@ -114,11 +122,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--fresh", action="store_true", help="measure all again, whatever --out has already"
     )
     args = parser.parse_args(argv)
-    check_least(parser, args, {"rounds": 1, "warmup": 0, "threads": 1, "max_seconds": 0})
+    check_measuring_options(parser, args, {"max_seconds": 0})
     if min(args.batch) < 1:
         parser.error(f"argument --batch: must be at least 1, got {min(args.batch)}")
-    if args.amp and "fp32" in args.dtype:
-        parser.error("argument --amp: needs --dtype bf16 or fp16, or both")
     if args.max_memory is not None and args.max_memory <= 0:
         parser.error(f"argument --max-memory: must be positive, got {args.max_memory:g}")
     if args.compile and args.warmup < 1:
@@ -127,7 +133,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         if args.mode != ["inference"]:
             parser.error("argument --cuda-graphs: needs --mode inference, without training")
         args.warmup = max(args.warmup, 2)
-    args.command = f"{COMMAND} {shlex.join(sys.argv[1:] if argv is None else argv)}".strip()
+    args.command = command_line("tools/benchmark.py", argv)
     return args
 
 
@@ -140,7 +146,7 @@ def choose_candidates(args: argparse.Namespace) -> list[Candidate]:
     for model in args.models:
         find_source(model)
     candidates = make_candidates(args.models, args.compile, not args.no_fuse, args.cuda_graphs)
-    names = [candidate.name for candidate in candidates]
+    names = [str(candidate) for candidate in candidates]
     if twice := {name for name in names if names.count(name) > 1}:
         raise UserError(f"--models: more than one would be called {', '.join(sorted(twice))}")
     if args.baseline not in (None, *names):
@@ -163,9 +169,7 @@ def choose_settings(args: argparse.Namespace, device: torch.device) -> list[Sett
 
 def run(args: argparse.Namespace) -> None:
     """Measure what is not there yet, show and save."""
-    device = find_device(args.device)
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
+    device = choose_device(args)
     if args.cuda_graphs and device.type != "cuda":
         raise UserError(f"--cuda-graphs: needs a GPU, and the device is {device}: leave it out")
     candidates = choose_candidates(args)
@@ -175,54 +179,39 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(
             "--max-memory: on a CPU it is what the measurement of memory may take; drop --no-memory"
         )
+    benchmark, memory = ModelBenchmark(), not args.no_memory
     plan = Plan(
-        candidates, args.rounds, args.warmup, not args.no_memory, args.max_seconds, max_memory
+        benchmark, candidates, args.rounds, args.warmup, memory, args.max_seconds, max_memory
     )
-    how = {**plan.record(), "device": device_name(device), "torch": torch.__version__}
-    baseline, fit_from = args.baseline or candidates[0].name, find_size(args.fit_from).pixels
+    how = describe(plan, device)
+    baseline, fit_from = args.baseline or str(candidates[0]), find_size(args.fit_from).pixels
 
-    results = []
+    known = []
     if args.out is not None and not args.fresh:
-        results = load_previous(args.out / JSON, how)
-    measured = {result.setting for result in results}
+        known = load_results(args.out / JSON, how)
+    measured = {result.setting for result in known}
     missing = [setting for setting in settings if setting not in measured]
     busy = busy_remark() if missing else None
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=plan.steps * len(missing))
-        for setting in missing:
+    remarks = [device_name(device), *[f"[bold]{busy}[/bold]"] * (busy is not None)]
 
-            def advance(
-                done: str, steps: int, about: str = f"{setting.size} {setting.mode}"
-            ) -> None:
-                progress.update(task, advance=steps, description=f"{about} {done}")
+    def save(results: Sequence[Result]) -> None:
+        if args.out is not None:
+            growth = Growth(results, baseline, fit_from)
+            save_results(benchmark, growth, how, device, args.command, args.out)
+            save_markdown(benchmark, growth, device, args.command, args.out)
 
-            results += benchmark_setting(setting, plan, results, advance)
-            if args.out is not None:
-                comparison = Comparison(results, baseline, fit_from)
-                save_results(comparison, how, device, args.command, args.out)
-    comparison = Comparison(results, baseline, fit_from)
-    console = make_console()
-    console.print(args.command, highlight=False, markup=False, soft_wrap=True)
-    console.print(device_name(device), highlight=False)
-    if busy is not None:
-        console.print(busy, highlight=False, style="bold")
-    for table in make_tables(comparison):
-        console.print(table)
-    console.print(explanation(), highlight=False)
+    results = benchmark_settings(missing, plan, known, save)
+    console = show_results(benchmark, Growth(results, baseline, fit_from), args.command, remarks)
+    save(results)
     if args.out is not None:
-        save_results(comparison, how, device, args.command, args.out)
-        known = len(settings) - len(missing)
-        again = f"; {known} of {len(settings)} settings were there already" if known else ""
-        console.print(
-            f"written to {args.out}{again}", highlight=False, markup=False, soft_wrap=True
-        )
+        there = len(settings) - len(missing)
+        again = f"; {there} of {len(settings)} settings were there already" if there else ""
+        say(console, f"written to {args.out}{again}")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the tool; returns the exit code."""
-    args = parse_args(argv)
-    return run_tool(lambda: run(args), args.debug)
+    return _tool.run(run, parse_args(argv))
 
 
 if __name__ == "__main__":

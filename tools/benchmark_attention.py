@@ -1,30 +1,36 @@
 """Compare implementations of the attention: ``tools/benchmark_attention.py [--shape ...] [--out DIR]``."""
 
 import argparse
-import shlex
 import sys
+from collections.abc import Sequence
 from itertools import product
 
-import _quiet  # noqa: F401
+import _tool
 import torch
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress
 
-from flatten_det.cli import run_tool
+from flatten_det.cli import command_line, say
 from flatten_det.errors import UserError
-from flatten_det.lab.benchmark.attention.candidates import EAGER, default_candidates, load_peer
-from flatten_det.lab.benchmark.attention.cases import CASES, LEVELS, MODES, Setting, find_case
-from flatten_det.lab.benchmark.attention.report import save_results
-from flatten_det.lab.benchmark.attention.run import Plan, benchmark_setting
-from flatten_det.lab.benchmark.attention.table import explanation, make_tables
-from flatten_det.lab.benchmark.bandwidth import copy_bandwidth
-from flatten_det.lab.benchmark.device import find_device
-from flatten_det.lab.benchmark.dtypes import DTYPES
-from flatten_det.lab.benchmark.machine import device_name
-from flatten_det.lab.benchmark.options import add_measuring_options, add_out_option, check_least
-from flatten_det.lab.benchmark.tables import make_console
-
-COMMAND = "uv run tools/benchmark_attention.py"
+from flatten_det.lab.benchmark.attention import (
+    CASES,
+    EAGER,
+    LEVELS,
+    MODES,
+    AttentionBenchmark,
+    default_candidates,
+    find_case,
+    load_peer,
+)
+from flatten_det.lab.benchmark.machine import (
+    add_measuring_options,
+    add_out_option,
+    add_precision_options,
+    check_measuring_options,
+    choose_device,
+    device_name,
+)
+from flatten_det.lab.benchmark.report import save_results, show_results
+from flatten_det.lab.benchmark.run import Comparison, Plan, Result, Setting, benchmark_settings
+from flatten_det.lab.benchmark.timing import copy_bandwidth
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -47,12 +53,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help=f"{', '.join(CASES)}, or C,heads,H,W (default: all of these names)",
     )
     parser.add_argument("--batch", type=int, default=1, help="images at once (default: 1)")
-    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["fp32"], help="one or more")
-    parser.add_argument(
-        "--amp",
-        action="store_true",
-        help="bf16 and fp16 under autocast with parameters in fp32 (default: all in the dtype)",
-    )
+    add_precision_options(parser)
     parser.add_argument("--mode", nargs="+", choices=MODES, default=list(MODES), help="one or more")
     parser.add_argument(
         "--candidates",
@@ -79,10 +80,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add_out_option(parser, "results.json, results.csv, figure.png")
     args = parser.parse_args(argv)
-    check_least(parser, args, {"batch": 1, "rounds": 1, "warmup": 0, "threads": 1})
-    if args.amp and "fp32" in args.dtype:
-        parser.error("argument --amp: needs --dtype bf16 or fp16, or both")
-    args.command = f"{COMMAND} {shlex.join(sys.argv[1:] if argv is None else argv)}".strip()
+    check_measuring_options(parser, args, {"batch": 1})
+    args.command = command_line("tools/benchmark_attention.py", argv)
     return args
 
 
@@ -108,52 +107,35 @@ def choose_candidates(args: argparse.Namespace, device: torch.device) -> list[st
 
 def run(args: argparse.Namespace) -> None:
     """Measure, show and save."""
-    device = find_device(args.device)
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
-    cases = [find_case(text) for text in args.shape]
+    device = choose_device(args)
+    cases = [find_case(text, args.level) for text in args.shape]
     candidates = choose_candidates(args, device)
     settings = [
-        Setting(case, args.level, mode, dtype, args.batch, args.amp, str(device))
+        Setting(case, mode, dtype, args.amp, args.batch, str(device))
         for case, dtype, mode in product(cases, args.dtype, args.mode)
     ]
-    plan = Plan(
-        candidates,
-        args.baseline,
-        args.rounds,
-        args.warmup,
-        not args.no_memory,
-        args.max_seconds,
-        copy_bandwidth(device),
-    )
-    results = []
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=plan.steps * len(settings))
-        for setting in settings:
+    benchmark, memory = AttentionBenchmark(copy_bandwidth(device)), not args.no_memory
+    plan = Plan(benchmark, candidates, args.rounds, args.warmup, memory, args.max_seconds)
+    how = {"rounds": args.rounds, "warmup": args.warmup}
 
-            def advance(done: str, about: str = f"{setting.case.name} {setting.mode}") -> None:
-                progress.update(task, advance=1, description=f"{about} {done}")
+    def save(results: Sequence[Result]) -> None:
+        if args.out is not None:
+            comparison = Comparison(results, args.baseline)
+            save_results(benchmark, comparison, how, device, args.command, args.out)
 
-            results += benchmark_setting(setting, plan, advance)
-            if args.out is not None:
-                save_results(results, plan, device, args.command, args.out)
-    console = make_console()
-    console.print(args.command, highlight=False, markup=False, soft_wrap=True)
-    console.print(
-        f"{device_name(device)}; copy at {plan.bandwidth / 1e9:.1f} GB/s", highlight=False
-    )
-    for table in make_tables(results, plan.baseline):
-        console.print(table)
-    console.print(explanation(), highlight=False)
+    results = benchmark_settings(settings, plan, [], save)
+    # Tables by dtype and mode.
+    results.sort(key=lambda result: (result.setting.dtype, result.setting.mode))
+    remark = f"{device_name(device)}; copy at {benchmark.bandwidth / 1e9:.1f} GB/s"
+    comparison = Comparison(results, args.baseline)
+    console = show_results(benchmark, comparison, args.command, [remark])
     if args.out is not None:
-        console.print(f"written to {args.out}", highlight=False, markup=False, soft_wrap=True)
+        say(console, f"written to {args.out}")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the tool; returns the exit code."""
-    args = parse_args(argv)
-    return run_tool(lambda: run(args), args.debug)
+    return _tool.run(run, parse_args(argv))
 
 
 if __name__ == "__main__":

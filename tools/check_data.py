@@ -5,13 +5,13 @@ import os
 import sys
 from pathlib import Path
 
-import _quiet  # noqa: F401
+import _tool
 from rich.console import Console
 
-from flatten_det.cli import add_common_options, run_tool
-from flatten_det.config import load_config, named_building_errors
+from flatten_det.cli import add_common_options
+from flatten_det.config import blame_config, load_config
 from flatten_det.data.doctor.check import check_data
-from flatten_det.data.doctor.findings import count_errors
+from flatten_det.data.doctor.faults import count_errors
 from flatten_det.data.doctor.report import findings_of, print_report, write_json
 from flatten_det.errors import UserError
 from flatten_det.files.atomic import refuse_overwriting
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     cfg = load_config(args.config, args.cfg_options)
     if args.json and args.json.is_dir():
         raise UserError(f"--json {args.json} is a folder: give a file")
-    with named_building_errors(cfg):
+    with blame_config(cfg):
         checked = check_data(cfg, args.workers)
     print_report(checked, args.show, Console(highlight=False))
     if args.json:
@@ -74,10 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the tool; returns the exit code."""
-    args = parse_args(argv)
-    codes: list[int] = []
-    failed = run_tool(lambda: codes.append(run(args)), args.debug)
-    return failed or codes[0]
+    return _tool.run(run, parse_args(argv))
 
 
 if __name__ == "__main__":

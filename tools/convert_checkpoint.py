@@ -3,12 +3,11 @@
 import argparse
 import sys
 
-import _quiet  # noqa: F401
+import _tool
 
 from flatten_det.backbones import BACKBONES
 from flatten_det.backbones.weights import SUFFIXES, convert_checkpoint
-from flatten_det.cli import add_trust_option, run_tool
-from flatten_det.files.checkpoints import trusted_checkpoints
+from flatten_det.cli import add_debug_option, add_trust_option
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -34,9 +33,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "the config's pretrain_img_size must be the same (default: leave them)",
     )
     add_trust_option(parser)
-    parser.add_argument(
-        "--debug", action="store_true", help="show the traceback of expected errors too"
-    )
+    add_debug_option(parser)
     args = parser.parse_args(argv)
     if not args.destination.endswith(SUFFIXES):
         parser.error(f"the file to write must end in {' or '.join(SUFFIXES)}")
@@ -49,18 +46,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     """Convert and report."""
-    with trusted_checkpoints(args.trust_checkpoint):
-        backbone, report = convert_checkpoint(
-            args.source, args.destination, args.backbone, args.img_size
-        )
+    backbone, report = convert_checkpoint(
+        args.source, args.destination, args.backbone, args.img_size
+    )
     print(report.summary())
     print(f"{backbone}: written to {args.destination}")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the tool; returns the exit code."""
-    args = parse_args(argv)
-    return run_tool(lambda: run(args), args.debug)
+    return _tool.run(run, parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -5,14 +5,13 @@ import json
 import sys
 from pathlib import Path
 
-import _quiet  # noqa: F401
+import _tool
 from rich.console import Console
 from rich.progress import track
 
-from flatten_det.cli import add_common_options, run_tool
+from flatten_det.cli import add_common_options, make_console, say
 from flatten_det.files.atomic import refuse_overwriting, write_atomically
-from flatten_det.lab.complexity.comparison import compare_config, compare_published
-from flatten_det.lab.complexity.published import PUBLISHED
+from flatten_det.lab.complexity.paper import PUBLISHED, compare_config, compare_published
 from flatten_det.lab.complexity.table import (
     as_json,
     module_table,
@@ -23,11 +22,10 @@ from flatten_det.lab.complexity.table import (
 from flatten_det.lab.complexity.target import find_target
 
 ROOT = Path(__file__).resolve().parents[1]
-LEAST_WIDTH = 130  # of the tables, in characters, where no terminal says how wide it is
 LEAST_SIDE = 32  # pixels, the stride of the last stage
 ABOUT_STYLES = (
     "Complete: all matrix products and convolutions that run. Paper style: modules with biases and norms, as "
-    "mmcv counts, plus the softmax baseline's attention (flatten_det/complexity/paper.py)."
+    "mmcv counts, plus the softmax baseline's attention (flatten_det/lab/complexity/paper.py)."
 )
 
 
@@ -103,12 +101,6 @@ def compare_with_paper(args: argparse.Namespace, console: Console) -> list[dict]
     return paper_json(rows)
 
 
-def say(console: Console, *lines: str) -> None:
-    """Print lines as they are."""
-    for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
 def run(args: argparse.Namespace) -> None:
     """Count, show and save.
 
@@ -117,9 +109,7 @@ def run(args: argparse.Namespace) -> None:
     """
     if args.json is not None and args.target is not None:
         refuse_overwriting([args.target], [args.json], "--json")
-    console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, LEAST_WIDTH)
+    console = make_console()
     numbers = (compare_with_paper if args.paper else count_one)(args, console)
     if args.json is not None:
         write_atomically(args.json, f"{json.dumps(numbers, indent=1)}\n".encode())
@@ -128,8 +118,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the tool; returns the exit code."""
-    args = parse_args(argv)
-    return run_tool(lambda: run(args), args.debug)
+    return _tool.run(run, parse_args(argv))
 
 
 if __name__ == "__main__":

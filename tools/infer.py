@@ -3,22 +3,20 @@
 import argparse
 import sys
 
-import _quiet  # noqa: F401
+import _tool
 import torch
 
 from flatten_det.cli import (
+    CHECKPOINT_SUFFIXES,
     add_common_options,
     add_cuda_graphs_option,
     add_trust_option,
-    run_tool,
+    split_off_checkpoint,
     use_matplotlib_without_display,
 )
 from flatten_det.config import load_config
-from flatten_det.files.checkpoints import trusted_checkpoints
 from flatten_det.predict.infer import infer
 from flatten_det.predict.tiles import Tiling
-
-CHECKPOINT_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -53,10 +51,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.batch_size < 1:
         parser.error(f"argument --batch-size: must be at least 1, got {args.batch_size}")
     args.tiling = tiling(parser, args)
-    first_is_checkpoint = args.inputs[0].endswith(CHECKPOINT_SUFFIXES)
-    args.checkpoint = args.inputs.pop(0) if first_is_checkpoint else None
-    if not args.inputs:
-        parser.error(f"give the images to predict for, after {args.checkpoint}")
+    split_off_checkpoint(parser, args, "predict for")
     return args
 
 
@@ -103,25 +98,23 @@ def run(args: argparse.Namespace) -> None:
     """Apply the options to the config and predict."""
     use_matplotlib_without_display()
     cfg = load_config(args.config, args.cfg_options)
-    with trusted_checkpoints(args.trust_checkpoint):
-        infer(
-            cfg,
-            args.checkpoint,
-            args.inputs,
-            args.out_dir,
-            args.device,
-            args.score_thr,
-            args.batch_size,
-            args.full_size,
-            args.tiling,
-            args.cuda_graphs,
-        )
+    infer(
+        cfg,
+        args.checkpoint,
+        args.inputs,
+        args.out_dir,
+        args.device,
+        args.score_thr,
+        args.batch_size,
+        args.full_size,
+        args.tiling,
+        args.cuda_graphs,
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the tool; returns the exit code."""
-    args = parse_args(argv)
-    return run_tool(lambda: run(args), args.debug)
+    return _tool.run(run, parse_args(argv))
 
 
 if __name__ == "__main__":

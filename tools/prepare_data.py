@@ -4,12 +4,12 @@ import argparse
 import sys
 from pathlib import Path
 
-import _quiet  # noqa: F401
+import _tool
 
-from flatten_det.cli import run_tool
-from flatten_det.data.preparation import ade20k, cityscapes, coco
-from flatten_det.data.preparation.custom import Wishes, write_config
-from flatten_det.data.preparation.public import check, prepare
+from flatten_det.cli import add_debug_option
+from flatten_det.data.preparation import public
+from flatten_det.data.preparation.cityscapes import CITYSCAPES
+from flatten_det.data.preparation.custom import CustomDataOptions, write_config
 
 INCOMPLETE_EXIT = 1
 
@@ -26,24 +26,24 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     command.add_argument("--panoptic", action="store_true", help="panoptic annotations too")
     _add_download_options(command)
     command.set_defaults(
-        work=lambda args: _public(coco.COCO_PANOPTIC if args.panoptic else coco.COCO, args)
+        work=lambda args: _public(public.COCO_PANOPTIC if args.panoptic else public.COCO, args)
     )
 
     command = _data_set(commands, "ade20k", "ADE20K (2016)", "data/ade/ADEChallengeData2016")
     _add_download_options(command)
-    command.set_defaults(work=lambda args: _public(ade20k.ADE20K, args))
+    command.set_defaults(work=lambda args: _public(public.ADE20K, args))
 
     command = _data_set(commands, "cityscapes", "Cityscapes (after a login)", "data/cityscapes")
-    command.set_defaults(work=_cityscapes)
+    command.set_defaults(
+        mirror=None, keep_archives=False, work=lambda args: _public(CITYSCAPES, args)
+    )
 
     command = commands.add_parser("custom", help="write a config for a COCO-format folder")
     _add_custom_options(command)
     command.set_defaults(work=_custom)
 
     for command in commands.choices.values():
-        command.add_argument(
-            "--debug", action="store_true", help="show the traceback of expected errors too"
-        )
+        add_debug_option(command)
     return parser.parse_args(argv)
 
 
@@ -105,35 +105,31 @@ def _fraction(text: str) -> float:
 
 def _public(dataset, args: argparse.Namespace) -> list[str]:
     if args.check:
-        return check(dataset, args.root)
-    return prepare(dataset, args.root, args.archives, args.mirror, args.keep_archives)
-
-
-def _cityscapes(args: argparse.Namespace) -> list[str]:
-    if args.check:
-        return check(cityscapes.CITYSCAPES, args.root)
-    return cityscapes.prepare_cityscapes(cityscapes.CITYSCAPES, args.root, args.archives)
+        return public.check(dataset, args.root)
+    return public.prepare(dataset, args.root, args.archives, args.mirror, args.keep_archives)
 
 
 def _custom(args: argparse.Namespace) -> list[str]:
     options = vars(args)
-    wishes = Wishes(
+    data_options = CustomDataOptions(
         annotations={s: options[f"{s}_ann"] for s in ("train", "val") if options[f"{s}_ann"]},
         images={s: options[f"{s}_images"] for s in ("train", "val") if options[f"{s}_images"]},
         val_fraction=args.val_fraction,
         from_scratch=args.from_scratch,
         force=args.force,
     )
-    write_config(args.folder, args.config, args.out, wishes)
+    write_config(args.folder, args.config, args.out, data_options)
     return []
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prepare or check, and return the exit code."""
+    return INCOMPLETE_EXIT if args.work(args) else 0
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the tool; returns the exit code."""
-    args = parse_args(argv)
-    problems: list[str] = []
-    code = run_tool(lambda: problems.extend(args.work(args)), args.debug)
-    return code or (INCOMPLETE_EXIT if problems else 0)
+    return _tool.run(run, parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -3,19 +3,17 @@
 import argparse
 import sys
 
-import _quiet  # noqa: F401
+import _tool
 
 from flatten_det.cli import (
     add_common_options,
     add_cuda_graphs_option,
     add_launcher_options,
     add_trust_option,
-    run_tool,
     set_local_rank,
     use_matplotlib_without_display,
 )
-from flatten_det.config import load_config, named_building_errors
-from flatten_det.files.checkpoints import trusted_checkpoints
+from flatten_det.config import blame_config, load_config
 from flatten_det.predict.evaluate import evaluate
 from flatten_det.predict.tta import enable_tta
 
@@ -54,24 +52,22 @@ def run(args: argparse.Namespace) -> None:
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
     cfg.launcher = args.launcher
     if args.tta:
-        with named_building_errors(cfg):
+        with blame_config(cfg):
             enable_tta(cfg)
-    with trusted_checkpoints(args.trust_checkpoint):
-        evaluate(
-            cfg,
-            args.checkpoint,
-            args.out,
-            args.show_dir,
-            args.show,
-            args.wait_time,
-            args.cuda_graphs,
-        )
+    evaluate(
+        cfg,
+        args.checkpoint,
+        args.out,
+        args.show_dir,
+        args.show,
+        args.wait_time,
+        args.cuda_graphs,
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the tool; returns the exit code."""
-    args = parse_args(argv)
-    return run_tool(lambda: run(args), args.debug)
+    return _tool.run(run, parse_args(argv))
 
 
 if __name__ == "__main__":

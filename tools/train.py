@@ -1,25 +1,21 @@
 """Train a detector or a segmentor: ``tools/train.py CONFIG``."""
 
 import argparse
-import contextlib
 import sys
 
-import _quiet  # noqa: F401
+import _tool
 
 from flatten_det.cli import (
     add_common_options,
     add_launcher_options,
     add_trust_option,
     cfg_option_texts,
-    run_tool,
     set_local_rank,
     use_matplotlib_without_display,
 )
-from flatten_det.config import enable_auto_scale_lr, load_config, named_building_errors
+from flatten_det.config import blame_config, enable_auto_scale_lr, load_config
 from flatten_det.data.doctor.report import check_command
-from flatten_det.files.checkpoints import trusted_checkpoints
-from flatten_det.train.checkpoints import NoCheckpointError
-from flatten_det.train.precision import AMP_DTYPES, enable_amp
+from flatten_det.train.optimizer import AMP_DTYPES, enable_amp
 from flatten_det.train.resume import resume_from
 from flatten_det.train.run import train
 
@@ -70,29 +66,22 @@ def run(args: argparse.Namespace) -> None:
     use_matplotlib_without_display()
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
     cfg.launcher = args.launcher
-    with named_building_errors(cfg):
+    with blame_config(cfg):
         if args.amp:
             enable_amp(cfg, None if args.amp == "auto" else args.amp)
         if args.auto_scale_lr:
             enable_auto_scale_lr(cfg)
-    with trusted_checkpoints(args.trust_checkpoint):
-        if args.resume:
-            resume_from(cfg, args.resume)
-        elif cfg.get("resume") and not cfg.get("load_from"):
-            # mmengine would take what last_checkpoint names, whatever that is, or start anew.
-            with contextlib.suppress(NoCheckpointError):
-                resume_from(cfg, "auto")
-        train(
-            cfg,
-            check_data=not args.no_data_check,
-            check_command=check_command(args.config, args.cfg_option_texts),
-        )
+    resume_from(cfg, args.resume)
+    train(
+        cfg,
+        check_data=not args.no_data_check,
+        check_command=check_command(args.config, args.cfg_option_texts),
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the tool; returns the exit code."""
-    args = parse_args(argv)
-    return run_tool(lambda: run(args), args.debug)
+    return _tool.run(run, parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-import _quiet  # noqa: F401
+import _tool
 
-from flatten_det.cli import run_tool
+from flatten_det.cli import add_debug_option
 from flatten_det.errors import UserError
 from flatten_det.lab.zoo import inspect_zoo
 
@@ -32,9 +32,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--root", type=Path, default=ROOT, metavar="DIR", help="checkout (default: the tool's own)"
     )
-    parser.add_argument(
-        "--debug", action="store_true", help="show the traceback of expected errors too"
-    )
+    add_debug_option(parser)
     return parser.parse_args(argv)
 
 
@@ -60,8 +58,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the tool; returns the exit code."""
-    args = parse_args(argv)
-    return run_tool(lambda: run(args), args.debug)
+    return _tool.run(run, parse_args(argv))
 
 
 if __name__ == "__main__":

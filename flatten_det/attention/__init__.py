@@ -5,7 +5,7 @@ and ``gpu`` (Triton kernels), which ``ops`` registers as operators of torch; ``m
 """
 
 from .dispatch import focused_linear_attention
-from .grid import resize_grid
+from .maps import resize_grid
 from .module import FocusedLinearAttention
 from .reference import focused_map
 

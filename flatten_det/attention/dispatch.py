@@ -2,14 +2,15 @@
 
 import logging
 import os
-from functools import cache, partial
+from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import gpu, ops, plain, reference
-from .gpu.support import DTYPES
+from .eager import without_autocast
+from .reference import Inputs
 
 VARIABLE = "FLATTEN_DET_ATTENTION"
 REFERENCE, PLAIN, TILED, TRITON = IMPLEMENTATIONS = ("reference", "plain", "tiled", "triton")
@@ -30,6 +31,27 @@ class Choice(NamedTuple):
     obstacle: str | None = None
 
 
+class Kind(NamedTuple):
+    """What decides which implementations can compute a call.
+
+    Attributes:
+        device, dtypes: of q, k and v.
+        channels: C of q.
+        num_heads: h.
+        focusing_factor: p.
+        has_fewer_keys: than queries.
+        is_empty: there are no tokens.
+    """
+
+    device: torch.device
+    dtypes: tuple[torch.dtype, ...]
+    channels: int
+    num_heads: int
+    focusing_factor: float
+    has_fewer_keys: bool = False
+    is_empty: bool = False
+
+
 def focused_linear_attention(
     q: Tensor,
     k: Tensor,
@@ -48,8 +70,8 @@ def focused_linear_attention(
 ) -> Tensor:
     """Focused linear attention by the fastest implementation that serves the inputs.
 
-    Arguments and result are those of
-    :func:`~flatten_det.attention.reference.focused_linear_attention`, which says what is computed.
+    The arguments are those of :class:`~flatten_det.attention.reference.Inputs`, and
+    :func:`~flatten_det.attention.reference.focused_linear_attention` says what is computed of them.
 
     Args:
         implementation: ``'reference'`` (the equation), ``'plain'`` (few operations of torch), ``'tiled'``
@@ -57,161 +79,96 @@ def focused_linear_attention(
             inputs are on the device of what it names, or else the fastest: ``'triton'`` on CUDA, ``'tiled'``
             on the CPU, and where these cannot compute it ``'plain'`` and ``'reference'``.
 
+    Returns:
+        ``(B, N, C)`` in the dtype of ``v``.
+
     Raises:
         ValueError: for an unknown implementation, or one that cannot compute this; the message says why.
     """
-    choice = choose(
+    inputs = Inputs(
+        q, k, v, positions, scale, dwc_weight, dwc_bias,
+        num_heads, hw_shape, focusing_factor, eps, floor,
+    )  # fmt: skip
+    kind = Kind(
         q.device,
         (q.dtype, k.dtype, v.dtype),
-        0 if torch.jit.is_tracing() else int(q.shape[-1]),  # A traced size is a tensor.
+        q.shape[-1],
         num_heads,
         focusing_factor,
         has_fewer_keys=k.shape[1] != q.shape[1],
         is_empty=q.numel() == 0,
-        implementation=implementation,
     )
-    return run(
-        choice,
-        q,
-        k,
-        v,
-        num_heads=num_heads,
-        hw_shape=hw_shape,
-        positions=positions,
-        scale=scale,
-        dwc_weight=dwc_weight,
-        dwc_bias=dwc_bias,
-        focusing_factor=focusing_factor,
-        eps=eps,
-        floor=floor,
-    )
+    return run(choose(kind, implementation=implementation), inputs)
 
 
-def run(
-    choice: Choice,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    num_heads: int,
-    hw_shape: tuple[int, int],
-    positions: Tensor | None,
-    scale: Tensor | None,
-    dwc_weight: Tensor | None,
-    dwc_bias: Tensor | None,
-    focusing_factor: float,
-    eps: float,
-    floor: Tensor | None,
-    sizes: Tensor | None = None,
-) -> Tensor:
+def run(choice: Choice, inputs: Inputs) -> Tensor:
     """:func:`focused_linear_attention` by what :func:`choose` chose for these inputs.
 
-    With ``sizes (B, 2)``, height and width of each map without its padding, int32, the result is that of the
-    maps alone, and zero in the padding: by the kernels or, whatever else was chosen, by plain operations.
+    Padding is for the kernels alone: whatever else was chosen, plain operations compute what has some.
     """
     name = choice.implementation
-    if name == TRITON and floor is not None:
-        name = PLAIN  # The kernels take scale and eps themselves.
-    if name != TRITON and sizes is not None:
+    # The kernels take scale and eps themselves.
+    refused = inputs.floor if name == TRITON else inputs.sizes
+    if refused is not None:
         name = PLAIN
-    if name in (REFERENCE, PLAIN):
-        function = reference.focused_linear_attention
-        if name == PLAIN:
-            function = partial(plain.focused_linear_attention, sizes=sizes)
-        return function(
-            q,
-            k,
-            v,
-            num_heads=num_heads,
-            hw_shape=hw_shape,
-            positions=positions,
-            scale=scale,
-            dwc_weight=dwc_weight,
-            dwc_bias=dwc_bias,
-            focusing_factor=focusing_factor,
-            eps=eps,
-            floor=floor,
-        )
+    if name == REFERENCE:
+        return reference.focused_linear_attention(inputs)
+    if name == PLAIN:
+        return plain.focused_linear_attention(inputs)
     if name == TRITON:
-        inputs = (q, k, v, positions, scale, dwc_weight, dwc_bias)
-        return ops.attention_on_cuda(*inputs, num_heads, hw_shape, eps, sizes)
+        return ops.attention_on_cuda(inputs)
+    weight, bias = inputs.dwc_weight, inputs.dwc_bias
+    if weight is None or inputs.k.shape[1] == inputs.q.shape[1]:
+        return ops.attention_in_tiles(inputs)
     # Fewer keys than queries: V is stretched before its convolution, which is no part of the operator.
-    is_reduced = k.shape[1] != q.shape[1]
-    weight, bias = (None, None) if is_reduced else (dwc_weight, dwc_bias)
-    out, _, _ = ops.attention(
-        q, k, v, positions, scale, weight, bias, floor, num_heads, *hw_shape, eps
-    )
-    if is_reduced and dwc_weight is not None:
-        with reference.without_autocast(q.device):
-            values = reference.depthwise_values(
-                v.float(), dwc_weight.float(), _float(dwc_bias), num_heads, hw_shape
-            )
-        out = (out + values).to(v.dtype)
-    return out
+    out = ops.attention_in_tiles(inputs._replace(dwc_weight=None, dwc_bias=None))
+    with without_autocast(out.device):
+        bias = None if bias is None else bias.float()
+        v = inputs.v.float()
+        values = reference.depthwise_values(
+            v, weight.float(), bias, inputs.num_heads, inputs.hw_shape
+        )
+    return (out + values).to(inputs.v.dtype)
 
 
-def choose(
-    device: torch.device,
-    dtypes: tuple[torch.dtype, ...],
-    channels: int,
-    num_heads: int,
-    focusing_factor: float,
-    *,
-    has_fewer_keys: bool = False,
-    is_empty: bool = False,
-    is_layer: bool = False,
-    implementation: str | None = None,
-) -> Choice:
+def choose(kind: Kind, is_layer: bool = False, implementation: str | None = None) -> Choice:
     """What computes a call; the one place that decides it.
 
     It says so in the debug log, once for each kind of call, and warns once for each reason why a GPU has to
     do without the kernels.
 
     Args:
-        device: of q, k and v.
-        dtypes: of q, k and v.
-        channels: C of q.
-        num_heads: h.
-        focusing_factor: p.
-        has_fewer_keys: than queries.
-        is_empty: there are no tokens.
+        kind: of the call.
         is_layer: a whole layer could be computed in tiles.
         implementation: see :func:`focused_linear_attention`, also for the errors.
     """
     variable = None if implementation else os.environ.get(VARIABLE)
     modes = (is_layer, torch.jit.is_tracing(), implementation or None, variable or None)
-    call = (device, dtypes, channels, num_heads, focusing_factor, has_fewer_keys, is_empty)
     if torch.compiler.is_compiling():
         # It traces what follows: sizes are symbols, and decide as such.
-        choice = _decide(*modes, *call)
+        choice = _decide(kind, *modes)
     else:
-        choice = _choose(torch.is_grad_enabled(), *modes, *call)
+        choice = _choose(kind, torch.is_grad_enabled(), *modes)
     if choice.implementation == TRITON and gpu.failure() and not implementation and not variable:
         return Choice(PLAIN, gpu.failure())
     return choice
 
 
 @cache
-def _choose(is_grad_enabled: bool, *arguments) -> Choice:
-    choice = _decide(*arguments)
-    *_, device, dtypes, _, _, _, _, _ = arguments
-    _log(choice.implementation, device.type, dtypes[-1], is_grad_enabled)
+def _choose(kind: Kind, is_grad_enabled: bool, *modes) -> Choice:
+    choice = _decide(kind, *modes)
+    _log(choice.implementation, kind.device.type, kind.dtypes[-1], is_grad_enabled)
     return choice
 
 
 def _decide(
-    is_layer: bool,
-    is_tracing: bool,
-    implementation: str | None,
-    variable: str | None,
-    device: torch.device,
-    *call,
+    kind: Kind, is_layer: bool, is_tracing: bool, implementation: str | None, variable: str | None
 ) -> Choice:
     forced = implementation or variable
     if forced is not None and forced not in IMPLEMENTATIONS:
         source = "implementation" if implementation else VARIABLE
         raise ValueError(f"{source} must be one of {', '.join(IMPLEMENTATIONS)}; got {forced!r}")
-    fast, obstacle = _fast(is_tracing, device, *call)
+    fast, obstacle = _fast(kind, is_tracing)
     # The variable is the whole process's, whose tensors may be on several devices, and which may count
     # operations by a trace.
     if variable in (TILED, TRITON) and (variable != fast or is_tracing):
@@ -219,7 +176,7 @@ def _decide(
     if forced in (REFERENCE, PLAIN):
         return Choice(forced, "it was asked for")
     if forced is not None and (forced != fast or obstacle is not None):
-        reason = f"the inputs are on {device.type}" if forced != fast else obstacle
+        reason = f"the inputs are on {kind.device.type}" if forced != fast else obstacle
         raise ValueError(f"the implementation {forced!r} cannot compute this: {reason}")
     if obstacle is None:
         return Choice(TILED_LAYER if is_layer and fast == TILED else fast)
@@ -228,17 +185,9 @@ def _decide(
     return Choice(REFERENCE if fast == TILED else PLAIN, obstacle)
 
 
-def _fast(
-    is_tracing: bool,
-    device: torch.device,
-    dtypes: tuple[torch.dtype, ...],
-    channels: int,
-    num_heads: int,
-    focusing_factor: float,
-    has_fewer_keys: bool,
-    is_empty: bool,
-) -> tuple[str | None, str | None]:
+def _fast(kind: Kind, is_tracing: bool) -> tuple[str | None, str | None]:
     """The fast implementation of the device, and why it cannot be used, each of them or None."""
+    device, dtypes, channels, num_heads, focusing_factor, has_fewer_keys, is_empty = kind
     fast = {"cpu": TILED, "meta": TILED, "cuda": TRITON}.get(device.type)
     if fast is None:
         return None, f"there is none for {device.type}"
@@ -248,13 +197,9 @@ def _fast(
         return fast, f"focusing_factor is {focusing_factor}, not 3"
     if fast == TRITON:
         return fast, gpu.supported(device, dtypes, channels, num_heads, has_fewer_keys, is_empty)
-    if not set(dtypes) <= set(DTYPES):
+    if not set(dtypes) <= set(gpu.DTYPES):
         return fast, f"the inputs are {dtypes[0]}"
     return fast, None
-
-
-def _float(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.float()
 
 
 @cache

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from . import gpu
-from .plain_modules import PLAIN_TENSORS, is_observed, is_plain
-from .size_cache import tensors_have_values
+from .eager import PLAIN_TENSORS, has_hooks_or_own_forward, is_plain, is_plain_eager
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -122,7 +121,9 @@ def _capability_obstacle(device: torch.device) -> str | None:
 def _drop_factors(branch: Tensor, drop_path: nn.Module) -> tuple[Tensor, Tensor | None]:
     """The branch, and factors ``(B,)`` that stochastic depth still has to multiply it with."""
     # Of timm alone is known what it does, but only torch is needed here.
-    is_known = type(drop_path).__module__.startswith("timm.") and not is_observed(drop_path)
+    is_known = type(drop_path).__module__.startswith("timm.") and not has_hooks_or_own_forward(
+        drop_path
+    )
     probability = drop_path.drop_prob if is_known else None
     if probability is None:
         return drop_path(branch), None
@@ -190,12 +191,12 @@ class _AddLayerNorm(torch.autograd.Function):
 
 @cache
 def _launcher() -> ModuleType:
-    return import_module(".gpu.launch_norm", __package__)  # It imports Triton.
+    return import_module(".gpu.norm", __package__)  # It imports Triton.
 
 
 def _forward(x: Tensor, *arguments: Any) -> list[Tensor]:
     # The operator, which costs 5 us more, is for fake tensors and for modes that want to see calls.
-    if type(x) is Tensor and tensors_have_values():
+    if type(x) is Tensor and is_plain_eager():
         return _launcher().forward(x, *arguments)
     return torch.ops.flatten_det.add_layer_norm.default(x, *arguments)
 

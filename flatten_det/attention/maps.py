@@ -1,4 +1,4 @@
-"""Tokens as a feature map and back.
+"""Feature maps of tokens: as images, in windows, with less resolution, and learned grids that follow them.
 
 The map of tokens is a view with the channels last, which convolutions take as it is. How the view is made
 matters: ``transpose`` before ``unflatten`` gives a batch of one a stride in which torch does not recognise
@@ -8,7 +8,11 @@ the layout, and a depthwise convolution on the CPU took 20 times as long.
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .eager import without_autocast
+from .layer_norm import layer_norm
 
 
 class Padding(NamedTuple):
@@ -18,7 +22,7 @@ class Padding(NamedTuple):
         sizes: ``(B, 2)`` int32, height and width of each map without it.
         mask: ``(B, N, 1)`` bool, True for the tokens that are padding.
         rows, columns: ``(B, H, h)`` and ``(B, W, w)``, shares of the rows and columns of a learned grid in
-            those of each map, see :func:`.grid.resize_grid_to_each`; None where there is no grid.
+            those of each map, see :func:`resize_grid_to_each`; None where there is no grid.
     """
 
     sizes: Tensor
@@ -43,3 +47,172 @@ def as_image(tokens: Tensor, hw_shape: tuple[int, int]) -> Tensor:
 def as_tokens(image: Tensor) -> Tensor:
     """``(B, C, H, W)`` -> ``(B, H*W, C)``: a view if the channels are last."""
     return image.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def pad_to_multiple(x: Tensor, multiple: tuple[int, int]) -> Tensor:
+    """Pad ``(B, H, W, C)`` with zeros at the bottom and right to multiples of ``multiple``."""
+    pad_h = -x.shape[1] % multiple[0]
+    pad_w = -x.shape[2] % multiple[1]
+    return F.pad(x, (0, 0, 0, pad_w, 0, pad_h)) if pad_h or pad_w else x
+
+
+def window_partition(x: Tensor, window: tuple[int, int]) -> Tensor:
+    """``(B, H, W, ...)`` -> ``(B, nW, h*w, ...)``; H and W are multiples of the window ``(h, w)``."""
+    B, H, W, *rest = x.shape
+    h, w = window
+    x = x.unflatten(2, (W // w, w)).unflatten(1, (H // h, h)).transpose(2, 3)
+    return x.reshape(B, (H // h) * (W // w), h * w, *rest)
+
+
+def window_merge(windows: Tensor, window: tuple[int, int], hw_shape: tuple[int, int]) -> Tensor:
+    """Inverse of :func:`window_partition`: ``(B, nW, h*w, C)`` -> ``(B, H, W, C)``."""
+    B, _, _, C = windows.shape
+    (h, w), (H, W) = window, hw_shape
+    x = windows.view(B, H // h, W // w, h, w, C).permute(0, 1, 3, 2, 4, 5)
+    return x.reshape(B, H, W, C)
+
+
+def strided_convolution(conv: nn.Conv2d, image: Tensor) -> Tensor:
+    """``conv(image)``; in float32 under the CPU's autocast.
+
+    oneDNN computes strided convolutions wrongly in bfloat16. Seen with torch 2.15 on a CPU with AVX512-BF16:
+    for maps one to seven tokens wide, or few channels, the output or the gradient of the weight is something
+    else altogether, up to whatever the memory held before. They are so small a part of a backbone that
+    float32 costs nothing that could be measured.
+
+    Args:
+        conv: any convolution with strides.
+        image: ``(B, C, H, W)``.
+    """
+    if image.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+        return conv(image)
+    with torch.autocast("cpu", enabled=False):
+        return conv(image.float())
+
+
+def reduce_tokens(
+    x: Tensor, hw_shape: tuple[int, int], ratio: int, conv: nn.Module, norm: nn.Module
+) -> tuple[Tensor, tuple[int, int]]:
+    """PVT's spatial reduction: a strided convolution merges each ``R x R`` patch of tokens, then a norm.
+
+    Maps that R does not divide are padded with zeros at the bottom and right.
+
+    Args:
+        x: ``(B, H*W, C)``.
+        hw_shape: ``(H, W)``.
+        ratio: R.
+        conv: kernel and stride ``(R, R)``.
+        norm: over C.
+
+    Returns:
+        Tokens ``(B, ceil(H/R)*ceil(W/R), C)`` and their map size.
+    """
+    B, _, C = x.shape
+    image = pad_to_multiple(x.view(B, *hw_shape, C), (ratio, ratio)).permute(0, 3, 1, 2)
+    image = strided_convolution(conv, image)
+    return layer_norm(as_tokens(image), norm, for_product=True), tuple(image.shape[2:])
+
+
+class GridRows:
+    """Rows of a learned grid resized as by :func:`resize_grid`, which never exists as a whole.
+
+    The grid is stretched along its width at once, which keeps it small, and along its height as rows are
+    asked for.
+
+    Args:
+        grid: ``(1, h*w, C)``, without gradients.
+        from_hw: ``(h, w)`` that the grid was learned on.
+        to_hw: ``(H, W)`` of the feature map.
+    """
+
+    def __init__(self, grid: Tensor, from_hw: tuple[int, int], to_hw: tuple[int, int]) -> None:
+        rows = grid.reshape(*from_hw, -1)  # A parametrised one may have any layout.
+        heights, widths = (
+            shares_of_grid(
+                torch.tensor(to_size, dtype=torch.float64), torch.tensor(size), to_size, size
+            )
+            for to_size, size in zip(to_hw, from_hw, strict=True)
+        )
+        if from_hw[1] != to_hw[1]:
+            rows = torch.matmul(widths.to(rows), rows)
+        self._shares = heights  # [H, h]
+        self._rows = rows.flatten(1)  # [h, W*C]
+
+    def of_rows(self, rows: slice, out: Tensor) -> Tensor:
+        """Those of the map's ``rows`` into ``out (n, C)``, contiguous."""
+        shares, source = self._interpolation(rows)
+        torch.mm(shares, source, out=out.view(len(shares), -1))
+        return out
+
+    def add_to(self, tokens: Tensor, rows: slice) -> None:
+        """Add those of the map's ``rows`` to ``tokens (n, C)``, contiguous, in place."""
+        shares, source = self._interpolation(rows)
+        tokens.view(len(shares), -1).addmm_(shares, source)
+
+    def _interpolation(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """Shares of the grid's rows in ``rows``, and the grid's rows that have one."""
+        shares = self._shares[rows]
+        # Each row has a share of two neighbours at most, which are further down for lower rows.
+        own = slice(int(shares[0].nonzero()[0]), int(shares[-1].nonzero()[-1]) + 1)
+        return shares[:, own].to(self._rows), self._rows[own]
+
+
+def resize_grid(grid: Tensor, from_hw: tuple[int, int], to_hw: tuple[int, int]) -> Tensor:
+    """Resize a learned grid bilinearly (``align_corners=False``) from one map size to another.
+
+    Args:
+        grid: ``(1, h*w, C)``, row-major over ``from_hw``.
+        from_hw: ``(h, w)`` that the grid was learned on.
+        to_hw: ``(H, W)`` of the feature map.
+
+    Returns:
+        ``(1, H*W, C)``; the grid itself when the sizes agree.
+    """
+    if tuple(from_hw) == tuple(to_hw):
+        return grid
+    h, w = from_hw
+    image = as_image(grid, (h, w))
+    # Interpolation weights lose too much in half precision for a parameter that is added everywhere.
+    dtype = torch.promote_types(grid.dtype, torch.float32)
+    image = F.interpolate(image.to(dtype), size=tuple(to_hw), mode="bilinear", align_corners=False)
+    return as_tokens(image).to(grid.dtype)
+
+
+def resize_grid_to_each(grid: Tensor, padding: Padding) -> Tensor:
+    """:func:`resize_grid` to the size of each map of a padded batch.
+
+    Args:
+        grid: ``(1, h*w, C)``, row-major.
+        padding: of the maps, with :func:`shares_of_grid` of the grid's size.
+
+    Returns:
+        ``(B, H*W, C)``, zero in the padding.
+    """
+    rows, columns = padding.rows, padding.columns
+    (B, W, w), h = columns.shape, rows.shape[-1]
+    with without_autocast(grid.device):
+        image = grid.reshape(h, w, -1).to(rows.dtype)
+        # Along its width at first, while it is low: two products, and nothing is copied.
+        image = torch.bmm(columns.view(1, B * W, w).expand(h, -1, -1), image)  # [h, B*W, C]
+        image = image.unflatten(1, (B, W)).transpose(0, 1).flatten(2)  # [B, h, W*C]
+        image = torch.bmm(rows, image)  # [B, H, W*C]
+    return image.view(B, -1, grid.shape[-1]).to(grid.dtype)
+
+
+def shares_of_grid(sizes: Tensor, grid_sizes: Tensor, points: int, grid_points: int) -> Tensor:
+    """Shares of a grid's points in those of axes that it is stretched to (``align_corners=False``).
+
+    Args:
+        sizes, grid_sizes: points of the axes, and of the grids, of the same shape. The result is float64 if
+            one of them is, or else float32.
+        points, grid_points: that there are at most.
+
+    Returns:
+        ``(..., points, grid_points)``, zero beyond the ends.
+    """
+    ratios, ends = (grid_sizes / sizes).unsqueeze(-1), (grid_sizes - 1).unsqueeze(-1)
+    ticks = torch.arange(0.5, points, device=ratios.device, dtype=ratios.dtype)
+    places = (ratios * ticks - 0.5).clamp(min=0).minimum(ends)
+    places = places.masked_fill(ticks > sizes.unsqueeze(-1), -1)
+    distances = places.unsqueeze(-1) - torch.arange(grid_points, device=ratios.device)
+    return (1 - distances.abs()).clamp(min=0)

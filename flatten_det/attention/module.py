@@ -4,19 +4,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import ops
-from .cpu.forward import Convolution
-from .cpu.layer import Norm
-from .cpu.layer import forward as cpu_layer
-from .dispatch import TILED_LAYER, TRITON, Choice, choose, run
-from .folding import FoldedProjections, fold_projections
-from .grid import resize_grid, resize_grid_to_each
-from .maps import Padding, as_image, as_tokens
-from .plain_modules import is_plain, is_plain_depthwise
-from .reference import values_as_image
-from .size_cache import tensors_have_values
-from .spatial_reduction import reduce_tokens
-from .window import pad_to_multiple, window_merge, window_partition
+from . import ops, tiled_layer
+from .dispatch import TILED_LAYER, TRITON, Choice, Kind, choose, run
+from .eager import is_plain, is_plain_depthwise, is_plain_eager
+from .maps import (
+    Padding,
+    as_image,
+    as_tokens,
+    pad_to_multiple,
+    reduce_tokens,
+    resize_grid,
+    resize_grid_to_each,
+    window_merge,
+    window_partition,
+)
+from .reference import FoldedProjections, Inputs, fold_projections, values_as_image
+from .tiled import Convolution
 
 EPS = 1e-6
 
@@ -172,7 +175,7 @@ class FocusedLinearAttention(nn.Module):
 
     def adds_in_tiles(self, x: Tensor, norm: nn.Module) -> bool:
         """Whether :meth:`add_in_tiles` can compute ``x + self(norm(x))``."""
-        if not (is_plain(norm, nn.LayerNorm) and tensors_have_values()):
+        if not (is_plain(norm, nn.LayerNorm) and is_plain_eager()):
             return False
         weight, bias = norm.weight, norm.bias
         if weight is None or bias is None or weight.shape != x.shape[-1:]:
@@ -193,7 +196,7 @@ class FocusedLinearAttention(nn.Module):
             inplace: overwrite x, which must be contiguous.
         """
         pairs = ((self.dwc, self.num_heads), (self.lepe, 1))
-        return cpu_layer(
+        return tiled_layer.forward(
             x,
             self._fold(),
             self.grid_size,
@@ -203,7 +206,7 @@ class FocusedLinearAttention(nn.Module):
             self.num_heads,
             hw_shape,
             EPS,
-            Norm(norm.weight, norm.bias, norm.eps),
+            tiled_layer.Norm(norm.weight, norm.bias, norm.eps),
             inplace,
         )
 
@@ -214,7 +217,7 @@ class FocusedLinearAttention(nn.Module):
         # What the projections return. Tensors without values know of no autocast.
         if kind != "meta" and torch.is_autocast_enabled(kind) and dtype != torch.float64:
             dtype = torch.get_autocast_dtype(kind)
-        return choose(
+        kind = Kind(
             device,
             (dtype, dtype, dtype),
             self.positional_encoding.shape[-1],
@@ -222,8 +225,8 @@ class FocusedLinearAttention(nn.Module):
             self.focusing_factor,
             has_fewer_keys=self.sr_ratio > 1,
             is_empty=x.numel() == 0,
-            is_layer=self._could_be_one_operator(x, dtype),
         )
+        return choose(kind, is_layer=self._could_be_one_operator(x, dtype))
 
     def _attend(
         self,
@@ -254,22 +257,22 @@ class FocusedLinearAttention(nn.Module):
             positions = resize_grid_to_each(grid, padding)
         dwc = self.dwc
         is_read = dwc is not None and is_plain_depthwise(dwc)
-        out = run(
-            choice,
+        inputs = Inputs(
             q,
             k,
             v,
-            num_heads=self.num_heads,
-            hw_shape=hw_shape,
-            positions=positions,
-            scale=self.scale if folded is None else None,
-            dwc_weight=dwc.weight if is_read else None,
-            dwc_bias=dwc.bias if is_read else None,
-            focusing_factor=self.focusing_factor,
-            eps=EPS,
-            floor=None if folded is None else folded.floor,
-            sizes=None if padding is None else padding.sizes,
+            positions,
+            self.scale if folded is None else None,
+            dwc.weight if is_read else None,
+            dwc.bias if is_read else None,
+            self.num_heads,
+            hw_shape,
+            self.focusing_factor,
+            EPS,
+            None if folded is None else folded.floor,
+            None if padding is None else padding.sizes,
         )
+        out = run(choice, inputs)
         if dwc is not None and not is_read:
             if padding is not None:
                 v = v.masked_fill(padding.mask, 0)

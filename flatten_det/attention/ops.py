@@ -7,6 +7,7 @@ An operator's way through torch's dispatcher and Python takes the host longer th
 :func:`attention_on_cuda` leaves it out where nobody is looking.
 """
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,202 +15,141 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
-from . import gpu, plain
-from .cpu.backward import backward as cpu_backward
-from .cpu.forward import Convolution
-from .cpu.forward import forward as cpu_forward
-from .cpu.layer import forward as cpu_layer
-from .folding import FoldedProjections
-from .size_cache import tensors_have_values
+from . import gpu, plain, tiled, tiled_layer
+from .eager import is_plain_eager, without_autocast
+from .reference import FoldedProjections, Inputs
 
-_INPUTS = (
+# The tensors of `Inputs`, and its settings, which `_pack` and `_unpack` make of it and it of.
+_TENSORS = (
     "Tensor q, Tensor k, Tensor v, Tensor? positions, Tensor? scale, Tensor? dwc_weight, "
-    "Tensor? dwc_bias, "
+    "Tensor? dwc_bias"
 )
-_FLOOR = "Tensor? floor, "
 _SETTINGS = "int num_heads, SymInt height, SymInt width, float eps"
 _SIZES = "Tensor? sizes=None"
-
-
-def _plain_cpu() -> torch.autocast:
-    """Autocast would send the products within an operator to half precision."""
-    return torch.autocast("cpu", enabled=False)
+_CPU = torch.device("cpu")
 
 
 @torch.library.custom_op(
     "flatten_det::focused_linear_attention",
     mutates_args=(),
     device_types="cpu",
-    schema=f"({_INPUTS}{_FLOOR}{_SETTINGS}, {_SIZES}) -> (Tensor, Tensor, Tensor)",
+    schema=f"({_TENSORS}, Tensor? floor, {_SETTINGS}, {_SIZES}) -> (Tensor, Tensor, Tensor)",
 )
-def attention(
-    q,
-    k,
-    v,
-    positions,
-    scale,
-    dwc_weight,
-    dwc_bias,
-    floor,
-    num_heads,
-    height,
-    width,
-    eps,
-    sizes=None,
-):
+def attention(*arguments):
     """Output ``(B, N, C)``; for backward, the means of f(k)ᵀ v ``(B, h, d, d)`` and of f(k) ``(B, h, d)``.
 
     On CUDA v is taken from a centre there, which the means have beside that of f(k), ``(B, 2, C)``.
 
-    Arguments as for :func:`~flatten_det.attention.reference.focused_linear_attention`, with p = 3. Fewer
-    keys than queries need ``dwc_weight=None``. With a floor there is no backward pass. ``sizes``, on CUDA
-    alone, are those of :func:`flatten_det.attention.gpu.launch.forward`.
+    Arguments are those of :class:`~flatten_det.attention.reference.Inputs`, with p = 3. Fewer keys than
+    queries need ``dwc_weight=None``. With a floor, which is for the CPU alone, there is no backward pass;
+    ``sizes`` are for CUDA alone.
     """
-    _check_no_padding(sizes)
-    inputs = (q, k, v, positions, scale, dwc_weight, dwc_bias)
-    with _plain_cpu():
-        return cpu_forward(*inputs, num_heads, (height, width), eps, floor)
+    inputs = _pack(*arguments)
+    _check_no_padding(inputs)
+    # Autocast would send the products within an operator to half precision.
+    with without_autocast(_CPU):
+        return tiled.forward(inputs)
 
 
 @torch.library.custom_op(
     "flatten_det::focused_linear_attention_backward",
     mutates_args=(),
     device_types="cpu",
-    schema=f"(Tensor grad, {_INPUTS}Tensor kv, Tensor means, {_SETTINGS}, bool[] needs, {_SIZES}) "
+    schema=f"(Tensor grad, {_TENSORS}, Tensor kv, Tensor means, {_SETTINGS}, bool[] needs, {_SIZES}) "
     "-> Tensor[]",
 )
-def attention_backward(
-    grad,
-    q,
-    k,
-    v,
-    positions,
-    scale,
-    dwc_weight,
-    dwc_bias,
-    kv,
-    means,
-    num_heads,
-    height,
-    width,
-    eps,
-    needs,
-    sizes=None,
-):
+def attention_backward(*arguments):
     """Gradients of those of the seven tensor inputs that need one, in their order."""
-    _check_no_padding(sizes)
-    inputs = (q, k, v, positions, scale, dwc_weight, dwc_bias)
-    with _plain_cpu():
-        gradients = cpu_backward(grad, *inputs, kv, means, num_heads, (height, width), eps, needs)
+    grad, inputs, kv, means, needs = _pack_backward(*arguments)
+    _check_no_padding(inputs)
+    with without_autocast(_CPU):
+        return _needed(tiled.backward(grad, inputs, kv, means, needs), needs)
+
+
+def _pack(
+    q, k, v, positions, scale, dwc_weight, dwc_bias, floor, num_heads, height, width, eps, sizes=None
+) -> Inputs:  # fmt: skip
+    """The arguments of :func:`attention`."""
+    tensors = (q, k, v, positions, scale, dwc_weight, dwc_bias)
+    return Inputs(*tensors, num_heads, (height, width), eps=eps, floor=floor, sizes=sizes)
+
+
+def _pack_backward(grad, *arguments) -> tuple[Tensor, Inputs, Tensor, Tensor, Sequence[bool]]:
+    """The arguments of :func:`attention_backward`."""
+    tensors = arguments[:7]
+    kv, means, num_heads, height, width, eps, needs, *sizes = arguments[7:]
+    return grad, _pack(*tensors, None, num_heads, height, width, eps, *sizes), kv, means, needs
+
+
+def _unpack(inputs: Inputs) -> tuple:
+    """The arguments of :func:`attention`."""
+    settings = (inputs.floor, inputs.num_heads, *inputs.hw_shape, inputs.eps, inputs.sizes)
+    return *inputs.tensors, *settings
+
+
+def _needed(gradients: Iterable[Tensor | None], needs: Iterable[bool]) -> list[Tensor]:
     return [gradient for gradient, need in zip(gradients, needs, strict=True) if need]
 
 
-def _check_no_padding(sizes: Tensor | None) -> None:
-    if sizes is not None:
+def _spread(gradients: Iterable[Tensor], needs: Iterable[bool]) -> list[Tensor | None]:
+    """The inverse of :func:`_needed`."""
+    found = iter(gradients)
+    return [next(found) if need else None for need in needs]
+
+
+def _check_no_padding(inputs: Inputs) -> None:
+    if inputs.sizes is not None:
         raise NotImplementedError(
             "padding within the operator is for CUDA; leave it out on the CPU"
         )
 
 
 @attention.register_kernel("cuda")
-def _attention_cuda(
-    q,
-    k,
-    v,
-    positions,
-    scale,
-    dwc_weight,
-    dwc_bias,
-    floor,
-    num_heads,
-    height,
-    width,
-    eps,
-    sizes=None,
-):
-    if floor is not None:
+def _attention_cuda(*arguments):
+    inputs = _pack(*arguments)
+    if inputs.floor is not None:
         raise NotImplementedError("the Triton kernels take scale and eps themselves, no floor")
-    inputs = (q, k, v, positions, scale, dwc_weight, dwc_bias)
-    return _forward_by_kernels(*inputs, num_heads, (height, width), eps, sizes)
+    return _forward_by_kernels(inputs)
 
 
 @attention_backward.register_kernel("cuda")
-def _attention_backward_cuda(
-    grad,
-    q,
-    k,
-    v,
-    positions,
-    scale,
-    dwc_weight,
-    dwc_bias,
-    kv,
-    means,
-    num_heads,
-    height,
-    width,
-    eps,
-    needs,
-    sizes=None,
-):
-    inputs = (q, k, v, positions, scale, dwc_weight, dwc_bias)
-    gradients = _backward_by_kernels(
-        grad, inputs, kv, means, num_heads, (height, width), eps, sizes, tuple(needs)
-    )
-    return [gradient for gradient, need in zip(gradients, needs, strict=True) if need]
+def _attention_backward_cuda(*arguments):
+    *packed, needs = _pack_backward(*arguments)
+    return _needed(_backward_by_kernels(*packed, tuple(needs)), needs)
 
 
-def _forward_by_kernels(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _forward_by_kernels(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     """``gpu.forward``, or the plain operations if Triton cannot build it; the means are unwritten then."""
     try:
         if not gpu.failure():
-            return gpu.forward(*inputs[:-1], sizes=inputs[-1])
+            return gpu.forward(inputs)
     except Exception as error:
         gpu.give_up(error)
-    *tensors, num_heads, hw_shape, eps, sizes = inputs
-    q = tensors[0]
-    head_dim = q.shape[-1] // num_heads
-    out = plain.focused_linear_attention(
-        **_named(tensors), num_heads=num_heads, hw_shape=hw_shape, eps=eps, sizes=sizes
+    (B, _, C), h = inputs.q.shape, inputs.num_heads
+    kv, means = (
+        inputs.q.new_empty(shape, dtype=torch.float32)
+        for shape in ((B, h, C // h, C // h), (B, 2, C))
     )
-    kv = q.new_empty(len(q), num_heads, head_dim, head_dim, dtype=torch.float32)
-    return out, kv, q.new_empty(len(q), 2, q.shape[-1], dtype=torch.float32)
+    return plain.focused_linear_attention(inputs), kv, means
 
 
 def _backward_by_kernels(
-    grad: Tensor,
-    inputs: tuple[Tensor | None, ...],
-    kv: Tensor,
-    means: Tensor,
-    num_heads: int,
-    hw_shape: tuple[int, int],
-    eps: float,
-    sizes: Tensor | None,
-    needs: tuple[bool, ...],
-) -> tuple[Tensor | None, ...]:
+    grad: Tensor, inputs: Inputs, kv: Tensor, means: Tensor, needs: tuple[bool, ...]
+) -> Sequence[Tensor | None]:
     """``gpu.backward``, or that of the plain operations if Triton cannot build it."""
     try:
         if not gpu.failure():
-            return gpu.backward(
-                grad, *inputs, kv, means, num_heads, hw_shape, eps, needs, sizes=sizes
-            )
+            return gpu.backward(grad, inputs, kv, means, needs)
     except Exception as error:
         gpu.give_up(error)
     leaves = [
-        x.detach().requires_grad_() if need else x for x, need in zip(inputs, needs, strict=True)
+        x.detach().requires_grad_() if need else x
+        for x, need in zip(inputs.tensors, needs, strict=True)
     ]
     with torch.enable_grad():
-        out = plain.focused_linear_attention(
-            **_named(leaves), num_heads=num_heads, hw_shape=hw_shape, eps=eps, sizes=sizes
-        )
-    wanted = [x for x, need in zip(leaves, needs, strict=True) if need]
-    found = iter(torch.autograd.grad(out, wanted, grad) if wanted else ())
-    return tuple(next(found) if need else None for need in needs)
-
-
-def _named(tensors: Any) -> dict[str, Tensor | None]:
-    names = ("q", "k", "v", "positions", "scale", "dwc_weight", "dwc_bias")
-    return dict(zip(names, tensors, strict=True))
+        out = plain.focused_linear_attention(inputs.with_tensors(leaves))
+    wanted = _needed(leaves, needs)
+    return _spread(torch.autograd.grad(out, wanted, grad) if wanted else (), needs)
 
 
 class _Kernels(torch.autograd.Function):
@@ -217,7 +157,7 @@ class _Kernels(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        out, kv, means = _forward_by_kernels(*inputs)
+        out, kv, means = _forward_by_kernels(Inputs(*inputs))
         ctx.save_for_backward(*inputs[:7], kv, means)
         ctx.settings = inputs[7:]  # The sizes among them, which nobody changes.
         return out
@@ -226,66 +166,54 @@ class _Kernels(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         *tensors, kv, means = ctx.saved_tensors
-        needs = ctx.needs_input_grad[:7]
-        gradients = _backward_by_kernels(grad, tuple(tensors), kv, means, *ctx.settings, needs)
-        return *gradients, None, None, None, None
+        inputs, needs = Inputs(*tensors, *ctx.settings), ctx.needs_input_grad[:7]
+        return *_backward_by_kernels(grad, inputs, kv, means, needs), *[None] * len(ctx.settings)
 
 
-def attention_on_cuda(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    positions: Tensor | None,
-    scale: Tensor | None,
-    dwc_weight: Tensor | None,
-    dwc_bias: Tensor | None,
-    num_heads: int,
-    hw_shape: tuple[int, int],
-    eps: float,
-    sizes: Tensor | None = None,
-) -> Tensor:
+def attention_on_cuda(inputs: Inputs) -> Tensor:
     """The output of :func:`attention` on CUDA, by its operator only where somebody may look at operators."""
-    inputs = (q, k, v, positions, scale, dwc_weight, dwc_bias)
-    if not _is_seen_by_nobody(q):
-        return attention(*inputs, None, num_heads, *hw_shape, eps, sizes)[0]
+    if not _is_plain_eager_tensor(inputs.q):
+        return attention(*_unpack(inputs))[0]
     if torch.is_grad_enabled():
-        return _Kernels.apply(*inputs, num_heads, hw_shape, eps, sizes)
-    return _forward_by_kernels(*inputs, num_heads, hw_shape, eps, sizes)[0]
+        return _Kernels.apply(*inputs)
+    return _forward_by_kernels(inputs)[0]
 
 
-def _is_seen_by_nobody(x: Tensor) -> bool:
+def attention_in_tiles(inputs: Inputs) -> Tensor:
+    """The output of :func:`attention` on the CPU."""
+    return attention(*_unpack(inputs))[0]
+
+
+def _is_plain_eager_tensor(x: Tensor) -> bool:
     """Whether x is a plain tensor: no compiler's, trace's, mode's, subclass's or transformation's."""
-    if type(x) is not Tensor or not tensors_have_values():
+    if type(x) is not Tensor or not is_plain_eager():
         return False
     return not torch._C._are_functorch_transforms_active()
 
 
 @attention.register_fake
-def _(q, k, v, positions, scale, dwc_weight, dwc_bias, floor, num_heads, *settings):
-    B, N, C = q.shape
-    d = C // num_heads
+def _(*arguments):
+    inputs = _pack(*arguments)
+    (B, N, C), h, v = inputs.q.shape, inputs.num_heads, inputs.v
     return (
         v.new_empty(B, N, C),
-        v.new_empty(B, num_heads, d, d, dtype=torch.float32),
-        v.new_empty((B, 2, C) if q.is_cuda else (B, num_heads, d), dtype=torch.float32),
+        v.new_empty(B, h, C // h, C // h, dtype=torch.float32),
+        v.new_empty((B, 2, C) if v.is_cuda else (B, h, C // h), dtype=torch.float32),
     )
 
 
 @attention_backward.register_fake
-def _(
-    grad, q, k, v, positions, scale, dwc_weight, dwc_bias, kv, means, num_heads, height, width, eps,
-    needs, sizes=None,
-):  # fmt: skip
-    inputs = (q, k, v, positions, scale, dwc_weight, dwc_bias)
-    return [x.new_empty(x.shape) for x, need in zip(inputs, needs, strict=True) if need]
+def _(*arguments):
+    _, inputs, _, _, needs = _pack_backward(*arguments)
+    return [x.new_empty(x.shape) for x in _needed(inputs.tensors, needs)]
 
 
 def _setup_context(ctx, inputs, output):
-    *tensors, floor, num_heads, height, width, eps, sizes = inputs
+    inputs = _pack(*inputs)
     _, kv, means = output
-    ctx.save_for_backward(*tensors, kv, means, sizes)
-    ctx.settings = (num_heads, height, width, eps)
-    ctx.is_folded = floor is not None
+    ctx.save_for_backward(*inputs.tensors, kv, means, inputs.sizes)
+    ctx.settings = (inputs.num_heads, *inputs.hw_shape, inputs.eps)
+    ctx.is_folded = inputs.floor is not None
 
 
 def _backward(ctx, grad, *_):
@@ -294,12 +222,10 @@ def _backward(ctx, grad, *_):
         raise NotImplementedError("folded projections have no backward pass: unfuse the layer")
     *tensors, kv, means, sizes = ctx.saved_tensors
     needs = [need and x is not None for need, x in zip(ctx.needs_input_grad, tensors, strict=False)]
-    found = iter(
-        attention_backward(grad, *tensors, kv, means, *ctx.settings, needs, sizes)
-        if any(needs)
-        else ()
-    )
-    return (*(next(found) if need else None for need in needs), *[None] * 6)
+    found = ()
+    if any(needs):
+        found = attention_backward(grad, *tensors, kv, means, *ctx.settings, needs, sizes)
+    return *_spread(found, needs), *[None] * 6
 
 
 attention.register_autograd(_backward, setup_context=_setup_context)
@@ -318,18 +244,18 @@ def _convolution_flops(v: torch.Size, *weights: torch.Size | None) -> int:
 
 
 @register_flop_formula(torch.ops.flatten_det.focused_linear_attention)
-def _attention_flops(
-    q, k, v, positions, scale, dwc_weight, dwc_bias, floor, num_heads, *settings, **_
-) -> int:
-    return _core_flops(q, k, num_heads) + _convolution_flops(q, dwc_weight)
+def _attention_flops(*arguments, **_) -> int:
+    shapes = _pack(*arguments)
+    core = _core_flops(shapes.q, shapes.k, shapes.num_heads)
+    return core + _convolution_flops(shapes.q, shapes.dwc_weight)
 
 
 @register_flop_formula(torch.ops.flatten_det.focused_linear_attention_backward)
-def _attention_backward_flops(
-    grad, q, k, v, positions, scale, dwc_weight, dwc_bias, kv, means, num_heads, *settings, **_
-) -> int:
+def _attention_backward_flops(*arguments, **_) -> int:
+    _, shapes, *_ = _pack_backward(*arguments)
+    core = _core_flops(shapes.q, shapes.k, shapes.num_heads)
     # Each product has two gradients; the products of the query side are computed again.
-    return 3 * _core_flops(q, k, num_heads) + 2 * _convolution_flops(q, dwc_weight)
+    return 3 * core + 2 * _convolution_flops(shapes.q, shapes.dwc_weight)
 
 
 @torch.library.custom_op(
@@ -367,19 +293,19 @@ def layer(
     Args:
         x: ``(B, N, C)``.
         weight, bias, positions, position_scale, floor: see
-            :class:`~flatten_det.attention.folding.FoldedProjections`.
+            :class:`~flatten_det.attention.reference.FoldedProjections`.
         grid_height, grid_width: of the positions.
         dwc_weight, dwc_bias: depthwise convolution of V, the same for all heads, or None.
         lepe_weight, lepe_bias: one with a kernel for every channel, or None.
         proj_weight, proj_bias: the output projection.
     """
     pairs = ((dwc_weight, dwc_bias, num_heads), (lepe_weight, lepe_bias, 1))
-    with _plain_cpu():
-        return cpu_layer(
+    with without_autocast(_CPU):
+        return tiled_layer.forward(
             x,
             FoldedProjections(weight, bias, positions, position_scale, floor),
             (grid_height, grid_width),
-            [Convolution(*pair) for pair in pairs if pair[0] is not None],
+            [tiled.Convolution(*pair) for pair in pairs if pair[0] is not None],
             proj_weight,
             proj_bias,
             num_heads,

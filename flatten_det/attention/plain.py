@@ -6,7 +6,7 @@ under autocast. A GPU's time for such operations is that of their bytes.
 - The feature map, the norms and all sums are in float32. So are the products where gradients are recorded
   (those of the scale are sums of what nearly cancels), and for float16, which has no range for features
   that are not normalised. Else, and in the convolution, bfloat16 stays bfloat16.
-- A positive factor of a row of q cancels but for the eps of the normaliser (see :mod:`.cpu`), so q is never
+- A positive factor of a row of q cancels but for the eps of the normaliser (see :mod:`.tiled`), so q is never
   brought back to its norm.
 - Where gradients are recorded, attention averages ``v - centre``, the centre being the mean of the values,
   whose own share is added. The gradients of q and k would else be differences of large rounded numbers.
@@ -16,35 +16,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .eager import without_autocast
 from .maps import is_padding
-from .reference import depthwise_values, without_autocast
+from .reference import Inputs, depthwise_values
 
 # A weight of all keys below this is nothing beside the eps.
 _LEAST = 1e-20
 
 
-def focused_linear_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    num_heads: int,
-    hw_shape: tuple[int, int],
-    positions: Tensor | None = None,
-    scale: Tensor | None = None,
-    dwc_weight: Tensor | None = None,
-    dwc_bias: Tensor | None = None,
-    focusing_factor: float = 3,
-    eps: float = 1e-6,
-    floor: Tensor | None = None,
-    sizes: Tensor | None = None,
-) -> Tensor:
-    """Arguments and result as for :func:`flatten_det.attention.reference.focused_linear_attention`.
-
-    Args:
-        sizes: ``(B, 2)``, height and width of each map without its padding, which is to the right of it and
-            below, and has no part in the result; the result is zero there. None: there is no padding.
-    """
+def focused_linear_attention(inputs: Inputs) -> Tensor:
+    """The result of :func:`flatten_det.attention.reference.focused_linear_attention`, zero in the padding."""
+    q, k, v, positions, scale, dwc_weight, dwc_bias = inputs.tensors
+    num_heads, hw_shape, eps, sizes = inputs.num_heads, inputs.hw_shape, inputs.eps, inputs.sizes
     full = torch.promote_types(v.dtype, torch.float32)
     differentiates = torch.is_grad_enabled()
     dtype = v.dtype if v.dtype == torch.bfloat16 and not differentiates else full
@@ -56,7 +39,7 @@ def focused_linear_attention(
         v = v.masked_fill(padding, 0)
     with without_autocast(q.device):
         inverse_scale = None if scale is None else 1 / F.softplus(scale.to(full))
-        settings = (inverse_scale, eps, floor, focusing_factor)
+        settings = (inverse_scale, eps, inputs.floor, inputs.focusing_factor)
         keys = k if positions is None else k + positions.to(full)
         (queries, q_norm, q_powers_norm), (keys, k_norm, k_powers_norm) = (
             _powers(x, *settings) for x in (q, keys)

@@ -4,13 +4,60 @@ This is the plain version that every faster one is tested against. It computes i
 float64 inputs) whatever the inputs are, because the cubes leave the range of float16.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .eager import without_autocast
 from .maps import as_tokens
+
+
+class Inputs(NamedTuple):
+    """What focused linear attention is computed from.
+
+    Attributes:
+        q: queries ``(B, N, C)``, N = H*W tokens in row-major order.
+        k: keys ``(B, M, C)``. M < N for spatially reduced keys and values.
+        v: values ``(B, M, C)``.
+        positions: added to the keys, broadcastable to ``(B, M, C)``.
+        scale: per-channel parameter s of :func:`feature_map`, broadcastable to ``(B, N, C)``.
+        dwc_weight: ``(d, 1, K, K)``, the depthwise convolution, shared by all heads. None: no convolution.
+        dwc_bias: ``(d,)``.
+        num_heads: number of heads h; the head dimension is d = C / h.
+        hw_shape: ``(H, W)`` of the map of the queries.
+        focusing_factor: p in Eq. 5.
+        eps: added after the ReLU and to the normaliser.
+        floor: ``(C,)``, in place of scale and of the eps after the ReLU; see :func:`feature_map`.
+        sizes: ``(B, 2)`` int32, height and width of each map without its padding, which is to the right of
+            it and below, and has no part in the result; the result is zero there. None: there is no
+            padding. The equation and the tiles on the CPU take none.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    positions: Tensor | None
+    scale: Tensor | None
+    dwc_weight: Tensor | None
+    dwc_bias: Tensor | None
+    num_heads: int
+    hw_shape: tuple[int, int]
+    focusing_factor: float = 3
+    eps: float = 1e-6
+    floor: Tensor | None = None
+    sizes: Tensor | None = None
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """Those that may have gradients, q to dwc_bias."""
+        return self[:7]
+
+    def with_tensors(self, tensors: Iterable[Tensor | None]) -> "Inputs":
+        """Others in the place of :attr:`tensors`."""
+        return Inputs(*tensors, *self[7:])
 
 
 def focused_map(x: Tensor, focusing_factor: float = 3) -> Tensor:
@@ -52,7 +99,7 @@ def feature_map(
         scale: per-channel s, broadcastable to x, or None for no division.
         focusing_factor: the power p.
         eps: keeps rows without a positive entry away from zero.
-        floor: per-channel eps/softplus(s), where x has scale and eps already (see ``folding``).
+        floor: per-channel eps/softplus(s), where x has scale and eps already, see :func:`fold_projections`.
 
     Returns:
         ``(B, N, C)``, non-negative.
@@ -65,69 +112,89 @@ def feature_map(
     return focused_map(x, focusing_factor)
 
 
-def focused_linear_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    num_heads: int,
-    hw_shape: tuple[int, int],
-    positions: Tensor | None = None,
-    scale: Tensor | None = None,
-    dwc_weight: Tensor | None = None,
-    dwc_bias: Tensor | None = None,
-    focusing_factor: float = 3,
-    eps: float = 1e-6,
-    floor: Tensor | None = None,
-) -> Tensor:
+class FoldedProjections(NamedTuple):
+    """What replaces the projections, the positions and the scale.
+
+    Attributes:
+        weight: of q, k and v, ``(3C, C)``.
+        bias: ``(3C,)``.
+        positions: on their own grid, ``(1, h*w, C)``, not scaled: a pass over them is left to their reader.
+        position_scale: what they are to be multiplied by, ``(C,)``.
+        floor: of q and k per channel, ``(C,)``.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    positions: Tensor
+    position_scale: Tensor
+    floor: Tensor
+
+
+def fold_projections(
+    weight: Tensor, bias: Tensor | None, positions: Tensor, scale: Tensor, eps: float
+) -> FoldedProjections:
+    """Projections that already contain scale, eps and bias of the feature map: for frozen weights.
+
+    The feature map sees queries only as ``(ReLU(W x + b) + eps) / softplus(s)``, and keys with positions
+    added before the ReLU. With r = 1/softplus(s) > 0 per channel this is ``max(r (W x + b) + eps r, eps r)``:
+    the factors go into the weights, and one maximum per entry remains.
+
+    Args:
+        weight: of q, k and v, ``(3C, C)``.
+        bias: ``(3C,)`` or None.
+        positions: ``(1, h*w, C)``.
+        scale: the parameter s, ``(1, 1, C)``.
+        eps: added after the ReLU.
+    """
+    inverse = 1 / F.softplus(scale.flatten())
+    floor = eps * inverse
+    ones = torch.ones_like(inverse)
+    factors = torch.cat([inverse, inverse, ones])
+    bias = torch.zeros_like(factors) if bias is None else bias * factors
+    return FoldedProjections(
+        weight * factors[:, None],
+        bias + torch.cat([floor, floor, 0 * ones]),
+        positions,
+        inverse,
+        floor,
+    )
+
+
+def focused_linear_attention(inputs: Inputs) -> Tensor:
     r"""Focused linear attention, :math:`O = \phi_p(Q)\phi_p(K)^T V + \mathrm{DWC}(V)` (Eq. 7).
 
     Normalised as linear attention is (Eq. 3): row i of the attention matrix is
     :math:`\phi(Q_i)\phi(K)^T / \sum_j \phi(Q_i)\phi(K_j)^T`. The matrix itself is never built:
     :math:`\phi(K)^T V` comes first, so that the cost is O(N).
 
-    Args:
-        q: queries ``(B, N, C)``, N = H*W tokens in row-major order.
-        k: keys ``(B, M, C)``. M < N for spatially reduced keys and values.
-        v: values ``(B, M, C)``.
-        num_heads: number of heads h; the head dimension is d = C / h.
-        hw_shape: ``(H, W)`` of the map of the queries.
-        positions: added to the keys, broadcastable to ``(B, M, C)``.
-        scale: per-channel parameter s of :func:`feature_map`, broadcastable to ``(B, N, C)``.
-        dwc_weight: ``(d, 1, K, K)``, the depthwise convolution, shared by all heads. None: no convolution.
-        dwc_bias: ``(d,)``.
-        focusing_factor: p in Eq. 5.
-        eps: added after the ReLU and to the normaliser.
-        floor: ``(C,)``, in place of scale and of the eps after the ReLU; see :func:`feature_map`.
-
     Returns:
         ``(B, N, C)`` in the dtype of ``v``.
     """
-    out_dtype = v.dtype
+    num_heads, hw_shape = inputs.num_heads, inputs.hw_shape
+    out_dtype = inputs.v.dtype
     dtype = torch.promote_types(out_dtype, torch.float32)
-    B, N, C = q.shape
-    M, d = k.shape[1], C // num_heads
+    B, N, C = inputs.q.shape
+    M, d = inputs.k.shape[1], C // num_heads
 
     def full(x: Tensor | None) -> Tensor | None:
         return None if x is None else x.to(dtype)
 
-    with without_autocast(q.device):
-        q, k, v, positions = full(q), full(k), full(v), full(positions)
-        scale, floor = full(scale), full(floor)
+    with without_autocast(inputs.q.device):
+        q, k, v, positions, scale, dwc_weight, dwc_bias = map(full, inputs.tensors)
+        settings = (scale, inputs.focusing_factor, inputs.eps, full(inputs.floor))
         if positions is not None:
             k = k + positions
-        q = feature_map(q, scale, focusing_factor, eps, floor)
-        k = feature_map(k, scale, focusing_factor, eps, floor)
+        q, k = feature_map(q, *settings), feature_map(k, *settings)
 
         q = q.view(B, N, num_heads, d).transpose(1, 2)  # [B, h, N, d]
         k = k.view(B, M, num_heads, d).transpose(1, 2)  # [B, h, M, d]
         values = v.reshape(B, M, num_heads, d).transpose(1, 2)  # [B, h, M, d]
         kv = k.transpose(-2, -1) @ values / M  # [B, h, d, d]
-        normaliser = q @ k.mean(dim=-2).unsqueeze(-1) + eps  # [B, h, N, 1]
+        normaliser = q @ k.mean(dim=-2).unsqueeze(-1) + inputs.eps  # [B, h, N, 1]
         out = (q @ kv / normaliser).transpose(1, 2).reshape(B, N, C)
 
         if dwc_weight is not None:
-            out = out + depthwise_values(v, full(dwc_weight), full(dwc_bias), num_heads, hw_shape)
+            out = out + depthwise_values(v, dwc_weight, dwc_bias, num_heads, hw_shape)
         return out.to(out_dtype)
 
 
@@ -162,8 +229,3 @@ def values_as_image(v: Tensor, hw_shape: tuple[int, int]) -> Tensor:
     if v.shape[1] != H * W:
         image = F.interpolate(image, size=H * W, mode="linear", align_corners=False)
     return image.reshape(*image.shape[:2], H, W)
-
-
-def without_autocast(device: torch.device) -> AbstractContextManager:
-    """No autocast within; tensors without values have no device that would know of any."""
-    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

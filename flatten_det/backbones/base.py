@@ -26,8 +26,7 @@ from timm.models._manipulate import MATCH_PREV_GROUP
 from torch import Tensor, nn
 
 from ..attention import FocusedLinearAttention
-from ..attention.grid import shares_of_grid
-from ..attention.maps import Padding, as_image, is_padding
+from ..attention.maps import Padding, as_image, is_padding, shares_of_grid
 from .blocks import TransformerBlock, as_contiguous_image, compile_blocks, computes_in_place
 from .cuda import AutocastWeights, replay_forward
 from .options import (

@@ -32,12 +32,16 @@ from torch.utils.checkpoint import (
 )
 
 from ..attention import FocusedLinearAttention
-from ..attention.cpu.tiles import tiles
+from ..attention.eager import (
+    has_hooks_or_own_forward,
+    is_known,
+    is_plain,
+    is_plain_depthwise,
+    is_plain_eager,
+)
 from ..attention.layer_norm import add_layer_norm, layer_norm, product_dtype
-from ..attention.maps import Padding, as_image, as_tokens
-from ..attention.plain_modules import is_known, is_observed, is_plain, is_plain_depthwise
-from ..attention.size_cache import tensors_have_values
-from ..attention.strided_convolution import strided_convolution
+from ..attention.maps import Padding, as_image, as_tokens, strided_convolution
+from ..attention.tiles import tiles
 from .options import BLOCK, ELEMENTWISE, MLP
 
 # A stage's blocks share their code: four stages with two kinds of blocks, in training and evaluation, with
@@ -70,11 +74,11 @@ def computes_in_place(module: nn.Module, x: Tensor) -> bool:
     if not _is_cpu_inference(x):
         return False
     parts = list(module.modules())[1:]  # Its own hooks are given its inputs and outputs alone.
-    return all(map(is_known, map(type, parts))) and not any(map(is_observed, parts))
+    return all(map(is_known, map(type, parts))) and not any(map(has_hooks_or_own_forward, parts))
 
 
 def _is_cpu_inference(x: Tensor) -> bool:
-    return x.device.type == "cpu" and not torch.is_grad_enabled() and tensors_have_values()
+    return x.device.type == "cpu" and not torch.is_grad_enabled() and is_plain_eager()
 
 
 def as_contiguous_image(tokens: Tensor, hw_shape: tuple[int, int]) -> Tensor:

@@ -29,8 +29,14 @@ from torch.utils._pytree import tree_map_only
 
 from ..attention import FocusedLinearAttention
 from ..attention.dispatch import VARIABLE
-from ..attention.plain_modules import has_hooks, is_known, is_plain
-from ..attention.size_cache import keeping_nothing, keeps_tensors, tensors_have_values
+from ..attention.eager import (
+    has_hooks,
+    is_known,
+    is_plain,
+    is_plain_eager,
+    keeping_nothing,
+    keeps_tensors,
+)
 
 
 class AutocastWeights:
@@ -161,7 +167,7 @@ class CudaGraphs:
         arguments = (x,) if sizes is None else (x, tuple(map(tuple, sizes)))
         is_inference = not torch.is_grad_enabled() and not self._module.training
         # Compilers, traces and others' captures get what they would without graphs.
-        if not is_inference or not tensors_have_values() or not keeps_tensors():
+        if not is_inference or not is_plain_eager() or not keeps_tensors():
             return self._forward(*arguments)
         outputs = None
         with self._lock:

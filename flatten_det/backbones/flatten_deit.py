@@ -8,8 +8,8 @@ from mmengine.registry import MODELS
 from timm.models._manipulate import MATCH_PREV_GROUP
 from torch import Tensor, nn
 
-from ..attention.grid import resize_grid, resize_grid_to_each
 from ..attention.layer_norm import layer_norm
+from ..attention.maps import resize_grid, resize_grid_to_each
 from .base import DenseBackbone, fill_padding
 from .blocks import (
     PatchEmbed,

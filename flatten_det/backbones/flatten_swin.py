@@ -8,7 +8,7 @@ from timm.models._manipulate import MATCH_PREV_GROUP
 from torch import Tensor, nn
 
 from ..attention.layer_norm import layer_norm
-from ..attention.window import pad_to_multiple
+from ..attention.maps import pad_to_multiple
 from .base import DenseBackbone
 from .blocks import (
     PatchEmbed,

@@ -4,10 +4,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attention.maps import Padding, as_image, as_tokens
-from ..attention.size_cache import SizeCache
-from ..attention.spatial_reduction import reduce_tokens
-from ..attention.window import pad_to_multiple, window_merge, window_partition
+from ..attention.eager import SizeCache
+from ..attention.maps import (
+    Padding,
+    as_image,
+    as_tokens,
+    pad_to_multiple,
+    reduce_tokens,
+    window_merge,
+    window_partition,
+)
 
 
 class SpatialReductionAttention(nn.Module):

@@ -1,33 +1,29 @@
-"""mmengine reads checkpoints, pickle and YAML files as data only."""
+"""What mmengine calls to read checkpoints, pickle and YAML files: they are data only.
+
+:mod:`.patches` puts these functions and classes in the place of mmengine's.
+"""
 
 import io
 import os
 import pickle
-from functools import wraps
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-import mmengine.runner.checkpoint as mmengine_checkpoint
-import mmengine.utils.dl_utils as dl_utils
 import numpy as np
 import torch
 import yaml
-from mmengine.fileio import register_handler
 from mmengine.fileio.handlers import PickleHandler, YamlHandler
-from mmengine.infer.infer import BaseInferencer
-from mmengine.runner import CheckpointLoader
 
-from ..errors import CheckpointError, UserError
+from ..errors import CheckpointError, UserError, reason_of
 from ..files.checkpoints import (
-    download,
-    forget,
-    is_trusting,
     load_as_data,
     load_local,
     refusal,
     refused_part,
+    take_checked,
 )
 from ..files.data_types import ALSO_DATA_TYPES, DATA_TYPES, Called, finished
+from ..files.downloads import download, forget
 
 # mmengine names the checkpoint with the best score so, and removes it when there is a better one.
 _BEST = "best_"
@@ -90,28 +86,6 @@ def _path_keys(logs: dict[Any, Any]) -> set[Any]:
 _AS_THEY_ARE = (CheckpointError, FileNotFoundError, PermissionError, MemoryError)
 
 
-def read_mmengine_checkpoints_as_data() -> None:
-    """Let all loaders of mmengine refuse files that hold code.
-
-    Left to themselves,
-
-    - the maintained distribution reads a local file that fails to load as data once more without any
-      restriction, after a mere warning;
-    - both distributions unpickle what they download, and unpack it among the other downloads;
-    - both execute texts in checkpoints: see :mod:`.instructions`, and inferencers that get no config.
-
-    Each of these happens in one function, through which ``load_from``, resuming, ``init_cfg``,
-    ``init_detector`` and all others go.
-    """
-    if hasattr(mmengine_checkpoint, "_safe_torch_load"):
-        mmengine_checkpoint._safe_torch_load = _load_file
-    else:
-        CheckpointLoader.register_scheme(prefixes="", loader=load_from_local, force=True)
-    for module in (mmengine_checkpoint, dl_utils, dl_utils.hub):
-        module.load_url = _load_url
-    BaseInferencer._init_model = _with_config_given(BaseInferencer._init_model)
-
-
 def load_from_local(filename: str, map_location: Any = None) -> Any:
     """What mmengine calls for a path: see :func:`~flatten_det.files.checkpoints.load_local`.
 
@@ -122,18 +96,23 @@ def load_from_local(filename: str, map_location: Any = None) -> Any:
     filename = os.path.expanduser(filename)
     if not os.path.isfile(filename):
         raise FileNotFoundError(f"{filename} can not be found.")
-    return _load_file(filename, map_location)
+    return load_file(filename, map_location)
 
 
-def _load_file(
+def load_file(
     file: str | io.BytesIO, map_location: Any = None, weights_only: bool | None = None
 ) -> Any:
-    """mmengine's signature; ``weights_only`` is not looked at."""
+    """What mmengine calls for a file: its signature, of which ``weights_only`` is not looked at.
+
+    What was read to be checked is on the CPU, whatever the device: loading it into a model or an optimizer
+    takes it to theirs.
+    """
     is_local = isinstance(file, str | Path)
     try:
-        checkpoint = (
-            load_local(file, map_location) if is_local else load_as_data(file, map_location)
-        )
+        checkpoint = take_checked(file) if is_local and _is_device(map_location) else None
+        if checkpoint is None:
+            load = load_local if is_local else load_as_data
+            checkpoint = load(file, map_location)
     except _AS_THEY_ARE:
         raise
     except Exception as error:
@@ -141,7 +120,12 @@ def _load_file(
     return without_instructions(checkpoint, os.path.dirname(file) if is_local else None)
 
 
-def _load_url(
+def _is_device(map_location: Any) -> bool:
+    """Not None, which means where the tensors were saved, nor a function."""
+    return isinstance(map_location, str | torch.device)
+
+
+def load_url(
     url: str,
     model_dir: str | None = None,
     map_location: Any = None,
@@ -154,6 +138,8 @@ def _load_url(
     Of the arguments of :func:`torch.hub.load_state_dict_from_url`, URL and device matter: each URL has its
     own place in the cache.
     """
+    if _is_device(map_location) and (checkpoint := take_checked(url)) is not None:
+        return checkpoint
     try:
         path = download(url)
     except CheckpointError as error:
@@ -173,25 +159,11 @@ def _explained(error: Exception, source: Any) -> CheckpointError:
     """An error that names the file."""
     if isinstance(error, pickle.UnpicklingError):
         return refusal(source, refused_part(error))
-    lines = str(error).strip().splitlines()
-    reason = f"{type(error).__name__}: {lines[0] if lines else 'no detail'}"
     if isinstance(error, OSError):
-        return CheckpointError(f"checkpoint {source} cannot be read ({reason}): try again")
-    return refusal(source, reason)
-
-
-def _with_config_given(init_model: Any) -> Any:
-    @wraps(init_model)
-    def checked(self, cfg: Any, weights: str | None, device: str = "cpu") -> torch.nn.Module:
-        if not cfg and not is_trusting():
-            raise CheckpointError(
-                f"checkpoint {weights} comes without a config: give the config file, too; the one in the "
-                "checkpoint is not used, because configs are code (for a checkpoint of your own: within "
-                "flatten_det.files.checkpoints.trusted_checkpoints())"
-            )
-        return init_model(self, cfg, weights, device)
-
-    return checked
+        return CheckpointError(
+            f"checkpoint {source} cannot be read ({reason_of(error)}): try again"
+        )
+    return refusal(source, reason_of(error))
 
 
 def _encode(text: str, encoding: str) -> bytes:
@@ -293,9 +265,3 @@ def _size(file: BinaryIO | TextIO) -> int:
 def _named(file: Any) -> str:
     name = getattr(file, "name", None)  # mmengine mostly passes on its content alone.
     return f" {name}" if isinstance(name, str) else ""
-
-
-def read_mmengine_files_as_data() -> None:
-    """Let ``mmengine.load``, and with it data sets and metrics, refuse files that hold code."""
-    register_handler(["pkl", "pickle"])(DataPickleHandler)
-    register_handler(["yaml", "yml"])(DataYamlHandler)

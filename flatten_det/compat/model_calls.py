@@ -1,4 +1,4 @@
-"""Telling backbones, and heads, what they are called with; predicting images without batch mates."""
+"""How models with a backbone of this package are called: told of padding, and without batch mates."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -10,16 +10,15 @@ from torch import Tensor, nn
 from ..backbones.base import DenseBackbone, of_equal_size, sizes_within, valid_regions
 
 
-def tell_backbones_of_padding() -> None:
-    """Let every model of mmengine, MMDetection's and MMSegmentation's among them, pass on its data samples.
+def call(model: BaseModel, *args: Any, **kwargs: Any) -> Any:
+    """``BaseModel.__call__`` of a model that has a backbone of this package; others are called as ever.
 
-    Their backbones are given images alone. The class is the one place that all calls go through: of
-    training loops, also distributed, of evaluation, of inferencers and of one's own code.
+    Backbones of this package are told which part of each image is no padding, heads of a segmentor how
+    large a sliding window is, and predictions for images of several sizes are made apart, where a backbone
+    masks padding.
     """
-    BaseModel.__call__ = _call
-
-
-def _call(model: BaseModel, *args: Any, **kwargs: Any) -> Any:
+    if not any(isinstance(module, DenseBackbone) for module in model.modules()):
+        return nn.Module.__call__(model, *args, **kwargs)
     given = dict(zip(("inputs", "data_samples", "mode"), args, strict=False)) | kwargs
     images, data_samples = given.get("inputs"), given.get("data_samples")
     if given.get("mode") == "predict":
@@ -70,7 +69,7 @@ def _predict_by_size(
         own = [data_samples[index] for index in members]
         for sample in own:
             sample.set_metainfo({"batch_input_shape": (height, width)})
-        found = _call(model, images[:, :, :height, :width][members], own, mode="predict")
+        found = call(model, images[:, :, :height, :width][members], own, mode="predict")
         for index, prediction in zip(members, found, strict=True):
             predictions[index] = prediction
     return predictions

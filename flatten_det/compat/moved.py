@@ -29,7 +29,7 @@ _MOVED = {
     "flatten_det.datasets": dict.fromkeys(
         ("ShapesDetDataset", "ShapesPanopticDataset", "ShapesSegDataset"), "flatten_det.data"
     ),
-    "flatten_det.visualization": {"EnlargingDetVisualizer": "flatten_det.predict.visualizer"},
+    "flatten_det.visualization": {"EnlargingDetVisualizer": "flatten_det.predict.drawing"},
 }
 
 

@@ -5,13 +5,12 @@ from importlib.util import find_spec
 __all__ = []
 
 if find_spec("mmdet") is not None:
-    from .shapes.detection import ShapesDetDataset
-    from .shapes.panoptic import ShapesPanopticDataset
+    from .shapes.datasets import ShapesDetDataset, ShapesPanopticDataset
 
     __all__ += ["ShapesDetDataset", "ShapesPanopticDataset"]
 
 if find_spec("mmseg") is not None:
-    from .shapes.segmentation import ShapesSegDataset
+    from .shapes.datasets import ShapesSegDataset
 
     __all__ += ["ShapesSegDataset"]
 

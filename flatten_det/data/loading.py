@@ -1,37 +1,28 @@
-"""Data pipelines: files that they must not open, images that cannot be read, and errors that name the file."""
+"""Data pipelines: files that must not be opened, images that cannot be read, errors that name the file."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
-from mmengine.config import Config
-from .coco_values import parse_json
-from ..files.user_files import NotUtf8Error, why_not_read
-from ..errors import UserError
 import contextlib
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
 import cv2
-from mmengine.dataset import Compose
-from mmengine.evaluator import Evaluator
-from mmengine.hooks import Hook
-from PIL import Image, UnidentifiedImageError
-from .coco_values import is_size
-from ..files.images import FORMATS, decoded, pixel_limit, set_pixel_limit, why_not_decoded
-from ..errors import UserError
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
 from mmengine import dist
-from mmengine.evaluator import BaseMetric
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from PIL import Image, UnidentifiedImageError
 from torch.utils.data import DataLoader
-from ..files.images import pixel_limit
+
 from ..errors import UserError
+from ..files.images import FORMATS, decoded, pixel_limit, set_pixel_limit, why_not_decoded
+from ..files.user_files import NotUtf8Error, why_not_read
+from .coco import NotJsonError, is_size, parse_json
 
 
 @contextmanager
@@ -49,9 +40,12 @@ def named_annotation_errors(cfg: Config) -> Iterator[None]:
         yield
     except (ValueError, RecursionError) as error:
         for path in files:
-            reason = _json_error(path) if path.suffix == ".json" else None
-            if reason:
+            try:
+                parse_json(path.read_bytes() if path.suffix == ".json" else b"{}")
+            except NotUtf8Error as reason:
                 raise UserError(f"annotation file {path} {reason}") from error
+            except NotJsonError as reason:
+                raise UserError(f"annotation file {path} {reason}: get it again") from error
         raise
 
 
@@ -70,16 +64,6 @@ def _annotation_files(node: Any, data_root: str = "") -> Iterator[Path]:
             yield from _annotation_files(child, data_root)
 
 
-def _json_error(path: Path) -> str | None:
-    try:
-        parse_json(path.read_bytes())
-    except NotUtf8Error as error:
-        return str(error)
-    except (ValueError, RecursionError) as error:
-        return f"is not valid JSON ({error}): get it again"
-    return None
-
-
 _READ_FROM = {
     "img_path": cv2.IMREAD_COLOR,
     "img_path2": cv2.IMREAD_COLOR,
@@ -93,12 +77,7 @@ class ImageError(UserError):
 
 
 def image_error(path: str | Path, flag: int = cv2.IMREAD_COLOR) -> str | None:
-    """Say in one line why an image or label map cannot, or must not, be decoded; None if it can.
-
-    Args:
-        path: of the file.
-        flag: how OpenCV would read it.
-    """
+    """Say in one line why OpenCV cannot, or must not, decode an image or label map; None if it can."""
     path = Path(path)
     if refusal := why_not_decoded(path):
         return refusal
@@ -175,7 +154,9 @@ class CheckedPipeline(Compose):
                 reason = "://" not in str(path) and image_error(path, flag)
                 if reason:
                     raise ImageError(reason) from error
-            if "img_path" in data and _no_pixels_are_left(error):
+            # OpenCV's words where a side is less than a pixel after resizing.
+            is_resize = isinstance(error, cv2.error) and error.func == "resize"
+            if "img_path" in data and is_resize and "inv_scale" in error.err:
                 raise ImageError(
                     f"image {data['img_path']} is too narrow: resized as the config says, no pixels are "
                     "left of it: remove it"
@@ -198,7 +179,9 @@ class CheckedPipeline(Compose):
 
 
 def _why_not_opened(path: str, folders: Sequence[str]) -> str | None:
-    if folders and not any(_lies_in(path, folder) for folder in folders):
+    # By the names alone: links are the user's own.
+    place = os.path.abspath(path)
+    if folders and not any(place.startswith(os.path.join(folder, "")) for folder in folders):
         return (
             f"image {path} was not opened: it is outside of its data folder ({', '.join(folders)}): correct "
             "its file name in the annotations"
@@ -206,17 +189,13 @@ def _why_not_opened(path: str, folders: Sequence[str]) -> str | None:
     return None if "://" in path else why_not_decoded(path)
 
 
-def _lies_in(path: str, folder: str) -> bool:
-    """By the names alone: links are the user's own."""
-    return os.path.abspath(path).startswith(os.path.join(folder, ""))
+class CheckFilesHook(Hook):
+    """Keeps a training, and the metrics of a test, from files that they must not open.
 
-
-def _no_pixels_are_left(error: Exception) -> bool:
-    return isinstance(error, cv2.error) and error.func == "resize" and "inv_scale" in error.err
-
-
-class CheckImagesHook(Hook):
-    """Puts a :class:`CheckedPipeline` into the data sets of a training, before workers copy them."""
+    It puts a :class:`CheckedPipeline` into the data sets of a training, before workers copy them, and looks
+    at the label maps that panoptic metrics open by themselves. Images of a test are checked by
+    :class:`LeaveOutUnreadableHook`.
+    """
 
     def before_train_epoch(self, runner) -> None:
         """Check the training images."""
@@ -226,16 +205,12 @@ class CheckImagesHook(Hook):
         """Check the validation images."""
         check_images(runner.val_dataloader.dataset, pixel_limit(runner.cfg))
 
-
-class CheckMetricsHook(Hook):
-    """Looks at the label maps that panoptic metrics open by themselves, before they do so."""
-
     def before_val(self, runner) -> None:
-        """Look at those of the validation."""
+        """Look at the label maps of the validation."""
         _check_metrics(runner.val_evaluator, pixel_limit(runner.cfg))
 
     def before_test(self, runner) -> None:
-        """Look at those of the test."""
+        """Look at the label maps of the test."""
         _check_metrics(runner.test_evaluator, pixel_limit(runner.cfg))
 
 
@@ -284,12 +259,7 @@ _LISTED = 10
 
 @dataclass(frozen=True)
 class Unreadable:
-    """In place of a sample: why there is none.
-
-    Attributes:
-        reason: one line, with the file's name.
-        img_id: as the data set counts.
-    """
+    """In place of a sample: why there is none, in a line with the file's name, and the image's id."""
 
     reason: str
     img_id: Any = None
@@ -298,10 +268,7 @@ class Unreadable:
 def left_out(reasons: Sequence[str], total: int, what: str = "") -> UserError:
     """The error with which a tool ends that did its work for all other images.
 
-    Args:
-        reasons: one line for each image that could not be read.
-        total: number of images, with these.
-        what: of the results that is to be known.
+    ``reasons`` are one line for each image that could not be read, of ``total`` images with these.
     """
     listed = "; ".join(reasons[:_LISTED])
     more = f"; and {len(reasons) - _LISTED} more" if len(reasons) > _LISTED else ""
@@ -332,12 +299,7 @@ class _Collate:
 
 @dataclass(frozen=True)
 class _Readable:
-    """A data loader without what cannot be read.
-
-    Attributes:
-        loader: with a :class:`_Collate`.
-        note: called at the end with what was left out, on all ranks.
-    """
+    """A data loader, with :class:`_Collate`, without what cannot be read; ``note`` gets that at the end."""
 
     loader: DataLoader
     note: Callable[[list[Unreadable]], None]

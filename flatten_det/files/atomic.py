@@ -6,20 +6,11 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, BinaryIO
 
-import cv2
-import numpy as np
-from mmengine.config import Config
-from mmengine.fileio import LocalBackend, get_file_backend, register_backend
-from mmengine.fileio.io import backend_instances
-from mmengine.registry import VISBACKENDS
-from mmengine.visualization import LocalVisBackend
-
 from ..errors import NO_ROOM, UserError
-from .images import IMAGE_SUFFIXES
 
 try:
     import fcntl
@@ -201,70 +192,3 @@ def _identity(path: str | Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return (status.st_dev, status.st_ino)
-
-
-class AtomicLocalBackend(LocalBackend):
-    """mmengine's access to local files, with :func:`write_atomically`."""
-
-    def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Write a file whole or not at all, and its folder where there is none."""
-        write_atomically(filepath, obj, durable=Path(filepath).suffix not in IMAGE_SUFFIXES)
-
-    def put_text(self, obj: str, filepath: str | Path, encoding: str = "utf-8") -> None:
-        """Write a text file whole or not at all."""
-        self.put(obj.encode(encoding), filepath)
-
-
-class DistinctVisBackend(LocalVisBackend):
-    """mmengine's folder of drawn pictures, in which none takes the place of another one.
-
-    The frameworks' hooks name pictures of equally named images, or of two validations, alike.
-    """
-
-    def add_image(self, name: str, image: np.ndarray, step: int = 0, **kwargs) -> None:
-        """Write an RGB picture whole or not at all."""
-        folder = Path(self.experiment._img_save_dir)
-        path, number = folder / f"{name}_{step}.png", 1
-        while path.exists():
-            number += 1
-            path = folder / f"{name}_{step}-{number}.png"
-        _, content = cv2.imencode(".png", image[..., ::-1])
-        write_atomically(path, content.tobytes(), durable=False)
-
-
-def _dump_config(cfg: Config, file: str | Path | None = None) -> str | None:
-    """mmengine's ``Config.dump``, which neither leaves half a file nor replaces the config itself."""
-    if file is None:
-        return _DUMP(cfg)
-    path = Path(file)
-    if cfg.filename and _identity(path) and _identity(path) == _identity(cfg.filename):
-        path = path.with_stem(f"{path.stem}_dumped")
-    if path.suffix == ".py":
-        write_atomically(path, cfg.pretty_text.encode())
-        return None
-    return _DUMP(cfg, path)
-
-
-_DUMP = Config.dump
-
-
-@contextlib.contextmanager
-def atomic_local_files() -> Iterator[None]:
-    """Let mmengine write local files, checkpoints above all, whole or not at all.
-
-    Its other backends (s3, petrel and the like) are left alone: their services have no rename.
-    """
-    before = type(get_file_backend(".")), VISBACKENDS.get("LocalVisBackend"), Config.dump
-    _have_mmengine_write(AtomicLocalBackend, DistinctVisBackend, _dump_config)
-    try:
-        yield
-    finally:
-        _have_mmengine_write(*before)
-
-
-def _have_mmengine_write(backend: type, vis_backend: type, dump_config: Callable) -> None:
-    register_backend("local", backend, force=True, prefixes="")
-    # mmengine's functions keep the backends that they made before.
-    backend_instances.clear()
-    VISBACKENDS.register_module("LocalVisBackend", force=True, module=vis_backend)
-    Config.dump = dump_config

@@ -1,68 +1,25 @@
-"""Reading checkpoint files as data: tensors, numbers, texts and mmengine's logs; nothing is executed."""
+"""Checkpoint files: read as data, once, and held against the model they are meant for."""
 
-import hashlib
 import os
 import pickle
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import urlsplit
 
 import torch
-from mmengine.runner import CheckpointLoader
-from torch import Tensor
+from mmengine.hooks import Hook
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.runner import CheckpointLoader, Runner
+from torch import Tensor, nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, UserError, reason_of
 from .data_types import DATA_TYPES, finished
-from .downloads import DownloadError, download_file
-
-_MAX_NAME = 150  # of the 255 bytes that file systems allow, with what is put around it
-
-
-def cached_path(url: str) -> Path:
-    """Where the file of a URL is kept: torch's hub folder, under a name that no other URL has."""
-    digest = hashlib.sha256(url.encode()).hexdigest()[:8]
-    return _folder() / f"{digest}-{_name(url)[-_MAX_NAME:] or 'checkpoint'}"
-
-
-def download(url: str) -> Path:
-    """The local copy of a URL; downloaded unless it is in the cache.
-
-    So is what torch has downloaded itself, if its name tells its digest, as those of torchvision and the
-    frameworks' zoos do. See :func:`~flatten_det.files.downloads.download_file` for how.
-
-    Raises:
-        CheckpointError: The server cannot be reached, refuses, or breaks off each time.
-    """
-    target, of_torch = cached_path(url), _folder() / _name(url)
-    digest = torch.hub.HASH_REGEX.search(of_torch.name)
-    if digest and of_torch.is_file():
-        whole = hashlib.sha256(of_torch.read_bytes()).hexdigest()
-        if whole.startswith(digest[1]):
-            return of_torch
-    try:
-        download_file(url, target)
-    except DownloadError as error:
-        raise CheckpointError(str(error)) from error
-    return target
-
-
-def _folder() -> Path:
-    return Path(torch.hub.get_dir()) / "checkpoints"
-
-
-def _name(url: str) -> str:
-    return Path(urlsplit(url).path).name
-
-
-def forget(url: str) -> None:
-    """Remove a file from the cache, because it is not what was asked for."""
-    cached_path(url).unlink(missing_ok=True)
-
+from .downloads import forget
+from .user_files import why_not_read
 
 _LONGEST_REASON = 300
 # PyTorch calls what is in this list and in its own, and nothing else.
@@ -200,13 +157,63 @@ def load_local(path: str | Path, map_location: Any = None) -> Any:
     try:
         return torch.load(path, map_location=map_location, weights_only=False)
     except Exception as error:
-        reason = (
-            f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
-        )
         raise CheckpointError(
-            f"checkpoint {path} cannot be unpickled either ({reason}): read it with the code that wrote "
-            "it, and save its state_dict alone"
+            f"checkpoint {path} cannot be unpickled either ({reason_of(error)}): read it with the code "
+            "that wrote it, and save its state_dict alone"
         ) from error
+
+
+# Within checkpoints_read_once(): at most one checkpoint, under what it was read from.
+_checked: ContextVar[dict[tuple | str, Any] | None] = ContextVar("checked", default=None)
+
+
+@contextmanager
+def checkpoints_read_once() -> Iterator[None]:
+    """Within the block, a checkpoint that was read to be checked is not read again to be loaded.
+
+    What was checked last waits in memory, until it is loaded, another one is checked or the block ends. A
+    file that has changed since is read again.
+    """
+    token = _checked.set({})
+    try:
+        yield
+    finally:
+        _checked.reset(token)
+
+
+def load_to_check(path: str | Path) -> Any:
+    """:func:`load_local` onto the CPU for a check, which must not change the content.
+
+    Raises:
+        CheckpointError: As there.
+    """
+    checked, key = _checked.get(), _version(path)
+    if checked and key in checked:
+        return checked[key]
+    if checked is None:
+        return load_local(path, map_location="cpu")
+    checked.clear()  # Before another one takes memory.
+    return checked.setdefault(key, load_local(path, map_location="cpu"))
+
+
+def keep_checked(url: str, content: Any) -> None:
+    """Let the next load of a URL take this content, within :func:`checkpoints_read_once`."""
+    if (checked := _checked.get()) is not None:
+        checked.clear()
+        checked[url] = content
+
+
+def take_checked(source: str | Path) -> Any | None:
+    """What was read to check this very file or URL, on the CPU, once; None if it must be read."""
+    if not (checked := _checked.get()):
+        return None
+    return checked.pop(source if "://" in str(source) else _version(source), None)
+
+
+def _version(path: str | Path) -> tuple:
+    """What tells a file from another one of its name, and a trusted one from one read as data."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, is_trusting()
 
 
 # Where the known training codes put the weights: mmengine, the official release (EMA weights are not
@@ -274,9 +281,109 @@ def _read(path: Path) -> object:
         raise
     except Exception as error:
         # A cut or foreign file fails in many ways (zip, EOF, key, header errors), all with the same cure.
-        reason = (
-            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no detail'}"
-        )
         raise CheckpointError(
-            f"{path}: cannot be read as a checkpoint; is it truncated? Download it again. ({reason})"
+            f"{path}: cannot be read as a checkpoint; is it truncated? Download it again. "
+            f"({reason_of(error)})"
         ) from error
+
+
+_LONGEST_NAME = 1000  # of a class, which results repeat for each object.
+
+
+def check_checkpoint(path: str) -> None:
+    """Make sure that a checkpoint exists, and holds data only, unless it is a local one that is trusted.
+
+    Raises:
+        UserError: The file is missing, broken, or holds something other than data.
+    """
+    is_local = "://" not in str(path)
+    if is_local and (reason := why_not_read(path)):
+        reason = reason.removeprefix("was ")
+        raise UserError(f"checkpoint {path} {reason}: check the path (here: {Path.cwd()})")
+    try:
+        if is_local:
+            content = load_to_check(path)
+        else:
+            content = CheckpointLoader.load_checkpoint(path, "cpu", logger="silent")
+            keep_checked(path, content)
+    except CheckpointError as error:
+        raise UserError(str(error)) from error
+    except Exception as error:
+        raise UserError(
+            f"checkpoint {path} cannot be read: {reason_of(error, '')}: "
+            "check that it is a complete PyTorch checkpoint from a source you trust"
+        ) from error
+    _check_content(content, path)
+
+
+def _check_content(content: Any, path: str) -> None:
+    """Make sure that mmengine finds weights by name, and what it was trained on, if anything.
+
+    Raises:
+        UserError: It would not.
+    """
+    meta = content.get("meta") or {} if isinstance(content, Mapping) else {}
+    weights = content.get("state_dict", content) if isinstance(content, Mapping) else {}
+    if not isinstance(weights, Mapping) or not any(
+        isinstance(weight, torch.Tensor) for weight in weights.values()
+    ):
+        problem = "it holds no weights (no state_dict of tensors by name)"
+    elif not all(isinstance(name, str) for name in weights):
+        problem = "it has weights whose names are no text"
+    elif not isinstance(meta, Mapping) or not _describes_data(meta.get("dataset_meta")):
+        problem = "its meta data is damaged"
+    else:
+        return
+    raise UserError(f"checkpoint {path} cannot be used: {problem}: check that it is the right file")
+
+
+def _describes_data(meta: Any) -> bool:
+    """Whether this is what a data set says about itself: ``classes``, ``palette`` and more."""
+    if not meta:
+        return True
+    if not isinstance(meta, Mapping) or not all(isinstance(key, str) for key in meta):
+        return False
+    classes = {key.lower(): value for key, value in meta.items()}.get("classes", ())
+    return isinstance(classes, list | tuple) and all(
+        isinstance(name, str) and len(name) <= _LONGEST_NAME for name in classes
+    )
+
+
+def check_fit(model: nn.Module, weights: Mapping[str, torch.Tensor], path: str) -> None:
+    """Make sure that every weight of the model came from the checkpoint.
+
+    mmengine only warns about the ones that did not, and goes on with random ones.
+
+    Raises:
+        UserError: Weights are missing or have another shape.
+    """
+    weights = {name.removeprefix("module."): weight for name, weight in weights.items()}
+    own = {
+        name: weight
+        for name, weight in model.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+    bad = [
+        name for name, weight in own.items()
+        if getattr(weights.get(name), "shape", None) != weight.shape
+    ]  # fmt: skip
+    if bad:
+        names = ", ".join(bad[:3]) + (", ..." if len(bad) > 3 else "")
+        raise UserError(
+            f"checkpoint {path} does not fit the config: {len(bad)} of {len(own)} weights are "
+            f"missing or of another shape ({names}): use the config it was trained with"
+        )
+
+
+class CheckFitHook(Hook):
+    """Applies :func:`check_fit` to the checkpoint that a Runner tests."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Compare before mmengine loads what fits."""
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        if isinstance(model, BaseTTAModel):
+            model = model.module
+        check_fit(model, checkpoint.get("state_dict", checkpoint), self._path)

@@ -1,30 +1,91 @@
 """Draw predictions into the images, with the visualizers of mmdet and mmseg."""
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import mmcv
 import numpy as np
 import torch
-from mmdet.structures import INSTANCE_OFFSET
+from mmdet.structures import INSTANCE_OFFSET, DetDataSample
 from mmdet.structures.mask import BitmapMasks, PolygonMasks
-from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmdet.visualization import DetLocalVisualizer
+from mmengine.registry import VISUALIZERS
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from mmengine.visualization import Visualizer
 from pycocotools import mask as coco_mask
 
 from ..errors import NO_ROOM, UserError, printable
 from ..files.atomic import DiskFullError, UnwritableError
-from ..files.naming import result_files
 
 # The frameworks draw with several copies of the image, and of each mask or class: 4 MP take them
 # gigabytes of memory already.
 MAX_PIXELS = 1 << 22
 # Neither matplotlib's canvas nor a JPEG of two pictures side by side is longer than 65,535.
 MAX_SIDE = 1 << 14
+# An enlarged strip of three pixels would become as long as no canvas is.
+MAX_ENLARGED_SIDE = 4096
+# Detections below it are not drawn.
+SCORE_THRESHOLD = 0.3
+
+
+def draw_prediction(
+    visualizer: Visualizer,
+    sample: BaseDataElement,
+    out_file: Path | None,
+    score_thr: float = SCORE_THRESHOLD,
+    **options: Any,
+) -> None:
+    """Draw a detector's or a segmentor's prediction into its image, which is shrunk if it is large.
+
+    A picture that cannot be drawn or written is left out, with a warning: the prediction counts.
+
+    Args:
+        visualizer: ``DetLocalVisualizer`` or ``SegLocalVisualizer``, with its ``dataset_meta``.
+        sample: A prediction that knows its ``img_path``; masks may be COCO's RLE.
+        out_file: Picture to write, if any.
+        score_thr: Detections below it are not drawn.
+        **options: Passed to the visualizer's ``add_datasample``.
+    """
+    try:
+        _draw(visualizer, sample, out_file, score_thr, options)
+    except Exception as error:
+        is_full = isinstance(error, DiskFullError) or getattr(error, "errno", None) in NO_ROOM
+        if is_full or (isinstance(error, UserError) and not isinstance(error, UnwritableError)):
+            raise
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        what = f"warning: no picture of {sample.img_path}: {reason}"
+        print(printable(what), file=sys.stderr)
+
+
+def _draw(
+    visualizer: Visualizer,
+    sample: BaseDataElement,
+    out_file: Path | None,
+    score_thr: float,
+    options: dict[str, Any],
+) -> None:
+    if "pred_instances" in sample:
+        options["pred_score_thr"] = score_thr
+    if "pred_panoptic_seg" in sample:
+        labels = sample.pred_panoptic_seg.sem_seg % INSTANCE_OFFSET
+        if (labels >= len(visualizer.dataset_meta["classes"])).all():
+            # mmdet's visualizer fails where there is no segment to draw.
+            sample = sample.clone()
+            del sample.pred_panoptic_seg
+    if "pred_sem_seg" in sample:
+        # mmseg's visualizer indexes with it, and a tensor of one pixel is an index, not a mask.
+        sample = sample.clone()
+        sample.pred_sem_seg = PixelData(data=sample.pred_sem_seg.data.cpu().numpy())
+    image, sample = shrink(mmcv.imread(sample.img_path, channel_order="rgb"), sample)
+    visualizer.add_datasample(
+        Path(sample.img_path).name,
+        image,
+        data_sample=sample,
+        out_file=None if out_file is None else str(out_file),
+        **options,
+    )
 
 
 def shrink(
@@ -46,19 +107,67 @@ def shrink(
     size = (max(int(height * factor), 1), max(int(width * factor), 1))
     if factor < 1:
         image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
-    shrunk = sample.clone()
+    return image, _resized(sample, (height, width), size)
+
+
+@VISUALIZERS.register_module()
+class EnlargingDetVisualizer(DetLocalVisualizer):
+    """``DetLocalVisualizer`` that enlarges small images first, so that labels do not hide objects.
+
+    Args:
+        name: of the instance, as for every visualizer of mmengine.
+        min_size: images whose shorter side is smaller, in pixels, are enlarged by the least whole
+            factor that makes it at least this long, while the longer one stays below 4096 pixels.
+        **kwargs: as for ``DetLocalVisualizer``.
+    """
+
+    def __init__(self, name: str = "visualizer", min_size: int = 384, **kwargs) -> None:
+        super().__init__(name, **kwargs)
+        self.min_size = min_size
+
+    def add_datasample(
+        self,
+        name: str,
+        image: np.ndarray,
+        data_sample: DetDataSample | None = None,
+        *args,
+        **kwargs,
+    ) -> None:
+        """Draw a sample, see ``DetLocalVisualizer.add_datasample``; ``image`` is ``(H, W, 3)``."""
+        height, width = image.shape[:2]
+        factor = min(
+            -(-self.min_size // min(height, width)), MAX_ENLARGED_SIDE // max(height, width)
+        )
+        if factor > 1:
+            size = (factor * height, factor * width)
+            image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_CUBIC)
+            data_sample = data_sample and _resized(data_sample, (height, width), size)
+        super().add_datasample(name, image, data_sample, *args, **kwargs)
+
+
+def _resized(
+    sample: BaseDataElement, shape: tuple[int, int], size: tuple[int, int]
+) -> BaseDataElement:
+    """A copy of a sample whose boxes, masks and maps go with an image of ``size`` instead of ``shape``."""
+    resized = sample.clone()
     for name, value in sample.items():
         if isinstance(value, InstanceData):
-            setattr(shrunk, name, _shrink_instances(value, (height, width), size))
-        elif isinstance(value, PixelData) and factor < 1:
+            setattr(resized, name, _resized_instances(value, shape, size))
+        elif isinstance(value, PixelData) and size != shape:
             if name == "seg_logits":
-                del shrunk.seg_logits
+                del resized.seg_logits
             else:
-                setattr(shrunk, name, _shrink_pixels(value, size))
-    return image, shrunk
+                maps = {
+                    key: torch.from_numpy(
+                        np.stack([_nearest(each, size) for each in _numpy(stack)])
+                    )
+                    for key, stack in value.items()
+                }
+                setattr(resized, name, PixelData(metainfo=value.metainfo, **maps))
+    return resized
 
 
-def _shrink_instances(
+def _resized_instances(
     found: InstanceData, shape: tuple[int, int], size: tuple[int, int]
 ) -> InstanceData:
     found = found.clone()
@@ -67,29 +176,15 @@ def _shrink_instances(
         factors = found.bboxes.new_tensor([x_factor, y_factor, x_factor, y_factor])
         found.bboxes = found.bboxes * factors
     if "masks" in found and (size != shape or isinstance(found.masks, list)):
-        found.masks = _shrink_masks(found.masks, size)
+        masks = found.masks
+        if isinstance(masks, BitmapMasks | PolygonMasks):
+            masks = masks.to_ndarray()
+        # One after the other: all at full size would be a gigabyte for each 30 at 8192 x 4096.
+        found.masks = torch.zeros((len(masks), *size), dtype=torch.bool)
+        for index, mask in enumerate(masks):
+            whole = coco_mask.decode(mask) if isinstance(mask, dict) else _numpy(mask)
+            found.masks[index] = torch.from_numpy(_nearest(whole, size)).bool()
     return found
-
-
-def _shrink_masks(masks, size: tuple[int, int]) -> torch.Tensor:
-    """One after the other: all at full size would be a gigabyte for each 30 at 8192 x 4096."""
-    if isinstance(masks, BitmapMasks | PolygonMasks):
-        masks = masks.to_ndarray()
-    shrunk = torch.zeros((len(masks), *size), dtype=torch.bool)
-    for index, mask in enumerate(masks):
-        whole = coco_mask.decode(mask) if isinstance(mask, dict) else _to_numpy(mask)
-        shrunk[index] = torch.from_numpy(_nearest(whole, size)).bool()
-    return shrunk
-
-
-def _shrink_pixels(maps: PixelData, size: tuple[int, int]) -> PixelData:
-    return PixelData(
-        metainfo=maps.metainfo,
-        **{
-            name: torch.from_numpy(np.stack([_nearest(each, size) for each in _to_numpy(values)]))
-            for name, values in maps.items()
-        },
-    )
 
 
 def _nearest(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -101,99 +196,5 @@ def _nearest(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return values[np.ix_(rows, columns)]
 
 
-def _to_numpy(values: torch.Tensor | np.ndarray) -> np.ndarray:
+def _numpy(values: torch.Tensor | np.ndarray) -> np.ndarray:
     return values.cpu().numpy() if isinstance(values, torch.Tensor) else values
-
-
-def draw_prediction(
-    visualizer: Visualizer,
-    sample: BaseDataElement,
-    out_file: str | Path | None,
-    score_thr: float,
-    **options,
-) -> None:
-    """Draw a detector's or a segmentor's prediction into its image, which is shrunk if it is large.
-
-    A picture that cannot be drawn or written is left out, with a warning: the prediction counts.
-
-    Args:
-        visualizer: ``DetLocalVisualizer`` or ``SegLocalVisualizer``, with its ``dataset_meta``.
-        sample: A prediction that knows its ``img_path``; masks may be COCO's RLE.
-        out_file: Picture to write, if any.
-        score_thr: Detections below it are not drawn.
-        **options: Passed to the visualizer's ``add_datasample``.
-    """
-    try:
-        _draw(visualizer, sample, out_file, score_thr, **options)
-    except Exception as error:
-        is_full = isinstance(error, DiskFullError) or getattr(error, "errno", None) in NO_ROOM
-        if is_full or (isinstance(error, UserError) and not isinstance(error, UnwritableError)):
-            raise
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        what = f"warning: no picture of {sample.img_path}: {reason}"
-        print(printable(what), file=sys.stderr)
-
-
-def _draw(
-    visualizer: Visualizer,
-    sample: BaseDataElement,
-    out_file: str | Path | None,
-    score_thr: float,
-    **options,
-) -> None:
-    if "pred_instances" in sample:
-        options["pred_score_thr"] = score_thr
-    if "pred_panoptic_seg" in sample and _is_void(sample, visualizer.dataset_meta["classes"]):
-        # mmdet's visualizer fails where there is no segment to draw.
-        sample = sample.clone()
-        del sample.pred_panoptic_seg
-    if "pred_sem_seg" in sample:
-        # mmseg's visualizer indexes with it, and a tensor of one pixel is an index, not a mask.
-        sample = sample.clone()
-        sample.pred_sem_seg = PixelData(data=sample.pred_sem_seg.data.cpu().numpy())
-    image, sample = shrink(mmcv.imread(sample.img_path, channel_order="rgb"), sample)
-    visualizer.add_datasample(
-        Path(sample.img_path).name,
-        image,
-        data_sample=sample,
-        out_file=None if out_file is None else str(out_file),
-        **options,
-    )
-
-
-def _is_void(sample: BaseDataElement, classes: Sequence[str]) -> bool:
-    labels = sample.pred_panoptic_seg.sem_seg % INSTANCE_OFFSET
-    return bool((labels >= len(classes)).all())
-
-
-class DrawPredictionsHook(Hook):
-    """Draws every tested image, predictions beside ground truth where there is one.
-
-    Args:
-        out_dir: Folder for the pictures, if any; it gets the data set's subfolders.
-        show: Open a window for each picture.
-        wait_time: Seconds for which a window stays open; 0 waits for a key.
-        score_thr: Detections below it are not drawn.
-    """
-
-    def __init__(
-        self, out_dir: str | None, show: bool, wait_time: float, score_thr: float = 0.3
-    ) -> None:
-        self._out_dir = out_dir
-        self._options = {"show": show, "wait_time": wait_time}
-        self._score_thr = score_thr
-        self._files: dict[str, Path] = {}
-
-    def before_test(self, runner: Runner) -> None:
-        """Choose the files."""
-        if self._out_dir is not None:
-            dataset = runner.test_dataloader.dataset
-            self._files = result_files(dataset, self._out_dir, ".jpg", "--show-dir")
-
-    def after_test_iter(
-        self, runner: Runner, batch_idx: int, data_batch, outputs: Sequence[BaseDataElement]
-    ) -> None:
-        """Draw one batch."""
-        for sample in outputs:
-            out_file = self._files.get(sample.img_path)
-            draw_prediction(runner.visualizer, sample, out_file, self._score_thr, **self._options)

@@ -10,18 +10,18 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 
-from ..config import build_runner, is_segmentor, named_building_errors
+from ..config import blame_config, build_runner, is_segmentor
 from ..data.loading import (
-    CheckMetricsHook,
+    CheckFilesHook,
     LeaveOutUnreadableHook,
     left_out,
     named_annotation_errors,
 )
 from ..errors import UserError
 from ..files.atomic import refuse_overwriting, write_atomically
-from ..files.model_checkpoint import CheckFitHook, check_checkpoint
-from ..files.naming import result_files
-from .drawing import DrawPredictionsHook
+from ..files.checkpoints import CheckFitHook, check_checkpoint
+from ..files.images import output_names
+from .drawing import draw_prediction
 from .predictions import write_label_map
 from .predictor import replay_cuda_graphs
 from .segmentation import PredictLargeImagesInBands
@@ -60,31 +60,31 @@ def evaluate(
     check_checkpoint(checkpoint)
     cfg.load_from = checkpoint
     cfg.resume = False
-    dump = hook = None
+    dump = maps = None
     if out is not None:
         if is_segmentor(cfg):
             if Path(out).is_file():
                 raise UserError(f"--out {out} is a file: for segmentation give a folder")
-            hook = SaveLabelMapsHook(out)
+            maps = out
         elif Path(out).suffix in (".pkl", ".pickle"):
             refuse_overwriting(filter(None, (cfg.filename, checkpoint)), [out], "--out")
             dump = _KeptResults(out_file_path=out)
         else:
             raise UserError(f"--out {out}: for detection give a file that ends in .pkl")
-    with named_building_errors(cfg) as stage, named_annotation_errors(cfg):
+    with blame_config(cfg) as stage, named_annotation_errors(cfg):
         runner = build_runner(cfg)
-        runner.register_hook(stage)
         unreadable = LeaveOutUnreadableHook()
-        runner.register_hook(unreadable)
+        for hook in (
+            stage,
+            unreadable,
+            CheckFilesHook(),
+            CheckFitHook(checkpoint),
+            PredictLargeImagesInBands(),
+            SavePredictionsHook(maps, show_dir, show, wait_time),
+        ):
+            runner.register_hook(hook)
         if cuda_graphs:
             replay_cuda_graphs(runner.model)
-        runner.register_hook(CheckMetricsHook())
-        runner.register_hook(CheckFitHook(checkpoint))
-        runner.register_hook(PredictLargeImagesInBands())
-        if show or show_dir:
-            runner.register_hook(DrawPredictionsHook(show_dir, show, wait_time))
-        if hook is not None:
-            runner.register_hook(hook)
         if dump is not None:
             runner.test_evaluator.metrics.append(dump)
         metrics = runner.test()
@@ -110,28 +110,55 @@ class _KeptResults(DumpDetResults):
         return {}
 
 
-class SaveLabelMapsHook(Hook):
-    """Writes the label map of every tested image, with the values that mmseg's ``IoUMetric`` writes.
+class SavePredictionsHook(Hook):
+    """Writes label maps and draws pictures of all tested images, predictions beside the ground truth.
 
     Files have the images' names, and their subfolders if there are several. mmseg's metrics make one
     file of equally named images, and ``CityscapesMetric`` removes the folder with all that is in it.
+
+    Args:
+        maps: Folder for label maps with the values that mmseg's ``IoUMetric`` writes, if any.
+        pictures: Folder for drawn pictures, if any.
+        show: Open a window for each picture.
+        wait_time: Seconds for which a window stays open; 0 waits for a key.
     """
 
-    def __init__(self, folder: str) -> None:
-        self._folder = folder
+    def __init__(
+        self, maps: str | None, pictures: str | None, show: bool, wait_time: float
+    ) -> None:
+        self._folders = {"--show-dir": (pictures, ".jpg"), "--out": (maps, ".png")}
+        self._options = {"show": show, "wait_time": wait_time}
+        self._files: dict[str, dict[str, Path]] = {}  # by option and image
 
     def before_test(self, runner: Runner) -> None:
-        """Choose the files."""
+        """Choose the files.
+
+        Raises:
+            UserError: One of them is an image or a label map of the data set.
+        """
+        folders = {key: place for key, place in self._folders.items() if place[0] is not None}
+        if not folders:
+            return
         dataset = runner.test_dataloader.dataset
-        self._files = result_files(dataset, self._folder, ".png", "--out")
-        self._classes = len(dataset.metainfo["classes"])
+        infos = [dataset.get_data_info(index) for index in range(len(dataset))]
+        names = output_names(info["img_path"] for info in infos)
+        inputs = [info.get(key) for info in infos for key in ("img_path", "seg_map_path")]
+        for option, (folder, suffix) in folders.items():
+            files = {path: Path(folder, f"{name}{suffix}") for path, name in names.items()}
+            refuse_overwriting(filter(None, inputs), files.values(), option)
+            self._files[option] = files
 
     def after_test_iter(
         self, runner: Runner, batch_idx: int, data_batch, outputs: Sequence[BaseDataElement]
     ) -> None:
-        """Write those of one batch."""
+        """Draw and write those of one batch."""
+        pictures, maps = self._files.get("--show-dir", {}), self._files.get("--out")
         for sample in outputs:
-            labels = sample.pred_sem_seg.data.squeeze(0).cpu().numpy()
-            shift = int(bool(sample.get("reduce_zero_label", False)))
-            path = self._files[sample.img_path]
-            write_label_map(path, labels + shift, self._classes + shift)
+            if pictures or self._options["show"]:
+                picture = pictures.get(sample.img_path)
+                draw_prediction(runner.visualizer, sample, picture, **self._options)
+            if maps:
+                labels = sample.pred_sem_seg.data.squeeze(0).cpu().numpy()
+                shift = int(bool(sample.get("reduce_zero_label", False)))
+                count = len(runner.test_dataloader.dataset.metainfo["classes"])
+                write_label_map(maps[sample.img_path], labels + shift, count + shift)

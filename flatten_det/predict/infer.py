@@ -7,14 +7,13 @@ from pathlib import Path
 from mmengine.config import Config
 from rich.progress import Progress
 
-from ..config import named_building_errors
+from ..config import blame_config
 from ..data.loading import left_out
 from ..files.atomic import refuse_overwriting
-from ..files.images import find_images
-from ..files.naming import output_names
+from ..files.images import find_images, output_names
 from .drawing import draw_prediction
 from .predictions import save_prediction
-from .predictor import Predictor
+from .predictor import Predictor, replay_cuda_graphs
 from .tiles import TiledPredictor, Tiling
 
 
@@ -61,7 +60,7 @@ def infer(
         "--out-dir",
     )
     progress = Progress()
-    with named_building_errors(cfg) as stage:
+    with blame_config(cfg) as stage:
         if tiling is None:
             predictor = Predictor(cfg, checkpoint, device, full_size)
         else:
@@ -75,7 +74,7 @@ def infer(
                 lambda done, total: progress.update(of_image, completed=done, total=total),
             )
         if cuda_graphs:
-            predictor.replay_cuda_graphs()
+            replay_cuda_graphs(predictor.model)
         classes = predictor.dataset_meta["classes"]
         if checkpoint is None:
             print(

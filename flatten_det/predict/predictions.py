@@ -12,8 +12,7 @@ from mmdet.structures.mask import encode_mask_results
 from mmengine.structures import BaseDataElement
 from PIL import Image
 
-from ..compat.panoptic_api.evaluation import VOID
-from ..compat.panoptic_api.utils import id2rgb
+from ..compat.panoptic_api import VOID, id2rgb
 from ..files.atomic import write_atomically
 
 

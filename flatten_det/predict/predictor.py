@@ -17,8 +17,8 @@ from ..backbones import use_cuda_graphs
 from ..config import datasets_under_test, is_segmentor, loads_annotations, type_name
 from ..data.loading import CheckedPipeline, ImageError
 from ..errors import UserError
+from ..files.checkpoints import check_checkpoint, check_fit
 from ..files.images import pixel_limit
-from ..files.model_checkpoint import check_checkpoint, check_fit
 from .segmentation import predict_in_bands_when_large
 
 RESIZES = ("Resize", "FixScaleResize", "FixShapeResize", "ResizeShortestEdge")
@@ -29,15 +29,15 @@ def without_resizing(pipeline: Sequence[Mapping[str, Any]]) -> list[dict[str, An
 
     They stay in it, by a factor of 1: detectors need the factor that they note down.
     """
-    return [_by_factor_1(step) or dict(step) for step in pipeline]
-
-
-def _by_factor_1(step: Mapping[str, Any]) -> dict[str, Any] | None:
-    if type_name(step) not in RESIZES:
-        return None
-    scope, dot, _ = step["type"].partition(".") if isinstance(step["type"], str) else ("",) * 3
-    kind = f"{scope}{dot}Resize" if dot else "Resize"
-    return {"type": kind, "scale_factor": 1.0, "keep_ratio": True}
+    steps = []
+    for step in pipeline:
+        if type_name(step) in RESIZES:
+            kind = step["type"]
+            scope, dot, _ = kind.partition(".") if isinstance(kind, str) else ("", "", "")
+            step = {"type": f"{scope}.Resize" if dot else "Resize"}
+            step |= {"scale_factor": 1.0, "keep_ratio": True}
+        steps.append(dict(step))
+    return steps
 
 
 class Predictor:
@@ -53,6 +53,7 @@ class Predictor:
         full_size: Predict at the size of the image, instead of resizing it as the test pipeline does.
 
     Attributes:
+        model: In evaluation mode, on the device.
         dataset_meta: ``classes`` and ``palette``, from the checkpoint or else the config.
         visualizer: Draws predictions with these.
         broken: One line for each image that could not be read.
@@ -66,22 +67,20 @@ class Predictor:
         self, cfg: Config, checkpoint: str | None, device: str, full_size: bool = False
     ) -> None:
         init_default_scope(cfg.get("default_scope", "mmdet"))
-        self._model = revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
-        self.dataset_meta = _config_dataset_meta(cfg)
+        self.model = revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
+        self.dataset_meta, pipeline = _tested_data(cfg)
         if checkpoint is not None:
-            self.dataset_meta |= load_weights(self._model, checkpoint)
+            self.dataset_meta |= load_weights(self.model, checkpoint)
         try:
-            self._model.to(torch.device(device))
+            self.model.to(torch.device(device))
         except (RuntimeError, AssertionError) as error:
             raise UserError(
                 f"--device {device} cannot be used: {str(error).splitlines()[0]}"
             ) from error
-        predict_in_bands_when_large(self._model)
-        pipeline = _inference_pipeline(cfg)
+        predict_in_bands_when_large(self.model)
         self._max_pixels = pixel_limit(cfg)
-        self._pipeline = CheckedPipeline(
-            without_resizing(pipeline) if full_size else pipeline, self._max_pixels
-        )
+        pipeline = without_resizing(pipeline) if full_size else pipeline
+        self._pipeline = CheckedPipeline(pipeline, self._max_pixels)
         # mmseg stacks the images of a batch without padding them.
         self._equal_shapes = is_segmentor(cfg)
         self.visualizer = VISUALIZERS.build(
@@ -100,19 +99,11 @@ class Predictor:
         """
         yield from self._predict(self._load(paths), batch_size)
 
-    def replay_cuda_graphs(self) -> None:
-        """Replay the backbone from CUDA graphs, see :mod:`flatten_det.backbones.cuda`.
-
-        Raises:
-            UserError: The model has no backbone of this package.
-        """
-        replay_cuda_graphs(self._model)
-
     def _predict(self, items: Iterable[dict], batch_size: int) -> Iterator[BaseDataElement]:
         """Predict for what the test pipeline gives."""
         for batch in self._batches(items, batch_size):
             with torch.inference_mode():
-                samples = self._model.test_step(pseudo_collate(batch))
+                samples = self.model.test_step(pseudo_collate(batch))
             for sample in samples:
                 yield sample.cpu()
 
@@ -144,27 +135,20 @@ def load_weights(model: nn.Module, path: str) -> dict[str, Any]:
     return {key.lower(): value for key, value in meta.items()}
 
 
-def _config_dataset_meta(cfg: Config) -> dict[str, Any]:
-    """What the tested data set says about itself, without its files being there."""
-    dataset = datasets_under_test(cfg)[0]
-    while "dataset" in dataset:
-        dataset = dataset["dataset"]
-    kind = dataset.type
-    if isinstance(kind, str):
-        with DATASETS.switch_scope_and_registry(None) as registry:
-            kind = registry.get(kind)
-    meta = dict(getattr(kind, "METAINFO", {})) | dict(dataset.get("metainfo") or {})
-    return {key.lower(): value for key, value in meta.items()}
-
-
-def _inference_pipeline(cfg: Config) -> list[dict]:
-    """The test pipeline without what reads annotations."""
+def _tested_data(cfg: Config) -> tuple[dict[str, Any], list[dict]]:
+    """What the tested data set says about itself without its files, and its pipeline for images alone."""
     dataset = datasets_under_test(cfg)[0]
     pipeline = list(dataset.pipeline)
     while "dataset" in dataset:
         dataset = dataset["dataset"]
         pipeline = [*dataset.get("pipeline", ()), *pipeline]
-    return [deepcopy(step) for step in pipeline if not loads_annotations(step)]
+    kind = dataset.type
+    if isinstance(kind, str):
+        with DATASETS.switch_scope_and_registry(None) as registry:
+            kind = registry.get(kind)
+    meta = dict(getattr(kind, "METAINFO", {})) | dict(dataset.get("metainfo") or {})
+    without_truth = [deepcopy(step) for step in pipeline if not loads_annotations(step)]
+    return {key.lower(): value for key, value in meta.items()}, without_truth
 
 
 def replay_cuda_graphs(model: nn.Module) -> None:

@@ -16,6 +16,11 @@ from mmseg.models.segmentors import BaseSegmentor, EncoderDecoder
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
+# Bytes of logits at full size, for the images of a batch, above which labels are computed in bands.
+LOGITS_LIMIT = 1 << 30
+# Numbers in a band: 64 MB in float32. The bands it depends on, and temporaries, take two to three times that.
+BAND_VALUES = 1 << 24
+
 
 class BandedMap(ABC):
     """A map of shape ``(channels, height, width)``.
@@ -135,10 +140,22 @@ def _row_weights(height: int, source_height: int, align_corners: bool) -> tuple[
     return above, positions - above
 
 
-# Bytes of logits at full size, for the images of a batch, above which labels are computed in bands.
-LOGITS_LIMIT = 1 << 30
-# Numbers in a band: 64 MB in float32. The bands it depends on, and temporaries, take two to three times that.
-BAND_VALUES = 1 << 24
+class MaskVotes(BandedMap):
+    """Class scores of pixels: the sum of the masks on them, each times its class probabilities.
+
+    Args:
+        masks: logits of Q masks.
+        class_scores: ``(Q, classes)``.
+    """
+
+    def __init__(self, masks: BandedMap, class_scores: Tensor) -> None:
+        super().__init__(class_scores.shape[1], masks.height, masks.width)
+        self._masks = masks
+        self._class_scores = class_scores
+
+    def rows(self, top: int, bottom: int) -> Tensor:
+        masks = self._masks.rows(top, bottom).sigmoid()
+        return torch.einsum("qc,qhw->chw", self._class_scores, masks)
 
 
 def predict_in_bands_when_large(model: nn.Module, limit: int = LOGITS_LIMIT) -> None:
@@ -164,26 +181,6 @@ class PredictLargeImagesInBands(Hook):
         """Prepare the model; one under test-time augmentation needs its logits, and is left alone."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         predict_in_bands_when_large(model)
-
-
-def label_map(scores: BandedMap, threshold: float | None = None) -> Tensor:
-    """Choose a class for each pixel, a band at a time.
-
-    Args:
-        scores: of the classes; or a single map of logits, which ``threshold`` tells apart.
-        threshold: the sigmoid of a single map above which the label is 1, else 0.
-
-    Returns:
-        int16, which holds any ignored label that a metric compares it with; (1, H, W).
-    """
-    labels = None
-    for rows, band in scores.bands(BAND_VALUES):
-        if labels is None:
-            labels = band.new_empty((1, scores.height, scores.width), dtype=torch.int16)
-        labels[0, rows] = (
-            band.max(0).indices if scores.channels > 1 else band[0].sigmoid() > threshold
-        )
-    return labels
 
 
 def _predicts_as_usual(model: nn.Module) -> bool:
@@ -246,24 +243,6 @@ def _scores(model: EncoderDecoder, inputs: Tensor, metas: Sequence[dict]) -> lis
     return [Resized(Stored(each), *size, head.align_corners) for each in logits]
 
 
-class MaskVotes(BandedMap):
-    """Class scores of pixels: the sum of the masks on them, each times its class probabilities.
-
-    Args:
-        masks: logits of Q masks.
-        class_scores: ``(Q, classes)``.
-    """
-
-    def __init__(self, masks: BandedMap, class_scores: Tensor) -> None:
-        super().__init__(class_scores.shape[1], masks.height, masks.width)
-        self._masks = masks
-        self._class_scores = class_scores
-
-    def rows(self, top: int, bottom: int) -> Tensor:
-        masks = self._masks.rows(top, bottom).sigmoid()
-        return torch.einsum("qc,qhw->chw", self._class_scores, masks)
-
-
 def _at_image_size(scores: BandedMap, meta: dict, align_corners: bool) -> BandedMap:
     """What ``postprocess_result`` does: take the padding off, undo a flip, resize to the image."""
     padding = meta.get("img_padding_size", meta.get("padding_size", (0, 0, 0, 0)))
@@ -274,3 +253,23 @@ def _at_image_size(scores: BandedMap, meta: dict, align_corners: bool) -> Banded
     if (scores.height, scores.width) == (height, width):
         return scores
     return Resized(scores, height, width, align_corners)
+
+
+def label_map(scores: BandedMap, threshold: float | None = None) -> Tensor:
+    """Choose a class for each pixel, a band at a time.
+
+    Args:
+        scores: of the classes; or a single map of logits, which ``threshold`` tells apart.
+        threshold: the sigmoid of a single map above which the label is 1, else 0.
+
+    Returns:
+        int16, which holds any ignored label that a metric compares it with; (1, H, W).
+    """
+    labels = None
+    for rows, band in scores.bands(BAND_VALUES):
+        if labels is None:
+            labels = band.new_empty((1, scores.height, scores.width), dtype=torch.int16)
+        labels[0, rows] = (
+            band.max(0).indices if scores.channels > 1 else band[0].sigmoid() > threshold
+        )
+    return labels

@@ -23,69 +23,6 @@ DET_META_KEYS = (
 )  # fmt: skip
 
 
-@MODELS.register_module()
-class MaskTTAModel(DetTTAModel):
-    """mmdet's merging of augmented detections, which refuses masks, with masks.
-
-    Boxes of all views pass one NMS; each box that is kept keeps its own mask.
-    """
-
-    def _merge_single_sample(self, data_samples: list[DetDataSample]) -> DetDataSample:
-        views = [sample.pred_instances for sample in data_samples]
-        if "masks" not in views[0]:
-            return super()._merge_single_sample(data_samples)
-        boxes, scores = self.merge_aug_bboxes(
-            [view.bboxes for view in views],
-            [view.scores for view in views],
-            [sample.metainfo for sample in data_samples],
-        )
-        if len(boxes) == 0:
-            return data_samples[0]
-        labels = torch.cat([view.labels for view in views])
-        masks = torch.cat(
-            [
-                _unflip(view.masks, sample.metainfo)
-                for view, sample in zip(views, data_samples, strict=True)
-            ]
-        )
-        detections, kept = batched_nms(boxes, scores, labels, self.tta_cfg.nms)
-        kept = kept[: self.tta_cfg.max_per_img]
-        detections = detections[: self.tta_cfg.max_per_img]
-        merged = data_samples[0]
-        merged.pred_instances = InstanceData(
-            bboxes=detections[:, :4], scores=detections[:, 4], labels=labels[kept],
-            masks=masks[kept],
-        )  # fmt: skip
-        return merged
-
-
-@MODELS.register_module()
-class ProbabilityTTAModel(SegTTAModel):
-    """mmseg's merging of augmented label maps, also for a model of one channel.
-
-    mmseg takes the sigmoid of what is one already: all pixels come out as foreground.
-    """
-
-    def merge_preds(self, data_samples_list: list[list[SegDataSample]]) -> list[SegDataSample]:
-        """Merge the views of each image."""
-        if self.module.out_channels > 1:
-            return super().merge_preds(data_samples_list)
-        threshold = self.module.decode_head.threshold
-        for first, *others in data_samples_list:
-            views = [sample.seg_logits.data for sample in (first, *others)]
-            labels = torch.stack(views).mean(0) > threshold
-            first.set_data({"pred_sem_seg": PixelData(data=labels.long())})
-        return [samples[0] for samples in data_samples_list]
-
-
-def _unflip(masks: torch.Tensor, meta: dict) -> torch.Tensor:
-    """Bring masks (n, H, W) of a flipped view back to the image."""
-    if not meta["flip"]:
-        return masks
-    axes = {"horizontal": (-1,), "vertical": (-2,), "diagonal": (-2, -1)}
-    return masks.flip(axes[meta["flip_direction"]])
-
-
 def enable_tta(cfg: Config) -> None:
     """Test with augmented views: the config's ``tta_model`` and ``tta_pipeline``.
 
@@ -122,3 +59,66 @@ def _mirrored(pipeline: list[dict], segmentation: bool) -> list[dict]:
     others = [step for step in transforms if not loads_annotations(step)]
     branches = [deepcopy(FLIPS), *([loader] for loader in loaders), [pack]]
     return [*others, {"type": "TestTimeAug", "transforms": branches}]
+
+
+@MODELS.register_module()
+class MaskTTAModel(DetTTAModel):
+    """mmdet's merging of augmented detections, which refuses masks, with masks.
+
+    Boxes of all views pass one NMS; each box that is kept keeps its own mask.
+    """
+
+    def _merge_single_sample(self, data_samples: list[DetDataSample]) -> DetDataSample:
+        views = [sample.pred_instances for sample in data_samples]
+        if "masks" not in views[0]:
+            return super()._merge_single_sample(data_samples)
+        boxes, scores = self.merge_aug_bboxes(
+            [view.bboxes for view in views],
+            [view.scores for view in views],
+            [sample.metainfo for sample in data_samples],
+        )
+        if len(boxes) == 0:
+            return data_samples[0]
+        labels = torch.cat([view.labels for view in views])
+        masks = torch.cat(
+            [
+                _unflip(view.masks, sample.metainfo)
+                for view, sample in zip(views, data_samples, strict=True)
+            ]
+        )
+        detections, kept = batched_nms(boxes, scores, labels, self.tta_cfg.nms)
+        kept = kept[: self.tta_cfg.max_per_img]
+        detections = detections[: self.tta_cfg.max_per_img]
+        merged = data_samples[0]
+        merged.pred_instances = InstanceData(
+            bboxes=detections[:, :4], scores=detections[:, 4], labels=labels[kept],
+            masks=masks[kept],
+        )  # fmt: skip
+        return merged
+
+
+def _unflip(masks: torch.Tensor, meta: dict) -> torch.Tensor:
+    """Bring masks (n, H, W) of a flipped view back to the image."""
+    if not meta["flip"]:
+        return masks
+    axes = {"horizontal": (-1,), "vertical": (-2,), "diagonal": (-2, -1)}
+    return masks.flip(axes[meta["flip_direction"]])
+
+
+@MODELS.register_module()
+class ProbabilityTTAModel(SegTTAModel):
+    """mmseg's merging of augmented label maps, also for a model of one channel.
+
+    mmseg takes the sigmoid of what is one already: all pixels come out as foreground.
+    """
+
+    def merge_preds(self, data_samples_list: list[list[SegDataSample]]) -> list[SegDataSample]:
+        """Merge the views of each image."""
+        if self.module.out_channels > 1:
+            return super().merge_preds(data_samples_list)
+        threshold = self.module.decode_head.threshold
+        for first, *others in data_samples_list:
+            views = [sample.seg_logits.data for sample in (first, *others)]
+            labels = torch.stack(views).mean(0) > threshold
+            first.set_data({"pred_sem_seg": PixelData(data=labels.long())})
+        return [samples[0] for samples in data_samples_list]

@@ -1,11 +1,10 @@
 """Checkpoints of a training: the last two are always there, and the newest valid one is found again."""
 
-import contextlib
 import os
 import sys
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,11 @@ from typing import Any
 from mmengine.dist import is_main_process
 from mmengine.fileio import BaseStorageBackend
 from mmengine.hooks import CheckpointHook
-from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from ..errors import UserError, explain
 from ..files.atomic import remove_partial_files, write_atomically
-from ..files.checkpoints import load_as_data, load_local
+from ..files.checkpoints import load_as_data, load_to_check
 
 
 class _PostponedRemovals:
@@ -74,16 +72,6 @@ class DurableCheckpointHook(CheckpointHook):
                 if "://" not in folder:
                     remove_partial_files(folder)
 
-    def after_train_epoch(self, runner: Runner) -> None:
-        """Save, and only then remove what is too old."""
-        super().after_train_epoch(runner)
-        self.file_backend.carry_out()
-
-    def after_train_iter(self, runner: Runner, batch_idx: int, **kwargs) -> None:
-        """Save, and only then remove what is too old."""
-        super().after_train_iter(runner, batch_idx, **kwargs)
-        self.file_backend.carry_out()
-
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float]) -> None:
         """Save the best checkpoint, and only then remove the one that was the best."""
         super().after_val_epoch(runner, metrics)
@@ -116,19 +104,7 @@ class DurableCheckpointHook(CheckpointHook):
         if is_main_process():
             pointer = Path(runner.work_dir, "last_checkpoint")
             write_atomically(pointer, str(self.last_ckpt).encode())
-
-
-@contextlib.contextmanager
-def durable_checkpoints() -> Iterator[None]:
-    """Let configs that ask for a CheckpointHook have a :class:`DurableCheckpointHook`.
-
-    Not by a changed config, as that is stored beside the results, for tools without flatten_det.
-    """
-    HOOKS.register_module(name="CheckpointHook", module=DurableCheckpointHook, force=True)
-    try:
-        yield
-    finally:
-        HOOKS.register_module(name="CheckpointHook", module=CheckpointHook, force=True)
+        self.file_backend.carry_out()
 
 
 _LONGEST_PATH = 4096
@@ -207,7 +183,7 @@ def why_not_resumable(path: str | Path) -> str | None:
             if damaged:
                 return f"it is damaged: the checksum of {damaged} is wrong"
         # Else written before PyTorch 1.6, perhaps.
-        checkpoint = load_local(str(path), map_location="cpu")
+        checkpoint = load_to_check(str(path))
     except Exception as error:
         if not whole:
             return f"it is incomplete, or no checkpoint at all ({Path(path).stat().st_size} bytes)"

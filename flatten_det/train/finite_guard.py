@@ -1,10 +1,10 @@
 """Keep a loss or gradient that is not finite from spoiling the weights, and say where it comes from."""
 
-import contextlib
 import functools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -20,7 +20,148 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from ..errors import UserError
 from ..files.atomic import write_atomically
-from .sample_order import seed_iteration
+from .resume import seed_iteration
+
+DEFAULT_LIMIT = 10
+
+
+class NonFiniteError(UserError):
+    """The loss or its gradients were not finite in too many updates in a row."""
+
+
+class NonFiniteGuardHook(Hook):
+    """Skips updates whose loss or gradients are not finite; stops after ``limit`` in a row.
+
+    A skipped update leaves weights, optimizer and the running statistics of norms as they were.
+    What fp16's loss scale is for, gradients that overflow at a finite loss, is left to it and not
+    counted, as long as it can go down.
+
+    The check is one norm over all gradients and one synchronization per update, where mmengine's
+    log, which reads every loss, is about to wait for the device anyway.
+
+    Args:
+        limit: Skipped updates in a row after which the training stops, with a report on where
+            the first bad value comes from.
+    """
+
+    # Before the hooks that use the batch.
+    priority = "HIGH"
+
+    def __init__(self, limit: int = DEFAULT_LIMIT) -> None:
+        self.limit = limit
+        self.skipped = 0
+        self.skipped_in_a_row = 0
+        self._runner: Runner | None = None  # None: updates are not guarded
+        self._batches: list[Any] = []
+        self._losses: list[torch.Tensor] = []
+
+    def before_train(self, runner: Runner) -> None:
+        """Come between the losses and the optimizer."""
+        wrapper = runner.optim_wrapper
+        if not isinstance(wrapper, OptimWrapper) or isinstance(wrapper, OptimWrapperDict):
+            return  # Several optimizers take turns in ways that only their model knows.
+        self._runner = runner
+        # The running statistics of norms, which a forward pass alone changes.
+        norms = [module for module in runner.model.modules() if isinstance(module, _NormBase)]
+        self._statistics = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
+        self._saved = [torch.empty_like(buffer) for buffer in self._statistics]
+        self._backward, self._step = wrapper.backward, wrapper.step
+        # On the object, so that every kind of wrapper is served, those of other packages too.
+        wrapper.backward = self._guarded_backward
+        # With the mark that schedulers of mmengine leave on the method.
+        wrapper.step = functools.wraps(self._step)(lambda **kwargs: self._guarded_step(**kwargs))
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Remember what an update is made from, which may be several batches."""
+        if self._runner is None:
+            return
+        if not self._batches:
+            _copy_all(self._saved, self._statistics)
+        self._batches.append(data_batch)
+
+    def _guarded_backward(self, loss: torch.Tensor, **kwargs: Any) -> None:
+        self._losses.append(loss.detach().sum())
+        self._backward(loss, **kwargs)
+
+    def _guarded_step(self, **kwargs: Any) -> None:
+        loss_is_finite, gradients_are_finite = self._are_finite()
+        if loss_is_finite and (gradients_are_finite or self._loss_scale_can_go_down()):
+            if gradients_are_finite:
+                self.skipped_in_a_row = 0
+            self._step(**kwargs)
+        else:
+            self._skip("gradients" if loss_is_finite else "loss")
+        self._batches.clear()
+        self._losses.clear()
+
+    def _are_finite(self) -> tuple[bool, bool]:
+        """Whether losses and gradients are finite, the same on all ranks."""
+        groups = self._runner.optim_wrapper.optimizer.param_groups
+        gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        loss = torch.stack(self._losses).sum()
+        finite = torch.isfinite(torch.stack([loss.to(norm), norm])).float()
+        if get_world_size() > 1:
+            all_reduce(finite, op="min")
+        loss_is_finite, gradients_are_finite = finite.tolist()
+        return bool(loss_is_finite), bool(gradients_are_finite)
+
+    def _loss_scale_can_go_down(self) -> bool:
+        wrapper = self._runner.optim_wrapper
+        scaler = getattr(wrapper, "loss_scaler", None)
+        fixed = getattr(wrapper, "_scale_update_param", None) is not None
+        # At 1 there is no scale left to blame.
+        return scaler is not None and scaler.is_enabled() and not fixed and scaler.get_scale() > 1
+
+    def _skip(self, what: str) -> None:
+        runner = self._runner
+        _copy_all(self._statistics, self._saved)
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        runner.logger.warning(
+            f"iteration {runner.iter + 1}: the {what} is not finite: no update "
+            f"({self.skipped_in_a_row} in a row, {self.skipped} in all)"
+        )
+        if self.skipped_in_a_row < self.limit:
+            return
+        origin, path = report_non_finite(runner, self._batches)
+        rates = sorted({rate for rates in runner.optim_wrapper.get_lr().values() for rate in rates})
+        raise NonFiniteError(
+            f"stopped at iteration {runner.iter + 1}: {self.skipped_in_a_row} updates in a row had "
+            f"a loss or gradients that are not finite: {origin}; images and details are in {path}. "
+            f"Check these images' annotations; else lower the learning rate (now {rates[-1]:g}), "
+            "clip gradients (optim_wrapper.clip_grad.max_norm=1), or train "
+            f"{_other_precision(runner.optim_wrapper)}"
+        )
+
+
+def non_finite_guard(cfg: Config) -> NonFiniteGuardHook | None:
+    """The guard that a config asks for by ``max_non_finite_updates``; 0 is none.
+
+    Raises:
+        UserError: The field is no number.
+    """
+    limit = cfg.get("max_non_finite_updates", DEFAULT_LIMIT)
+    if not isinstance(limit, int) or limit < 0:
+        raise UserError(
+            f"max_non_finite_updates={limit!r}: give the number of updates in a row after which "
+            "to stop, or 0 to let them pass"
+        )
+    return NonFiniteGuardHook(limit) if limit else None
+
+
+def _other_precision(wrapper: OptimWrapper) -> str:
+    scaler = getattr(wrapper, "loss_scaler", None)
+    if scaler is None or not scaler.is_enabled():
+        return "without --amp"
+    return f"with --amp bf16 instead of fp16, whose loss scale is {scaler.get_scale():g} now"
+
+
+@torch.no_grad()
+def _copy_all(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
+    """Copy in one kernel per type of number."""
+    if targets:
+        torch._foreach_copy_(targets, sources)
 
 
 def report_non_finite(runner: Runner, batches: Sequence[Any]) -> tuple[str, Path]:
@@ -65,10 +206,10 @@ def report_non_finite(runner: Runner, batches: Sequence[Any]) -> tuple[str, Path
         "images": sorted(set(_image_files(batch))),
     }
     write_atomically(path, json.dumps(report, indent=2, allow_nan=False).encode())
-    return _sentence(report), path
+    return _describe(report), path
 
 
-def _sentence(report: dict[str, Any]) -> str:
+def _describe(report: dict[str, Any]) -> str:
     if (origin := report["origin"]) is not None:
         where = f"{origin['module']} ({origin['type']})"
         if origin["parameters"]:
@@ -86,28 +227,11 @@ def _sentence(report: dict[str, Any]) -> str:
     return "outputs, losses and gradients of this rank are finite: see the other ranks' reports"
 
 
-class _NoUpdate:
-    """What a model's ``train_step`` needs of an optimizer wrapper, without backward and update."""
-
-    def __init__(self, wrapper: Any) -> None:
-        self.optim_context = wrapper.optim_context
-
-    def update_params(self, loss: torch.Tensor, **kwargs: Any) -> None:
-        """Leave all as it is."""
-
-
 @torch.no_grad()
 def _run_watched(
     model: nn.Module, batch: Any, wrapper: Any
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
-    """The losses of a batch, and the first module whose output is not finite."""
-    with _first_non_finite_output(model) as origins:
-        losses = model.train_step(batch, optim_wrapper=_NoUpdate(wrapper))
-    return losses, origins[0] if origins else None
-
-
-@contextlib.contextmanager
-def _first_non_finite_output(model: nn.Module) -> Iterator[list[dict[str, Any]]]:
+    """The losses of a batch, without an update, and the first module whose output is not finite."""
     origins: list[dict[str, Any]] = []
     # Not the model as a whole: its output are the losses, which are reported by name.
     names = {module: name for name, module in model.named_modules() if name}
@@ -125,12 +249,17 @@ def _first_non_finite_output(model: nn.Module) -> Iterator[list[dict[str, Any]]]
                 }
             )
 
+    # What a train_step needs of an optimizer wrapper, without backward and update.
+    no_update = SimpleNamespace(
+        optim_context=wrapper.optim_context, update_params=lambda loss, **kwargs: None
+    )
     handles = [module.register_forward_hook(look) for module in names]
     try:
-        yield origins
+        losses = model.train_step(batch, optim_wrapper=no_update)
     finally:
         for handle in handles:
             handle.remove()
+    return losses, origins[0] if origins else None
 
 
 def _is_finite(value: Any) -> bool:
@@ -157,153 +286,3 @@ def _image_files(batch: Any) -> Iterator[str]:
     if isinstance(batch, list | tuple):
         for value in batch:
             yield from _image_files(value)
-
-
-DEFAULT_LIMIT = 10
-
-
-class NonFiniteError(UserError):
-    """The loss or its gradients were not finite in too many updates in a row."""
-
-
-class NonFiniteGuardHook(Hook):
-    """Skips updates whose loss or gradients are not finite; stops after ``limit`` in a row.
-
-    A skipped update leaves weights, optimizer and the running statistics of norms as they were.
-    What fp16's loss scale is for, gradients that overflow at a finite loss, is left to it and not
-    counted, as long as it can go down.
-
-    The check is one norm over all gradients and one synchronization per update, where mmengine's
-    log, which reads every loss, is about to wait for the device anyway.
-
-    Args:
-        limit: Skipped updates in a row after which the training stops, with a report on where
-            the first bad value comes from.
-    """
-
-    # Before the hooks that use the batch.
-    priority = "HIGH"
-
-    def __init__(self, limit: int = DEFAULT_LIMIT) -> None:
-        self.limit = limit
-        self.skipped = 0
-        self.skipped_in_a_row = 0
-        self._batches: list[Any] = []
-        self._losses: list[torch.Tensor] = []
-
-    def before_train(self, runner: Runner) -> None:
-        """Come between the losses and the optimizer."""
-        wrapper = runner.optim_wrapper
-        if not isinstance(wrapper, OptimWrapper) or isinstance(wrapper, OptimWrapperDict):
-            return  # Several optimizers take turns in ways that only their model knows.
-        self._runner = runner
-        self._statistics = _NormStatistics(runner.model)
-        self._backward, self._step = wrapper.backward, wrapper.step
-        # On the object, so that every kind of wrapper is served, those of other packages too.
-        wrapper.backward = self._guarded_backward
-        # With the mark that schedulers of mmengine leave on the method.
-        wrapper.step = functools.wraps(self._step)(lambda **kwargs: self._guarded_step(**kwargs))
-
-    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Remember what an update is made from, which may be several batches."""
-        if not self._batches:
-            self._statistics.save()
-        self._batches.append(data_batch)
-
-    def _guarded_backward(self, loss: torch.Tensor, **kwargs: Any) -> None:
-        self._losses.append(loss.detach().sum())
-        self._backward(loss, **kwargs)
-
-    def _guarded_step(self, **kwargs: Any) -> None:
-        loss_is_finite, gradients_are_finite = self._look()
-        if loss_is_finite and (gradients_are_finite or self._loss_scale_will_do()):
-            if gradients_are_finite:
-                self.skipped_in_a_row = 0
-            self._step(**kwargs)
-        else:
-            self._skip("gradients" if loss_is_finite else "loss")
-        self._batches.clear()
-        self._losses.clear()
-
-    def _look(self) -> tuple[bool, bool]:
-        """Whether losses and gradients are finite, the same on all ranks."""
-        groups = self._runner.optim_wrapper.optimizer.param_groups
-        gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        loss = torch.stack(self._losses).sum()
-        finite = torch.isfinite(torch.stack([loss.to(norm), norm])).float()
-        if get_world_size() > 1:
-            all_reduce(finite, op="min")
-        loss_is_finite, gradients_are_finite = finite.tolist()
-        return bool(loss_is_finite), bool(gradients_are_finite)
-
-    def _loss_scale_will_do(self) -> bool:
-        wrapper = self._runner.optim_wrapper
-        scaler = getattr(wrapper, "loss_scaler", None)
-        fixed = getattr(wrapper, "_scale_update_param", None) is not None
-        # At 1 there is no scale left to blame.
-        return scaler is not None and scaler.is_enabled() and not fixed and scaler.get_scale() > 1
-
-    def _skip(self, what: str) -> None:
-        runner = self._runner
-        self._statistics.restore()
-        self.skipped += 1
-        self.skipped_in_a_row += 1
-        runner.logger.warning(
-            f"iteration {runner.iter + 1}: the {what} is not finite: no update "
-            f"({self.skipped_in_a_row} in a row, {self.skipped} in all)"
-        )
-        if self.skipped_in_a_row < self.limit:
-            return
-        origin, path = report_non_finite(runner, self._batches)
-        rates = sorted({rate for rates in runner.optim_wrapper.get_lr().values() for rate in rates})
-        raise NonFiniteError(
-            f"stopped at iteration {runner.iter + 1}: {self.skipped_in_a_row} updates in a row had "
-            f"a loss or gradients that are not finite: {origin}; images and details are in {path}. "
-            f"Check these images' annotations; else lower the learning rate (now {rates[-1]:g}), "
-            "clip gradients (optim_wrapper.clip_grad.max_norm=1), or train "
-            f"{_other_precision(runner.optim_wrapper)}"
-        )
-
-
-def _other_precision(wrapper: OptimWrapper) -> str:
-    scaler = getattr(wrapper, "loss_scaler", None)
-    if scaler is None or not scaler.is_enabled():
-        return "without --amp"
-    return f"with --amp bf16 instead of fp16, whose loss scale is {scaler.get_scale():g} now"
-
-
-class _NormStatistics:
-    """The running statistics of a model's norms, which a forward pass alone changes."""
-
-    def __init__(self, model: nn.Module) -> None:
-        norms = [module for module in model.modules() if isinstance(module, _NormBase)]
-        self._buffers = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
-        self._saved = [torch.empty_like(buffer) for buffer in self._buffers]
-
-    @torch.no_grad()
-    def save(self) -> None:
-        """Copy them, in one kernel per type of number."""
-        if self._buffers:
-            torch._foreach_copy_(self._saved, self._buffers)
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Put the copies back."""
-        if self._buffers:
-            torch._foreach_copy_(self._buffers, self._saved)
-
-
-def non_finite_guard(cfg: Config) -> NonFiniteGuardHook | None:
-    """The guard that a config asks for by ``max_non_finite_updates``; 0 is none.
-
-    Raises:
-        UserError: The field is no number.
-    """
-    limit = cfg.get("max_non_finite_updates", DEFAULT_LIMIT)
-    if not isinstance(limit, int) or limit < 0:
-        raise UserError(
-            f"max_non_finite_updates={limit!r}: give the number of updates in a row after which "
-            "to stop, or 0 to let them pass"
-        )
-    return NonFiniteGuardHook(limit) if limit else None

@@ -1,9 +1,14 @@
-"""Continue a training at the very batch where a checkpoint was saved."""
+"""Continue a training at the very batch where a checkpoint was saved, with the same random numbers."""
 
 import bisect
+import contextlib
+import random
 import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from mmengine.config import Config
 from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import Hook
@@ -12,14 +17,44 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from mmengine.runner.loops import _InfiniteDataloaderIterator
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ..errors import UserError
-from ..files.model_checkpoint import check_checkpoint
-from .checkpoints import newest_valid_checkpoint, why_not_resumable
-from .optimizer import fit_saved_optimizer
-from .precision import loss_scale
-from .sample_order import PositionedBatches, with_positions
+from ..files.checkpoints import check_checkpoint
+from .checkpoints import NoCheckpointError, newest_valid_checkpoint, why_not_resumable
+from .optimizer import fit_saved_optimizer, loss_scale
+
+
+def resume_from(cfg: Config, checkpoint: str | None) -> None:
+    """Have a training continue another one.
+
+    Args:
+        cfg: That of the training; ``resume`` and ``load_from`` are set.
+        checkpoint: Where to go on from; ``"auto"``: the newest valid one of the work dir; None: that
+            too if the config has ``resume`` without ``load_from`` and there is one, else as it says.
+
+    Raises:
+        NoCheckpointError: ``"auto"``, and there is none.
+        UserError: There is no such checkpoint, or it cannot be read.
+    """
+    if checkpoint is None:
+        if cfg.get("resume") and not cfg.get("load_from"):
+            # mmengine would take what last_checkpoint names, whatever that is, or start anew.
+            with contextlib.suppress(NoCheckpointError):
+                resume_from(cfg, "auto")
+        return
+    if checkpoint == "auto":
+        checkpoint = newest_valid_checkpoint(cfg.work_dir)
+    else:
+        check_checkpoint(checkpoint)
+        reason = None if "://" in checkpoint else why_not_resumable(checkpoint)
+        if reason is not None:
+            raise UserError(
+                f"checkpoint {checkpoint} cannot be resumed: {reason}: give another one, or start from "
+                "its weights alone with --cfg-options load_from=... instead of --resume"
+            )
+    cfg.resume = True
+    cfg.load_from = checkpoint
 
 
 class ResumePositionHook(Hook):
@@ -36,9 +71,8 @@ class ResumePositionHook(Hook):
     and, in the middle of an accumulation, the ``gradients`` so far (of a run without other ranks) with
     their ``loss_scale``. The precision may be another one after it.
     A resumed epoch goes on with the batches that are left; a validation that was due takes place.
-    Augmentations depend on seed, rank and position alone, see
-    :mod:`~flatten_det.train.sample_order`; the model's random numbers on seed and iteration, see
-    :mod:`~flatten_det.train.sample_order`.
+    Augmentations depend on seed, rank and position alone, see :class:`PositionedBatches`; the model's
+    random numbers on seed and iteration, see :class:`SeedIterationHook`.
     """
 
     # When the training begins, the other hooks must be ready for the validation.
@@ -63,8 +97,8 @@ class ResumePositionHook(Hook):
             # Of bf16, which has no scale; one of fp16 would not take it.
             del optimizer["loss_scaler"]
         if runner._resume and optimizer and isinstance(runner.optim_wrapper, OptimWrapper):
-            parameters = [parameter for _, parameter in _parameters(runner.model)]
-            fit_saved_optimizer(checkpoint, runner.optim_wrapper, parameters)
+            parameters = _parameters(runner.model).values()
+            fit_saved_optimizer(checkpoint, runner.optim_wrapper, list(parameters))
 
     def before_train(self, runner: Runner) -> None:
         """Restore order, position and gradients, and make up for the validation.
@@ -86,9 +120,10 @@ class ResumePositionHook(Hook):
                 _skip_batches(loop, done, position["epoch_batches"])
                 self._done_before = done
         rescale = loss_scale(runner.optim_wrapper) / position.get("loss_scale", 1.0)
-        for name, parameter in _parameters(runner.model):
-            if name in loaded.get("gradients", {}):
-                parameter.grad = loaded["gradients"][name].to(parameter) * rescale
+        parameters = _parameters(runner.model)
+        for name, gradient in loaded.get("gradients", {}).items():
+            if name in parameters:
+                parameters[name].grad = gradient.to(parameters[name]) * rescale
         self._loaded = {}
         if position.get("validation_due") and runner.val_loop is not None:
             runner.val_loop.run()
@@ -118,7 +153,8 @@ class ResumePositionHook(Hook):
         if isinstance(loop, EpochBasedTrainLoop):
             within = meta["epoch"] == self._epoch and not self._validating
             done = meta["iter"] - self._epoch_begin if within else 0
-            position.update(epoch_batches=_epoch_batches(runner), epoch_batches_done=done)
+            batches = runner.max_iters // runner.max_epochs
+            position.update(epoch_batches=batches, epoch_batches_done=done)
             stage = 0 if done else meta["epoch"]
             last = runner.max_epochs
         else:
@@ -129,21 +165,9 @@ class ResumePositionHook(Hook):
             position["loss_scale"] = loss_scale(runner.optim_wrapper)
             checkpoint["gradients"] = {
                 name: parameter.grad.cpu()
-                for name, parameter in _parameters(runner.model)
+                for name, parameter in _parameters(runner.model).items()
                 if parameter.grad is not None
             }
-
-
-class _PositionedIterator(_InfiniteDataloaderIterator):
-    """What an iteration-based loop takes its batches from."""
-
-    def skip_iter(self, num_iters: int) -> None:
-        """Begin after the batches of earlier iterations, without reading them."""
-        batches = self._dataloader.batch_sampler
-        if isinstance(batches, PositionedBatches):
-            self._epoch = batches.fast_forward(num_iters)
-        else:
-            super().skip_iter(num_iters)
 
 
 def is_complete(runner: Runner) -> bool:
@@ -152,8 +176,17 @@ def is_complete(runner: Runner) -> bool:
     return not isinstance(wrapper, OptimWrapper) or wrapper.should_update()
 
 
-def _epoch_batches(runner: Runner) -> int:
-    return runner.max_iters // runner.max_epochs
+def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    return dict((model.module if is_model_wrapper(model) else model).named_parameters())
+
+
+def _validates(loop: Any, stage: int, last: int) -> bool:
+    """Whether mmengine's loops validate after ``stage`` of ``last`` epochs or iterations."""
+    if not stage:
+        return False
+    chosen = bisect.bisect(loop.dynamic_milestones, stage + 1) - 1
+    interval = loop.dynamic_intervals[chosen]
+    return stage >= loop.val_begin and (stage % interval == 0 or stage == last)
 
 
 def _sampler(loader: DataLoader) -> Any:
@@ -182,34 +215,178 @@ def _skip_batches(loop: EpochBasedTrainLoop, done: int, expected: int) -> None:
         loop.dataloader.batch_sampler.skip(done, loop.epoch)
 
 
-def _validates(loop: Any, stage: int, last: int) -> bool:
-    """Whether mmengine's loops validate after ``stage`` of ``last`` epochs or iterations."""
-    if not stage:
-        return False
-    chosen = bisect.bisect(loop.dynamic_milestones, stage + 1) - 1
-    interval = loop.dynamic_intervals[chosen]
-    return stage >= loop.val_begin and (stage % interval == 0 or stage == last)
+class _PositionedIterator(_InfiniteDataloaderIterator):
+    """What an iteration-based loop takes its batches from."""
+
+    def skip_iter(self, num_iters: int) -> None:
+        """Begin after the batches of earlier iterations, without reading them."""
+        batches = self._dataloader.batch_sampler
+        if isinstance(batches, PositionedBatches):
+            self._epoch = batches.fast_forward(num_iters)
+        else:
+            super().skip_iter(num_iters)
 
 
-def _parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return list((model.module if is_model_wrapper(model) else model).named_parameters())
+def with_positions(loader: DataLoader, seeds: tuple[int, ...]) -> DataLoader:
+    """The same loader with :class:`PositionedBatches` and a data set that heeds their seeds.
 
-
-def resume_from(cfg: Config, checkpoint: str) -> None:
-    """Continue a run: from ``checkpoint``, or for ``"auto"`` from the newest valid one of the work dir.
-
-    Raises:
-        UserError: There is no such checkpoint, or it cannot be read.
+    Iterable data sets, which cannot be asked for a sample, stay as they are.
     """
-    if checkpoint == "auto":
-        checkpoint = newest_valid_checkpoint(cfg.work_dir)
-    else:
-        check_checkpoint(checkpoint)
-        reason = None if "://" in checkpoint else why_not_resumable(checkpoint)
-        if reason is not None:
-            raise UserError(
-                f"checkpoint {checkpoint} cannot be resumed: {reason}: give another one, or start from "
-                "its weights alone with --cfg-options load_from=... instead of --resume"
-            )
-    cfg.resume = True
-    cfg.load_from = checkpoint
+    if loader.batch_sampler is None or isinstance(loader.dataset, IterableDataset):
+        return loader
+    if not isinstance(getattr(loader.dataset, "__getitems__", None), SeededItems):
+        loader.dataset.__getitems__ = SeededItems(loader.dataset)
+    return DataLoader(
+        loader.dataset,
+        batch_sampler=PositionedBatches(loader.batch_sampler, seeds),
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        generator=loader.generator,
+        prefetch_factor=loader.prefetch_factor,
+        persistent_workers=loader.persistent_workers,
+        in_order=loader.in_order,
+    )
+
+
+class SeededIndex(int):
+    """The index of a sample, with the seed that its augmentation shall have.
+
+    It brings the seed to the data workers, whichever of them gets the index.
+    """
+
+    def __new__(cls, index: int, seed: int) -> "SeededIndex":
+        """An ``index`` that is equal to the plain number."""
+        self = super().__new__(cls, index)
+        self.seed = seed
+        return self
+
+    def __getnewargs__(self) -> tuple[int, int]:
+        """What pickle makes it from."""
+        return int(self), self.seed
+
+
+class SeededItems:
+    """A data set's ``__getitems__``, PyTorch's hook for reading several samples.
+
+    It sets the generators of Python, NumPy and PyTorch (CPU) before each sample.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+        self._own = getattr(dataset, "__getitems__", None)
+
+    def __call__(self, indices: Sequence[int]) -> list[Any]:
+        """Read samples."""
+        return [self._item(index) for index in indices]
+
+    def _item(self, index: int) -> Any:
+        if isinstance(index, SeededIndex):
+            random.seed(index.seed)
+            np.random.seed(index.seed % 2**32)
+            # Not torch.manual_seed, which is for GPUs too, whose numbers are the model's.
+            torch.default_generator.manual_seed(index.seed)
+            index = int(index)
+        return self._own([index])[0] if self._own else self._dataset[index]
+
+
+class PositionedBatches:
+    """A batch sampler that can begin within an epoch, and gives every sample a seed.
+
+    ``sampler`` is the other one's, where mmengine sets the epoch.
+
+    Args:
+        batch_sampler: The one that makes the batches.
+        seeds: What all seeds depend on besides the position: the run's seed and the rank.
+    """
+
+    def __init__(self, batch_sampler: Any, seeds: tuple[int, ...]) -> None:
+        self.batch_sampler = batch_sampler
+        self.sampler = getattr(batch_sampler, "sampler", None)
+        self.batch_size = getattr(batch_sampler, "batch_size", None)
+        self.drop_last = getattr(batch_sampler, "drop_last", False)
+        self._seeds = seeds
+        self._begun: tuple[Iterator[list[int]], int] | None = None
+        self._missing = 0
+
+    def __iter__(self) -> Iterator[list[SeededIndex]]:
+        """One epoch, or what is left of it."""
+        if self._begun is None:
+            self._begun, self._missing = (iter(self.batch_sampler), 0), 0
+        (batches, position), self._begun = self._begun, None
+        epoch = getattr(self.sampler, "epoch", 0)
+        for batch in batches:
+            seeds = (derive_seed(*self._seeds, epoch, position, n) for n in range(len(batch)))
+            yield [SeededIndex(index, seed) for index, seed in zip(batch, seeds, strict=True)]
+            position += 1
+
+    def __len__(self) -> int:
+        """Batches of the epoch, without those left out."""
+        return len(self.batch_sampler) - self._missing
+
+    def skip(self, count: int, epoch: int) -> None:
+        """Begin the next epoch, which is number ``epoch``, after ``count`` batches."""
+        self.fast_forward(count, epoch)
+        self._missing = count
+
+    def fast_forward(self, count: int, epoch: int = 0) -> int:
+        """Begin after ``count`` batches, which may be those of several epochs.
+
+        No sample is read for it.
+
+        Returns:
+            The epoch that this is in.
+        """
+        self._set_epoch(epoch)
+        batches, position = iter(self.batch_sampler), 0
+        while count:
+            if next(batches, None) is not None:
+                position += 1
+                count -= 1
+            elif position:
+                epoch += 1
+                self._set_epoch(epoch)
+                batches, position = iter(self.batch_sampler), 0
+            else:
+                raise ValueError("the batch sampler has no batches")
+        self._begun = batches, position
+        return epoch
+
+    def _set_epoch(self, epoch: int) -> None:
+        if hasattr(self.sampler, "set_epoch"):
+            self.sampler.set_epoch(epoch)
+
+
+class SeedIterationHook(Hook):
+    """Applies :func:`seed_iteration` to every iteration of a training."""
+
+    # Before any other hook draws a number.
+    priority = "HIGHEST"
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
+        """Set the generators."""
+        seed_iteration(runner.seed, runner.iter)
+
+
+def seed_iteration(seed: int, iteration: int) -> None:
+    """Set all generators of this process to where they are at the start of an iteration.
+
+    That makes an iteration's dropout and sampling the same, wherever the run was stopped and
+    resumed, without a state to be stored, on every rank. It costs some ten microseconds.
+
+    Args:
+        seed: The run's seed; of this rank, if ranks have seeds of their own.
+        iteration: Iterations done before, from 0.
+    """
+    derived = derive_seed(seed, iteration)
+    random.seed(derived)
+    np.random.seed(derived % 2**32)
+    torch.manual_seed(derived)
+
+
+def derive_seed(*numbers: int) -> int:
+    """A well-mixed seed of 63 bits for a tuple of non-negative numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

@@ -1,62 +1,37 @@
-"""Stop a training with Ctrl-C, SIGTERM or SIGHUP such that it can be resumed exactly where it stopped."""
+"""What ends a training before its time: a signal, lost memory or disk, losses that are not finite."""
 
 import contextlib
+import errno
 import os
+import re
+import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from mmengine.config import Config
 from mmengine.dist import all_reduce, get_world_size, is_main_process
 from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner
 
-from ..files.atomic import write_atomically
+from ..config import StageHook, blame_config
+from ..data.loading import named_annotation_errors
+from ..errors import NO_ROOM, UserError, explain, is_out_of_memory
+from ..files.atomic import UnwritableError, write_atomically
+from .checkpoints import NoCheckpointError, newest_valid_checkpoint
+from .finite_guard import NonFiniteError
 from .resume import is_complete
-
-
-class SurviveSigterm:
-    """A ``worker_init_fn``: in the worker, only its parent's SIGTERM counts, and no SIGHUP.
-
-    A batch system or ``timeout`` sends SIGTERM to every process of a job, a terminal that is closed
-    SIGHUP. A worker that dies of it
-    takes the iteration down that the training wants to finish and save. When the training ends,
-    it ends its workers itself, or they notice that it is gone.
-
-    Args:
-        init: The data loader's own ``worker_init_fn``, called as well.
-    """
-
-    def __init__(self, init: Callable[[int], None] | None = None) -> None:
-        self._init = init
-
-    def __call__(self, worker_id: int) -> None:
-        """Set up the signals of the worker that this is called in."""
-        if hasattr(signal, "SIGHUP"):
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        # macOS and Windows do not tell who sent a signal: there, all is as PyTorch has it.
-        if hasattr(signal, "sigwaitinfo"):
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-            threading.Thread(target=_exit_on_parents_sigterm, daemon=True).start()
-        if self._init is not None:
-            self._init(worker_id)
-
-
-def _exit_on_parents_sigterm() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    # As PyTorch does on its parent's SIGTERM: anything else would be reported as a crash.
-    os._exit(0)
-
 
 CHECKPOINT_NAME = "interrupted.pth"
 REPEAT_WITH_RESUME = "repeat the command with --resume"
 SIGNAL_NAMES = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated (SIGTERM)"}
 if hasattr(signal, "SIGHUP"):  # Not on Windows.
     SIGNAL_NAMES[signal.SIGHUP] = "its terminal was closed (SIGHUP)"
+_WORKER_DIED = re.compile(r"DataLoader worker \(pid.*?\) (?:is )?(killed by signal: \w+|exited)")
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -69,25 +44,8 @@ class TrainingPreempted(TrainingInterrupted):
     exit_code = 0
 
 
-def take_over_signals(handler: Callable[[int, Any], None]) -> dict[int, Any]:
-    """Have a function called for the signals that stop a training; returns their former handlers.
-
-    A SIGHUP that is ignored stays so, as ``nohup`` wants it.
-    """
-    # Only the main thread may set handlers; elsewhere the signals are not ours to handle.
-    if threading.current_thread() is not threading.main_thread():
-        return {}
-    return {
-        number: signal.signal(number, handler)
-        for number in SIGNAL_NAMES
-        if number in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(number) != signal.SIG_IGN
-    }
-
-
-def tell(message: str) -> None:
-    """Write to standard error from within a signal handler, where print may be under way; if it is open."""
-    with contextlib.suppress(OSError):
-        os.write(2, message.encode())
+class TrainingStopped(UserError):
+    """The training cannot go on. The message says why, and from which checkpoint it could."""
 
 
 class InterruptHook(Hook):
@@ -104,8 +62,10 @@ class InterruptHook(Hook):
     validation; the rest of the position comes from
     :class:`~flatten_det.train.resume.ResumePositionHook`, which goes on from it too.
 
+    The signals are given back at the end of the training, or of a ``with`` block of the hook.
+
     Args:
-        to_continue: what the user is told to do to continue.
+        to_continue: What the user is told to do to continue.
     """
 
     # Before any other hook has counted or logged the iteration that will not take place.
@@ -142,6 +102,12 @@ class InterruptHook(Hook):
         """Give the signals back; harmless when they were not taken."""
         while self._previous_handlers:
             signal.signal(*self._previous_handlers.popitem())
+
+    def __enter__(self) -> "InterruptHook":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.restore_handlers()
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
         """Stop before the next iteration."""
@@ -211,3 +177,130 @@ class InterruptHook(Hook):
             f"{SIGNAL_NAMES[number]} after iteration {runner.iter}, saved {path}; "
             f"to continue, {self._to_continue}"
         )
+
+
+def take_over_signals(handler: Callable[[int, Any], None]) -> dict[int, Any]:
+    """Have a function called for the signals that stop a training; returns their former handlers.
+
+    A SIGHUP that is ignored stays so, as ``nohup`` wants it.
+    """
+    # Only the main thread may set handlers; elsewhere the signals are not ours to handle.
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {
+        number: signal.signal(number, handler)
+        for number in SIGNAL_NAMES
+        if number in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(number) != signal.SIG_IGN
+    }
+
+
+def tell(message: str) -> None:
+    """Write to standard error from within a signal handler, where print may be under way; if it is open."""
+    with contextlib.suppress(OSError):
+        os.write(2, message.encode())
+
+
+class SurviveSigterm:
+    """A ``worker_init_fn``: in the worker, only its parent's SIGTERM counts, and no SIGHUP.
+
+    A batch system or ``timeout`` sends SIGTERM to every process of a job, a terminal that is closed
+    SIGHUP. A worker that dies of it takes the iteration down that the training wants to finish and
+    save. When the training ends, it ends its workers itself, or they notice that it is gone.
+
+    Args:
+        init: The data loader's own ``worker_init_fn``, called as well.
+    """
+
+    def __init__(self, init: Callable[[int], None] | None = None) -> None:
+        self._init = init
+
+    def __call__(self, worker_id: int) -> None:
+        """Set up the signals of the worker that this is called in."""
+        if hasattr(signal, "SIGHUP"):
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        # macOS and Windows do not tell who sent a signal: there, all is as PyTorch has it.
+        if hasattr(signal, "sigwaitinfo"):
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+            threading.Thread(target=_exit_on_parents_sigterm, daemon=True).start()
+        if self._init is not None:
+            self._init(worker_id)
+
+
+def _exit_on_parents_sigterm() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    # As PyTorch does on its parent's SIGTERM: anything else would be reported as a crash.
+    os._exit(0)
+
+
+@contextlib.contextmanager
+def explain_stop(cfg: Config, to_continue: str = REPEAT_WITH_RESUME) -> Iterator[StageHook]:
+    """Explain what stops a training: what its config says, a broken annotation file, or the machine.
+
+    Args:
+        cfg: That of the training.
+        to_continue: What the user is told to do to go on from the last checkpoint.
+
+    Yields:
+        A hook for the runner; until its ``has_begun``, unexpected errors are taken for those of the
+        config or the checkpoint, see :func:`~flatten_det.config.blame_config`.
+
+    Raises:
+        UserError: It is the fault of the config, the checkpoint or an annotation file.
+        TrainingStopped: It is not: for a full disk or memory, a data worker that died, or losses that
+            are not finite. It names the checkpoint to go on from.
+    """
+    try:
+        with blame_config(cfg) as stage, named_annotation_errors(cfg):
+            yield stage
+    except Exception as error:
+        if (reason := _fault_of_the_machine(error)) is None:
+            raise
+        last = _last_checkpoint(cfg.work_dir, to_continue)
+        raise TrainingStopped(f"{reason}. {last}") from error
+
+
+def _fault_of_the_machine(error: Exception) -> str | None:
+    if isinstance(error, UnwritableError | NonFiniteError):
+        return str(error)
+    is_of_disk = isinstance(error, OSError) and error.errno in (*NO_ROOM, errno.EROFS)
+    if is_of_disk or is_out_of_memory(error):
+        return explain(error)
+    # PyTorch raises it wherever the training is at that moment, which may make another error of it.
+    cause: BaseException | None = error
+    seen = set()  # An error may be its own cause.
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        if isinstance(cause, RuntimeError) and (died := _WORKER_DIED.search(str(cause))):
+            return (
+                f"a data worker died ({died[1]}), most likely as memory ran out ({_free_memory()}): use "
+                "fewer workers (--cfg-options train_dataloader.num_workers=1 "
+                "val_dataloader.num_workers=1) or smaller batches, or give a container more shared "
+                "memory (docker run --shm-size)"
+            )
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _free_memory() -> str:
+    """Of the whole machine; a container's or job's own limit may be lower."""
+    free = []
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        kilobytes = next(line.split()[1] for line in lines if line.startswith("MemAvailable"))
+        free.append(f"{int(kilobytes) / 1e6:.1f} GB of RAM")
+    with contextlib.suppress(OSError):
+        free.append(f"{shutil.disk_usage('/dev/shm').free / 1e9:.1f} GB of /dev/shm")
+    return f"free now: {' and '.join(free) or 'unknown'}"
+
+
+def _last_checkpoint(work_dir: str | Path, to_continue: str) -> str:
+    """What resuming would go on from, which may be newer than what ``last_checkpoint`` names."""
+    try:
+        path = newest_valid_checkpoint(work_dir)
+    except NoCheckpointError:
+        return "No checkpoint was saved yet"
+    except UserError as error:
+        message = str(error)
+        return message[0].upper() + message[1:]
+    return f"The last checkpoint is {path}: to go on from there, {to_continue}"

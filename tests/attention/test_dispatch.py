@@ -4,10 +4,9 @@ import logging
 
 import pytest
 import torch
-from attention_cases import make_inputs, relative_error
+from attention_cases import make_inputs, reference, relative_error
 
 from flatten_det.attention import FocusedLinearAttention, dispatch, focused_linear_attention
-from flatten_det.attention.reference import focused_linear_attention as reference
 from flatten_det.lab.complexity import count_macs
 
 OPTIONS = dict(num_heads=2, hw_shape=(9, 7))
@@ -26,9 +25,8 @@ def nothing_said_yet():
 
 def chosen(inputs, focusing_factor=3, implementation=None) -> str:
     q = inputs["q"]
-    return dispatch.choose(
-        q.device, (q.dtype,) * 3, 32, 2, focusing_factor, implementation=implementation
-    ).implementation
+    kind = dispatch.Kind(q.device, (q.dtype,) * 3, 32, 2, focusing_factor)
+    return dispatch.choose(kind, implementation=implementation).implementation
 
 
 def test_choice_on_the_cpu(inputs):

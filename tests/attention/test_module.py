@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from flatten_det.attention import FocusedLinearAttention, resize_grid
-from flatten_det.attention.window import pad_to_multiple, window_merge, window_partition
+from flatten_det.attention.maps import pad_to_multiple, window_merge, window_partition
 
 
 def randomised(module: nn.Module) -> nn.Module:

@@ -2,16 +2,23 @@
 
 import pytest
 import torch
-from attention_cases import MAPS, TOLERANCES, exact, make_inputs, relative_error, with_gradients
+from attention_cases import (
+    MAPS,
+    TOLERANCES,
+    exact,
+    make_inputs,
+    plain,
+    reference,
+    relative_error,
+    with_gradients,
+)
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from flatten_det.attention import FocusedLinearAttention
-from flatten_det.attention.plain import focused_linear_attention
-from flatten_det.attention.reference import focused_linear_attention as reference
-from flatten_det.lab.benchmark.attention.eager import focused_linear_attention as eager
+from flatten_det.lab.benchmark.attention import eager_attention as eager
 
 
 def check(inputs, hw_shape, num_heads, **options):
@@ -19,9 +26,9 @@ def check(inputs, hw_shape, num_heads, **options):
     generator = torch.Generator().manual_seed(1)
     grad = torch.randn(inputs["q"].shape, generator=generator).to(dtype)
     expected, expected_gradients = exact(inputs, grad, **options)
-    out, gradients = with_gradients(focused_linear_attention, inputs, grad, **options)
+    out, gradients = with_gradients(plain, inputs, grad, **options)
     with torch.no_grad():
-        alone = focused_linear_attention(**inputs, **options)
+        alone = plain(**inputs, **options)
     rounded, rounded_gradients = with_gradients(reference, inputs, grad, **options)
     found = {"out": (out, expected, rounded), "inference": (alone, expected, rounded)}
     for name, gradient in gradients.items():
@@ -72,9 +79,9 @@ def test_padding(dtype, focusing_factor):
     inputs = make_inputs((H, W), 2, 16, batch=3, dtype=dtype)
     grad = torch.randn(inputs["q"].shape, generator=torch.Generator().manual_seed(1))
     padded = options | dict(hw_shape=(H, W), sizes=torch.tensor(sizes))
-    out, gradients = with_gradients(focused_linear_attention, inputs, grad, **padded)
+    out, gradients = with_gradients(plain, inputs, grad, **padded)
     with torch.no_grad():
-        at_inference = focused_linear_attention(**inputs, **padded)
+        at_inference = plain(**inputs, **padded)
     expected = torch.zeros(out.shape).double()
     expected_gradients = {n: torch.zeros(x.shape).double() for n, x in inputs.items()}
     for index, size in enumerate(sizes):
@@ -148,7 +155,9 @@ def test_no_more_bytes_than_eager(num_heads, d, hw_shape, dtype, monkeypatch):
 
     def calling(function):
         def call(q, k, v, *parameters):
-            return function(q, k, v, num_heads=num_heads, hw_shape=hw_shape, **_named(parameters))
+            return function(
+                q=q, k=k, v=v, num_heads=num_heads, hw_shape=hw_shape, **_named(parameters)
+            )
 
         return call
 
@@ -161,7 +170,7 @@ def test_no_more_bytes_than_eager(num_heads, d, hw_shape, dtype, monkeypatch):
         recorded = make_fx(under_autocast)(*_tensors(*sizes, "cuda"))
     for grad in (False, True):
         moved = []
-        for call in (recorded, calling(focused_linear_attention)):
+        for call in (recorded, calling(plain)):
             tensors = _tensors(*sizes, "meta", grad)
             with torch.set_grad_enabled(grad), _Bytes() as counter:
                 out = call(*tensors)

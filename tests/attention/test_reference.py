@@ -3,12 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from attention_cases import reference
 
-from flatten_det.attention.reference import (
-    depthwise_values,
-    focused_linear_attention,
-    focused_map,
-)
+from flatten_det.attention.reference import depthwise_values, focused_map
 
 torch.manual_seed(0)
 
@@ -70,9 +67,7 @@ def random_inputs(hw_shape, num_heads, d, B=2, K=5):
 )
 def test_values_and_gradients_equal_the_explicit_matrix(hw_shape, num_heads, d, p, K):
     inputs = random_inputs(hw_shape, num_heads, d, K=K)
-    out = focused_linear_attention(
-        **inputs, num_heads=num_heads, hw_shape=hw_shape, focusing_factor=p
-    )
+    out = reference(**inputs, num_heads=num_heads, hw_shape=hw_shape, focusing_factor=p)
     q, k, v, positions, scale, weight, bias = inputs.values()
     expected = explicit_attention(q, k, v, num_heads, positions, scale, p, eps=1e-6)
     expected = expected + explicit_depthwise(v, weight, bias, num_heads, hw_shape)
@@ -112,12 +107,12 @@ def test_finite_and_close_in_every_precision(dtype, factor):
     inputs["q"][0, 3] = -factor
     inputs["k"][1] = -factor
     inputs["v"][1, 0] = 0
-    exact = focused_linear_attention(
+    exact = reference(
         **inputs | {name: inputs[name].double() for name in ("q", "k", "v")},
         num_heads=2,
         hw_shape=(6, 5),
     )
-    out = focused_linear_attention(**inputs, num_heads=2, hw_shape=(6, 5))
+    out = reference(**inputs, num_heads=2, hw_shape=(6, 5))
     assert out.dtype == dtype
     tolerance = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype]
     error = (out.double() - exact).norm() / exact.norm()
@@ -129,8 +124,8 @@ def test_autocast_does_not_reach_the_cubes():
     inputs["q"] *= 1e3
     kwargs = dict(num_heads=2, hw_shape=(4, 4))
     with torch.autocast("cpu", dtype=torch.float16):
-        out = focused_linear_attention(**inputs, **kwargs)
-    torch.testing.assert_close(out, focused_linear_attention(**inputs, **kwargs))
+        out = reference(**inputs, **kwargs)
+    torch.testing.assert_close(out, reference(**inputs, **kwargs))
 
 
 def test_fewer_values_than_queries_are_resized_along_the_token_axis():

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from flatten_det.attention import size_cache
-from flatten_det.attention.size_cache import SizeCache, keeping_nothing
+from flatten_det.attention import eager
+from flatten_det.attention.eager import SizeCache, keeping_nothing
 
 
 def test_the_last_sizes_are_kept():
@@ -25,7 +25,7 @@ def test_the_last_sizes_are_kept():
 
 
 def test_large_tensors_are_not_kept(monkeypatch):
-    monkeypatch.setattr(size_cache, "_ELEMENTS", 3)
+    monkeypatch.setattr(eager, "_ELEMENTS", 3)
     cache = SizeCache()
     assert cache("key", lambda: torch.ones(4)).sum() == 4
     assert len(cache) == 0

@@ -7,7 +7,7 @@ import torch
 from numerics import relative_error
 from torch import nn
 
-from flatten_det.attention.strided_convolution import strided_convolution
+from flatten_det.attention.maps import strided_convolution
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

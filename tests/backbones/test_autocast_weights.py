@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flatten_det.attention import FocusedLinearAttention, gpu
-from flatten_det.attention.size_cache import keeping_nothing
+from flatten_det.attention.eager import keeping_nothing
 from flatten_det.backbones import cuda
 from flatten_det.backbones.blocks import TransformerBlock
 from flatten_det.backbones.cuda import AutocastWeights

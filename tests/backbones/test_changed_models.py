@@ -14,8 +14,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.optim import swa_utils
 
-from flatten_det.attention import FocusedLinearAttention
-from flatten_det.attention.cpu import tiles
+from flatten_det.attention import FocusedLinearAttention, tiles
 
 ARCHS = NANO | {"FLattenDeiT": DEIT}
 

@@ -8,7 +8,7 @@ from mmengine.registry import MODELS
 from nano_backbones import NANO
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from flatten_det.attention.cpu import tiles
+from flatten_det.attention import tiles
 from flatten_det.backbones.blocks import TransformerBlock
 
 SIZES = [(96, 128), (75, 101), (224, 64)]

@@ -12,7 +12,7 @@ from mmengine.registry import MODELS
 from nano_backbones import NANO
 from torch import nn
 
-from flatten_det.attention.size_cache import keeps_tensors
+from flatten_det.attention.eager import keeps_tensors
 from flatten_det.backbones import cuda, use_cuda_graphs
 from flatten_det.backbones.base import valid_regions
 from flatten_det.backbones.cuda import LIMIT, Recorder, replay_forward

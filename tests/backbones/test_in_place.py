@@ -6,7 +6,7 @@ from mmengine.registry import MODELS
 from nano_backbones import NANO
 from torch import nn
 
-from flatten_det.attention.cpu import tiles
+from flatten_det.attention import tiles
 from flatten_det.backbones.blocks import as_contiguous_image
 
 

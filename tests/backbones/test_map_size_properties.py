@@ -4,7 +4,7 @@ import torch
 from fuzzing import fuzz
 from hypothesis import strategies as st
 
-from flatten_det.attention.window import pad_to_multiple, window_merge, window_partition
+from flatten_det.attention.maps import pad_to_multiple, window_merge, window_partition
 from flatten_det.backbones import build_backbone
 
 _FIELDS = {

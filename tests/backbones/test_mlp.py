@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from flatten_det.attention.cpu import tiles
+from flatten_det.attention import tiles
 from flatten_det.backbones import blocks
 from flatten_det.backbones.blocks import TransformerBlock
 from flatten_det.backbones.softmax_attention import SpatialReductionAttention

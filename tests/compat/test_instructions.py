@@ -8,7 +8,7 @@ from mmengine.runner import CheckpointLoader, Runner
 from toy_training import make_config
 
 from flatten_det.compat.mmengine_files import without_instructions
-from flatten_det.train.checkpoints import durable_checkpoints
+from flatten_det.train.run import use_our_components
 
 
 def with_logs(**logs) -> dict:
@@ -83,7 +83,7 @@ def test_resuming_removes_no_file_of_the_user(durable, tmp_path):
     victim.write_text("years of work")
     best_of(first, victim)
     if durable:
-        with durable_checkpoints():
+        with use_our_components():
             train(load_from=str(first), resume=True)
     else:
         train(load_from=str(first), resume=True)

@@ -71,7 +71,8 @@ def test_only_attention_reaches_the_objects(name, monkeypatch):
     model = _model(name)
     assert _change_below_a_changed_legend(model, top) > 1e-4
 
-    def convolution_alone(choice, q, k, v, *, num_heads, hw_shape, dwc_weight, dwc_bias, **others):
+    def convolution_alone(choice, inputs):
+        _, _, v, _, _, dwc_weight, dwc_bias, num_heads, hw_shape, *_ = inputs
         if dwc_weight is None:
             return torch.zeros_like(v)
         heads = as_image(v, hw_shape).unflatten(1, (num_heads, -1)).flatten(0, 1)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from flatten_det.data.coco_values import is_id, is_number, is_size, stays_inside
+from flatten_det.data.coco import is_id, is_number, is_size, stays_inside
 
 
 @pytest.mark.parametrize(

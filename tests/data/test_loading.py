@@ -17,7 +17,7 @@ from PIL import Image
 
 from flatten_det.data.loading import (
     CheckedPipeline,
-    CheckMetricsHook,
+    CheckFilesHook,
     ImageError,
     image_error,
 )
@@ -133,4 +133,4 @@ def test_label_maps_that_a_panoptic_metric_opens(tmp_path, name, said):
         test_evaluator=Evaluator([metric]),
     )
     with pytest.raises(ImageError, match=said):
-        CheckMetricsHook().before_test(runner)
+        CheckFilesHook().before_test(runner)

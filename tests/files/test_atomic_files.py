@@ -16,13 +16,12 @@ from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.registry import VISBACKENDS
 from mmengine.visualization import LocalVisBackend
 
+from flatten_det.compat.patches import AtomicLocalBackend, atomic_local_files
 from flatten_det.errors import UserError, explain
 from flatten_det.files import atomic as atomic_files
 from flatten_det.files.atomic import (
-    AtomicLocalBackend,
     DiskFullError,
     UnwritableError,
-    atomic_local_files,
     refuse_overwriting,
     remove_partial_files,
     write_atomically,

@@ -14,8 +14,8 @@ import torch
 from mmengine.runner import CheckpointLoader
 
 from flatten_det.errors import CheckpointError
-from flatten_det.files.checkpoints import cached_path, download, read_checkpoint
-from flatten_det.files.downloads import ATTEMPTS
+from flatten_det.files.checkpoints import read_checkpoint
+from flatten_det.files.downloads import ATTEMPTS, cached_path, download
 
 
 class Server(ThreadingHTTPServer):

@@ -15,7 +15,7 @@ from PIL import EpsImagePlugin, Image, features
 
 from flatten_det.data.doctor.images import IMAGES, ImageFault, opened
 from flatten_det.data.loading import CheckedPipeline, ImageError, image_error
-from flatten_det.data.preparation.cityscapes_labels import write_train_ids
+from flatten_det.data.preparation.cityscapes import write_train_ids
 from flatten_det.data.preparation.coco_file import CocoFile, completed
 from flatten_det.errors import UserError
 from flatten_det.files.images import pixel_limit, set_pixel_limit, why_not_decoded

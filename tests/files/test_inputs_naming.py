@@ -3,8 +3,7 @@
 import pytest
 
 from flatten_det.errors import UserError
-from flatten_det.files.images import find_images
-from flatten_det.files.naming import output_names
+from flatten_det.files.images import find_images, output_names
 
 
 @pytest.fixture

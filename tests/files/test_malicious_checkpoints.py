@@ -233,7 +233,7 @@ def test_original_mmengine_reads_as_data_too(tmp_path, marker, monkeypatch):
     """Its loader of local files, which has no second attempt, is replaced as a whole."""
     import mmengine.runner.checkpoint as module
 
-    from flatten_det.compat.mmengine_files import read_mmengine_checkpoints_as_data
+    from flatten_det.compat.patches import read_mmengine_checkpoints_as_data
 
     monkeypatch.delattr(module, "_safe_torch_load")
     monkeypatch.setattr(CheckpointLoader, "_schemes", dict(CheckpointLoader._schemes))

@@ -4,7 +4,7 @@ import pytest
 from mmengine.config import Config
 
 from flatten_det.errors import UserError
-from flatten_det.lab.training_size import training_size
+from flatten_det.lab.complexity.target import training_size
 
 RESIZE = {"dataset": {"pipeline": [{"type": "Load"}, {"type": "Resize", "scale": (1333, 800)}]}}
 SHAPES = {"dataset": {"image_size": ((96, 96), (128, 192)), "object_size": (8, 96)}}

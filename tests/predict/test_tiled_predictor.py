@@ -139,7 +139,7 @@ def test_batches_of_tiles_and_progress(tmp_path):
         cfg, None, "cpu", Tiling(300, 0), True, lambda *progress: done.append(progress)
     )
     list(tiled([path], batch_size=4))
-    assert tiled._model.batch_sizes == [4, 2]
+    assert tiled.model.batch_sizes == [4, 2]
     assert done == [(count, 6) for count in range(7)]
 
 

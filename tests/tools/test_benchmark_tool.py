@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from flatten_det.lab.benchmark import run
+
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart"
 QUICK = ["--device", "cpu", "--rounds", "2", "--max-seconds", "60"]
 BACKBONES = ["--models", "flatten-pvtv2-b0", "mmdet:pvtv2-b0"]
@@ -88,17 +90,17 @@ def test_a_later_run_goes_on(benchmark_tool, tmp_path, capsys):
 def test_an_interrupted_run_keeps_what_it_has(benchmark_tool, tmp_path, monkeypatch, capsys):
     out = tmp_path / "results"
     command = [*QUICK, *BACKBONES, "--no-memory", "--sizes", "32", "64", "--out", str(out)]
-    measure = benchmark_tool.benchmark_setting
+    measure = run.benchmark_setting
 
     def interrupted(setting, *args):
-        if setting.size.height == 64:
+        if setting.case.height == 64:
             raise KeyboardInterrupt
         return measure(setting, *args)
 
-    monkeypatch.setattr(benchmark_tool, "benchmark_setting", interrupted)
+    monkeypatch.setattr(run, "benchmark_setting", interrupted)
     assert benchmark_tool.main(command) == 130
     assert len(read(out)["cells"]) == 2
-    monkeypatch.setattr(benchmark_tool, "benchmark_setting", measure)
+    monkeypatch.setattr(run, "benchmark_setting", measure)
     assert benchmark_tool.main(command) == 0
     assert "1 of 2 settings were there already" in capsys.readouterr().out
     assert len(read(out)["cells"]) == 4
@@ -164,7 +166,7 @@ def test_graphs_get_the_warm_up_that_they_need(benchmark_tool):
     assert benchmark_tool.parse_args(["--cuda-graphs"]).warmup == 2
     assert benchmark_tool.parse_args(["--cuda-graphs", "--warmup", "3"]).warmup == 3
     args = benchmark_tool.parse_args(["--models", "pvt-t", "--cuda-graphs"])
-    names = [candidate.name for candidate in benchmark_tool.choose_candidates(args)]
+    names = [str(candidate) for candidate in benchmark_tool.choose_candidates(args)]
     assert names == ["pvt-t", "pvt-t graphs"]
 
 

@@ -9,7 +9,7 @@ from malicious_files import OwnClass, save_command, save_text, served
 from mmengine.config import Config
 from toy_training import make_config
 
-from flatten_det.lab.benchmark.models.whole import build_whole
+from flatten_det.lab.benchmark.sources import build_whole
 
 
 @pytest.fixture

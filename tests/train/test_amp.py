@@ -11,7 +11,7 @@ from toy_training import final_state, make_config
 
 from flatten_det.backbones import FLattenPVTv2
 from flatten_det.files.checkpoints import load_as_data
-from flatten_det.train.precision import keep_convolutions_in_float32, loss_scale
+from flatten_det.train.optimizer import keep_convolutions_in_float32, loss_scale
 from flatten_det.train.resume import resume_from
 from flatten_det.train.run import train
 

@@ -14,7 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from flatten_det.config import load_config
-from flatten_det.train.precision import enable_amp
+from flatten_det.train.optimizer import enable_amp
 from flatten_det.train.run import train
 
 CONFIG = Path(__file__).parents[2] / "configs/quickstart/flatten-pvt-nano_semantic-fpn_shapes.py"

@@ -5,7 +5,7 @@ import torch
 from mmdet.models.task_modules import MaxIoUAssigner
 from mmdet.registry import TASK_UTILS
 
-from flatten_det.train.assigner import BatchedMaxIoUAssigner, batched_assignment
+from flatten_det.train.run import BatchedMaxIoUAssigner, use_our_components
 
 
 @pytest.mark.parametrize("num_gts", [0, 1, 7])
@@ -39,6 +39,6 @@ def test_assignments_are_mmdetections(options, num_gts):
 
 def test_outside_of_a_training_mmdetection_is_as_it_was():
     cfg = {"type": "MaxIoUAssigner", "pos_iou_thr": 0.5, "neg_iou_thr": 0.5}
-    with batched_assignment():
+    with use_our_components():
         assert type(TASK_UTILS.build(cfg)) is BatchedMaxIoUAssigner
     assert type(TASK_UTILS.build(cfg)) is MaxIoUAssigner

@@ -10,15 +10,16 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 from toy_training import make_config
 
-from flatten_det.files.atomic import atomic_local_files
+from flatten_det.compat.patches import atomic_local_files
 from flatten_det.files.checkpoints import load_as_data
-from flatten_det.train.checkpoints import DurableCheckpointHook, durable_checkpoints
+from flatten_det.train.checkpoints import DurableCheckpointHook
 from flatten_det.train.resume import resume_from
+from flatten_det.train.run import use_our_components
 
 
 def train(folder: Path, **checkpoint_options) -> Runner:
     changes = {f"default_hooks.checkpoint.{key}": v for key, v in checkpoint_options.items()}
-    with atomic_local_files(), durable_checkpoints():
+    with atomic_local_files(), use_our_components():
         runner = Runner.from_cfg(make_config(folder, by_epoch=False, changes=changes))
         runner.train()
     return runner
@@ -61,7 +62,7 @@ def test_what_a_killed_run_could_not_remove_is_removed_when_it_goes_on(tmp_path)
     train(tmp_path, interval=1, max_keep_ckpts=2)
     surplus = tmp_path / "run" / "iter_13.pth"
     surplus.write_bytes(b"")
-    with atomic_local_files(), durable_checkpoints():
+    with atomic_local_files(), use_our_components():
         cfg = make_config(tmp_path, by_epoch=False)
         cfg.default_hooks.checkpoint.update(interval=1, max_keep_ckpts=2)
         resume_from(cfg, str(tmp_path / "run" / "iter_15.pth"))
@@ -84,7 +85,7 @@ def test_the_best_of_the_run_that_another_one_began_with_stays(tmp_path):
     (best,) = (tmp_path / "run").glob("best_*")
     checkpoint["message_hub"]["runtime_info"] |= {"best_ckpt": str(best), "best_score": -1e9}
     torch.save(checkpoint, path)
-    with atomic_local_files(), durable_checkpoints():
+    with atomic_local_files(), use_our_components():
         cfg = make_config(tmp_path, by_epoch=False)
         cfg.work_dir = str(tmp_path / "other")
         cfg.default_hooks.checkpoint.update(interval=5, save_best="toy/mean", rule="greater")

@@ -14,12 +14,11 @@ from mmengine.runner import Runner
 from toy_training import make_config
 
 from flatten_det.cli import run_tool
+from flatten_det.compat.patches import atomic_local_files
 from flatten_det.errors import UserError
-from flatten_det.files.atomic import atomic_local_files
 from flatten_det.files.checkpoints import load_as_data
-from flatten_det.train.checkpoints import durable_checkpoints
-from flatten_det.train.resume import ResumePositionHook, resume_from
-from flatten_det.train.sample_order import SeedIterationHook
+from flatten_det.train.resume import ResumePositionHook, SeedIterationHook, resume_from
+from flatten_det.train.run import use_our_components
 from flatten_det.train.stop import (
     SIGNAL_NAMES,
     InterruptHook,
@@ -58,7 +57,7 @@ class Journal(Hook):
 def run(cfg: Config, journal: Journal) -> tuple[list, dict]:
     interrupt = InterruptHook()
     try:
-        with atomic_local_files(), durable_checkpoints():
+        with atomic_local_files(), use_our_components():
             runner = Runner.from_cfg(cfg)
             for hook in (interrupt, ResumePositionHook(), SeedIterationHook(), journal):
                 runner.register_hook(hook)

@@ -1,19 +1,31 @@
 """A full disk or a killed data worker end a training with one message and an intact checkpoint."""
 
+import contextlib
 import errno
 import os
 import re
 import signal
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.registry import DATASETS
 from toy_training import IndexDataset, make_config
 
 from flatten_det.cli import run_tool
 from flatten_det.train.checkpoints import newest_valid_checkpoint
-from flatten_det.train.lost_resources import TrainingStopped, told_with_last_checkpoint
 from flatten_det.train.run import train
+from flatten_det.train.stop import TrainingStopped, explain_stop
+
+
+@contextlib.contextmanager
+def training_in(work_dir: Path) -> Iterator[None]:
+    """A training that goes well until the block raises."""
+    with explain_stop(Config({"work_dir": str(work_dir)})) as stage:
+        stage.has_begun = True
+        yield
 
 
 @DATASETS.register_module()
@@ -85,7 +97,7 @@ def test_a_full_disk(tmp_path, capsys, full_disk, monkeypatch):
 )
 def test_a_log_without_room(tmp_path, code, told):
     expected = pytest.raises(TrainingStopped, match=rf"{told} No checkpoint was")
-    with expected, told_with_last_checkpoint(tmp_path):
+    with expected, training_in(tmp_path):
         raise OSError(code, os.strerror(code), "a.json")
 
 
@@ -93,7 +105,7 @@ def test_a_last_checkpoint_that_is_broken_is_not_promised(tmp_path, capsys):
     (tmp_path / "a.pth").write_bytes(b"")
     (tmp_path / "last_checkpoint").write_text(str(tmp_path / "a.pth"))
     told = r"\. None of the 1 checkpoints in work dir .* can be resumed: leave out --resume"
-    with pytest.raises(TrainingStopped, match=told), told_with_last_checkpoint(tmp_path):
+    with pytest.raises(TrainingStopped, match=told), training_in(tmp_path):
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
     assert f"skipped checkpoint {tmp_path / 'a.pth'}: it is incomplete" in capsys.readouterr().err
 
@@ -108,13 +120,13 @@ def test_a_last_checkpoint_that_is_broken_is_not_promised(tmp_path, capsys):
 )
 def test_memory_that_ran_out(tmp_path, error):
     told = r"^memory ran out \(.*\): use smaller .*with_cp=True\. No checkpoint was saved yet$"
-    with pytest.raises(TrainingStopped, match=told), told_with_last_checkpoint(tmp_path):
+    with pytest.raises(TrainingStopped, match=told), training_in(tmp_path):
         raise error
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a bug"), OSError(errno.EIO, "I/O"), ValueError()])
 def test_other_errors_pass(tmp_path, error):
-    with pytest.raises(type(error)) as caught, told_with_last_checkpoint(tmp_path):
+    with pytest.raises(type(error)) as caught, training_in(tmp_path):
         raise error
     assert caught.value is error
 
@@ -122,7 +134,7 @@ def test_other_errors_pass(tmp_path, error):
 def test_errors_that_are_each_others_cause_pass(tmp_path):
     first, second = ValueError(), RuntimeError()
     first.__cause__, second.__cause__ = second, first
-    with pytest.raises(ValueError, match=r"^$"), told_with_last_checkpoint(tmp_path):
+    with pytest.raises(ValueError, match=r"^$"), training_in(tmp_path):
         raise first
 
 

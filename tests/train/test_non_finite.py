@@ -3,11 +3,13 @@
 import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.model import BaseModel
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
@@ -15,14 +17,13 @@ from torch import nn
 from toy_training import Calling, make_config
 
 from flatten_det.errors import UserError
-from flatten_det.train import precision as amp  # noqa: F401  registers CPUAmpOptimWrapper
 from flatten_det.train.finite_guard import (
     NonFiniteError,
     NonFiniteGuardHook,
     _image_files,
     non_finite_guard,
 )
-from flatten_det.train.sample_order import SeedIterationHook
+from flatten_det.train.resume import SeedIterationHook
 
 
 class _Poison(torch.autograd.Function):
@@ -162,6 +163,17 @@ def test_a_loss_scale_is_to_blame_only_while_it_can_go_down(tmp_path):
     with pytest.raises(NonFiniteError, match="stopped at iteration 13"):
         runner.train()  # 1024 is halved ten times.
     assert guard.skipped == 3
+
+
+def test_several_optimizers_are_left_alone():
+    model = nn.Linear(1, 1)
+    wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=1.0))
+    runner = SimpleNamespace(optim_wrapper=OptimWrapperDict(only=wrapper), model=model)
+    guard = NonFiniteGuardHook()
+    guard.before_train(runner)
+    guard.before_train_iter(runner, 0, {})
+    wrapper.update_params(model(torch.full((1, 1), float("nan"))).sum())
+    assert guard.skipped == 0
 
 
 @pytest.mark.parametrize(

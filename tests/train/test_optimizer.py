@@ -1,6 +1,5 @@
 """One optimizer group per setting computes what one per parameter does, and goes on from its checkpoints."""
 
-import contextlib
 import logging
 import re
 from importlib import import_module
@@ -10,7 +9,7 @@ import pytest
 import torch
 from mmengine.logging import MMLogger
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper, build_optim_wrapper
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, DefaultScope
 from nano_backbones import DEIT, NANO
 from timm.optim import param_groups_layer_decay
 from torch import nn
@@ -23,11 +22,10 @@ from flatten_det.errors import UserError
 from flatten_det.files.checkpoints import load_as_data
 from flatten_det.train.optimizer import (
     GroupingOptimWrapperConstructor,
-    few_parameter_groups,
     fit_saved_optimizer,
 )
 from flatten_det.train.resume import resume_from
-from flatten_det.train.run import train
+from flatten_det.train.run import REPLACEMENTS, train, use_our_components
 
 ADAMW = {"type": "AdamW", "lr": 0.01, "weight_decay": 0.1}
 # Weights and biases alternate among the parameters, but not among the groups.
@@ -147,7 +145,7 @@ def test_a_parameter_of_two_modules_is_refused_as_by_mmengine():
 
 def test_outside_of_a_training_mmengine_is_as_it_was():
     cfg = {"optimizer": ADAMW, "paramwise_cfg": BIASES}
-    with few_parameter_groups():
+    with use_our_components():
         inside = build_optim_wrapper(make_model(), cfg)
     outside = build_optim_wrapper(make_model(), cfg)
     assert [len(w.optimizer.param_groups) for w in (inside, outside)] == [2, 6]
@@ -181,7 +179,7 @@ def run(
 
     with pytest.MonkeyPatch.context() as patch:
         if one_each:
-            patch.setattr("flatten_det.train.run.few_parameter_groups", contextlib.nullcontext)
+            patch.delitem(REPLACEMENTS, OPTIM_WRAPPER_CONSTRUCTORS)
         train(cfg, hooks=[Calling(note)])
     state = final_state(folder / "run", 15)
     return {name: value for name, value in state.items() if not name[0].isdigit()}, rates

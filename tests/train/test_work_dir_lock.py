@@ -19,9 +19,8 @@ from flatten_det.cli import run_tool
 from flatten_det.errors import UserError
 from flatten_det.lab.ablation.grid import Run
 from flatten_det.lab.ablation.run import RECORD, finish
-from flatten_det.train import work_dir_lock
-from flatten_det.train.run import train
-from flatten_det.train.work_dir_lock import LOCK_NAME, locked_work_dir
+from flatten_det.train import run as training
+from flatten_det.train.run import LOCK_NAME, locked_work_dir, train
 
 FORK = multiprocessing.get_context("fork")
 
@@ -85,7 +84,7 @@ def test_where_there_are_no_locks_a_warning_says_so(tmp_path, capsys, monkeypatc
     def fail(*args, **kwargs):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(work_dir_lock, failing, fail, raising=False)
+    monkeypatch.setattr(training, failing, fail, raising=False)
     with locked_work_dir(tmp_path / "run"):
         pass
     (line,) = capsys.readouterr().err.splitlines()

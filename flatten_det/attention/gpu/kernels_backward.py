@@ -21,17 +21,20 @@ from .tiles import (
     inverse_scales,
     inverse_softplus,
     is_positive,
+    kernel,
     load_matrix,
     load_tile,
     multiply,
     multiply_add,
+    program_heads,
     region_groups,
     region_tokens,
     row_offsets,
+    store_matrix,
     store_tile,
+    tile_tokens,
     valid_count,
     valid_size,
-    valid_tokens,
 )
 
 
@@ -88,42 +91,20 @@ def query_parameters(
     return tl.trans(operand), factor, mean, as_columns(middle, OPERAND)
 
 
-@triton.jit(
-    do_not_specialize=["q_batch", "q_token", "grad_batch", "grad_token", "N", "sizes", "pitch"]
-)
+@kernel
 def query_norms(
-    q,
-    q_batch,
-    q_token,
-    grad,
-    grad_batch,
-    grad_token,
-    scale,
-    means,
-    kv,
-    norms,
-    N,
-    sizes,
-    pitch,
-    eps,
-    C: tl.constexpr,
-    HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK: tl.constexpr,
-    HAS_SCALE: tl.constexpr,
-    OPERAND: tl.constexpr,
-    HAS_SIZES: tl.constexpr,
-):
+    q, q_batch, q_token, grad, grad_batch, grad_token, scale, means, kv, norms,
+    N, sizes, pitch, eps,
+    C: tl.constexpr, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, D: tl.constexpr,
+    BLOCK: tl.constexpr, HAS_SCALE: tl.constexpr, OPERAND: tl.constexpr, HAS_SIZES: tl.constexpr,
+):  # fmt: skip
     """What the heads of a row of queries share, for programs that see one head only.
 
     ``norms (B, N, 3)`` float32: 1 / n, sum of c^2, d loss / d floor. Grid (tiles, B).
     """
     batch = tl.program_id(1).to(tl.int64)
     count, width = valid_count(sizes, batch, N, HAS_SIZES)
-    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    live = index < count
-    tokens = valid_tokens(index, width, pitch, HAS_SIZES)
+    tokens, live = tile_tokens(tl.program_id(0), count, width, pitch, BLOCK, HAS_SIZES)
     lanes = tl.arange(0, D)
     inside = lanes < HEAD_DIM
     rows = row_offsets(tokens, q_token)
@@ -153,50 +134,15 @@ def query_norms(
     tl.store(norms + places + 2, total, mask=live)
 
 
-@triton.jit(
-    do_not_specialize=[
-        "q_batch",
-        "q_token",
-        "grad_batch",
-        "grad_token",
-        "v_batch",
-        "v_token",
-        "N",
-        "sizes",
-        "pitch",
-        "tiles_per_split",
-    ]
-)
+@kernel
 def backward_queries(
-    q,
-    q_batch,
-    q_token,
-    grad,
-    grad_batch,
-    grad_token,
-    scale,
-    norms,
-    means,
-    kv,
-    d_q,
-    d_kv,
-    d_k_mean,
+    q, q_batch, q_token, grad, grad_batch, grad_token, scale, norms, means, kv, d_q, d_kv, d_k_mean,
     d_scale,
-    N,
-    sizes,
-    pitch,
-    tiles_per_split,
-    eps,
-    C: tl.constexpr,
-    HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    D: tl.constexpr,
-    GROUP: tl.constexpr,
-    BLOCK: tl.constexpr,
-    HAS_SCALE: tl.constexpr,
-    OPERAND: tl.constexpr,
+    N, sizes, pitch, tiles_per_split, eps,
+    C: tl.constexpr, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, D: tl.constexpr,
+    GROUP: tl.constexpr, BLOCK: tl.constexpr, HAS_SCALE: tl.constexpr, OPERAND: tl.constexpr,
     HAS_SIZES: tl.constexpr,
-):
+):  # fmt: skip
     """Gradient of q, and one split's part of the gradients of kv, k_mean (both / N) and of the scale.
 
     With v = centre + (v - centre), the gradient of f(k) is (v - centre) d_kv^T + d_k_mean, neither of
@@ -206,9 +152,7 @@ def backward_queries(
     ``d_q (B, N, C)`` contiguous; ``d_kv (B, splits, h, d, d)``, ``d_k_mean (B, splits, h, d)`` and
     ``d_scale (B, splits, C)`` float32, the last without its factor.
     """
-    groups: tl.constexpr = HEADS // GROUP
-    batch = (tl.program_id(0) // groups).to(tl.int64)
-    first_head = (tl.program_id(0) % groups) * GROUP
+    batch, first_head = program_heads(HEADS, GROUP)
     split = tl.program_id(1)
     lanes = tl.arange(0, D)
     inside = lanes < HEAD_DIM
@@ -238,9 +182,7 @@ def backward_queries(
         units = units + (tl.full([], 1e-30, tl.float32),)
     last = tl.minimum((split + 1) * tiles_per_split, tl.cdiv(count, BLOCK))
     for tile in range(split * tiles_per_split, last):
-        index = tile * BLOCK + tl.arange(0, BLOCK)
-        live = index < count
-        tokens = valid_tokens(index, width, pitch, HAS_SIZES)
+        tokens, live = tile_tokens(tile, count, width, pitch, BLOCK, HAS_SIZES)
         rows = row_offsets(tokens, q_token)
         grad_rows = row_offsets(tokens, grad_token)
         us, inverse_norm, sixths = focus(
@@ -304,11 +246,8 @@ def backward_queries(
         factor = 1.0 / count
         if OPERAND == tl.float16:
             factor *= units[g]
-        tl.store(
-            d_kv + head * HEAD_DIM * HEAD_DIM + lanes[:, None] * HEAD_DIM + lanes[None, :],
-            matrices[g] * factor,
-            mask=inside[:, None] & inside[None, :],
-        )
+        matrix = matrices[g] * factor
+        store_matrix(d_kv + head * HEAD_DIM * HEAD_DIM, lanes, inside, matrix, HEAD_DIM)
         tl.store(d_k_mean + head * HEAD_DIM + lanes, tl.sum(sums[g], axis=1) / count, mask=inside)
         tl.store(d_scale + head * HEAD_DIM + lanes, tl.sum(scales[g], axis=1), mask=inside)
 
@@ -332,16 +271,9 @@ def key_head(u, inverse_norm, values, matrix, factor, vector):
 
 @triton.jit
 def key_parameters(
-    means,
-    d_kv,
-    d_k_mean,
-    head,
-    lanes,
-    inside,
-    C: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    OPERAND: tl.constexpr,
-):
+    means, d_kv, d_k_mean, head, lanes, inside,
+    C: tl.constexpr, HEAD_DIM: tl.constexpr, OPERAND: tl.constexpr,
+):  # fmt: skip
     """d_kv of a head as an operand, its factor, d_k_mean, centre.
 
     Args:
@@ -354,48 +286,15 @@ def key_parameters(
     return operand, factor, vector, middle
 
 
-@triton.jit(
-    do_not_specialize=[
-        "k_batch",
-        "k_token",
-        "v_batch",
-        "v_token",
-        "positions_batch",
-        "positions_token",
-        "N",
-        "sizes",
-        "pitch",
-    ]
-)
+@kernel
 def key_norms(
-    k,
-    k_batch,
-    k_token,
-    v,
-    v_batch,
-    v_token,
-    positions,
-    positions_batch,
-    positions_token,
-    scale,
-    means,
-    d_kv,
-    d_k_mean,
-    norms,
-    N,
-    sizes,
-    pitch,
-    eps,
-    C: tl.constexpr,
-    HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK: tl.constexpr,
-    HAS_POSITIONS: tl.constexpr,
-    HAS_SCALE: tl.constexpr,
-    OPERAND: tl.constexpr,
-    HAS_SIZES: tl.constexpr,
-):
+    k, k_batch, k_token, v, v_batch, v_token, positions, positions_batch, positions_token, scale,
+    means, d_kv, d_k_mean, norms,
+    N, sizes, pitch, eps,
+    C: tl.constexpr, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, D: tl.constexpr,
+    BLOCK: tl.constexpr, HAS_POSITIONS: tl.constexpr, HAS_SCALE: tl.constexpr,
+    OPERAND: tl.constexpr, HAS_SIZES: tl.constexpr,
+):  # fmt: skip
     """What the heads of a row of keys share, for programs that see one head only.
 
     ``norms (B, N, 3)`` float32: 1 / n, sum of c^2, dot product of c and the gradient of f(k).
@@ -403,9 +302,7 @@ def key_norms(
     """
     batch = tl.program_id(1).to(tl.int64)
     count, width = valid_count(sizes, batch, N, HAS_SIZES)
-    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    live = index < count
-    tokens = valid_tokens(index, width, pitch, HAS_SIZES)
+    tokens, live = tile_tokens(tl.program_id(0), count, width, pitch, BLOCK, HAS_SIZES)
     lanes = tl.arange(0, D)
     inside = lanes < HEAD_DIM
     rows = row_offsets(tokens, k_token)
@@ -435,71 +332,22 @@ def key_norms(
     tl.store(norms + places + 2, total, mask=live)
 
 
-@triton.jit(
-    do_not_specialize=[
-        "k_batch",
-        "k_token",
-        "v_batch",
-        "v_token",
-        "positions_batch",
-        "positions_token",
-        "grad_batch",
-        "grad_token",
-        "H",
-        "W",
-        "sizes",
-        "rows",
-    ]
-)
+@kernel
 def backward_keys(
-    k,
-    k_batch,
-    k_token,
-    v,
-    v_batch,
-    v_token,
-    positions,
-    positions_batch,
-    positions_token,
-    grad,
-    grad_batch,
-    grad_token,
-    scale,
-    norms,
-    means,
-    d_kv,
-    d_k_mean,
-    weight,
-    d_k,
-    d_v,
-    d_scale,
-    H,
-    W,
-    sizes,
-    rows,
-    eps,
-    C: tl.constexpr,
-    HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    D: tl.constexpr,
-    GROUP: tl.constexpr,
-    BLOCK: tl.constexpr,
-    GROUPS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    K: tl.constexpr,
-    HAS_POSITIONS: tl.constexpr,
-    HAS_SCALE: tl.constexpr,
-    OPERAND: tl.constexpr,
+    k, k_batch, k_token, v, v_batch, v_token, positions, positions_batch, positions_token,
+    grad, grad_batch, grad_token, scale, norms, means, d_kv, d_k_mean, weight, d_k, d_v, d_scale,
+    H, W, sizes, rows, eps,
+    C: tl.constexpr, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, D: tl.constexpr,
+    GROUP: tl.constexpr, BLOCK: tl.constexpr, GROUPS: tl.constexpr, COLUMNS: tl.constexpr,
+    K: tl.constexpr, HAS_POSITIONS: tl.constexpr, HAS_SCALE: tl.constexpr, OPERAND: tl.constexpr,
     HAS_SIZES: tl.constexpr,
-):
+):  # fmt: skip
     """Gradients of k and v of a region, and its part of that of the scale.
 
     GROUP is all heads, or 1 with ``norms`` of :func:`key_norms`. Grid (B * h / GROUP, regions). ``d_k``,
     ``d_v (B, N, C)`` contiguous, ``d_scale (B, regions, C)`` float32, without its factor.
     """
-    groups: tl.constexpr = HEADS // GROUP
-    batch = (tl.program_id(0) // groups).to(tl.int64)
-    first_head = (tl.program_id(0) % groups) * GROUP
+    batch, first_head = program_heads(HEADS, GROUP)
     lanes = tl.arange(0, D)
     inside = lanes < HEAD_DIM
     k += batch * k_batch * 8
@@ -581,44 +429,13 @@ def backward_keys(
             )  # fmt: skip
 
 
-@triton.jit(
-    do_not_specialize=[
-        "v_batch",
-        "v_token",
-        "grad_batch",
-        "grad_token",
-        "regions",
-        "items",
-        "items_per_split",
-        "H",
-        "W",
-        "sizes",
-        "rows",
-    ]
-)
+@kernel
 def backward_depthwise(
-    v,
-    v_batch,
-    v_token,
-    grad,
-    grad_batch,
-    grad_token,
-    d_taps,
-    regions,
-    items,
-    items_per_split,
-    H,
-    W,
-    sizes,
-    rows,
-    HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    D: tl.constexpr,
-    GROUPS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    K: tl.constexpr,
-    HAS_SIZES: tl.constexpr,
-):
+    v, v_batch, v_token, grad, grad_batch, grad_token, d_taps,
+    regions, items, items_per_split, H, W, sizes, rows,
+    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, D: tl.constexpr, GROUPS: tl.constexpr,
+    COLUMNS: tl.constexpr, K: tl.constexpr, HAS_SIZES: tl.constexpr,
+):  # fmt: skip
     """One split's part of the gradients of the depthwise weight and bias.
 
     Grid (splits,); an item is a region of one head of one batch entry. ``d_taps (splits, K*K + 1, d)``
@@ -697,18 +514,10 @@ def sum_rows(rows, count, size, index, BLOCK_ROWS: tl.constexpr):
 
 @triton.jit
 def sum_taps(
-    parts,
-    count,
-    d_weight,
-    d_bias,
-    block,
-    HEAD_DIM: tl.constexpr,
-    K: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    parts, count, d_weight, d_bias, block,
+    HEAD_DIM: tl.constexpr, K: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """One block of the gradients of weight ``(d, 1, K, K)`` and bias, where HAS_WEIGHT and HAS_BIAS.
 
     ``parts (count, K*K + 1, d)`` are those of :func:`backward_depthwise`.
@@ -756,32 +565,15 @@ def sum_batch(x, total, B, size, block, BLOCK: tl.constexpr):
     tl.store(total + index, sums.to(total.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["tap_rows", "scale_rows", "B", "size"])
+@kernel
 def sum_parameters(
-    tap_parts,
-    tap_rows,
-    d_weight,
-    d_bias,
-    scale_parts,
-    scale_rows,
-    scale,
-    d_scale,
-    d_k,
-    d_positions,
-    B,
-    size,
-    C: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    K: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    HAS_POSITIONS: tl.constexpr,
-    TAP_BLOCKS: tl.constexpr,
-    SCALE_BLOCKS: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    tap_parts, tap_rows, d_weight, d_bias, scale_parts, scale_rows, scale, d_scale, d_k,
+    d_positions, B, size,
+    C: tl.constexpr, HEAD_DIM: tl.constexpr, K: tl.constexpr, HAS_WEIGHT: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_POSITIONS: tl.constexpr, TAP_BLOCKS: tl.constexpr,
+    SCALE_BLOCKS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK: tl.constexpr,
     POSITIONS_BLOCK: tl.constexpr,
-):
+):  # fmt: skip
     """The parameters' gradients from their parts: :func:`sum_taps`, :func:`sum_scales`, :func:`sum_batch`.
 
     Grid (TAP_BLOCKS + SCALE_BLOCKS + blocks of the positions,). ``d_k (B, size)``, size = N*C.

@@ -17,65 +17,38 @@ from .tiles import (
     grow,
     headroom,
     inverse_scales,
+    kernel,
     load_matrix,
     load_tile,
     multiply,
     multiply_add,
+    program_heads,
     region_tokens,
     row_offsets,
+    store_matrix,
     store_tile,
+    tile_tokens,
     valid_count,
     valid_size,
     valid_tokens,
 )
 
 
-@triton.jit(
-    do_not_specialize=[
-        "q_batch",
-        "q_token",
-        "k_batch",
-        "k_token",
-        "positions_batch",
-        "positions_token",
-        "N",
-        "sizes",
-        "pitch",
-    ]
-)
+@kernel
 def row_norms(
-    q,
-    q_batch,
-    q_token,
-    k,
-    k_batch,
-    k_token,
-    positions,
-    positions_batch,
-    positions_token,
-    scale,
+    q, q_batch, q_token, k, k_batch, k_token, positions, positions_batch, positions_token, scale,
     norms,
-    N,
-    sizes,
-    pitch,
-    eps,
-    HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK: tl.constexpr,
-    HAS_POSITIONS: tl.constexpr,
-    HAS_SCALE: tl.constexpr,
-    HAS_SIZES: tl.constexpr,
-):
+    N, sizes, pitch, eps,
+    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr,
+    HAS_POSITIONS: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_SIZES: tl.constexpr,
+):  # fmt: skip
     """1 / n and the sum of c^2 of queries and keys, for programs that see one head only.
 
     ``norms (B, 2, N, 2)`` float32, those of the queries first. Grid (tiles, B, 2).
     """
     batch = tl.program_id(1).to(tl.int64)
     count, width = valid_count(sizes, batch, N, HAS_SIZES)
-    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    live = index < count
-    tokens = valid_tokens(index, width, pitch, HAS_SIZES)
+    tokens, live = tile_tokens(tl.program_id(0), count, width, pitch, BLOCK, HAS_SIZES)
     lanes = tl.arange(0, D)
     inside = lanes < HEAD_DIM
     inverses = inverse_scales(scale, 0, lanes, inside, HEAD_DIM, HEADS, HAS_SCALE)
@@ -99,18 +72,9 @@ def row_norms(
 
 @triton.jit
 def centre_of_values(
-    v,
-    v_token,
-    centre,
-    count,
-    width,
-    pitch,
-    channels,
-    inside,
-    is_first,
-    SAMPLES: tl.constexpr,
-    HAS_SIZES: tl.constexpr,
-):
+    v, v_token, centre, count, width, pitch, channels, inside, is_first,
+    SAMPLES: tl.constexpr, HAS_SIZES: tl.constexpr,
+):  # fmt: skip
     """Mean of v over SAMPLES tokens spread over the map, exactly v where all agree; the first stores it."""
     index = (tl.arange(0, SAMPLES) * count) // SAMPLES
     samples = valid_tokens(index, width, pitch, HAS_SIZES)
@@ -122,54 +86,15 @@ def centre_of_values(
     return mean
 
 
-@triton.jit(
-    do_not_specialize=[
-        "k_batch",
-        "k_token",
-        "v_batch",
-        "v_token",
-        "positions_batch",
-        "positions_token",
-        "k_mean_stride",
-        "N",
-        "sizes",
-        "pitch",
-        "tiles_per_split",
-    ]
-)
+@kernel
 def reduce_keys(
-    k,
-    k_batch,
-    k_token,
-    v,
-    v_batch,
-    v_token,
-    positions,
-    positions_batch,
-    positions_token,
-    scale,
-    norms,
-    means,
-    kv,
-    k_mean,
-    k_mean_stride,
-    N,
-    sizes,
-    pitch,
-    tiles_per_split,
-    eps,
-    C: tl.constexpr,
-    HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    D: tl.constexpr,
-    GROUP: tl.constexpr,
-    BLOCK: tl.constexpr,
-    SAMPLES: tl.constexpr,
-    HAS_POSITIONS: tl.constexpr,
-    HAS_SCALE: tl.constexpr,
-    OPERAND: tl.constexpr,
-    HAS_SIZES: tl.constexpr,
-):
+    k, k_batch, k_token, v, v_batch, v_token, positions, positions_batch, positions_token, scale,
+    norms, means, kv, k_mean,
+    k_mean_stride, N, sizes, pitch, tiles_per_split, eps,
+    C: tl.constexpr, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, D: tl.constexpr,
+    GROUP: tl.constexpr, BLOCK: tl.constexpr, SAMPLES: tl.constexpr, HAS_POSITIONS: tl.constexpr,
+    HAS_SCALE: tl.constexpr, OPERAND: tl.constexpr, HAS_SIZES: tl.constexpr,
+):  # fmt: skip
     """Parts of ``f(k)^T (v - centre) / N`` and ``sum f(k) / N`` of one split, for GROUP heads.
 
     Both are sums over the same rounded f(k), so that the weights of the attention sum to one. GROUP is all
@@ -178,9 +103,7 @@ def reduce_keys(
     ``kv (B, splits, h, d, d)`` and ``k_mean (B, splits, h, d)``, whose splits are ``k_mean_stride`` elements
     apart, float32. The centre goes into ``means (B, 2, C)``, beside where the mean of f(k) is to be.
     """
-    groups: tl.constexpr = HEADS // GROUP
-    batch = (tl.program_id(0) // groups).to(tl.int64)
-    first_head = (tl.program_id(0) % groups) * GROUP
+    batch, first_head = program_heads(HEADS, GROUP)
     split = tl.program_id(1)
     lanes = tl.arange(0, D)
     inside = lanes < HEAD_DIM
@@ -209,9 +132,7 @@ def reduce_keys(
     unit = tl.full([], 1e-30, tl.float32)
     last = tl.minimum((split + 1) * tiles_per_split, tl.cdiv(count, BLOCK))
     for tile in range(split * tiles_per_split, last):
-        index = tile * BLOCK + tl.arange(0, BLOCK)
-        live = index < count
-        tokens = valid_tokens(index, width, pitch, HAS_SIZES)
+        tokens, live = tile_tokens(tile, count, width, pitch, BLOCK, HAS_SIZES)
         us, inverse_norm, sixths = focus(
             k, row_offsets(tokens, k_token), positions, row_offsets(tokens, positions_token),
             inverses, norms, tokens.to(tl.int64) * 2, first_head, lanes, live, inside, eps,
@@ -246,30 +167,20 @@ def reduce_keys(
         factor *= unit
     for g in tl.static_range(GROUP):
         head = (batch * splits + split) * HEADS + first_head + g
-        tl.store(
-            kv + head * HEAD_DIM * HEAD_DIM + lanes[:, None] * HEAD_DIM + lanes[None, :],
-            matrices[g] * (factor * double),
-            mask=inside[:, None] & inside[None, :],
-        )
+        matrix = matrices[g] * (factor * double)
+        store_matrix(kv + head * HEAD_DIM * HEAD_DIM, lanes, inside, matrix, HEAD_DIM)
         # All 16 columns are the same.
         mean = tl.sum(sums[g], axis=1) * (factor / 16)
         places = (batch * splits + split) * k_mean_stride + (first_head + g) * HEAD_DIM + lanes
         tl.store(k_mean + places, mean, mask=inside)
 
 
-@triton.jit(do_not_specialize=["vector_stride", "splits"])
+@kernel
 def sum_splits(
-    matrix_parts,
-    matrices,
-    vector_parts,
-    vectors,
-    vector_stride,
-    splits,
-    MATRIX_SIZE: tl.constexpr,
-    VECTOR_SIZE: tl.constexpr,
-    BLOCK_SPLITS: tl.constexpr,
+    matrix_parts, matrices, vector_parts, vectors, vector_stride, splits,
+    MATRIX_SIZE: tl.constexpr, VECTOR_SIZE: tl.constexpr, BLOCK_SPLITS: tl.constexpr,
     BLOCK: tl.constexpr,
-):
+):  # fmt: skip
     """``(B, splits, size)`` -> ``(B, size)`` for two tensors at once, always in the same order.
 
     Vectors of the result are ``vector_stride`` elements apart. Grid (B, blocks of both).
@@ -296,52 +207,22 @@ def sum_splits(
     tl.store(total + index, sums, mask=index < size)
 
 
-@triton.jit(
-    do_not_specialize=["q_batch", "q_token", "v_batch", "v_token", "H", "W", "sizes", "rows"]
-)
+@kernel
 def attend(
-    q,
-    q_batch,
-    q_token,
-    v,
-    v_batch,
-    v_token,
-    scale,
-    norms,
-    means,
-    kv,
-    moved_means,
-    moved_kv,
-    weight,
-    bias,
-    out,
-    H,
-    W,
-    sizes,
-    rows,
-    eps,
-    C: tl.constexpr,
-    HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    D: tl.constexpr,
-    GROUP: tl.constexpr,
-    BLOCK: tl.constexpr,
-    GROUPS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    K: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    HAS_SCALE: tl.constexpr,
-    OPERAND: tl.constexpr,
+    q, q_batch, q_token, v, v_batch, v_token, scale, norms, means, kv, moved_means, moved_kv,
+    weight, bias, out,
+    H, W, sizes, rows, eps,
+    C: tl.constexpr, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, D: tl.constexpr,
+    GROUP: tl.constexpr, BLOCK: tl.constexpr, GROUPS: tl.constexpr, COLUMNS: tl.constexpr,
+    K: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_SCALE: tl.constexpr, OPERAND: tl.constexpr,
     HAS_SIZES: tl.constexpr,
-):
+):  # fmt: skip
     """``out (B, N, C)``, contiguous: the queries' attention of a region, and, if K > 0, the convolution of v.
 
     GROUP is all heads, or 1 with ``norms`` of :func:`row_norms`. Grid (B * h / GROUP, regions). ``moved_means
     (B, 2, C)`` and ``moved_kv (B, h, d, d)`` are those of another centre of the values.
     """
-    groups: tl.constexpr = HEADS // GROUP
-    batch = (tl.program_id(0) // groups).to(tl.int64)
-    first_head = (tl.program_id(0) % groups) * GROUP
+    batch, first_head = program_heads(HEADS, GROUP)
     lanes = tl.arange(0, D)
     inside = lanes < HEAD_DIM
     q += batch * q_batch * 8
@@ -371,11 +252,7 @@ def attend(
         if tl.program_id(1) == 0:
             tl.store(moved_means + batch * 2 * C + channels, mean, mask=inside)
             tl.store(moved_means + (batch * 2 + 1) * C + channels, middle, mask=inside)
-            tl.store(
-                moved_kv + place + lanes[:, None] * HEAD_DIM + lanes[None, :],
-                matrix,
-                mask=inside[:, None] & inside[None, :],
-            )
+            store_matrix(moved_kv + place, lanes, inside, matrix, HEAD_DIM)
         operand, factor = as_operand(matrix, OPERAND)
         columns, mean_factor = as_columns(mean, OPERAND)
         centres = centres + (middle,)
@@ -413,29 +290,14 @@ def attend(
             )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["image_batch", "image_token", "H", "W", "sizes", "rows"])
+@kernel
 def convolve(
-    image,
-    image_batch,
-    image_token,
-    weight,
-    bias,
-    out,
-    H,
-    W,
-    sizes,
-    rows,
-    C: tl.constexpr,
-    HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    D: tl.constexpr,
-    GROUPS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    K: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    FLIP: tl.constexpr,
-    HAS_SIZES: tl.constexpr,
-):
+    image, image_batch, image_token, weight, bias, out,
+    H, W, sizes, rows,
+    C: tl.constexpr, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, D: tl.constexpr,
+    GROUPS: tl.constexpr, COLUMNS: tl.constexpr, K: tl.constexpr, HAS_BIAS: tl.constexpr,
+    FLIP: tl.constexpr, HAS_SIZES: tl.constexpr,
+):  # fmt: skip
     """Add the convolution of ``image`` to ``out (B, N, C)``, for kernels that leave it out.
 
     Grid (B * h, regions).

@@ -1,13 +1,22 @@
-"""Block sizes per shape: a small table, the same for all image sizes of a model."""
+"""Block sizes per shape, a small table for all image sizes of a model; and the sizes of a call with them."""
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
+
+from ..reference import Inputs
 
 LONGEST_BUCKET = 256
 # Maps at least this wide fill groups of several columns.
 WIDE = 16
+# Programs per multiprocessor that a launch aims at: enough to hide the latency of memory, few enough to
+# keep the split sums small.
+PROGRAMS_PER_MULTIPROCESSOR = 4
+# Rows of a band of the convolution, if that leaves programs enough: K - 1 more are read.
+SHORTEST_BAND = 8
 
 
 @dataclass(frozen=True)
@@ -112,3 +121,205 @@ def default_plan(
 def plan_for(dim: int, num_heads: int, dtype: torch.dtype, tokens: int, width: int) -> Plan:
     """The plan of a map of this many tokens and columns."""
     return default_plan(dim, num_heads, dtype, bucket(tokens), width >= WIDE)
+
+
+class Regions(NamedTuple):
+    """How a map is cut for a kernel with the convolution, see :func:`.tiles.region_groups`.
+
+    Attributes:
+        groups, columns: groups per region, and columns of each.
+        rows: of a band.
+        count: regions of the map.
+        block: tokens per tile.
+    """
+
+    groups: int
+    columns: int
+    rows: int
+    count: int
+    block: int
+
+    @property
+    def constants(self) -> dict[str, int]:
+        """Compile-time arguments."""
+        return dict(GROUPS=self.groups, COLUMNS=self.columns)
+
+
+@dataclass
+class Call:
+    """A call's inputs, its sizes, and what follows from them.
+
+    Attributes:
+        inputs: of the attention.
+        operand: dtype of the products.
+        plan: block sizes.
+        programs: that fill the device.
+        is_backward: the direction.
+        B, N, C: of q.
+        heads, head_dim: h and d.
+        H, W: of the map, H * W = N.
+    """
+
+    inputs: Inputs
+    operand: torch.dtype
+    plan: Plan
+    programs: int
+    is_backward: bool
+
+    def __post_init__(self) -> None:
+        self.B, self.N, self.C = self.inputs.q.shape
+        self.H, self.W = self.inputs.hw_shape
+        self.heads = self.inputs.num_heads
+        self.head_dim = self.C // self.heads
+
+    @cached_property
+    def q(self) -> tuple[Tensor, int, int]:
+        """The queries, :func:`strided`."""
+        return strided(self.inputs.q)
+
+    @cached_property
+    def k(self) -> tuple[Tensor, int, int]:
+        """The keys."""
+        return strided(self.inputs.k)
+
+    @cached_property
+    def v(self) -> tuple[Tensor, int, int]:
+        """The values."""
+        return strided(self.inputs.v)
+
+    @cached_property
+    def positions(self) -> tuple[Tensor, int, int]:
+        """The positions; without any, the keys, which no kernel reads as such then."""
+        return self.k if self.inputs.positions is None else strided(self.inputs.positions)
+
+    @cached_property
+    def scale(self) -> Tensor | None:
+        """The scale, contiguous."""
+        return _contiguous(self.inputs.scale)
+
+    @cached_property
+    def dwc_weight(self) -> Tensor | None:
+        """The weight of the convolution, contiguous."""
+        return _contiguous(self.inputs.dwc_weight)
+
+    @property
+    def kernel_size(self) -> int:
+        """K, or 0 without a convolution."""
+        return 0 if self.inputs.dwc_weight is None else self.inputs.dwc_weight.shape[-1]
+
+    @property
+    def group(self) -> int:
+        """Heads per program, all or 1."""
+        return self.plan.backward_group if self.is_backward else self.plan.group
+
+    @property
+    def groups(self) -> int:
+        """Programs that share the heads."""
+        return self.heads // self.group
+
+    def tiles(self, block: int) -> int:
+        """Tiles of the tokens of one batch entry."""
+        return ceil_div(self.N, block)
+
+    def splits(self, block: int) -> tuple[int, int]:
+        """Number of splits of the tokens, and tiles per split."""
+        tiles = self.tiles(block)
+        wanted = ceil_div(self.programs, self.B * self.groups)
+        per_split = ceil_div(tiles, min(tiles, wanted))
+        return ceil_div(tiles, per_split), per_split
+
+    def regions(self, warps: int, columns: int, block: int, sharing: int) -> Regions:
+        """Regions for programs of so many warps.
+
+        Args:
+            columns: of a group.
+            block: tokens per tile at least; a tile is some rows of a region.
+            sharing: programs that a region has for each batch entry.
+        """
+        groups = max(32 * warps * self.plan.lanes // head_block(self.head_dim), 1)
+        per_band = ceil_div(self.W, columns)
+        wanted = ceil_div(self.programs * groups, self.B * sharing * per_band)
+        rows = max(ceil_div(self.H, wanted), min(self.H, SHORTEST_BAND))
+        block = max(block, groups * columns)
+        step = block // (groups * columns)
+        rows = ceil_div(rows, step) * step
+        count = ceil_div(ceil_div(self.H, rows) * per_band, groups)
+        return Regions(groups, columns, rows, count, block)
+
+
+def make_call(inputs: Inputs, plan: Plan | None, is_backward: bool) -> Call:
+    """Sizes and plan of a call.
+
+    Raises:
+        ValueError: if the map does not have as many positions as there are tokens.
+    """
+    (_, N, C), (H, W) = inputs.q.shape, inputs.hw_shape
+    if H * W != N:
+        raise ValueError(
+            f"hw_shape={tuple(inputs.hw_shape)} has {H * W} positions, but there are {N} tokens"
+        )
+    q, k, v = inputs[:3]
+    widest = torch.float32 if torch.float32 in (q.dtype, k.dtype, v.dtype) else v.dtype
+    plan = plan or plan_for(C, inputs.num_heads, widest, N, W)
+    programs = PROGRAMS_PER_MULTIPROCESSOR * _multiprocessors(q.device)
+    return Call(inputs, widest, plan, programs, is_backward)
+
+
+def check_parameters(inputs: Inputs) -> None:
+    """The kernels would read beyond the end of parameters that are too small.
+
+    Raises:
+        ValueError: if a parameter has another shape than the kernels take.
+    """
+    (B, N, C), sizes = inputs.q.shape, inputs.sizes
+    d = C // inputs.num_heads
+    K = 1 if inputs.dwc_weight is None else inputs.dwc_weight.shape[-1]
+    for name, shapes in (
+        ("positions", [(1, N, C), (B, N, C)]),
+        ("scale", [(1, 1, C), (C,)]),
+        ("dwc_weight", [(d, 1, K, K)]),
+        ("dwc_bias", [(d,)]),
+        ("sizes", [(B, 2)]),
+    ):
+        x = getattr(inputs, name)
+        if x is not None and tuple(x.shape) not in shapes:
+            raise ValueError(f"{name} has shape {tuple(x.shape)}, it must be {shapes[0]}")
+    if sizes is not None and not (sizes.dtype == torch.int32 and sizes.is_contiguous()):
+        raise ValueError(f"sizes must be contiguous int32; they are {sizes.dtype}")
+    if K % 2 == 0:
+        raise ValueError(f"dwc_weight has a kernel of {K}x{K}, its size must be odd")
+
+
+def empty(*shape: int, like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Unwritten contiguous memory on the device of ``like``; tests fill it with NaN.
+
+    Outputs and scratch memory of the kernels are allocated here alone.
+    """
+    return torch.empty(shape, dtype=dtype, device=like.device)
+
+
+def _contiguous(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
+
+
+def ceil_div(a: int, b: int) -> int:
+    """a / b, rounded up."""
+    return -(-a // b)
+
+
+def strided(x: Tensor) -> tuple[Tensor, int, int]:
+    """Tokens ``(B, N, C)`` as the kernels take them: tensor, batch and token stride in eight elements.
+
+    A batch of one is broadcast. Views of a fused projection pass as they are; only memory that 16-byte
+    accesses cannot read is copied.
+    """
+    if x.stride(-1) != 1 or x.stride(0) % 8 or x.stride(1) % 8 or x.data_ptr() % 16:
+        x = x.contiguous()
+    return x, 0 if x.shape[0] == 1 else x.stride(0) // 8, x.stride(1) // 8
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count

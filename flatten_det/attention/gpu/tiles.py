@@ -11,8 +11,25 @@ Notation: u is a rectified row, n its norm, t = u / n, c = t^3, so that f(u) = n
 over- or underflows, because its entries are at most 1 and their squares sum to 1.
 """
 
+from functools import partial
+
 import triton
 import triton.language as tl
+
+# A kernel. What differs between images is no reason to compile it anew.
+kernel = partial(
+    triton.jit,
+    do_not_specialize=[
+        *(
+            f"{x}_{y}"
+            for x in ("q", "k", "v", "positions", "grad", "image")
+            for y in ("batch", "token")
+        ),
+        *("B", "N", "H", "W", "sizes", "pitch", "rows", "tokens", "size"),
+        *("regions", "items", "items_per_split", "tiles_per_split", "splits"),
+        *("k_mean_stride", "vector_stride", "tap_rows", "scale_rows"),
+    ],
+)
 
 
 @triton.jit
@@ -51,6 +68,21 @@ def valid_tokens(index, width, pitch, HAS_SIZES: tl.constexpr):
     if HAS_SIZES:
         index = index // width * pitch + index % width
     return index
+
+
+@triton.jit
+def tile_tokens(tile, count, width, pitch, BLOCK: tl.constexpr, HAS_SIZES: tl.constexpr):
+    """Tokens of a tile, and which of them there are; count and width are of :func:`valid_count`."""
+    index = tile * BLOCK + tl.arange(0, BLOCK)
+    return valid_tokens(index, width, pitch, HAS_SIZES), index < count
+
+
+@triton.jit
+def program_heads(HEADS: tl.constexpr, GROUP: tl.constexpr):
+    """Batch entry, int64, and first head of a program of a grid (B * h / GROUP, ...)."""
+    groups: tl.constexpr = HEADS // GROUP
+    batch = (tl.program_id(0) // groups).to(tl.int64)
+    return batch, (tl.program_id(0) % groups) * GROUP
 
 
 @triton.jit
@@ -113,24 +145,11 @@ def inverse_scales(
 
 @triton.jit
 def focus(
-    pointer,
-    rows,
-    positions,
-    position_rows,
-    inverses,
-    norms,
-    norm_rows,
-    first_head,
-    lanes,
-    live,
-    inside,
-    eps,
-    HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    GROUP: tl.constexpr,
-    HAS_POSITIONS: tl.constexpr,
+    pointer, rows, positions, position_rows, inverses, norms, norm_rows, first_head, lanes, live,
+    inside, eps,
+    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, GROUP: tl.constexpr, HAS_POSITIONS: tl.constexpr,
     IN_PRODUCTS: tl.constexpr,
-):
+):  # fmt: skip
     """Rows of queries, or of keys with their positions added, rectified; with what focuses them.
 
     Args:
@@ -209,6 +228,16 @@ def load_matrix(pointer, lanes, inside, HEAD_DIM: tl.constexpr):
         pointer + lanes[:, None] * HEAD_DIM + lanes[None, :],
         mask=inside[:, None] & inside[None, :],
         other=0.0,
+    )
+
+
+@triton.jit
+def store_matrix(pointer, lanes, inside, values, HEAD_DIM: tl.constexpr):
+    """Store what :func:`load_matrix` loads."""
+    tl.store(
+        pointer + lanes[:, None] * HEAD_DIM + lanes[None, :],
+        values,
+        mask=inside[:, None] & inside[None, :],
     )
 
 
@@ -332,26 +361,11 @@ def region_tokens(
 
 @triton.jit
 def add_convolution(
-    image,
-    stride,
-    weight,
-    bias,
-    out,
-    out_stride,
-    channel,
-    tile,
-    H,
-    W,
-    pitch,
+    image, stride, weight, bias, out, out_stride, channel, tile, H, W, pitch,
     rows,
-    HEAD_DIM: tl.constexpr,
-    D: tl.constexpr,
-    K: tl.constexpr,
-    GROUPS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    FLIP: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-):
+    HEAD_DIM: tl.constexpr, D: tl.constexpr, K: tl.constexpr, GROUPS: tl.constexpr,
+    COLUMNS: tl.constexpr, FLIP: tl.constexpr, HAS_BIAS: tl.constexpr,
+):  # fmt: skip
     """Add the K x K convolution of one head, with zero padding, to a region of ``out``, in float32.
 
     Walks down the rows: a value is read once for every COLUMNS + K - 1 columns and goes into the K * COLUMNS

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from ..reference import focused_linear_attention
+from ..reference import Inputs, focused_linear_attention
 from .plan import WIDE, Plan, bucket
 
 VARIABLE = "FLATTEN_DET_AUTOTUNE"
@@ -134,33 +134,22 @@ def random_like(x: Tensor | None) -> Tensor | None:
     return torch.empty_like(x).normal_(generator=generator)
 
 
-def forward_trial(
-    forward: Callable[..., tuple[Tensor, ...]],
-    tensors: Sequence[Tensor | None],
-    num_heads: int,
-    hw_shape: tuple[int, int],
-    eps: float,
-) -> Trial:
+def forward_trial(forward: Callable[..., tuple[Tensor, ...]], inputs: Inputs) -> Trial:
     """Plans for :func:`~flatten_det.attention.gpu.launch.forward` are tried on its output.
 
     Args:
         forward: that function.
-        tensors: q, k, v, positions, scale, dwc_weight and dwc_bias of the call.
-        num_heads, hw_shape, eps: of the call.
+        inputs: of the call.
     """
-    tensors = [random_like(x) for x in tensors]
-    sizes = num_heads, hw_shape, eps
-    expected = _reference(_exact(tensors), *sizes)
-    return Trial(lambda plan: forward(*tensors, *sizes, plan)[:1], [expected])
+    inputs = _random_inputs(inputs)
+    expected = focused_linear_attention(_exact(inputs))
+    return Trial(lambda plan: forward(inputs, plan)[:1], [expected])
 
 
 def backward_trial(
     forward: Callable[..., tuple[Tensor, ...]],
     backward: Callable[..., tuple[Tensor | None, ...]],
-    tensors: Sequence[Tensor | None],
-    num_heads: int,
-    hw_shape: tuple[int, int],
-    eps: float,
+    inputs: Inputs,
     needs: tuple[bool, ...],
     default: Plan,
 ) -> Trial:
@@ -168,47 +157,34 @@ def backward_trial(
 
     Args:
         forward, backward: the functions there.
-        tensors: q, k, v, positions, scale, dwc_weight and dwc_bias of the call.
-        num_heads, hw_shape, eps, needs: of the call.
+        inputs, needs: of the call.
         default: plan of the forward.
     """
-    tensors = [random_like(x) for x in tensors]
-    sizes = num_heads, hw_shape, eps
-    out, *saved = forward(*tensors, *sizes, default)
+    inputs = _random_inputs(inputs)
+    out, *saved = forward(inputs, default)
     grad_out = random_like(out)
     with torch.enable_grad():
-        exact = _exact(tensors)
-        wanted = [x.requires_grad_() for x, need in zip(exact, needs, strict=True) if need]
-        result = _reference(exact, *sizes)
+        exact = _exact(inputs)
+        wanted = [x.requires_grad_() for x, need in zip(exact.tensors, needs, strict=True) if need]
+        result = focused_linear_attention(exact)
         gradients = iter(torch.autograd.grad(result, wanted, grad_out.to(result.dtype)))
     return Trial(
-        lambda plan: backward(grad_out, *tensors, *saved, *sizes, needs, plan),
+        lambda plan: backward(grad_out, inputs, *saved, needs, plan),
         [next(gradients) if need else None for need in needs],
     )
 
 
-def _exact(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+def _random_inputs(inputs: Inputs) -> Inputs:
+    """Random ones of the same kind, without padding."""
+    return inputs.with_tensors(map(random_like, inputs.tensors))._replace(sizes=None)
+
+
+def _exact(inputs: Inputs) -> Inputs:
     """Copies with more digits: float64 where all is float32."""
-    is_single = all(x is None or x.dtype == torch.float32 for x in tensors)
+    is_single = all(x is None or x.dtype == torch.float32 for x in inputs.tensors)
     dtype = torch.float64 if is_single else torch.float32
-    return [None if x is None else x.detach().to(dtype, copy=True) for x in tensors]
-
-
-def _reference(
-    tensors: Sequence[Tensor | None], num_heads: int, hw_shape: tuple[int, int], eps: float
-) -> Tensor:
-    q, k, v, positions, scale, dwc_weight, dwc_bias = tensors
-    return focused_linear_attention(
-        q,
-        k,
-        v,
-        num_heads=num_heads,
-        hw_shape=hw_shape,
-        positions=positions,
-        scale=scale,
-        dwc_weight=dwc_weight,
-        dwc_bias=dwc_bias,
-        eps=eps,
+    return inputs.with_tensors(
+        None if x is None else x.detach().to(dtype, copy=True) for x in inputs.tensors
     )
 
 

@@ -6,29 +6,34 @@ functions below with the extension's argument conventions: results go into tenso
 allocated, and gradients are added to what the caller's tensors hold.
 """
 
-from .bbox import bbox_overlaps
-from .carafe import carafe_backward, carafe_forward, carafe_naive_backward, carafe_naive_forward
-from .deform_conv import (
+# ruff: noqa: F401  (mmcv finds them here)
+from inspect import isfunction
+
+from .boxes import bbox_overlaps, line_nms_forward, nms, nms_match, softnms
+from .convolutions import (
     deform_conv_backward_input,
     deform_conv_backward_parameters,
     deform_conv_forward,
+    masked_col2im_forward,
+    masked_im2col_forward,
     modulated_deform_conv_backward,
     modulated_deform_conv_forward,
 )
-from .deform_roi_pool import deform_roi_pool_backward, deform_roi_pool_forward
 from .focal_loss import (
     sigmoid_focal_loss_backward,
     sigmoid_focal_loss_forward,
     softmax_focal_loss_backward,
     softmax_focal_loss_forward,
 )
-from .masked_conv import masked_col2im_forward, masked_im2col_forward
 from .missing import MissingOpError, hide_missing_ops
-from .multi_scale_deform_attn import ms_deform_attn_backward, ms_deform_attn_forward
-from .nms import line_nms_forward, nms, nms_match, softnms
-from .psa_mask import psamask_backward, psamask_forward
-from .roi_align import roi_align_backward, roi_align_forward
-from .roi_pool import roi_pool_backward, roi_pool_forward
+from .roi import (
+    deform_roi_pool_backward,
+    deform_roi_pool_forward,
+    roi_align_backward,
+    roi_align_forward,
+    roi_pool_backward,
+    roi_pool_forward,
+)
 from .sync_bn import (
     sync_bn_backward_data,
     sync_bn_backward_param,
@@ -36,46 +41,16 @@ from .sync_bn import (
     sync_bn_forward_output,
     sync_bn_forward_var,
 )
-
-__all__ = [
-    "bbox_overlaps",
-    "carafe_backward",
-    "carafe_forward",
-    "carafe_naive_backward",
-    "carafe_naive_forward",
-    "deform_conv_backward_input",
-    "deform_conv_backward_parameters",
-    "deform_conv_forward",
-    "deform_roi_pool_backward",
-    "deform_roi_pool_forward",
-    "get_compiler_version",
-    "get_compiling_cuda_version",
-    "line_nms_forward",
-    "masked_col2im_forward",
-    "masked_im2col_forward",
-    "modulated_deform_conv_backward",
-    "modulated_deform_conv_forward",
-    "ms_deform_attn_backward",
-    "ms_deform_attn_forward",
-    "nms",
-    "nms_match",
-    "psamask_backward",
-    "psamask_forward",
-    "roi_align_backward",
-    "roi_align_forward",
-    "roi_pool_backward",
-    "roi_pool_forward",
-    "sigmoid_focal_loss_backward",
-    "sigmoid_focal_loss_forward",
-    "softmax_focal_loss_backward",
-    "softmax_focal_loss_forward",
-    "softnms",
-    "sync_bn_backward_data",
-    "sync_bn_backward_param",
-    "sync_bn_forward_mean",
-    "sync_bn_forward_output",
-    "sync_bn_forward_var",
-]
+from .weighted_sums import (
+    carafe_backward,
+    carafe_forward,
+    carafe_naive_backward,
+    carafe_naive_forward,
+    ms_deform_attn_backward,
+    ms_deform_attn_forward,
+    psamask_backward,
+    psamask_forward,
+)
 
 
 def get_compiler_version():
@@ -86,6 +61,11 @@ def get_compiler_version():
 def get_compiling_cuda_version():
     """Return what ``mmcv.ops.get_compiling_cuda_version`` reports: nothing was compiled."""
     return "not available"
+
+
+__all__ = [
+    name for name, value in vars().items() if isfunction(value) and value is not hide_missing_ops
+]
 
 
 def __getattr__(name):

@@ -1,22 +1,35 @@
 """Checking the data sets of a config: the annotations alone, or every image too."""
 
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
+import cv2
 from mmengine.config import Config
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.data import DataLoader
 
+from ...errors import UserError
 from ...files.images import pixel_limit, set_pixel_limit
-from . import instances
-from . import panoptic
-from .data_sets import INSTANCES, LOADERS, SEMANTIC, UNKNOWN, DataSet, find_data_sets
-from .examination import examine_all
-from .findings import Finding
-from .heads import class_count_findings
-from .json_file import not_checked, read_content
-from .kinds import NOTHING_TO_LEARN, NOTHING_TO_MEASURE
+from . import instances, panoptic
+from .annotations import read_content, why_none_counts
+from .data_sets import (
+    INSTANCES,
+    LOADERS,
+    SEMANTIC,
+    UNKNOWN,
+    ConfiguredDataSet,
+    class_count_findings,
+    find_data_sets,
+)
+from .faults import NOT_CHECKED, NOTHING_TO_LEARN, NOTHING_TO_MEASURE, Finding, Outcome
+from .instances import InstanceImages
 from .label_maps import LabelledImages, pair_files, unused_classes, why_nothing_counts
-from .objects import why_none_counts
+from .panoptic import PanopticImages
+
+_BATCH = 8  # Images that a worker examines at a time: messages between processes cost too.
 
 
 @dataclass
@@ -32,7 +45,7 @@ class Checked:
         unmeasured: why nothing can be measured on it, likewise.
     """
 
-    data_set: DataSet
+    data_set: ConfiguredDataSet
     images: int = 0
     objects: int | None = None
     findings: list[Finding] = field(default_factory=list)
@@ -41,11 +54,7 @@ class Checked:
 
 
 def check_data(cfg: Config, workers: int) -> list[Checked]:
-    """Check everything, every image included.
-
-    Args:
-        cfg: a complete config.
-        workers: processes that open images; 0 opens them in this one.
+    """Check everything, every image included, with ``workers`` processes; 0 opens them in this one.
 
     Raises:
         UserError: The config names no data sets, or they cannot be built.
@@ -65,7 +74,9 @@ def check_annotations(cfg: Config) -> list[Checked]:
     return _check_all(cfg, find_data_sets(cfg, render=True), None)
 
 
-def _check_all(cfg: Config, data_sets: list[DataSet], workers: int | None) -> list[Checked]:
+def _check_all(
+    cfg: Config, data_sets: list[ConfiguredDataSet], workers: int | None
+) -> list[Checked]:
     set_pixel_limit(pixel_limit(cfg))
     checked = [_check(cfg, data_set, workers) for data_set in data_sets]
     for loader in LOADERS:
@@ -88,10 +99,13 @@ def _only_formats(cfg: Config, loader: str) -> bool:
     return any(metric.get("format_only") for metric in metrics if isinstance(metric, dict))
 
 
-def _check(cfg: Config, data_set: DataSet, workers: int | None) -> Checked:
+def _check(cfg: Config, data_set: ConfiguredDataSet, workers: int | None) -> Checked:
     checked = Checked(data_set)
     if data_set.task is UNKNOWN:
-        checked.findings.append(not_checked(data_set))
+        what = (
+            f"{data_set.type} was not checked: neither COCO's format nor MMSegmentation's, on disk"
+        )
+        checked.findings.append(data_set.finding(NOT_CHECKED, what))
         return checked
     checked.findings += class_count_findings(cfg, data_set)
     check = _check_semantic if data_set.task is SEMANTIC else _check_coco
@@ -125,7 +139,8 @@ def _check_coco(checked: Checked, workers: int | None) -> Iterator[Finding]:
     yield from findings
     if content is None:
         return
-    task = instances if data_set.task is INSTANCES else panoptic
+    is_instances = data_set.task is INSTANCES
+    task = instances if is_instances else panoptic
     objects = task.objects_of(content)
     checked.images, checked.objects = len(content.images), len(objects.entries)
     yield from task.annotation_findings(data_set, content, objects)
@@ -134,13 +149,51 @@ def _check_coco(checked: Checked, workers: int | None) -> Iterator[Finding]:
             why_none_counts(objects, task.why_it_does_not_count(data_set, content, to_learn))
             for to_learn in (True, False)
         )
-    if workers is not None and _has_folders(data_set):
-        images = task.Images(data_set, content, objects)
-        for outcome in examine_all(images, workers, data_set.name):
+    if workers is not None and not any(data_set.missing_folders()):
+        kind = InstanceImages if is_instances else PanopticImages
+        for outcome in examine_all(kind(data_set, content, objects), workers, data_set.name):
             yield from outcome.findings
 
 
-def _has_folders(data_set: DataSet) -> bool:
-    """Whether there is anything to open; a missing folder has been reported, once for all images."""
-    folders = (data_set.images, data_set.label_maps)
-    return all(folder is None or os.path.isdir(folder) for folder in folders)
+def examine_all(images: Sequence[Outcome], workers: int, title: str) -> Iterator[Outcome]:
+    """Examine all images of a data set, and yield the outcomes in their order.
+
+    Args:
+        images: gives the outcome of one image by its index, when it is asked for.
+        workers: processes; 0 examines within this one.
+        title: for the progress bar, on stderr.
+
+    Raises:
+        UserError: A worker died, as a decoder can when content is meant to break it.
+    """
+    loader = DataLoader(
+        images,
+        batch_size=_BATCH,
+        num_workers=workers,
+        collate_fn=list,
+        worker_init_fn=partial(_prepare, 2 * Image.MAX_IMAGE_PIXELS),
+    )
+    columns = TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    console = Console(stderr=True)
+    progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    batches = iter(loader)  # Starts the processes, before there is a thread that draws.
+    with progress:
+        task, done = progress.add_task(title, total=len(images)), 0
+        try:
+            for batch in batches:
+                yield from batch
+                done += len(batch)
+                progress.update(task, completed=done)
+        except RuntimeError as error:
+            if "exited unexpectedly" not in str(error) and "killed by signal" not in str(error):
+                raise
+            raise UserError(
+                f"{title}: a worker process died at about image {done}, for "
+                "lack of memory or of an image that breaks its decoder: try fewer --workers"
+            ) from error
+
+
+def _prepare(max_pixels: int, worker: int) -> None:
+    """A worker need not inherit what was set in this process."""
+    set_pixel_limit(max_pixels)
+    cv2.setNumThreads(0)

@@ -1,31 +1,75 @@
-"""Which data sets a config names, and where their files are."""
+"""The data sets that a config names: their files, how they are read, and the heads that learn from them."""
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mmdet.datasets import CocoDataset, CocoPanopticDataset, LVISV05Dataset, LVISV1Dataset
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, init_default_scope
 from mmseg.datasets import BaseSegDataset
 
-from ..preparation.zoo_config import has_mask_head
-from ..shapes.rendered import RenderedDataset
+from ...config import has_mask_head, type_name
 from ...errors import UserError
-from .findings import Finding
-from .kinds import Kind
-from .labels import LabelRules
+from ..shapes.datasets import RenderedDataset
+from .faults import CLASS_COUNT, FOLDER_MISSING, FaultKind, Finding, quoted
 
 INSTANCES, PANOPTIC, SEMANTIC, UNKNOWN = "instances", "panoptic", "semantic", "unknown"
 LOADERS = ("train", "val", "test")
 _NOT_COCO = (LVISV05Dataset, LVISV1Dataset)  # They inherit from it, but their files have no names.
+_FIELDS = ("num_classes", "num_things_classes", "num_stuff_classes")
+# What counts something else: objects or not; classes of stuff; borders or not.
+_OTHER_HEADS = ("rpn_head", "semantic_head")
+_OTHER_TYPES = ("STDCHead",)
+# MMSegmentation reads 8 bits, and writes this for what it leaves out, whatever ignore_index is.
+_LEFT_OUT = 255
 
 
 @dataclass(frozen=True)
-class DataSet:
+class LabelRules:
+    """How a data set of MMSegmentation reads its label maps.
+
+    Attributes:
+        image_suffix: how the names of images end.
+        label_suffix: how the names of label maps end.
+        ignore_index: the label of pixels that do not count.
+        reduce_zero_label: 0 does not count, and all others are lowered by one.
+        new_labels: pairs of a stored label and the one that a choice of classes makes of it.
+    """
+
+    image_suffix: str
+    label_suffix: str
+    ignore_index: int
+    reduce_zero_label: bool
+    new_labels: tuple[tuple[int, int], ...]
+
+    def trained(self) -> np.ndarray:
+        """The label ``(256,)`` that a training sees for each stored one."""
+        labels = np.arange(256)
+        if self.reduce_zero_label:
+            labels = np.where((labels == 0) | (labels == _LEFT_OUT), _LEFT_OUT, labels - 1)
+        chosen = labels.copy()
+        for old, new in self.new_labels:
+            chosen[labels == old] = new
+        return chosen
+
+    @property
+    def changes_labels(self) -> bool:
+        """Whether a training sees other labels than those that are stored."""
+        return bool(self.reduce_zero_label or self.new_labels)
+
+    def ignored(self) -> set[int]:
+        """Labels of a training that do not count."""
+        return {self.ignore_index, _LEFT_OUT} if self.changes_labels else {self.ignore_index}
+
+
+@dataclass(frozen=True)
+class ConfiguredDataSet:
     """A data set of a config, without wrappers.
 
     Attributes:
@@ -67,10 +111,8 @@ class DataSet:
     @property
     def image_reading(self) -> dict[str, str]:
         """The options of ``mmcv.imfrombytes`` with which the data set's images are read."""
-        if self.backend in (
-            "turbojpeg",
-            "tifffile",
-        ):  # They need not be there, and never turn images.
+        if self.backend in ("turbojpeg", "tifffile"):
+            # They need not be there, and never turn images.
             return dict(flag="color_ignore_orientation", backend="cv2")
         return dict(flag=self.color_type, backend=self.backend)
 
@@ -85,33 +127,35 @@ class DataSet:
         return self.annotation_file or self.images
 
     def finding(
-        self, kind: Kind, message: str, id: int | str | None = None, file: str | None = None
+        self, kind: FaultKind, message: str, id: int | str | None = None, file: str | None = None
     ) -> Finding:
         """A fault of this data set; without ``file``, in its annotations."""
         return Finding(kind, self.name, self.place if file is None else file, id, message)
 
+    def missing_folders(self) -> Iterator[Finding]:
+        """The folders of images and label maps that are not there."""
+        for noun, folder in (("image", self.images), ("label map", self.label_maps)):
+            if folder is not None and not os.path.isdir(folder):
+                yield self.finding(FOLDER_MISSING, f"{noun} folder {folder} not found", file=folder)
 
-def find_data_sets(cfg: Config, render: bool = False) -> list[DataSet]:
+
+def find_data_sets(cfg: Config, render: bool = False) -> list[ConfiguredDataSet]:
     """The data sets of the train, val and test data loaders, each once, out of their wrappers.
 
     Nothing of the data is read, but data sets that are rendered on first use (Shapes) are rendered if
-    there is no folder of theirs yet.
-
-    Args:
-        cfg: a complete config.
-        render: render them as a training does, which replaces a folder that is damaged.
+    there is no folder of theirs yet; with ``render`` as a training does, which replaces one that is damaged.
 
     Raises:
         UserError: The config names no data set, or one that cannot be built.
     """
     init_default_scope(cfg.get("default_scope", "mmdet"))
-    found: dict[DataSet, list[tuple[str, str]]] = {}
+    found: dict[ConfiguredDataSet, list[tuple[str, str]]] = {}
     for loader in LOADERS:
         leaves = list(_unwrap(cfg.get(f"{loader}_dataloader") or {}))
         for number, leaf in enumerate(leaves):
             name = loader if len(leaves) == 1 else f"{loader}[{number}]"
             dataset = _build(leaf, name, render)
-            data_set = _unknown(leaf) if dataset is None else _described(dataset, leaf, cfg)
+            data_set = _described(dataset, leaf, cfg)
             found.setdefault(data_set, []).append((name, loader))
     if not found:
         raise UserError(f"config file {cfg.filename} has no data loader: there is nothing to check")
@@ -160,10 +204,10 @@ def _build(leaf: ConfigDict, name: str, render: bool) -> Any:
     return dataset
 
 
-def _described(dataset: Any, leaf: ConfigDict, cfg: Config) -> DataSet:
-    task = _task(dataset)
+def _described(dataset: Any, leaf: ConfigDict, cfg: Config) -> ConfiguredDataSet:
+    task = UNKNOWN if dataset is None else _task(dataset)
     if task is UNKNOWN:
-        return _unknown(dict(type=type(dataset)))
+        return ConfiguredDataSet("", type_name(leaf), UNKNOWN)
     metainfo, prefix = dataset.metainfo, dataset.data_prefix
     classes = metainfo.get("classes") or ()
     common = dict(
@@ -176,14 +220,20 @@ def _described(dataset: Any, leaf: ConfigDict, cfg: Config) -> DataSet:
         **_image_reading(leaf),
     )
     if task is SEMANTIC:
-        return DataSet(
+        return ConfiguredDataSet(
             **common,
             images=prefix.get("img_path") or "",
             label_maps=prefix.get("seg_map_path") or None,
-            labels=LabelRules.of(dataset),
+            labels=LabelRules(
+                dataset.img_suffix,
+                dataset.seg_map_suffix,
+                dataset.ignore_index,
+                bool(dataset.reduce_zero_label),
+                tuple((dataset.label_map or {}).items()),
+            ),
         )
     filters = {} if dataset.test_mode else dataset.filter_cfg or {}
-    return DataSet(
+    return ConfiguredDataSet(
         **common,
         min_size=filters.get("min_size", 0),
         needs_objects=filters.get("filter_empty_gt", False),
@@ -198,17 +248,10 @@ def _described(dataset: Any, leaf: ConfigDict, cfg: Config) -> DataSet:
 def _image_reading(leaf: ConfigDict) -> dict[str, str]:
     """How the first step of a pipeline reads images, as far as it does not do so by default."""
     steps = [step for step in leaf.get("pipeline") or () if isinstance(step, dict)]
-    kind = steps[0].get("type") if steps else None
-    name = kind if isinstance(kind, str) else getattr(kind, "__name__", "")
-    if name.rpartition(".")[2] != "LoadImageFromFile":
+    if not steps or type_name(steps[0]).rpartition(".")[2] != "LoadImageFromFile":
         return {}
     options = dict(color_type="color_type", backend="imdecode_backend")
     return {ours: steps[0][theirs] for ours, theirs in options.items() if theirs in steps[0]}
-
-
-def _unknown(leaf: dict[str, Any]) -> DataSet:
-    kind = leaf["type"]
-    return DataSet("", kind if isinstance(kind, str) else kind.__name__, UNKNOWN)
 
 
 def _task(dataset: Any) -> str:
@@ -221,3 +264,44 @@ def _task(dataset: Any) -> str:
     if isinstance(dataset, CocoDataset):
         return INSTANCES
     return SEMANTIC if isinstance(dataset, BaseSegDataset) else UNKNOWN
+
+
+def class_count_findings(cfg: Config, data_set: ConfiguredDataSet) -> Iterator[Finding]:
+    """Heads that would be built for another number of classes than the data set's."""
+    if not data_set.classes or data_set.open_vocabulary or not cfg.get("model"):
+        return
+    for place, field, count in _counts(cfg.model.to_dict(), "model", in_head=False):
+        expected = _expected(data_set, field)
+        if isinstance(count, int) and count not in expected:
+            names = ", ".join(map(quoted, data_set.classes[:3]))
+            names += ", ..." if len(data_set.classes) > 3 else ""
+            yield data_set.finding(
+                CLASS_COUNT,
+                f"{place}.{field} is {count}, the data set has {expected[0]} ({names})",
+                f"{place}.{field}",
+                str(cfg.filename),
+            )
+
+
+def _counts(node: Any, place: str, in_head: bool) -> Iterator[tuple[str, str, Any]]:
+    if isinstance(node, dict):
+        if type_name(node) in _OTHER_TYPES:
+            return
+        for key, value in node.items():
+            if key in _FIELDS and in_head:
+                yield place, key, value
+            elif key not in _OTHER_HEADS:
+                yield from _counts(value, f"{place}.{key}", in_head or str(key).endswith("_head"))
+    elif isinstance(node, list | tuple):
+        for number, item in enumerate(node):
+            yield from _counts(item, f"{place}[{number}]", in_head)
+
+
+def _expected(data_set: ConfiguredDataSet, field: str) -> tuple[int, ...]:
+    """The counts that a field may have, the usual one first."""
+    every, things = len(data_set.classes), data_set.things
+    if data_set.task is not PANOPTIC:
+        return (0,) if field == "num_stuff_classes" else (every,)
+    # num_classes is that of a segmentor's head, or of a detector's within it.
+    counts = {"num_things_classes": (things,), "num_stuff_classes": (every - things,)}
+    return counts.get(field, (every, things))

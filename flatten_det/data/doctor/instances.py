@@ -1,19 +1,34 @@
-"""COCO files of instances: their annotations, and one image with its masks at a time."""
+"""COCO files of instances: their annotations, and one image with its masks at a time.
+
+Masks are polygons, and run lengths as numbers or as text. They are not drawn: pycocotools' C code believes
+what it is given.
+"""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
-from ..coco_values import can_be_matched, is_id, is_number, is_size
-from .data_sets import DataSet
-from .entries import category_findings, classes_of, duplicate_entries, mixed_id_findings, repeated
-from .findings import Finding, quoted
-from .images import image_findings
-from .json_file import CocoContent
-from .kinds import DUPLICATE_ANNOTATION_ID, FOLDER_MISSING, MASK_MISSING, MISREAD_ID
-from .masks import mask_fault
-from .objects import Objects, id_column, object_findings
-from .outcome import Outcome
+import numpy as np
+
+from ..coco import (
+    CROWDS,
+    are_of_one_type,
+    can_be_matched,
+    is_id,
+    is_number,
+    is_size,
+    repeated,
+    why_not_learned,
+)
+from . import faults
+from .annotations import TOLERANCE_PX, CocoContent, CocoImages, Objects, classes_of, id_column
+from .annotations import annotation_findings as findings_of_any_task
+from .data_sets import ConfiguredDataSet
+from .faults import FaultKind, Finding, quoted
+from .images import by
+
+# Text of run lengths: 5 bits a character from "0" on, the sixth says that more follow.
+_FIRST, _LAST, _VALUE, _SIGN, _MORE, _BITS = 48, 48 + 63, 0x1F, 0x10, 0x20, 5
+_MAX_BITS = 40  # Beyond any picture.
 
 
 def objects_of(content: CocoContent) -> Objects:
@@ -23,106 +38,175 @@ def objects_of(content: CocoContent) -> Objects:
 
 
 def annotation_findings(
-    data_set: DataSet, content: CocoContent, objects: Objects
+    data_set: ConfiguredDataSet, content: CocoContent, objects: Objects
 ) -> Iterator[Finding]:
     """What is wrong with the annotation file itself; no image is opened."""
-    if not Path(data_set.images).is_dir():
-        folder = data_set.images
-        yield data_set.finding(FOLDER_MISSING, f"image folder {folder} not found", file=folder)
-    yield from duplicate_entries(data_set, content, set(objects.category_ids()))
-    for id_, count in repeated(id_column(objects.entries, "id")).items():
+    needed = ("area", "iscrowd") if data_set.evaluated else ("area",)
+    of_task = _own_findings(data_set, content, objects)
+    return findings_of_any_task(data_set, content, objects, needed, of_task)
+
+
+def _own_findings(
+    data_set: ConfiguredDataSet, content: CocoContent, objects: Objects
+) -> Iterator[Finding]:
+    ids = objects.column("id")
+    for id_, count in repeated(ids).items():
         if id_ is not None:
-            yield data_set.finding(
-                DUPLICATE_ANNOTATION_ID, f"annotation id {quoted(id_)} occurs {count} times", id_
-            )
+            what = f"annotation id {quoted(id_)} occurs {count} times"
+            yield data_set.finding(faults.DUPLICATE_ANNOTATION_ID, what, id_)
     if data_set.evaluated:
-        yield from mixed_id_findings(data_set, content)
-        for row, id_ in enumerate(id_column(objects.entries, "id")):
+        yield from _mixed_ids(data_set, content)
+        for row, id_ in enumerate(ids):
             if id_ is not None and not can_be_matched(id_):
                 what = "has an id that is no number, or 0, which means no match to pycocotools"
-                yield objects.finding(data_set, MISREAD_ID, row, what)
-    needed = ("area", "iscrowd") if data_set.evaluated else ("area",)
-    yield from object_findings(data_set, content, objects, needed)
+                yield objects.finding(data_set, faults.MISREAD_ID, row, what)
     if data_set.learns_masks:
         for row, entry in enumerate(objects.entries):
             if not entry.get("segmentation"):
-                yield objects.finding(data_set, MASK_MISSING, row, "has no segmentation")
-    yield from category_findings(data_set, content, set(objects.category_ids()))
+                yield objects.finding(data_set, faults.MASK_MISSING, row, "has no segmentation")
+
+
+def _mixed_ids(data_set: ConfiguredDataSet, content: CocoContent) -> Iterator[Finding]:
+    """Images or categories whose ids an evaluation cannot sort."""
+    for noun, entries in (("image", content.images), ("category", content.categories)):
+        ids = [entry["id"] for entry in entries]
+        if not are_of_one_type(ids):
+            number, text = (next(id_ for id_ in ids if type(id_) is kind) for kind in (int, str))
+            what = (
+                f"{noun} ids are numbers and texts, such as {quoted(number)} and {quoted(text)!r}"
+            )
+            yield data_set.finding(faults.MISREAD_ID, what)
 
 
 def why_it_does_not_count(
-    data_set: DataSet, content: CocoContent, to_learn: bool
+    data_set: ConfiguredDataSet, content: CocoContent, to_learn: bool
 ) -> Callable[[dict[str, Any]], str | None]:
-    """What tells whether an annotation is learned, or measured, and why not.
+    """What tells of an annotation, as of several ("are ..."), why it does not count; None if it does.
 
-    Args:
-        data_set: where it belongs.
-        content: of the annotation file.
-        to_learn: whether it is for a training, as MMDetection reads it, or for pycocotools.
-
-    Returns:
-        A function that gives words for several annotations ("are ..."); None for one that counts.
+    It counts in a training, as MMDetection reads it (``to_learn``), or in an evaluation by pycocotools.
     """
     known = classes_of(data_set, content)
     images = {image["id"]: image for image in content.images}
 
     def reason(entry: dict[str, Any]) -> str | None:
-        image_id, category_id, box = (entry.get(k) for k in ("image_id", "category_id", "bbox"))
+        image_id, category_id = entry.get("image_id"), entry.get("category_id")
         image = images.get(image_id) if is_id(image_id) else None
         if image is None:
             return "are of images that are not listed"
         if not (is_id(category_id) and category_id in known):
             return "are of no class of the config"
-        if entry.get("iscrowd"):
-            return "are crowds (iscrowd 1), which are left out"
         if not to_learn:
-            return None
-        if entry.get("ignore"):
-            return "are to be ignored (ignore)"
-        size = [image.get("width"), image.get("height")]
-        if not all(map(is_size, size)):
-            return None  # That is said of the image.
-        if min(size) < data_set.min_size:
-            return f"are in images smaller than {data_set.min_size} px (filter_cfg's min_size)"
-        is_seen = isinstance(box, list) and len(box) == 4 and all(map(is_number, box))
-        for start, extent, side in zip(box[:2], box[2:], size, strict=True) if is_seen else ():
-            is_seen = is_seen and extent >= 1 and start < side and start + extent > 0
-        area = entry.get("area")
-        if not is_seen or (is_number(area) and area <= 0):
-            return "have no area within their image"
-        return None
+            return CROWDS if entry.get("iscrowd") else None
+        size = image.get("width"), image.get("height")
+        if all(map(is_size, size)):
+            return why_not_learned(entry, size, data_set.min_size)
+        # That the size is wrong is said of the image.
+        return why_not_learned({**entry, "bbox": [0, 0, 1, 1], "area": 1})
 
     return reason
 
 
-class Images:
-    """The images of a data set, each of which can be examined by itself.
+class InstanceImages(CocoImages):
+    """The images of a data set, with the masks of their objects."""
 
-    Args:
-        data_set: where they belong.
-        content: of its annotation file.
-        objects: likewise.
-    """
-
-    def __init__(self, data_set: DataSet, content: CocoContent, objects: Objects):
-        self.data_set, self.content, self.objects = data_set, content, objects
-        rows: dict[Any, list[int]] = {image["id"]: [] for image in content.images}
-        for row, image_id in enumerate(objects.image_ids):
-            if image_id in rows:
-                rows[image_id].append(row)
-        self._rows = rows
-
-    def __len__(self) -> int:
-        return len(self.content.images)
-
-    def __getitem__(self, index: int) -> Outcome:
-        """Examine an image and the masks of its objects."""
-        image = self.content.images[index]
-        findings = list(image_findings(self.data_set, image))
-        for row in self._rows[image["id"]]:
+    def others(self, image: dict) -> Iterator[Finding]:
+        """What is wrong with the masks of its objects."""
+        for row in self.rows.get(image["id"], ()):
             segmentation = self.objects.entries[row].get("segmentation")
             fault = mask_fault(segmentation, image) if segmentation else None
             if fault is not None:
                 kind, what = fault
-                findings.append(self.objects.finding(self.data_set, kind, row, what))
-        return Outcome(findings)
+                yield self.objects.finding(self.data_set, kind, row, what)
+
+
+class BrokenMask(Exception):
+    """A mask that cannot be decoded; the message says why."""
+
+
+def mask_fault(segmentation: Any, image: dict) -> tuple[FaultKind, str] | None:
+    """What is wrong with a mask of an image: a kind, and words that complete "it ..."; None if nothing is."""
+    size = image.get("width"), image.get("height")
+    size = size if all(map(is_size, size)) else None
+    try:
+        if isinstance(segmentation, list):
+            return _polygon_fault(_polygons(segmentation), size)
+        if isinstance(segmentation, dict):
+            return _run_length_fault(segmentation, size)
+    except BrokenMask as error:
+        return faults.MASK_BROKEN, f"has a mask that cannot be decoded: {error}"
+    what = f"has a segmentation that is neither polygons nor run lengths ({type(segmentation).__name__})"
+    return faults.MASK_BROKEN, what
+
+
+def _polygons(segmentation: list) -> list[np.ndarray]:
+    """The corners ``(N, 2)`` of each polygon."""
+    polygons = []
+    for polygon in segmentation:
+        if not isinstance(polygon, list) or not all(map(is_number, polygon)):
+            raise BrokenMask("a polygon is no list of finite numbers")
+        if len(polygon) < 6 or len(polygon) % 2:
+            raise BrokenMask(f"a polygon has {len(polygon)} numbers, not two for each of 3 corners")
+        polygons.append(np.asarray(polygon, np.float64).reshape(-1, 2))
+    return polygons
+
+
+def _polygon_fault(
+    polygons: list[np.ndarray], size: tuple[int, int] | None
+) -> tuple[FaultKind, str] | None:
+    corners = np.concatenate(polygons)
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    if size is not None:
+        reach = f"x {low[0]:g} to {high[0]:g}, y {low[1]:g} to {high[1]:g}, image {by(size)}"
+        if (low >= size).any() or (high <= 0).any():
+            return faults.MASK_OUTSIDE, f"has a polygon outside: {reach}"
+        if (low < -TOLERANCE_PX).any() or (high > np.add(size, TOLERANCE_PX)).any():
+            return faults.MASK_CROSSES_BORDER, f"has a polygon over the border: {reach}"
+    if not any(_area(polygon) for polygon in polygons):
+        return faults.MASK_EMPTY, "has polygons without area"
+    return None
+
+
+def _area(polygon: np.ndarray) -> float:
+    x, y = (polygon - polygon[0]).T
+    return abs(float(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1)))) / 2
+
+
+def _run_length_fault(mask: dict, size: tuple[int, int] | None) -> tuple[FaultKind, str] | None:
+    stated = mask.get("size")
+    if not (isinstance(stated, list) and len(stated) == 2 and all(map(is_size, stated))):
+        raise BrokenMask(f"its size is {quoted(stated)}, not [height, width]")
+    height, width = stated
+    if size is not None and (width, height) != size:
+        return faults.MASK_SIZE, f"has a mask of {by((width, height))}, its image is {by(size)}"
+    runs = mask.get("counts")  # Numbers of pixels, outside and inside by turns.
+    if isinstance(runs, str):
+        runs = _decoded(runs)
+    elif not isinstance(runs, list) or not all(type(count) is int for count in runs):
+        raise BrokenMask("its counts are neither text nor whole numbers")
+    if any(count < 0 for count in runs):
+        raise BrokenMask("it has a run of negative length")
+    if sum(runs) != height * width:
+        raise BrokenMask(f"its runs cover {sum(runs)} pixels instead of {height * width}")
+    return None if sum(runs[1::2]) else (faults.MASK_EMPTY, "has a mask without a pixel")
+
+
+def _decoded(text: str) -> list[int]:
+    """Run lengths written as text; from the third on, as the difference to the one before last."""
+    runs: list[int] = []
+    value = shift = 0
+    for character in text:
+        code = ord(character)
+        if not _FIRST <= code <= _LAST or shift > _MAX_BITS:
+            raise BrokenMask("its counts are no text of run lengths")
+        code -= _FIRST
+        value |= (code & _VALUE) << shift
+        shift += _BITS
+        if code & _MORE:
+            continue
+        if code & _SIGN:
+            value -= 1 << shift
+        runs.append(value + runs[-2] if len(runs) > 2 else value)
+        value = shift = 0
+    if shift:
+        raise BrokenMask("its counts end in the middle of a number")
+    return runs

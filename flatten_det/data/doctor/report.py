@@ -1,22 +1,24 @@
-"""What a check found, for people and for programs."""
+"""What a check found: for people, for programs, and at the beginning of a training."""
 
 import json
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmengine.config import Config
+from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.logging import MMLogger
 from rich.console import Console
 from rich.text import Text
 
+from ...errors import UserError, explain, listed, printable
 from ...files.atomic import write_atomically
-from ...errors import UserError
-from .check import Checked
-from .findings import Finding, by_kind, count_errors, counted
-from ...errors import printable
-from .kinds import ERROR, Kind
+from .check import Checked, check_annotations
+from .faults import ERROR, WARNING, FaultKind, Finding, by_kind, count_errors, counted
 
-_COLOURS = {"error": "bold red", "warning": "bold yellow"}
+_COLOURS = {ERROR: "bold red", WARNING: "bold yellow"}
+_SHOWN = 3
 
 
 def findings_of(checked: Iterable[Checked]) -> list[Finding]:
@@ -25,21 +27,34 @@ def findings_of(checked: Iterable[Checked]) -> list[Finding]:
 
 
 def print_report(checked: Sequence[Checked], show: int, console: Console) -> None:
-    """Say what was looked at, and per kind how much was found, the first findings and what to do.
+    """Say what was looked at, and per kind how much was found, the first ``show`` findings and what to do."""
 
-    Args:
-        checked: the data sets.
-        show: how many findings of each kind are listed.
-        console: where to.
-    """
+    def say(text: Text | str, indent: int = 0) -> None:
+        # Not wrapped: a terminal does that, and a file with the output can be searched.
+        console.print(Text(" " * indent) + text, soft_wrap=True)
+
     for one in checked:
-        _print(console, Text(_heading(one)))
+        say(_heading(one))
     findings = findings_of(checked)
     for kind, of_kind in by_kind(findings).items():
         console.print()
-        _print_kind(console, kind, of_kind, show)
+        title = Text.assemble((kind.severity, _COLOURS[kind.severity]), f"  {kind.summary} ")
+        say(title.append(f"[{kind.name}]: {len(of_kind):,}"))
+        shown_file = None
+        for finding in of_kind[:show]:
+            if finding.file != shown_file:
+                shown_file = finding.file
+                say(Text(f"{finding.data_set}: {printable(finding.file)}", "cyan"), 4)
+            say(finding.message, 6)
+        if len(of_kind) > show:
+            say(f"... and {len(of_kind) - show:,} more (--show N or --json FILE)", 6)
+        say(Text.assemble(("to do: ", "bold"), kind.advice), 4)
     console.print()
-    _print(console, Text(verdict(findings)))
+    errors = count_errors(findings)
+    found = (
+        f"{counted(errors, 'error')} and {counted(len(findings) - errors, 'warning')} were found."
+    )
+    say(found if findings else "Nothing wrong was found.")
 
 
 def _heading(one: Checked) -> str:
@@ -52,40 +67,11 @@ def _heading(one: Checked) -> str:
     return f"{data_set.name}: {', '.join(parts)} in {place} ({data_set.type})"
 
 
-def _print_kind(console: Console, kind: Kind, findings: list[Finding], show: int) -> None:
-    title = Text.assemble((kind.severity, _COLOURS[kind.severity]), f"  {kind.summary} ")
-    _print(console, title.append(f"[{kind.name}]: {len(findings):,}"))
-    shown_file = None
-    for finding in findings[:show]:
-        if finding.file != shown_file:
-            shown_file = finding.file
-            _print(console, Text(f"{finding.data_set}: {printable(finding.file)}", "cyan"), 4)
-        _print(console, Text(finding.message), 6)
-    if len(findings) > show:
-        more = f"... and {len(findings) - show:,} more (--show N or --json FILE)"
-        _print(console, Text(more), 6)
-    _print(console, Text.assemble(("to do: ", "bold"), kind.advice), 4)
-
-
-def _print(console: Console, text: Text, indent: int = 0) -> None:
-    # Not wrapped: a terminal does that, and a file with the output can be searched.
-    console.print(Text(" " * indent) + text, soft_wrap=True)
-
-
-def verdict(findings: Sequence[Finding]) -> str:
-    """The sum of it all in one line."""
-    errors = count_errors(findings)
-    warnings = len(findings) - errors
-    if not findings:
-        return "Nothing wrong was found."
-    return f"{counted(errors, 'error')} and {counted(warnings, 'warning')} were found."
-
-
-def as_json(config: str, checked: Sequence[Checked]) -> dict[str, Any]:
-    """The whole list as JSON: counts, kinds with what to do, and every finding."""
+def write_json(path: Path, config: str, checked: Sequence[Checked]) -> None:
+    """Write the whole list: counts, kinds with what to do, and every finding; folders are made."""
     findings = findings_of(checked)
     errors = count_errors(findings)
-    return {
+    content = {
         "config": config,
         "errors": errors,
         "warnings": len(findings) - errors,
@@ -102,13 +88,7 @@ def as_json(config: str, checked: Sequence[Checked]) -> dict[str, Any]:
             for one in checked
         ],
         "kinds": {
-            kind.name: {
-                "severity": kind.severity,
-                "summary": kind.summary,
-                "advice": kind.advice,
-                "count": len(of_kind),
-            }
-            for kind, of_kind in by_kind(findings).items()
+            kind.name: _kind(kind, len(of_kind)) for kind, of_kind in by_kind(findings).items()
         },
         "findings": [
             {
@@ -122,34 +102,55 @@ def as_json(config: str, checked: Sequence[Checked]) -> dict[str, Any]:
             for finding in findings
         ],
     }
+    write_atomically(path, json.dumps(content, indent=1).encode())
 
 
-def write_json(path: Path, config: str, checked: Sequence[Checked]) -> None:
-    """Write :func:`as_json`; folders are made."""
-    write_atomically(path, json.dumps(as_json(config, checked), indent=1).encode())
+def _kind(kind: FaultKind, count: int) -> dict[str, Any]:
+    fields = ("severity", "summary", "advice")
+    return {**{field: getattr(kind, field) for field in fields}, "count": count}
 
 
 def check_command(config: str, cfg_options: Sequence[str] = ()) -> str:
-    """The command line that shows all that is wrong with a config's data.
-
-    Args:
-        config: its file.
-        cfg_options: ``KEY=VALUE`` pairs, as they were given.
-    """
+    """The command line that shows all that is wrong with the data of a config file."""
     options = ["--cfg-options", *cfg_options] if cfg_options else []
     return shlex.join(["uv", "run", "tools/check_data.py", config, *options])
 
 
-def raise_errors(findings: Sequence[Finding], command: str) -> None:
-    """End a run for which the data is not fit.
+def check_before_training(cfg: Config, logger: MMLogger, command: str = "") -> None:
+    """Check the annotations of the config's data sets, see :func:`.check.check_annotations`.
 
-    Args:
-        findings: of its data.
-        command: what shows all of them.
+    One process of a distributed run reads the files, and all end if it finds errors. ``command`` shows all
+    that is wrong; by default it is ``tools/check_data.py`` with the config's file.
 
     Raises:
-        UserError: There are errors; it shows the first of them and how to see all.
+        UserError: There are errors, or the config's data sets cannot be built.
     """
+    told: list[str | None] = [None]
+    if is_main_process():
+        try:
+            findings = findings_of(check_annotations(cfg))
+            for line in _warning_lines(findings):
+                logger.warning(line)
+            _raise_errors(findings, command or check_command(str(cfg.filename)))
+        except Exception as error:
+            told = [explain(error)]
+            if told[0] is None:
+                raise
+    broadcast_object_list(told)
+    if told[0] is not None:
+        raise UserError(told[0])
+
+
+def _warning_lines(findings: Sequence[Finding]) -> Iterator[str]:
+    """One line for each kind of warning, with the first findings."""
+    for kind, of_kind in by_kind(findings).items():
+        if kind.severity == WARNING:
+            shown = listed([f"{f.data_set}: {f.message}" for f in of_kind], _SHOWN, "; ")
+            yield f"data: {kind.summary}: {len(of_kind)} ({shown}); {kind.advice}"
+
+
+def _raise_errors(findings: Sequence[Finding], command: str) -> None:
+    """End a run if its data has errors: show the first of them, and the command that shows all."""
     errors = [finding for finding in findings if finding.kind.severity == ERROR]
     if errors:
         first = errors[0]

@@ -1,26 +1,26 @@
-"""COCO annotation files of strangers: read, checked before a training stumbles over them, completed."""
+"""COCO annotation files of strangers: found in a folder, checked, completed, divided."""
 
-import json
+import hashlib
+import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...errors import UserError
+from ...errors import UserError, listed
 from ...files.images import seen_size
 from ...files.user_files import NotUtf8Error, text_with_mark, why_not_read
-from ..coco_values import (
-    are_of_one_type,
-    can_be_matched,
-    is_id,
-    is_number,
-    is_size,
-    root_categories,
-    stays_inside,
-)
-from .text import listed
+from .. import coco
+from ..coco import is_id, is_number, repeated, why_not_learned
 
-KEYS = ("images", "annotations", "categories")
+SPLITS = ("train", "val")
+# As parts of names: instances_train2017.json, valid/_annotations.coco.json, my-training-set.json.
+_WORDS = {
+    "train": re.compile(r"(?<![a-z])train(ing)?(?![a-z])", re.IGNORECASE),
+    "val": re.compile(r"(?<![a-z])val(id|idation)?(?![a-z])", re.IGNORECASE),
+    "test": re.compile(r"(?<![a-z])test(ing)?(?![a-z])", re.IGNORECASE),
+}
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,13 @@ class CocoFile:
         content: its JSON object, with lists of dicts under ``images``, ``annotations`` and
             ``categories``.
         mended: what was changed in it already, in words.
+        images: the folder that its file names are relative to, once it is known.
     """
 
     path: Path
     content: dict[str, Any]
     mended: tuple[str, ...] = ()
+    images: Path | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -53,36 +55,6 @@ class CocoFile:
         return sum(not a.get("segmentation") for a in self.content["annotations"])
 
 
-def is_coco(content: Any) -> bool:
-    """Whether this is what a COCO file of objects holds."""
-    return isinstance(content, dict) and all(isinstance(content.get(key), list) for key in KEYS)
-
-
-def read_coco_file(path: Path) -> CocoFile:
-    """Read and check an annotation file.
-
-    Raises:
-        UserError: It cannot be read, is no COCO file of objects, or contradicts itself.
-    """
-    content, has_mark = read_json(path)
-    mended = ["UTF-8 without a byte order mark"] if has_mark else []
-    if not is_coco(content):
-        raise UserError(f"{path} is no COCO file of objects: it needs lists of {', '.join(KEYS)}")
-    used = {
-        annotation["category_id"]
-        for annotation in content["annotations"]
-        if isinstance(annotation, dict) and is_id(annotation.get("category_id"))
-    }
-    if roots := root_categories(content["categories"], used):
-        mended.append("the classes without their root (Roboflow's)")
-        kept = [c for c in content["categories"] if c not in roots]
-        content = {**content, "categories": kept}
-    _check_categories(path, content["categories"])
-    _check_images(path, content["images"])
-    _check_annotations(path, content)
-    return CocoFile(path, content, tuple(mended))
-
-
 def read_json(path: Path) -> tuple[Any, bool]:
     """The content of a JSON file, and whether it begins with a mark, which the frameworks do not read.
 
@@ -93,15 +65,102 @@ def read_json(path: Path) -> tuple[Any, bool]:
         raise UserError(f"annotation file {path} {reason}")
     try:
         text, has_mark = text_with_mark(path.read_bytes())
-        return json.loads(text), has_mark
+        return coco.parse_json(text), has_mark
     except OSError as error:
         raise UserError(f"annotation file {path} cannot be read: {error.strerror}") from error
     except NotUtf8Error as error:
         raise UserError(f"annotation file {path} is not valid JSON: it {error}") from error
-    except (ValueError, RecursionError) as error:
+    except coco.NotJsonError as error:
+        raise UserError(f"annotation file {path} {error}: export it again") from error
+
+
+def read_coco_file(path: Path) -> CocoFile:
+    """Read and check an annotation file.
+
+    Raises:
+        UserError: It cannot be read, is no COCO file of objects, or contradicts itself.
+    """
+    content, has_mark = read_json(path)
+    mended = ["UTF-8 without a byte order mark"] if has_mark else []
+    if not coco.is_coco(content):
+        needed = ", ".join(coco.KEYS)
+        raise UserError(f"{path} is no COCO file of objects: it needs lists of {needed}")
+    used = {
+        annotation["category_id"]
+        for annotation in content["annotations"]
+        if isinstance(annotation, dict) and is_id(annotation.get("category_id"))
+    }
+    if roots := coco.root_categories(content["categories"], used):
+        mended.append("the classes without their root (Roboflow's)")
+        kept = [c for c in content["categories"] if c not in roots]
+        content = {**content, "categories": kept}
+    _check(path, content)
+    return CocoFile(path, content, tuple(mended))
+
+
+def _check(path: Path, content: dict[str, list]) -> None:
+    images, annotations, categories = (content[key] for key in coco.KEYS)
+    if not categories:
+        raise UserError(f"{path}: its categories are empty: add the classes and their ids")
+    _check_entries(path, "categories", categories, coco.CATEGORY_NEEDS)
+    if again := sorted(repeated(category["name"] for category in categories)):
+        raise UserError(f"{path}: categories share a name: {listed(again)}: rename or merge them")
+    if not images:
+        raise UserError(f"{path}: it names no images: export it again")
+    _check_entries(path, "images", images, coco.IMAGE_NEEDS)
+    leaving = [i["file_name"] for i in images if not coco.stays_inside(i["file_name"])]
+    if leaving:
         raise UserError(
-            f"annotation file {path} is not valid JSON ({error}): export it again"
-        ) from error
+            f"{path}: {len(leaving)} file names leave the image folder: {listed(leaving)}: make them "
+            "relative to it, without '..'"
+        )
+    _check_entries(path, "images", images, [_SIZE_NEED])
+    if not annotations:
+        raise UserError(f"{path}: it has no annotations: there is nothing to learn or to measure")
+    owners = [_owner_need("image_id", "images", images)]
+    owners.append(_owner_need("category_id", "categories", categories))
+    _check_entries(path, "annotations", annotations, [*coco.ID_NEEDS, *owners, *_OBJECT_NEEDS])
+    if not any(why_not_learned(annotation) is None for annotation in annotations):
+        crowds = sum(bool(annotation.get("iscrowd")) for annotation in annotations)
+        raise UserError(
+            f"{path}: of its {len(annotations)} annotations, {crowds} are crowds (iscrowd 1), and the others "
+            "have no area, or are to be ignored: there is nothing to learn or to measure: export it again"
+        )
+
+
+# Beside what every COCO file needs: what must be right if it is there, or cannot be filled in.
+_SIZE_NEED = (
+    "a width or height that is no size in pixels",
+    lambda image: all(coco.is_size(image[key]) for key in ("width", "height") if key in image),
+)
+_OBJECT_NEEDS: coco.Needs = [
+    ("no bbox of four numbers (x, y, width, height)", lambda a: coco.is_box(a.get("bbox"))),
+    (
+        "an area that is no number, or an iscrowd that is not 0 or 1",
+        lambda a: is_number(a.get("area", 0)) and a.get("iscrowd", 0) in (0, 1),
+    ),
+]
+
+
+def _owner_need(key: str, noun: str, owners: list[dict]) -> tuple[str, Callable[[dict], bool]]:
+    ids = {owner["id"] for owner in owners}
+    lack = f"no {key} that is in its {noun}"
+    return lack, lambda entry: is_id(entry.get(key)) and entry[key] in ids
+
+
+def _check_entries(path: Path, kind: str, items: list, needs: coco.Needs) -> None:
+    """Refuse entries that lack something, and such that share an id."""
+    for lack, is_met in needs:
+        bad = [i for i, item in enumerate(items) if not (isinstance(item, dict) and is_met(item))]
+        if bad:
+            example = items[bad[0]]
+            name = example.get("id", example) if isinstance(example, dict) else example
+            raise UserError(
+                f"{path}: {len(bad)} of {len(items)} {kind} have {lack}, such as number {bad[0] + 1} in the "
+                f"file (id {name!r}): correct the file"
+            )
+    if again := repeated(item["id"] for item in items):
+        raise UserError(f"{path}: {kind} share an id: {listed(again)}: give each its own")
 
 
 def with_slashes(file: CocoFile) -> CocoFile:
@@ -110,131 +169,12 @@ def with_slashes(file: CocoFile) -> CocoFile:
         {**image, "file_name": image["file_name"].replace("\\", "/")}
         for image in file.content["images"]
     ]
-    return CocoFile(
-        file.path, {**file.content, "images": images}, (*file.mended, "/ for \\ in file names")
-    )
-
-
-def _check(path: Path, kind: str, items: list, is_good: Callable[[dict], bool], need: str) -> None:
-    bad = [i for i, item in enumerate(items) if not (isinstance(item, dict) and is_good(item))]
-    if bad:
-        example = items[bad[0]]
-        name = example.get("id", example) if isinstance(example, dict) else example
-        raise UserError(
-            f"{path}: {len(bad)} of {len(items)} {kind} {need}, such as number {bad[0] + 1} in the file "
-            f"(id {name!r}): correct the file"
-        )
-
-
-def _check_ids(path: Path, kind: str, items: list[dict]) -> None:
-    _check(
-        path,
-        kind,
-        items,
-        lambda item: is_id(item.get("id")),
-        "have no id that is a whole number or a text",
-    )
-    seen: set = set()
-    again = [i["id"] for i in items if i["id"] in seen or seen.add(i["id"])]
-    if again:
-        raise UserError(f"{path}: {kind} share an id: {listed(again)}: give each its own")
-
-
-def _check_categories(path: Path, categories: list) -> None:
-    if not categories:
-        raise UserError(f"{path}: its categories are empty: add the classes and their ids")
-    _check(
-        path,
-        "categories",
-        categories,
-        lambda c: isinstance(c.get("name"), str) and bool(c["name"].strip()),
-        "have no name",
-    )
-    _check_ids(path, "categories", categories)
-    names = [category["name"] for category in categories]
-    again = sorted({name for name in names if names.count(name) > 1})
-    if again:
-        raise UserError(f"{path}: categories share a name: {listed(again)}: rename or merge them")
-
-
-def _check_images(path: Path, images: list) -> None:
-    if not images:
-        raise UserError(f"{path}: it names no images: export it again")
-    _check(
-        path,
-        "images",
-        images,
-        lambda i: isinstance(i.get("file_name"), str) and bool(i["file_name"]),
-        "have no file_name",
-    )
-    _check_ids(path, "images", images)
-    leaving = [i["file_name"] for i in images if not stays_inside(i["file_name"])]
-    if leaving:
-        raise UserError(
-            f"{path}: {len(leaving)} file names leave the image folder: {listed(leaving)}: make them "
-            "relative to it, without '..'"
-        )
-    _check(
-        path,
-        "images",
-        images,
-        lambda i: all(is_size(i[key]) for key in ("width", "height") if key in i),
-        "have a width or height that is no size in pixels",
-    )
-
-
-def _check_annotations(path: Path, content: dict[str, list]) -> None:
-    annotations = content["annotations"]
-    if not annotations:
-        raise UserError(f"{path}: it has no annotations: there is nothing to learn or to measure")
-    _check_ids(path, "annotations", annotations)
-    for key, owners in (("image_id", "images"), ("category_id", "categories")):
-        ids = {item["id"] for item in content[owners]}
-        _check(
-            path,
-            "annotations",
-            annotations,
-            lambda a, key=key, ids=ids: is_id(a.get(key)) and a[key] in ids,
-            f"have no {key} that is in its {owners}",
-        )
-    _check(
-        path,
-        "annotations",
-        annotations,
-        lambda a: (
-            isinstance(a.get("bbox"), list)
-            and len(a["bbox"]) == 4
-            and all(map(is_number, a["bbox"]))
-        ),
-        "have no bbox of four numbers (x, y, width, height)",
-    )
-    _check(
-        path,
-        "annotations",
-        annotations,
-        lambda a: is_number(a.get("area", 0)) and a.get("iscrowd", 0) in (0, 1),
-        "have an area that is no number, or an iscrowd that is not 0 or 1",
-    )
-    if not any(map(counts, annotations)):
-        crowds = sum(bool(annotation.get("iscrowd")) for annotation in annotations)
-        raise UserError(
-            f"{path}: of its {len(annotations)} annotations, {crowds} are crowds (iscrowd 1), and the others "
-            "have no area, or are to be ignored: there is nothing to learn or to measure: export it again"
-        )
-
-
-def counts(annotation: dict) -> bool:
-    """Whether MMDetection learns from a checked annotation: not from crowds, or boxes without area."""
-    is_left_out = annotation.get("iscrowd") or annotation.get("ignore")
-    return not is_left_out and min(annotation["bbox"][2:]) >= 1 and annotation.get("area", 1) > 0
+    mended = (*file.mended, "/ for \\ in file names")
+    return CocoFile(file.path, {**file.content, "images": images}, mended)
 
 
 def completed(file: CocoFile, images: Path) -> tuple[dict[str, Any], list[str]]:
     """Fill in what MMDetection and pycocotools need and exporters leave out.
-
-    Args:
-        file: a checked annotation file.
-        images: the folder that its file names are relative to.
 
     Returns:
         The content, a new object where something was added, and the names of what was added; empty
@@ -269,7 +209,7 @@ def completed(file: CocoFile, images: Path) -> tuple[dict[str, Any], list[str]]:
     _check_masks(file.path, content)
     for noun in ("image", "category"):
         _renumber_mixed(content, noun, added)
-    if not all(can_be_matched(item["id"]) for item in content["annotations"]):
+    if not all(coco.can_be_matched(item["id"]) for item in content["annotations"]):
         added.add("annotation ids from 1 on")
         content["annotations"] = [
             {**item, "id": i} for i, item in enumerate(content["annotations"], start=1)
@@ -297,7 +237,7 @@ def _check_masks(path: Path, content: dict[str, Any]) -> None:
 def _renumber_mixed(content: dict[str, Any], noun: str, added: set[str]) -> None:
     key = {"image": "images", "category": "categories"}[noun]
     ids = [item["id"] for item in content[key]]
-    if are_of_one_type(ids):
+    if coco.are_of_one_type(ids):
         return
     added.add(f"{noun} ids from 1 on")
     new_ids = {id_: i for i, id_ in enumerate(ids, start=1)}
@@ -305,3 +245,147 @@ def _renumber_mixed(content: dict[str, Any], noun: str, added: set[str]) -> None
     content["annotations"] = [
         {**item, f"{noun}_id": new_ids[item[f"{noun}_id"]]} for item in content["annotations"]
     ]
+
+
+def find_annotation_files(folder: Path, known: dict[str, Path]) -> dict[str, Path]:
+    """Find COCO files and tell by their names, or else their folders', which split they belong to.
+
+    Returns:
+        ``'train'``, and ``'val'`` if there is one, with those that are ``known``. A single file of no split
+        is ``'train'``.
+
+    Raises:
+        UserError: There is no file to train on, or more than one for a split.
+    """
+    taken = {path.resolve() for path in known.values()}
+    candidates, broken = [], []
+    for path in sorted(folder.rglob("*.json")):
+        if path.resolve() in taken:
+            continue
+        try:
+            is_meant = coco.is_coco(read_json(path)[0])
+        except UserError as error:
+            broken.append(str(error))
+            # Named like annotations, it is rather reported as broken than passed over.
+            is_meant = any(word.search(path.stem) for word in _WORDS.values())
+        if is_meant:
+            candidates.append(path)
+    by_split: dict[str, list[Path]] = {}
+    for path in candidates:
+        by_split.setdefault(_split_of(path.relative_to(folder)), []).append(path)
+    unnamed = by_split.pop("", [])
+    if unnamed:
+        by_split.setdefault("train", unnamed)
+    found = dict(known)
+    for split in SPLITS:
+        # COCO's own folder has keypoints and more beside the instances.
+        paths = by_split.get(split, [])
+        paths = [path for path in paths if path.stem.startswith("instances")] or paths
+        if len(paths) > 1 and split not in known:
+            raise UserError(
+                f"{folder}: {len(paths)} annotation files may be meant for {split} ({listed(paths)}): "
+                f"say which by --{split}-ann"
+            )
+        if paths:
+            found.setdefault(split, paths[0])
+    if "train" not in found:
+        seen = f"only {listed(candidates)}" if candidates else "no COCO file (*.json)"
+        unread = f" (but {listed(broken)})" if broken else ""
+        raise UserError(
+            f"{folder}: no annotation file for training, {seen}{unread}: check the folder, or say which by "
+            "--train-ann"
+        )
+    return found
+
+
+def _split_of(path: Path) -> str:
+    for name in (path.stem, *reversed(path.parent.parts)):
+        for split, word in _WORDS.items():
+            if word.search(name):
+                return split
+    return ""
+
+
+def find_image_folder(folder: Path, file: CocoFile, split: str) -> Path:
+    """The folder that an annotation file's image names are relative to.
+
+    Raises:
+        UserError: There is none with all images, or more than one.
+    """
+    names = file.image_names
+    places = _folders_with(folder, names[0])
+    for name in names[1:]:
+        if len(places) < 2:
+            break
+        places = [place for place in places if (place / name).is_file()] or places
+    if len(places) > 1:
+        # Copies of the images, or equal names in the splits' folders: the one that is named alike.
+        alike = [p for p in places if _split_of(p.relative_to(folder) / "x") == split]
+        beside = [p for p in places if p == file.path.parent]
+        places = alike if len(alike) == 1 else beside or places
+    if len(places) > 1:
+        raise UserError(
+            f"{folder}: the images of {file.path.name} lie in {len(places)} folders ({listed(places)}): "
+            f"say which by --{split}-images"
+        )
+    if not places:
+        raise UserError(
+            f"{folder}: image {names[0]}, which {file.path} names, is nowhere in it: put the images "
+            f"there, or say where they are by --{split}-images"
+        )
+    check_images(places[0], file, split)
+    return places[0]
+
+
+def _folders_with(folder: Path, name: str) -> list[Path]:
+    found, seen = [], set()
+    for place, below, _ in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # A link back up.
+            below.clear()
+        elif Path(place, name).is_file():
+            found.append(Path(place))
+        seen.add(real)
+    return sorted(found)
+
+
+def check_images(images: Path, file: CocoFile, split: str) -> None:
+    """Make sure that all images of a file are there.
+
+    Raises:
+        UserError: Some are not.
+    """
+    names = file.image_names
+    missing = [name for name in names if not (images / name).is_file()]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of the {len(names)} images that {file.path} names are not in {images}: "
+            f"{listed(missing)}: put them there, or name their folder by --{split}-images"
+        )
+
+
+def divide(file: CocoFile, val_fraction: float) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Divide the images of a file, and their annotations, into those for training and for validation.
+
+    By a hash of the images' names: always alike, and few move when images are added.
+
+    Raises:
+        UserError: A part would have no objects that count.
+    """
+    images = sorted(
+        file.content["images"],
+        key=lambda image: hashlib.sha256(image["file_name"].encode("utf-8", "replace")).digest(),
+    )
+    count = max(round(len(images) * val_fraction), 1)
+    parts = []
+    for part in (images[count:], images[:count]):
+        ids = {image["id"] for image in part}
+        annotations = [a for a in file.content["annotations"] if a["image_id"] in ids]
+        if not any(why_not_learned(annotation) is None for annotation in annotations):
+            raise UserError(
+                f"{file.path}: {len(images)} images cannot be divided at --val-fraction {val_fraction} so "
+                "that both parts have objects: change it, or name validation annotations by --val-ann"
+            )
+        kept = [image for image in file.content["images"] if image["id"] in ids]
+        parts.append({**file.content, "images": kept, "annotations": annotations})
+    return parts[0], parts[1]

@@ -4,30 +4,31 @@ import colorsys
 import json
 import os
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ...backbones.weights import RELEASE_PAGE
+from ...config import has_mask_head
+from ...errors import UserError, listed
 from ...files.atomic import UnwritableError, refuse_overwriting, write_atomically
-from ...errors import UserError
-from .coco_file import CocoFile, completed, read_coco_file, with_slashes
-from .coco_folder import (
+from .coco_file import (
     SPLITS,
+    CocoFile,
     check_images,
-    existing,
+    completed,
+    divide,
     find_annotation_files,
     find_image_folder,
-    relative_to,
+    read_coco_file,
+    with_slashes,
 )
-from .coco_split import divide
-from .config_text import Code, assignments
-from .text import listed
 from .zoo_config import (
     DETECTOR,
-    Data,
+    Code,
+    SplitInConfig,
+    assignments,
     data_changes,
-    has_mask_head,
     load_zoo_config,
     model_changes,
     pretrained_weights,
@@ -40,8 +41,8 @@ _GOLDEN_RATIO = 0.618034
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """What the command line may say about a folder.
+class CustomDataOptions:
+    """What the command line says about a folder.
 
     Attributes:
         annotations: split -> annotation file; splits that are left out are looked for.
@@ -58,20 +59,7 @@ class Wishes:
     force: bool = False
 
 
-@dataclass(frozen=True)
-class Split:
-    """A checked part of the data.
-
-    Attributes:
-        file: its annotations.
-        images: the folder that its file names are relative to.
-    """
-
-    file: CocoFile
-    images: Path
-
-
-def write_config(folder: Path, zoo_config: Path, out: Path, wishes: Wishes) -> None:
+def write_config(folder: Path, zoo_config: Path, out: Path, options: CustomDataOptions) -> None:
     """Write a config that trains a zoo model on a COCO-format folder, and say what it holds.
 
     Annotation files are written beside it where the folder's own are not complete, or are divided.
@@ -80,39 +68,57 @@ def write_config(folder: Path, zoo_config: Path, out: Path, wishes: Wishes) -> N
         folder: the data.
         zoo_config: a detector's config.
         out: the file to write (``.py``).
-        wishes: what is not to be found out.
+        options: what is not to be found out.
 
     Raises:
         UserError: Data or config do not fit, or a file exists.
     """
     if out.suffix != ".py":
         raise UserError(f"--out {out}: a config's name ends in .py")
-    existing([folder, *wishes.annotations.values(), *wishes.images.values()])
+    for path in (folder, *options.annotations.values(), *options.images.values()):
+        if not path.exists():
+            raise UserError(f"{path} not found: check the path (here: {Path.cwd()})")
     refuse_overwriting([zoo_config], [out], "--out")
     folder = folder.resolve()
     cfg = load_zoo_config(zoo_config)
-    splits, written = _splits(folder, out, wishes)
-    classes = _classes(splits)
-    _check_masks(splits, zoo_config, has_mask_head(cfg))
-    data = {
-        name: Data(
-            relative_to(split.file.path, folder),
-            relative_to(split.images, folder),
-            has_masks=split.file.without_masks() == 0,
+    splits, written = _splits(folder, out, options)
+    classes = _classes(**splits)
+    for file in splits.values():
+        missing = file.without_masks()
+        if missing and has_mask_head(cfg):
+            raise UserError(
+                f"{zoo_config} learns masks, but {missing} of {len(file.content['annotations'])} annotations "
+                f"in {file.path} have no segmentation: choose a detector of boxes such as {DETECTOR}"
+            )
+    train, val = (
+        SplitInConfig(
+            _relative_to(splits[name].path, folder),
+            _relative_to(splits[name].images, folder),
+            has_masks=splits[name].without_masks() == 0,
         )
-        for name, split in splits.items()
+        for name in SPLITS
+    )
+    values = {
+        "_base_": _base_path(zoo_config, out),
+        "classes": classes,
+        "num_classes": Code("len(classes)"),
+        "metainfo": {"classes": Code("classes"), "palette": _palette(len(classes))},
+        "data_root": f"{folder.as_posix()}/",
+        "model": model_changes(cfg, options.from_scratch),
+        **data_changes(cfg, train, val),
     }
-    text = _config_text(cfg, zoo_config, out, folder, classes, data, wishes.from_scratch)
-    _write_all({**written, out: text}, wishes.force)
-    _report(cfg, out, splits, classes, wishes.from_scratch)
+    _write_all({**written, out: f"{_DOCSTRING}\n\n{assignments(values)}"}, options.force)
+    _report(cfg, out, splits, options.from_scratch)
 
 
-def _splits(folder: Path, out: Path, wishes: Wishes) -> tuple[dict[str, Split], dict[Path, str]]:
+def _splits(
+    folder: Path, out: Path, options: CustomDataOptions
+) -> tuple[dict[str, CocoFile], dict[Path, str]]:
     """The two splits, and the annotation files that have to be written for them."""
-    paths = dict(wishes.annotations)
-    if wishes.val_fraction is None or "train" not in paths:
+    paths = dict(options.annotations)
+    if options.val_fraction is None or "train" not in paths:
         paths = find_annotation_files(folder, paths)
-    if wishes.val_fraction is not None:
+    if options.val_fraction is not None:
         paths.pop("val", None)
     elif "val" not in paths:
         raise UserError(
@@ -122,45 +128,44 @@ def _splits(folder: Path, out: Path, wishes: Wishes) -> tuple[dict[str, Split], 
     splits, contents = {}, {}
     for name in SPLITS:
         if name in paths:
-            file, images = _with_images(folder, read_coco_file(paths[name].resolve()), name, wishes)
-            content, added = completed(file, images)
-            splits[name] = Split(CocoFile(file.path, content), images)
+            file = _with_images(folder, read_coco_file(paths[name].resolve()), name, options.images)
+            content, added = completed(file, file.images)
+            splits[name] = replace(file, content=content)
             if added:
                 print(f"{file.path}: completed by {', '.join(added)}")
                 contents[name] = content
     if "val" not in splits:
-        contents = dict(zip(SPLITS, divide(splits["train"].file, wishes.val_fraction), strict=True))
+        parts = divide(splits["train"], options.val_fraction)
+        contents = dict(zip(SPLITS, parts, strict=True))
         splits["val"] = splits["train"]
     written = {}
     for name, content in contents.items():
         path = out.resolve().with_name(f"{out.stem}_{name}.json")
         written[path] = json.dumps(content)
-        splits[name] = Split(CocoFile(path, content), splits[name].images)
+        splits[name] = replace(splits[name], path=path, content=content)
     refuse_overwriting(paths.values(), written, "--out")
     return splits, written
 
 
-def _with_images(folder: Path, file: CocoFile, split: str, wishes: Wishes) -> tuple[CocoFile, Path]:
-    """The file and its image folder; names of Windows are written with / unless files have them."""
+def _with_images(folder: Path, file: CocoFile, split: str, known: dict[str, Path]) -> CocoFile:
+    """The file with its image folder; names of Windows are written with / unless files have them."""
+
+    def images(file: CocoFile) -> Path:
+        if split not in known:
+            return find_image_folder(folder, file, split).resolve()
+        check_images(known[split].resolve(), file, split)
+        return known[split].resolve()
+
     try:
-        return file, _images(folder, file, split, wishes)
+        return replace(file, images=images(file))
     except UserError:
         if os.sep == "\\" or not any("\\" in name for name in file.image_names):
             raise
     file = with_slashes(file)
-    return file, _images(folder, file, split, wishes)
+    return replace(file, images=images(file))
 
 
-def _images(folder: Path, file: CocoFile, split: str, wishes: Wishes) -> Path:
-    if split not in wishes.images:
-        return find_image_folder(folder, file, split).resolve()
-    images = wishes.images[split].resolve()
-    check_images(images, file, split)
-    return images
-
-
-def _classes(splits: dict[str, Split]) -> tuple[str, ...]:
-    train, val = (splits[name].file for name in SPLITS)
+def _classes(train: CocoFile, val: CocoFile) -> tuple[str, ...]:
     if train.classes != val.classes:
         # MMDetection numbers the classes in the order of each file.
         different = sorted(set(train.classes) ^ set(val.classes))
@@ -171,36 +176,11 @@ def _classes(splits: dict[str, Split]) -> tuple[str, ...]:
     return train.classes
 
 
-def _check_masks(splits: dict[str, Split], zoo_config: Path, needed: bool) -> None:
-    for split in splits.values():
-        missing = split.file.without_masks()
-        if needed and missing:
-            raise UserError(
-                f"{zoo_config} learns masks, but {missing} of "
-                f"{len(split.file.content['annotations'])} annotations in {split.file.path} have no "
-                f"segmentation: choose a detector of boxes such as {DETECTOR}"
-            )
-
-
-def _config_text(
-    cfg: Any,
-    zoo_config: Path,
-    out: Path,
-    folder: Path,
-    classes: tuple[str, ...],
-    data: dict[str, Data],
-    from_scratch: bool,
-) -> str:
-    values = {
-        "_base_": _base_path(zoo_config, out),
-        "classes": classes,
-        "num_classes": Code("len(classes)"),
-        "metainfo": {"classes": Code("classes"), "palette": _palette(len(classes))},
-        "data_root": f"{folder.as_posix()}/",
-        "model": model_changes(cfg, from_scratch),
-        **data_changes(cfg, data["train"], data["val"]),
-    }
-    return f"{_DOCSTRING}\n\n{assignments(values)}"
+def _relative_to(path: Path, folder: Path) -> str:
+    """A path as a config writes it: relative to the data set's folder if it lies there."""
+    if not path.is_relative_to(folder):
+        return path.as_posix()
+    return "" if path == folder else path.relative_to(folder).as_posix()
 
 
 def _base_path(zoo_config: Path, out: Path) -> str:
@@ -231,16 +211,12 @@ def _write_all(files: dict[Path, str], force: bool) -> None:
         raise
 
 
-def _report(
-    cfg: Any, out: Path, splits: dict[str, Split], classes: tuple[str, ...], from_scratch: bool
-) -> None:
+def _report(cfg: Any, out: Path, splits: dict[str, CocoFile], from_scratch: bool) -> None:
+    classes = splits["train"].classes
     print(f"{len(classes)} classes: {listed(classes)}")
-    for name, split in splits.items():
-        content = split.file.content
-        print(
-            f"{name}: {len(content['images'])} images in {split.images}, "
-            f"{len(content['annotations'])} objects in {split.file.path}"
-        )
+    for name, file in splits.items():
+        images, objects = len(file.image_names), len(file.content["annotations"])
+        print(f"{name}: {images} images in {file.images}, {objects} objects in {file.path}")
     weights = pretrained_weights(cfg)
     is_file = weights is not None and "://" not in weights
     if is_file and not from_scratch and not Path(weights).exists():

@@ -1,22 +1,17 @@
-"""What a data set's folder holds, and what of it is missing."""
+"""What a data set consists of: archives, and the files in its folder."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..coco_values import parse_json
-from .text import listed
+from ...errors import listed
+from ..coco import parse_json
 
 
 @dataclass(frozen=True)
 class Files:
-    """Files of one kind.
-
-    Attributes:
-        folder: relative to the data set's root; files in its subfolders count too.
-        suffix: how their names end.
-        count: how many there are in the complete data set.
-    """
+    """Files of one kind: in a folder of the data set and below, with a suffix, and how many there are."""
 
     folder: str
     suffix: str
@@ -86,10 +81,8 @@ class Listing:
             content = parse_json(path.read_bytes())
             named = {self.images: {image["file_name"] for image in content["images"]}}
             if self.segments is not None:
-                named[self.segments] = {
-                    annotation["file_name"] for annotation in content["annotations"]
-                }
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+                named[self.segments] = {entry["file_name"] for entry in content["annotations"]}
+        except (ValueError, KeyError, TypeError) as error:
             return [f"{self.file}: damaged, not a COCO file ({type(error).__name__}: {error})"]
         found = []
         for files, names in named.items():
@@ -122,7 +115,60 @@ class Layout:
 
     def summary(self) -> str:
         """What a complete folder holds, in one line."""
-        counted = [
-            f"{files.count} files *{files.suffix} in {files.folder}/" for files in self.files
-        ]
+        counted = (f"{each.count} files *{each.suffix} in {each.folder}/" for each in self.files)
         return ", ".join([*counted, *(listing.file for listing in self.listings)])
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A zip file with a part of a data set.
+
+    Attributes:
+        server: base URL; empty where there is none without a login.
+        path: below ``server``.
+        provides: what it brings, by which it is known whether it has been unpacked: files of one
+            kind, or the path of a single file relative to the data set's root.
+        size: in bytes; None if it is not known.
+        unpacked: bytes of its files on disk, about.
+        digest: hash algorithm and hexadecimal digest; None if there is none to compare with.
+        top: folder in the archive that is the data set's root.
+    """
+
+    server: str
+    path: str
+    provides: tuple[Files | str, ...]
+    unpacked: int
+    size: int | None = None
+    digest: tuple[str, str] | None = None
+    top: str = ""
+
+    @property
+    def name(self) -> str:
+        """Its file name."""
+        return self.path.rsplit("/", 1)[-1]
+
+    def is_unpacked(self, root: Path) -> bool:
+        """Whether all that it brings is in the data set's folder."""
+        return all(
+            (root / part).is_file() if isinstance(part, str) else not part.problems(root)
+            for part in self.provides
+        )
+
+
+@dataclass(frozen=True)
+class PublicDataSet:
+    """A data set: its archives, and the folder that they make.
+
+    Attributes:
+        name: for messages.
+        layout: of the folder.
+        archives: that fill it.
+        convert: makes the files that are not in the archives, in the folder.
+        steps: for archives behind a login: how to get them, for a folder to put them into.
+    """
+
+    name: str
+    layout: Layout
+    archives: tuple[Archive, ...]
+    convert: Callable[[Path], None] | None = None
+    steps: Callable[[Path], str] | None = None

@@ -1,13 +1,19 @@
-"""What a config of the zoo must change to learn other classes from other files."""
+"""What a config of the zoo must change to learn other classes from other files, as Python text."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmengine.config import Config
 
-from ...config import datasets_under_test, is_segmentor, load_config, type_name
+from ...config import (
+    datasets_under_test,
+    find_field,
+    has_mask_head,
+    is_segmentor,
+    load_config,
+    type_name,
+)
 from ...errors import UserError
-from .config_text import Code, literal
 
 DETECTOR = "configs/retinanet/retinanet_flatten-pvt-t_fpn_1x_coco.py"
 _CLASS_COUNTS = ("num_classes", "num_things_classes")
@@ -18,16 +24,55 @@ _SECTIONS = (
 )
 # The rest of a data set's options belongs to its type.
 _KEPT = ("filter_cfg", "test_mode")
+LINE_LENGTH = 100
+_FITS = -(10**9)  # Characters before what is never broken.
 
 
-class Data(NamedTuple):
-    """A split as a config names it.
+class Code(str):
+    """An expression, to be written as it is."""
 
-    Attributes:
-        annotations: path of the COCO file, absolute or relative to ``data_root``.
-        images: its image folder, likewise.
-        has_masks: whether every object has a segmentation.
+    __slots__ = ()
+
+
+def assignments(values: dict[str, Any]) -> str:
+    """One assignment per entry."""
+    return "".join(f"{name} = {literal(value, len(name) + 3)}\n" for name, value in values.items())
+
+
+def literal(value: Any, used: int = 0, indent: str = "") -> str:
+    """Write a value in the style of the zoo's configs: ``dict(...)``, broken where a line is too long.
+
+    Of the first line, ``used`` characters are taken beside the indent.
     """
+    if isinstance(value, str):
+        return str(value) if isinstance(value, Code) else _string(value)
+    if not isinstance(value, dict | list | tuple):
+        return repr(value)
+    if isinstance(value, dict):
+        opening, closing, pairs = "dict(", ")", [(f"{key}=", item) for key, item in value.items()]
+    else:
+        opening, closing = "[]" if isinstance(value, list) else "()"
+        pairs = [("", item) for item in value]
+    comma = "," if isinstance(value, tuple) and len(value) == 1 else ""
+    short = ", ".join(key + literal(item, _FITS) for key, item in pairs)
+    short = f"{opening}{short}{comma}{closing}"
+    if len(indent) + used + len(short) < LINE_LENGTH:
+        return short
+    deeper = indent + "    "
+    lines = (f"{deeper}{key}{literal(item, len(key) + 1, deeper)},\n" for key, item in pairs)
+    return f"{opening}\n{''.join(lines)}{indent}{closing}"
+
+
+def _string(value: str) -> str:
+    text = repr(value)
+    if text[0] == "'" and '"' not in text and "\\'" not in text:
+        text = f'"{text[1:-1]}"'
+    # mmengine replaces {{ ... }} in the text of a config, also within strings.
+    return text.replace("{", r"\x7b") if "{{" in text else text
+
+
+class SplitInConfig(NamedTuple):
+    """A split as a config names it: COCO file and image folder, absolute or relative to ``data_root``."""
 
     annotations: str
     images: str
@@ -51,7 +96,7 @@ def load_zoo_config(path: Path) -> Config:
     missing = [name for name in _SECTIONS if not cfg.get(name)]
     if missing:
         raise UserError(f"{path} is no complete config, it has no {', '.join(missing)}: {hint}")
-    if _find(cfg.model, "num_stuff_classes") not in (None, 0):
+    if find_field(cfg.model, "num_stuff_classes") not in (None, 0):
         raise UserError(
             f"{path} is for panoptic segmentation, which needs label maps besides a COCO file of "
             f"objects: {hint}, or a config for instances"
@@ -59,28 +104,8 @@ def load_zoo_config(path: Path) -> Config:
     return cfg
 
 
-def has_mask_head(cfg: Config) -> bool:
-    """Whether the model learns instance masks."""
-    return any(_find(cfg.model, key) is not None for key in ("mask_head", "num_things_classes"))
-
-
-def _find(node: Any, key: str) -> Any:
-    """The first value under this key, at any depth; None if there is none."""
-    if isinstance(node, dict):
-        if key in node:
-            return node[key]
-        node = node.values()
-    elif not isinstance(node, list | tuple):
-        return None
-    return next((value for child in node if (value := _find(child, key)) is not None), None)
-
-
 def model_changes(cfg: Config, from_scratch: bool) -> dict[str, Any]:
     """The model's fields that depend on the number of classes, in terms of ``num_classes``.
-
-    Args:
-        cfg: the zoo's config.
-        from_scratch: leave the backbone's pretrained weights out too.
 
     Raises:
         UserError: A list in the model has to change in a way that is not known here.
@@ -107,7 +132,7 @@ def _count_changes(node: dict[str, Any], place: str) -> dict[str, Any]:
                 inner["class_weight"] = Code(f"[1.0] * num_classes + [{value['class_weight'][-1]}]")
             if inner:
                 changes[key] = inner
-        elif _has_counts(value):
+        elif isinstance(value, list | tuple) and find_field(value, "num_classes") is not None:
             if not all(isinstance(v, dict) and "num_classes" in v for v in value):
                 raise UserError(
                     f"{place}.{key} holds heads of different kinds: choose another config such as "
@@ -118,35 +143,22 @@ def _count_changes(node: dict[str, Any], place: str) -> dict[str, Any]:
     return changes
 
 
-def _has_counts(value: Any) -> bool:
-    return isinstance(value, list | tuple) and _find(value, "num_classes") is not None
-
-
-def data_changes(cfg: Config, train: Data, val: Data) -> dict[str, Any]:
+def data_changes(cfg: Config, train: SplitInConfig, val: SplitInConfig) -> dict[str, Any]:
     """The data loaders and evaluators, in terms of ``data_root`` and ``metainfo``.
 
     Raises:
         UserError: The config has several data sets for a split, or no COCO evaluation.
     """
-    changes = {
-        "train_dataloader": _loader_changes(cfg, "train_dataloader", train),
-        "val_dataloader": _loader_changes(cfg, "val_dataloader", val),
-        "val_evaluator": _evaluator_changes(cfg.val_evaluator, val),
-    }
-    for test, of_val in (
-        ("test_dataloader", "val_dataloader"),
-        ("test_evaluator", "val_evaluator"),
-    ):
-        if cfg[test] == cfg[of_val]:
-            changes[test] = Code(of_val)
-        elif test == "test_evaluator":
-            changes[test] = _evaluator_changes(cfg[test], val)
-        else:
-            changes[test] = _loader_changes(cfg, test, val)
+    changes = {"train_dataloader": _loader_changes(cfg, "train_dataloader", train)}
+    for split in ("val", "test"):
+        for kind, change in (("dataloader", _loader_changes), ("evaluator", _evaluator_changes)):
+            name, of_val = f"{split}_{kind}", f"val_{kind}"
+            is_same = name != of_val and cfg[name] == cfg[of_val]
+            changes[name] = Code(of_val) if is_same else change(cfg, name, val)
     return changes
 
 
-def _loader_changes(cfg: Config, name: str, data: Data) -> dict[str, Any]:
+def _loader_changes(cfg: Config, name: str, data: SplitInConfig) -> dict[str, Any]:
     dataset, place = cfg[name].dataset, f"_base_.{name}.dataset"
     wrappers = 0
     while "dataset" in dataset:  # RepeatDataset, MultiImageMixDataset and the like.
@@ -180,11 +192,11 @@ def _loader_changes(cfg: Config, name: str, data: Data) -> dict[str, Any]:
     return changes
 
 
-def _pipeline_changes(pipeline: list, cfg: Config, data: Data) -> list[dict] | None:
+def _pipeline_changes(pipeline: list, cfg: Config, data: SplitInConfig) -> list[dict] | None:
     """The steps that fit other people's data, or None if they do as they are."""
     steps = [_plain(step) for step in pipeline]
     changed = False
-    if not any(_find(step, key) is not None for step in steps for key in ("scale", "scales")):
+    if not any(find_field(step, key) is not None for step in steps for key in ("scale", "scales")):
         # Made for images that all have the size of the training.
         test_steps = (_plain(step) for step in datasets_under_test(cfg)[0].pipeline)
         resize = next((step for step in test_steps if type_name(step) == "Resize"), None)
@@ -199,24 +211,18 @@ def _pipeline_changes(pipeline: list, cfg: Config, data: Data) -> list[dict] | N
     return steps if changed else None
 
 
-def _evaluator_changes(evaluator: Any, data: Data) -> dict[str, Any]:
-    in_list = isinstance(evaluator, list | tuple)
-    metrics = [m for m in (evaluator if in_list else [evaluator]) if type_name(m) == "CocoMetric"]
+def _evaluator_changes(cfg: Config, name: str, data: SplitInConfig) -> dict[str, Any]:
+    in_list = isinstance(cfg[name], list | tuple)
+    metrics = [m for m in (cfg[name] if in_list else [cfg[name]]) if type_name(m) == "CocoMetric"]
     if not metrics:
         raise UserError(f"the config has no CocoMetric: choose another one such as {DETECTOR}")
-    ann_file = data.annotations if Path(data.annotations).is_absolute() else _below_root(data)
+    ann_file = data.annotations
+    if not Path(ann_file).is_absolute():
+        ann_file = Code(f"data_root + {literal(ann_file)}")
     if not in_list:
         return {"ann_file": ann_file}
-    return {
-        "_delete_": True,
-        "type": "CocoMetric",
-        "ann_file": ann_file,
-        "metric": _plain(metrics[0]["metric"]),
-    }
-
-
-def _below_root(data: Data) -> Code:
-    return Code(f"data_root + {literal(data.annotations)}")
+    metric = {"type": "CocoMetric", "ann_file": ann_file, "metric": _plain(metrics[0]["metric"])}
+    return {"_delete_": True, **metric}
 
 
 def _plain(value: Any) -> Any:

@@ -19,27 +19,21 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from mmengine.logging import print_log
 from PIL import Image
 from rich.progress import track
 
-from ...compat.panoptic_api.utils import id2rgb
+from ...compat.panoptic_api import id2rgb
 from ...files.user_files import why_not_read
-from .annotations import (
-    instances,
-    instances_json,
-    panoptic_json,
-    panoptic_map,
-    segments,
-    semantic_map,
-)
-from .options import PALETTE, SPLITS, ShapesOptions
-from .render import render
+from ..coco import mask_fields
+from .options import CLASSES, PALETTE, SPLITS, ShapesOptions
+from .render import ShapesImage, render
 
 try:
     import fcntl
@@ -59,29 +53,21 @@ _JPEG_QUALITY = 92
 _in_use = {}
 
 
-def annotation_file(split: str) -> str:
-    """Path of a split's COCO annotations relative to the data root."""
-    return f"annotations/instances_{split}.json"
+class SplitPaths(NamedTuple):
+    """Where the files of a split are, relative to the data root: folders, and COCO's annotations."""
+
+    images: str
+    semantic: str
+    panoptic: str
+    instances_file: str
+    panoptic_file: str
 
 
-def image_folder(split: str) -> str:
-    """Path of a split's images relative to the data root."""
-    return f"{split}/images"
-
-
-def semantic_folder(split: str) -> str:
-    """Path of a split's semantic masks relative to the data root."""
-    return f"{split}/semantic"
-
-
-def panoptic_file(split: str) -> str:
-    """Path of a split's panoptic annotations relative to the data root."""
-    return f"annotations/panoptic_{split}.json"
-
-
-def panoptic_folder(split: str) -> str:
-    """Path of a split's panoptic masks relative to the data root."""
-    return f"{split}/panoptic"
+def split_paths(split: str) -> SplitPaths:
+    """Those of ``'train'`` or ``'val'``."""
+    folders = (f"{split}/{kind}" for kind in ("images", "semantic", "panoptic"))
+    files = (f"annotations/{kind}_{split}.json" for kind in ("instances", "panoptic"))
+    return SplitPaths(*folders, *files)
 
 
 def prepare_shapes(
@@ -277,8 +263,8 @@ def _render_folder(root: Path, options: ShapesOptions, workers: int) -> None:
 
 
 def _write_files(root: Path, options: ShapesOptions, workers: int) -> None:
-    for split in SPLITS:
-        for folder in (image_folder(split), semantic_folder(split), panoptic_folder(split)):
+    for paths in map(split_paths, SPLITS):
+        for folder in (paths.images, paths.semantic, paths.panoptic):
             (root / folder).mkdir(parents=True)
     (root / "annotations").mkdir()
     jobs = [(split, i) for split in SPLITS for i in range(options.num_images[split])]
@@ -296,11 +282,11 @@ def _write_files(root: Path, options: ShapesOptions, workers: int) -> None:
             raise
     for split in SPLITS:
         of_instances, of_segments, sizes = zip(*annotations[split], strict=True)
-        for name, content in (
-            (annotation_file(split), instances_json(of_instances, sizes)),
-            (panoptic_file(split), panoptic_json(of_segments, sizes)),
-        ):
-            (root / name).write_text(json.dumps(content))
+        paths = split_paths(split)
+        content = _instances_json(of_instances, sizes)
+        (root / paths.instances_file).write_text(json.dumps(content))
+        content = _panoptic_json(of_segments, sizes)
+        (root / paths.panoptic_file).write_text(json.dumps(content))
     sizes = dict(_files(root))
     manifest = {
         "format": _FORMAT,
@@ -315,14 +301,85 @@ def _write_image(
     root: Path, options: ShapesOptions, split: str, index: int
 ) -> tuple[list[dict], list[dict], tuple[int, int]]:
     """Write one image and its masks, and return its instances, segments and ``(height, width)``."""
-    drawn = render(options, split, index)
+    drawn, paths = render(options, split, index), split_paths(split)
     # Colours at full resolution, since halving it smears objects of 8 px.
     Image.fromarray(drawn.image).save(
-        root / image_folder(split) / f"{index:06}.jpg", quality=_JPEG_QUALITY, subsampling=0
+        root / paths.images / f"{index:06}.jpg", quality=_JPEG_QUALITY, subsampling=0
     )
     semantic = Image.fromarray(semantic_map(drawn))
     semantic.putpalette(np.array([(0, 0, 0), *PALETTE], np.uint8).tobytes())
-    semantic.save(root / semantic_folder(split) / f"{index:06}.png")
+    semantic.save(root / paths.semantic / f"{index:06}.png")
     panoptic = Image.fromarray(id2rgb(panoptic_map(drawn)))
-    panoptic.save(root / panoptic_folder(split) / f"{index:06}.png")
+    panoptic.save(root / paths.panoptic / f"{index:06}.png")
     return instances(drawn), segments(drawn), drawn.owner.shape
+
+
+# In COCO's files the classes count from 1; the background is the stuff category after them.
+BACKGROUND_ID = len(CLASSES) + 1
+
+
+def semantic_map(drawn: ShapesImage) -> np.ndarray:
+    """Class of every pixel, 0 for the background, uint8 (H, W)."""
+    classes = np.concatenate([drawn.labels + 1, [0]]).astype(np.uint8)  # Owner -1 is the last.
+    return classes[drawn.owner]
+
+
+def instances(drawn: ShapesImage) -> list[dict]:
+    """Annotations of one image without their ids, with run lengths as masks."""
+    return [
+        {"category_id": label + 1, **mask_fields(drawn.owner == i)}
+        for i, label in enumerate(drawn.labels.tolist())
+    ]
+
+
+def panoptic_map(drawn: ShapesImage) -> np.ndarray:
+    """Segment of every pixel, int (H, W): objects from 1 on, then the background. No pixel is void."""
+    return np.where(drawn.owner < 0, len(drawn.labels), drawn.owner) + 1
+
+
+def segments(drawn: ShapesImage) -> list[dict]:
+    """``segments_info`` of one image: the segments of :func:`panoptic_map`."""
+    segment_of, found = panoptic_map(drawn), []
+    for id_, category in enumerate([*(drawn.labels + 1).tolist(), BACKGROUND_ID], start=1):
+        fields = mask_fields(segment_of == id_)
+        del fields["segmentation"]
+        found.append({"id": id_, "category_id": category, **fields})
+    return [segment for segment in found if segment["area"]]
+
+
+def _instances_json(of_images: Sequence[list[dict]], sizes: Sequence[tuple[int, int]]) -> dict:
+    flat = [{"image_id": i, **one} for i, of_image in enumerate(of_images) for one in of_image]
+    # pycocotools takes a match with annotation 0 for no match, so ids start at 1.
+    annotations = [{"id": i, **annotation} for i, annotation in enumerate(flat, start=1)]
+    return _coco_json(sizes, annotations, _categories())
+
+
+def _panoptic_json(of_images: Sequence[list[dict]], sizes: Sequence[tuple[int, int]]) -> dict:
+    annotations = [
+        {"image_id": i, "file_name": f"{i:06}.png", "segments_info": of_image}
+        for i, of_image in enumerate(of_images)
+    ]
+    background = {"id": BACKGROUND_ID, "name": "background", "supercategory": "background"}
+    things = [{**category, "isthing": 1} for category in _categories()]
+    return _coco_json(sizes, annotations, [*things, {**background, "isthing": 0}])
+
+
+def _categories() -> list[dict]:
+    return [
+        {"id": i, "name": name, "supercategory": "shape"} for i, name in enumerate(CLASSES, start=1)
+    ]
+
+
+def _coco_json(
+    sizes: Sequence[tuple[int, int]], annotations: list[dict], categories: list[dict]
+) -> dict:
+    return {
+        "info": {"description": "Shapes, rendered by flatten_det"},
+        "licenses": [],
+        "images": [
+            {"id": i, "file_name": f"{i:06}.jpg", "height": height, "width": width}
+            for i, (height, width) in enumerate(sizes)
+        ],
+        "annotations": annotations,
+        "categories": categories,
+    }

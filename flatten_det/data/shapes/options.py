@@ -1,7 +1,7 @@
 """What the Shapes data set contains: its classes, its splits and the options of its rendering."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
 
@@ -45,7 +45,7 @@ class ShapesOptions:
             to 1. Shapes on strong textures take much longer to learn.
         legend: Smallest and largest number of cells of a legend along the top edge, which says the class
             of all objects of the hue of each cell, so that classes depend on what is far away; None: no
-            legend. See :mod:`~flatten_det.data.shapes.legend`.
+            legend. See :mod:`~flatten_det.data.shapes.render`.
         legend_classes: How many classes there are with a legend: the first ones of Shapes.
         legend_distance: Pixels between the legend and the nearest object at least.
 
@@ -65,37 +65,16 @@ class ShapesOptions:
     legend_distance: float = 0.0
 
     def __post_init__(self):
-        if not _is_number(self.seed, Integral) or self.seed < 0:
-            raise ValueError(f"seed must be a non-negative integer, got {self.seed!r}")
-        if not _is_number(self.min_visible, Real) or not 0 < self.min_visible <= 1:
-            raise ValueError(f"min_visible must lie in (0, 1], got {self.min_visible!r}")
-        if not _is_number(self.texture_contrast, Real) or not 0 <= self.texture_contrast <= 1:
-            raise ValueError(f"texture_contrast must lie in [0, 1], got {self.texture_contrast!r}")
-        if not _is_number(self.legend_distance, Real) or self.legend_distance < 0:
-            raise ValueError(
-                f"legend_distance must be a number of pixels >= 0, got {self.legend_distance!r}"
-            )
-        if not _is_number(self.legend_classes, Integral) or not (
-            2 <= self.legend_classes <= len(CLASSES)
-        ):
-            raise ValueError(
-                f"legend_classes must be from 2 to {len(CLASSES)}, got {self.legend_classes!r}"
-            )
+        legend = self.legend
         normalised = {
+            **{name: _number(name, getattr(self, name), *rule) for name, *rule in _NUMBERS},
             "image_size": _image_size(self.image_size),
             "num_images": _num_images(self.num_images),
-            "seed": int(self.seed),
-            "object_size": _pair("object_size", self.object_size, Real, least=4, ascending=True),
-            "objects_per_image": _pair(
-                "objects_per_image", self.objects_per_image, Integral, least=0, ascending=True
+            "object_size": _range("object_size", self.object_size, Real, least=4),
+            "objects_per_image": _range(
+                "objects_per_image", self.objects_per_image, Integral, least=0
             ),
-            "min_visible": float(self.min_visible),
-            "texture_contrast": float(self.texture_contrast),
-            "legend": None
-            if self.legend is None
-            else _pair("legend", self.legend, Integral, least=2, ascending=True),
-            "legend_classes": int(self.legend_classes),
-            "legend_distance": float(self.legend_distance),
+            "legend": None if legend is None else _range("legend", legend, Integral, least=2),
         }
         for name, value in normalised.items():
             object.__setattr__(self, name, value)
@@ -167,16 +146,42 @@ def _is_number(value, kind: type) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _pair(name: str, value, kind: type, least: int, ascending: bool = False) -> tuple:
+# Options that are numbers: their kind, a test, and what they must do.
+_NUMBERS = (
+    ("seed", Integral, lambda value: value >= 0, "be a non-negative integer"),
+    ("min_visible", Real, lambda value: 0 < value <= 1, "lie in (0, 1]"),
+    ("texture_contrast", Real, lambda value: 0 <= value <= 1, "lie in [0, 1]"),
+    ("legend_distance", Real, lambda value: value >= 0, "be a number of pixels >= 0"),
+    (
+        "legend_classes",
+        Integral,
+        lambda value: 2 <= value <= len(CLASSES),
+        f"be from 2 to {len(CLASSES)}",
+    ),
+)
+
+
+def _number(name: str, value, kind: type, is_good: Callable, rule: str) -> int | float:
+    if not _is_number(value, kind) or not is_good(value):
+        raise ValueError(f"{name} must {rule}, got {value!r}")
+    return int(value) if kind is Integral else float(value)
+
+
+def _pair(name: str, value, kind: type, least: int) -> tuple:
     is_pair = isinstance(value, Sequence) and len(value) == 2
     if not is_pair or not all(_is_number(item, kind) for item in value):
         what = "integers" if kind is Integral else "numbers"
         raise ValueError(f"{name} must be two {what}, got {value!r}")
     if min(value) < least:
         raise ValueError(f"{name} must be at least {least}, got {value!r}")
-    if ascending and value[0] > value[1]:
-        raise ValueError(f"{name} is (smallest, largest), but {value[0]} > {value[1]}")
     return tuple(int(item) if kind is Integral else float(item) for item in value)
+
+
+def _range(name: str, value, kind: type, least: int) -> tuple:
+    pair = _pair(name, value, kind, least)
+    if pair[0] > pair[1]:
+        raise ValueError(f"{name} is (smallest, largest), but {value[0]} > {value[1]}")
+    return pair
 
 
 def _image_size(value) -> tuple:

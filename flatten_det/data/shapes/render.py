@@ -1,14 +1,21 @@
-"""Draw one image of the Shapes data set together with its instance masks."""
+"""Draw one image of the Shapes data set together with its instance masks.
 
+With a legend, objects can be told apart only by what stands far from them. Like that of a map, each cell of
+the legend, along the top edge, has a hue, and says by its brightness the class of all objects of this hue.
+Cells, their hues, places and classes are drawn anew and independently for every image. The background is
+grey and every object is a disc of one brightness: neither an object nor what surrounds it says its class,
+only the one cell of the same hue does. The more cells there are, the closer their hues, and the sharper
+must be who looks. The legend itself is background in the annotations. ``legend_distance`` keeps objects
+away from it, farther than convolutions reach, so that a model needs attention to do better than guess.
+"""
+
+from collections.abc import Callable
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from .legend import Legend
-from .options import CLASSES, SPLITS, ShapesOptions
-from .outlines import random_outline
-from .textures import blend, random_field
+from .options import CLASSES, LEGEND_HEIGHT, SPLITS, ShapesOptions
 
 _SUPERSAMPLING = 4
 _FRACTION_BITS = 4
@@ -19,6 +26,12 @@ _COLOUR_TRIES = 12
 _MIN_CONTRAST = 35
 _CIRCLE = CLASSES.index("circle")
 _MARGIN = 3  # Width in pixels of the surroundings that an object is told apart from.
+_ROUND = 64  # Corners of a circle: less than 0.1 px off at 128 px.
+OBJECT_LUMA = 130.0  # with a legend
+_LUMA_RANGE = (90.0, 170.0)  # of the legend, from the first class to the last
+_CHROMA = 80.0
+# Orthogonal to grey and to each other, in RGB.
+_CHROMA_AXES = np.array([[2, -1, -1], [0, 3**0.5, -(3**0.5)]]) / 6**0.5
 
 
 class ShapesImage(NamedTuple):
@@ -42,7 +55,7 @@ def render(options: ShapesOptions, split: str, index: int) -> ShapesImage:
 
     Class, size, place, angle, colour and texture of an object are drawn independently; only the
     colour is chosen to stand out from what surrounds the object. With a legend the class follows
-    from the colour, and all objects are discs; see :mod:`~flatten_det.data.shapes.legend`.
+    from the colour, and all objects are discs; see the head of this module.
     """
     rng = np.random.default_rng([options.seed, SPLITS.index(split), index])
     image_size = _image_size(rng, options)
@@ -108,9 +121,8 @@ def _place(
 ) -> tuple[tuple[slice, slice], np.ndarray]:
     """Put an outline at a random place wholly between the points ``low`` and ``limit``, in (x, y) pixels.
 
-    Returns:
-        The window of the image that holds the object, and the share of each of the window's
-        pixels that the object covers (float32).
+    Returns the window of the image that holds the object, and the share of each of its pixels that the
+    object covers (float32).
     """
     extent = np.concatenate(outline).max(axis=0)
     low, limit = np.array(low), np.array(limit)
@@ -159,11 +171,7 @@ def _surroundings(canvas: np.ndarray, window: tuple[slice, slice], alpha: np.nda
 
 
 def _contrasting_colour(rng: np.random.Generator, surroundings: np.ndarray) -> np.ndarray:
-    """Draw colours until one differs enough from 19 of 20 points around.
-
-    Returns:
-        RGB, shape (3,); the best one of the tries if none is good enough.
-    """
+    """The first RGB colour (3,) tried that differs enough from 19 of 20 points around; else the best."""
     candidates = rng.uniform(20, 235, (_COLOUR_TRIES, 3)).astype(np.float32)
     sample = surroundings[:: len(surroundings) // 128 + 1]
     difference = np.linalg.norm(_lab(candidates)[:, None] - _lab(sample)[None], axis=2)
@@ -175,3 +183,168 @@ def _contrasting_colour(rng: np.random.Generator, surroundings: np.ndarray) -> n
 def _lab(rgb: np.ndarray) -> np.ndarray:
     """CIE L*a*b* of RGB colours, shape (N, 3) to (N, 3)."""
     return cv2.cvtColor(rgb[None] / np.float32(255), cv2.COLOR_RGB2LAB)[0]
+
+
+class Legend(NamedTuple):
+    """The legend of one image.
+
+    Attributes:
+        classes: Class index of each cell, int64 (cells,).
+        hues: Angle of each cell's colour in radians, float64 (cells,).
+    """
+
+    classes: np.ndarray
+    hues: np.ndarray
+
+    @classmethod
+    def draw(
+        cls, rng: np.random.Generator, canvas: np.ndarray, cells: tuple[int, int], num_classes: int
+    ) -> "Legend":
+        """Choose a legend, make the background grey and draw the legend into its uppermost rows.
+
+        Args:
+            rng: Source of cells, hues and classes.
+            canvas: The background, RGB, float32 (H, W, 3); overwritten.
+            cells: The smallest and the largest number of them; all have one width up to rounding.
+            num_classes: The classes are the first ones of this number.
+        """
+        count = int(rng.integers(*cells, endpoint=True))
+        hues = rng.uniform(0, 2 * np.pi) + 2 * np.pi * np.arange(count) / count
+        legend = cls(rng.integers(num_classes, size=count), rng.permutation(hues))
+        canvas[:] = 0.7 * canvas.mean(axis=2, keepdims=True)
+        lumas = np.linspace(*_LUMA_RANGE, num_classes)[legend.classes]
+        edges = np.arange(count + 1) * canvas.shape[1] // count
+        canvas[:LEGEND_HEIGHT] = np.repeat(_colours(legend.hues, lumas), np.diff(edges), axis=0)
+        return legend
+
+    def choose_cell(self, rng: np.random.Generator) -> tuple[int, np.ndarray]:
+        """Draw a cell for an object: the class and the colour, RGB, of the object."""
+        cell = int(rng.integers(len(self.classes)))
+        return int(self.classes[cell]), _colours(self.hues[cell], OBJECT_LUMA)
+
+
+def guessing_iou(num_classes: int) -> float:
+    """The best mean IoU of the objects' classes, from 0 to 1, of who does not see the legend.
+
+    Guessing class c for a share p of all objects makes its IoU p / (1 + p (n - 1)) with n classes, which
+    is concave in p: equal shares are best. Objects are taken to be found exactly.
+    """
+    return 1 / (2 * num_classes - 1)
+
+
+def _colours(hues: np.ndarray, lumas: np.ndarray | float) -> np.ndarray:
+    """RGB ``(..., 3)``, float32, of hues ``(...)``."""
+    chroma = np.stack([np.cos(hues), np.sin(hues)], axis=-1) @ _CHROMA_AXES
+    return np.float32(np.expand_dims(lumas, -1) + _CHROMA * chroma)
+
+
+def random_outline(rng: np.random.Generator, label: int, size: float) -> list[np.ndarray]:
+    """Draw the outline of one object, slightly stretched and rotated at random.
+
+    Args:
+        label: Index into :data:`~flatten_det.data.shapes.options.CLASSES`.
+        size: Longer side of the outline's bounding box in pixels.
+
+    Returns:
+        Contours of shape (corners, 2) in (x, y) pixels whose common bounding box starts at
+        (0, 0); a point is inside when an odd number of contours surrounds it.
+    """
+    contours = _OUTLINES[CLASSES[label]](rng)
+    stretch = np.exp(rng.uniform(-0.15, 0.15))
+    angle = rng.uniform(0, 2 * np.pi)
+    cos, sin = np.cos(angle), np.sin(angle)
+    turn = np.array([[cos, sin], [-sin, cos]]) * [[stretch], [1 / stretch]]
+    contours = [contour @ turn for contour in contours]
+    corners = np.concatenate(contours)
+    low, extent = corners.min(axis=0), np.ptp(corners, axis=0).max()
+    return [(contour - low) * (size / extent) for contour in contours]
+
+
+def _regular(corners: int, radius: float | np.ndarray = 1.0) -> np.ndarray:
+    angles = np.arange(corners) * (2 * np.pi / corners)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.reshape(radius, (-1, 1))
+
+
+def _ring(rng: np.random.Generator) -> list[np.ndarray]:
+    return [_regular(_ROUND), _regular(_ROUND, rng.uniform(0.5, 0.65))]
+
+
+def _star(rng: np.random.Generator) -> list[np.ndarray]:
+    return [_regular(10, np.tile([1.0, rng.uniform(0.36, 0.46)], 5))]
+
+
+def _cross(rng: np.random.Generator) -> list[np.ndarray]:
+    arm = rng.uniform(0.24, 0.36)
+    quarter = np.array([(arm, arm), (arm, 1), (-arm, 1)])
+    quarter_turn = np.array([[0, 1], [-1, 0]])
+    return [np.concatenate([quarter @ np.linalg.matrix_power(quarter_turn, k) for k in range(4)])]
+
+
+_OUTLINES: dict[str, Callable[[np.random.Generator], list[np.ndarray]]] = {
+    "circle": lambda rng: [_regular(_ROUND)],
+    "ring": _ring,
+    "triangle": lambda rng: [_regular(3)],
+    "square": lambda rng: [np.array([(1, 1), (-1, 1), (-1, -1), (1, -1)])],
+    "star": _star,
+    "cross": _cross,
+}
+
+
+def random_field(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """A random gradient, noise, stripes, checker or blobs: float32 (height, width) in [0, 1]."""
+    kind = _FIELDS[rng.integers(len(_FIELDS))]
+    return kind(rng, height, width).astype(np.float32)
+
+
+def blend(field: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Colour a field (H, W) of values in [0, 1] from ``low`` to ``high``, RGB (3,): float32 (H, W, 3)."""
+    low, high = np.float32(low), np.float32(high)
+    return low + field[..., None] * (high - low)
+
+
+def _rotated_coordinates(rng, height, width) -> tuple[np.ndarray, np.ndarray]:
+    angle = rng.uniform(0, 2 * np.pi)
+    cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+    x = np.arange(width, dtype=np.float32)
+    y = np.arange(height, dtype=np.float32)[:, None]
+    return cos * x + sin * y, cos * y - sin * x
+
+
+def _gradient(rng, height, width) -> np.ndarray:
+    u, _ = _rotated_coordinates(rng, height, width)
+    return (u - u.min()) / max(float(np.ptp(u)), 1.0)
+
+
+def _noise(rng, height, width) -> np.ndarray:
+    """Value noise: octaves of random grids, each twice as fine and weaker than the one before."""
+    cell = np.exp(rng.uniform(np.log(4), np.log(64)))
+    roughness = rng.uniform(0.3, 0.8)
+    field, weight = np.zeros((height, width), np.float32), 1.0
+    while cell >= 2:
+        grid = rng.random((int(height / cell) + 2, int(width / cell) + 2), np.float32)
+        field += weight * cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC)
+        cell, weight = cell / 2, weight * roughness
+    field -= field.min()
+    return field / max(float(field.max()), 1e-6)
+
+
+def _stripes(rng, height, width) -> np.ndarray:
+    u, _ = _rotated_coordinates(rng, height, width)
+    period = np.exp(rng.uniform(np.log(5), np.log(40)))
+    sharpness = rng.uniform(0.5, 4)
+    wave = sharpness * np.sin(u * (2 * np.pi / period))
+    return 0.5 + 0.5 * np.clip(wave, -1, 1)
+
+
+def _checker(rng, height, width) -> np.ndarray:
+    u, v = _rotated_coordinates(rng, height, width)
+    frequency = np.pi / np.exp(rng.uniform(np.log(4), np.log(14)))
+    return 0.5 + 0.5 * np.clip(4 * np.sin(u * frequency) * np.sin(v * frequency), -1, 1)
+
+
+def _blobs(rng, height, width) -> np.ndarray:
+    """Noise pushed towards its extremes: irregular patches with soft edges."""
+    return np.clip(0.5 + rng.uniform(2, 6) * (_noise(rng, height, width) - 0.5), 0, 1)
+
+
+_FIELDS = (_gradient, _noise, _stripes, _checker, _blobs)

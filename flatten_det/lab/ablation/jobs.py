@@ -1,18 +1,340 @@
 """Train all runs of a grid, one after the other, or several at a time in processes of their own."""
 
+import contextlib
+import multiprocessing
+import os
 import signal
+import threading
+import time
+import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing import parent_process, resource_tracker
+from multiprocessing.connection import Connection, wait
+from types import TracebackType
+from typing import Any
 
 import torch
+from mmengine.utils import import_modules_from_strings
 
-from ...errors import UserError
-from ...train.stop import SIGNAL_NAMES, TrainingInterrupted, TrainingPreempted
+from ...cli import use_matplotlib_without_display
+from ...errors import UserError, explain
+from ...train.stop import (
+    SIGNAL_NAMES,
+    InterruptHook,
+    TrainingInterrupted,
+    TrainingPreempted,
+    take_over_signals,
+    tell,
+)
 from .grid import Run
 from .run import TO_CONTINUE, Advance, Finished, finish, read_finished
-from .stop_signals import StopSignals
-from .team import Team
-from .worker import Failure, Progress, Report
+
+
+class StopSignals:
+    """Within a ``with`` block, signals are noted here instead of ending the process.
+
+    Attributes:
+        number: of the first one, SIGTERM for SIGHUP; 0 as long as there is none.
+        at_once: whether Ctrl-C came again, or came while all was stopping already.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.at_once = False
+        self._since = 0.0
+        self._previous_handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        self._previous_handlers = take_over_signals(self._on_signal)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        while self._previous_handlers:
+            signal.signal(*self._previous_handlers.popitem())
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """Note that all is to stop, as if this signal had come; a further one changes nothing."""
+        if not self.number:
+            self.number = number
+            self._since = time.monotonic()
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        if self.number:
+            again = time.monotonic() - self._since > InterruptHook.same_keypress_s
+            self.at_once = self.at_once or (number == signal.SIGINT and again)
+            return
+        self.stop(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+        hint = "; Ctrl-C again quits at once, without them" if number == signal.SIGINT else ""
+        tell(f"\n{SIGNAL_NAMES[number]}: saving checkpoints after these iterations{hint}\n")
+
+
+SIGNALS = tuple(SIGNAL_NAMES)
+_REPORT_EVERY_S = 0.2
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is. With the first one, it minds signals: InterruptHook saves its checkpoint.
+
+    Attributes:
+        done: its iterations so far.
+        total: in all.
+    """
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What ended a run, in words: not every exception can be sent to another process.
+
+    Attributes:
+        message: of a mistake of the user; None for an unexpected exception.
+        traceback: as Python prints it.
+    """
+
+    message: str | None
+    traceback: str = ""
+
+    @property
+    def summary(self) -> str:
+        """One line."""
+        return self.message or self.traceback.rstrip().rsplit("\n", 1)[-1]
+
+
+Report = Progress | Finished | TrainingInterrupted | Failure
+
+
+def work(connection: Connection, threads: int) -> None:
+    """Train every run that comes, and send reports, until None comes or the other process ends.
+
+    Between trainings signals do nothing, and SIGHUP never does. They may come from the terminal, or from
+    a batch system, to all processes of a job; the other process knows what to do with one that does not
+    train.
+
+    Args:
+        connection: gives :class:`~.grid.Run` or None, takes :data:`Report`.
+        threads: of PyTorch.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    # A config's own choice for its data workers; mmengine warns where it replaces another one.
+    multiprocessing.set_start_method(None, force=True)
+    InterruptHook.supervised = True
+    torch.set_num_threads(threads)
+    use_matplotlib_without_display()
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
+    # A connection breaks when the other process ends.
+    with contextlib.suppress(EOFError, OSError):
+        while (run := _next_run(connection)) is not None:
+            connection.send(_train(run, connection.send))
+
+
+def _next_run(connection: Connection) -> Run | None:
+    wait([connection, parent_process().sentinel])
+    return connection.recv() if connection.poll() else None
+
+
+def _train(run: Run, send: Callable[[Report], object]) -> Report:
+    last = -_REPORT_EVERY_S
+
+    def advance(run: Run, done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if done == total or now - last >= _REPORT_EVERY_S:
+            last = now
+            try:
+                send(Progress(done, total))
+            except OSError:
+                _stop()
+
+    try:
+        # mmengine imports them as it reads a config from a file, which was elsewhere.
+        if modules := run.cfg.get("custom_imports"):
+            import_modules_from_strings(**modules)
+        return finish(run, advance)
+    except TrainingInterrupted as stopped:
+        return stopped
+    except Exception as error:
+        return Failure(explain(error), traceback.format_exc())
+
+
+def _stop_with_parent() -> None:
+    parent_process().join()
+    _stop()
+
+
+def _stop() -> None:
+    """As a batch system does it, so that a training saves its checkpoint."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+# Not forked: neither PyTorch's threads nor CUDA survive that.
+CONTEXT = multiprocessing.get_context("spawn")
+_WAIT_S = 0.2
+_GOODBYE_S = 10
+
+
+class Worker:
+    """A process with at most one run in hand.
+
+    Attributes:
+        run: in hand; None if there is none.
+        connection: to the process.
+
+    Args:
+        threads: of PyTorch.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.run: Run | None = None
+        self._trains = False
+        self.connection, other_end = CONTEXT.Pipe()
+        # No daemon: those may not have data workers.
+        self._process = CONTEXT.Process(target=work, args=(other_end, threads))
+        with _signals_held_back():
+            self._process.start()
+        other_end.close()
+
+    def give(self, run: Run | None) -> None:
+        """Have a run trained, when none is in hand; None: have the process end."""
+        self.run = run
+        # `receive` finds out that the process is dead.
+        with contextlib.suppress(BrokenPipeError):
+            self.connection.send(run)
+
+    def receive(self) -> Report | None:
+        """The next report; None if there is none yet. All but :class:`Progress` end the run in hand."""
+        # Asked first: whatever a dead process has sent is there by now.
+        alive = self._process.is_alive()
+        if self.connection.poll():
+            try:
+                report = self.connection.recv()
+            except (EOFError, OSError):
+                self._process.join(_GOODBYE_S)
+                report = self._death()
+        elif alive:
+            return None
+        else:
+            report = self._death()
+        self._trains = isinstance(report, Progress)
+        if not self._trains:
+            self.run = None
+        return report
+
+    def stop(self, number: int) -> None:
+        """Have a training save its checkpoint and end, as if this signal had come to it.
+
+        A process that does not train yet is killed: it has nothing to save, and may be importing.
+        """
+        if not self._trains:
+            self.kill()
+        elif self._process.is_alive():
+            os.kill(self._process.pid, number)
+
+    def kill(self) -> None:
+        """End the process at once."""
+        self._process.kill()
+        self._process.join()
+        self.run = None
+
+    def wait(self) -> None:
+        """Wait for the end of the process."""
+        self._process.join(_GOODBYE_S)
+        self.kill()
+        self.connection.close()
+
+    def _death(self) -> Failure:
+        code = self._process.exitcode
+        how = f"ended with exit code {code}"
+        if code is not None and code < 0:
+            how = f"was killed by {signal.Signals(-code).name}"
+        if code == -signal.SIGKILL:
+            how += ", most likely as memory ran out (use fewer --jobs or smaller batches)"
+        return Failure(f"{self.run.name}: its process {how}{TO_CONTINUE}")
+
+
+class Team:
+    """Workers for a ``with`` block; none of them is left after it.
+
+    Args:
+        size: number of workers.
+        threads: of PyTorch, for each.
+    """
+
+    def __init__(self, size: int, threads: int) -> None:
+        self._size, self._threads = size, threads
+        self._workers: list[Worker] = []
+
+    def __enter__(self) -> "Team":
+        try:
+            for _ in range(self._size):
+                self._workers.append(Worker(self._threads))
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._end()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a worker has a run in hand."""
+        return any(worker.run for worker in self._workers)
+
+    @property
+    def idle(self) -> list[Worker]:
+        """Those without a run."""
+        return [worker for worker in self._workers if not worker.run]
+
+    def reports(self) -> Iterator[tuple[Run, Report]]:
+        """New reports with their runs, if any comes within a moment."""
+        busy = [worker for worker in self._workers if worker.run]
+        wait([worker.connection for worker in busy], _WAIT_S)
+        for worker in busy:
+            run = worker.run
+            if report := worker.receive():
+                yield run, report
+
+    def stop(self, number: int) -> None:
+        """Have all trainings save their checkpoints; see :meth:`Worker.stop`."""
+        for worker in self._workers:
+            worker.stop(number)
+
+    def _end(self) -> None:
+        for worker in self._workers:
+            if worker.run:
+                worker.kill()
+            worker.give(None)
+        for worker in self._workers:
+            worker.wait()
+
+
+@contextlib.contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """A process that is started meanwhile has them blocked from its first moment on."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    # Else it is started with the first process, which unblocks the signals.
+    resource_tracker.ensure_running()
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
 
 Each = Callable[[list[Finished]], object]
 
@@ -90,14 +412,14 @@ def _finish_side_by_side(
                         raise _error(run, report) from _cause(report)
         except BaseException:
             signals.stop()
-            _stop(team, signals)
+            _stop_team(team, signals)
             raise
         if len(outcomes) < len(runs):
-            raise _interruption(signals, last + _stop(team, signals))
+            raise _interruption(signals, last + _stop_team(team, signals))
     return in_order()
 
 
-def _stop(team: Team, signals: StopSignals) -> list[Report]:
+def _stop_team(team: Team, signals: StopSignals) -> list[Report]:
     """Stop all trainings; returns what they said at last."""
     team.stop(signals.number)
     last: list[Report] = []

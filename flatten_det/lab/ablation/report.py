@@ -1,16 +1,26 @@
-"""The outcome of an ablation as JSON, as a table in Markdown and as a figure."""
+"""Comparing the variants of an ablation: statistics, table and figure."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import cycle
+from math import comb
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, mean
+from typing import Any
 
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from mmengine.config import Config
+from scipy import stats
+
+from ...data.shapes.options import ShapesOptions
+from ...data.shapes.render import guessing_iou
 from ...errors import UserError
-from ..benchmark.report import write_json, write_text
-from ..benchmark.tables import make_markdown, number
-from .figure import draw
+from ..analysis.figures import save_figure
+from ..benchmark.report import make_markdown, number, write_json, write_text
 from .run import Finished
-from .statistics import Paired, compare, mean_and_deviation
 
 _COLUMNS = {
     "variant": "left",
@@ -21,6 +31,90 @@ _COLUMNS = {
     "p": "right",
     "minutes": "right",
 }
+# Told apart without colour: markers first, then dashes; from dark to light.
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
+_DASHES = ("-", (0, (5, 2)), (0, (1, 1)), (0, (5, 1, 1, 1)))
+_COLOURS = ("#1b1b3a", "#b5651d", "#3b528b", "#2a9d6f", "#7a7a7a")
+_LEVELS = (":", (0, (8, 4)))
+_FONT = 8
+
+
+def chance_levels(cfg: Config, metric: str) -> dict[str, float]:
+    """Levels of the mean IoU in per cent, by name; none for another metric or data without a legend.
+
+    - ``guessing``: the legend is not seen.
+    - ``legend unordered``: it is known how many cells of the legend have which class, as even weights over
+      all tokens would tell, but not which; only for two classes.
+
+    Objects and background are taken to be told apart exactly.
+    """
+    data = cfg.val_dataloader.dataset
+    if metric != "mIoU" or not data.get("legend"):
+        return {}
+    classes = data.get("legend_classes", ShapesOptions.legend_classes)
+    levels = {"guessing": _with_background(guessing_iou(classes), classes)}
+    if classes == 2:
+        least, most = data.legend
+        right = mean(unordered_accuracy(cells) for cells in range(least, most + 1))
+        levels["legend unordered"] = _with_background(right / (2 - right), classes)
+    return levels
+
+
+def unordered_accuracy(cells: int) -> float:
+    """Share of objects that have the class of most cells of the legend, of two classes."""
+    return sum(comb(cells, k) * max(k, cells - k) for k in range(cells + 1)) / (cells * 2**cells)
+
+
+def _with_background(iou: float, classes: int) -> float:
+    return 100 * (1 + classes * iou) / (classes + 1)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """A variant compared with the baseline over the seeds that both have.
+
+    Attributes:
+        difference: mean of the differences, variant minus baseline.
+        error: standard error of that mean; None with fewer than two seeds.
+        t: difference / error; None where there is no error or it is 0.
+        p: two-sided p-value of ``t`` with ``pairs - 1`` degrees of freedom; None without ``t``.
+        pairs: seeds compared.
+    """
+
+    difference: float
+    error: float | None
+    t: float | None
+    p: float | None
+    pairs: int
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean, and the sample's standard deviation (n - 1 in the denominator), None for one value."""
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return float(np.mean(values)), deviation
+
+
+def compare(variant: Mapping[int, float], baseline: Mapping[int, float]) -> Paired | None:
+    """Paired t-test over seeds: the order of the data is a pair's in common.
+
+    Args:
+        variant: seed -> value.
+        baseline: the same of the baseline.
+
+    Returns:
+        None if no seed is in both.
+    """
+    seeds = sorted(variant.keys() & baseline.keys())
+    if not seeds:
+        return None
+    difference, deviation = mean_and_deviation([variant[seed] - baseline[seed] for seed in seeds])
+    if deviation is None:
+        return Paired(difference, None, None, None, len(seeds))
+    error = deviation / math.sqrt(len(seeds))
+    if error == 0:
+        return Paired(difference, error, None, None, len(seeds))
+    t = difference / error
+    return Paired(difference, error, t, float(2 * stats.t.sf(abs(t), len(seeds) - 1)), len(seeds))
 
 
 @dataclass(frozen=True)
@@ -31,7 +125,7 @@ class Summary:
         variant: name.
         values: seed -> metric at the end.
         curve: ``(iteration, metric)``, the mean over the seeds of validations that all of them have.
-        mean, deviation: of the values; see :func:`~.statistics.mean_and_deviation`.
+        mean, deviation: of the values; see :func:`mean_and_deviation`.
         paired: compared with the baseline; None for the baseline itself.
         parameters: of the model.
         seconds: of a training, mean.
@@ -155,3 +249,76 @@ def _difference(paired: Paired | None) -> str:
 
 def _with_error(value: str, error: float | None) -> str:
     return value if error is None else f"{value} ± {error:.2f}"
+
+
+def draw(
+    summaries: Sequence[Summary], metric: str, levels: Mapping[str, float], path: Path
+) -> None:
+    """Draw the variants' curves, if there is more than one validation, and beside them all runs.
+
+    Args:
+        summaries: of the variants.
+        metric: name of the axis that both panels share.
+        levels: values to mark by a horizontal line.
+        path: the PNG file.
+    """
+    has_curves = any(len(summary.curve) > 1 for summary in summaries)
+    figure = Figure(figsize=(6.5, 3.6), layout="constrained")
+    panels = figure.subplots(1, 1 + has_curves, sharey=True, squeeze=False)[0]
+    if has_curves:
+        _draw_curves(panels[0], summaries)
+    _draw_ends(panels[-1], summaries)
+    for axes in panels:
+        for (name, value), line in zip(levels.items(), cycle(_LEVELS), strict=False):
+            label = name if axes is panels[0] else None
+            axes.axhline(value, color="0.55", linestyle=line, linewidth=1, label=label)
+        axes.grid(axis="y", alpha=0.3)
+        axes.set_axisbelow(True)
+        axes.tick_params(labelsize=_FONT)
+    panels[0].set_ylabel(metric, fontsize=_FONT)
+    if panels[0].get_legend_handles_labels()[0]:
+        figure.legend(
+            loc="outside lower center", ncols=4, fontsize=_FONT, frameon=False, handlelength=3
+        )
+    save_figure(figure, path)
+
+
+def _draw_curves(axes: Axes, summaries: Sequence[Summary]) -> None:
+    for index, summary in enumerate(summaries):
+        iterations, values = zip(*summary.curve, strict=True)
+        axes.plot(
+            iterations,
+            values,
+            label=summary.variant,
+            linestyle=_DASHES[index % len(_DASHES)],
+            linewidth=1.3,
+            markersize=4,
+            **_style(index),
+        )
+    axes.set_xlabel("iteration", fontsize=_FONT)
+    axes.set_title("mean over seeds", fontsize=_FONT)
+
+
+def _draw_ends(axes: Axes, summaries: Sequence[Summary]) -> None:
+    for place, summary in enumerate(summaries):
+        style = _style(place)
+        seeds = list(summary.values.values())
+        axes.scatter(
+            [place - 0.18] * len(seeds),
+            seeds,
+            marker=style["marker"],
+            facecolors="white",
+            edgecolors=style["color"],
+            s=22,
+            zorder=3,
+        )
+        axes.errorbar(
+            place + 0.18, summary.mean, summary.deviation, capsize=4, markersize=6, **style
+        )
+    axes.set_xticks(range(len(summaries)), [summary.variant for summary in summaries], rotation=30)
+    axes.set_xlim(-0.6, len(summaries) - 0.4)
+    axes.set_title("end: seeds (white), mean ± std", fontsize=_FONT)
+
+
+def _style(index: int) -> dict[str, Any]:
+    return dict(color=_COLOURS[index % len(_COLOURS)], marker=_MARKERS[index % len(_MARKERS)])

@@ -13,11 +13,9 @@ from mmengine.runner import Runner
 
 from ...errors import UserError
 from ...train.checkpoints import NoCheckpointError
-from ...train.lost_resources import TrainingStopped
 from ...train.resume import resume_from
-from ...train.run import train
-from ...train.stop import TrainingInterrupted
-from ...train.work_dir_lock import locked_work_dir
+from ...train.run import locked_work_dir, train
+from ...train.stop import TrainingInterrupted, TrainingStopped
 from ..benchmark.report import write_json
 from .grid import Run
 

@@ -1,15 +1,103 @@
-"""Attention weights as matrices: what a query gives to each key."""
+"""The weights of a window as a matrix, its rank, and the proof that the matrices are the layer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...attention.module import EPS
 from ...attention.reference import feature_map
-from .convolution import value_matrix
-from .windows import Windows
+from .layers import LayerCall, Windows, project
+
+
+def convolution_matrix(kernel: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+    """The matrix M with ``M @ v`` = the convolution of one channel ``v (N,)``, without bias.
+
+    Args:
+        kernel: ``(K, K)``, K odd. It is applied as torch does, unflipped, with zero padding of K // 2.
+        hw_shape: ``(H, W)`` with N = H*W row-major tokens.
+
+    Returns:
+        Sparse ``(N, N)``: at most K*K entries in a row, in bands; less at the borders.
+    """
+    height, width = hw_shape
+    size = kernel.shape[-1]
+    tokens = torch.arange(height * width)
+    rows, cols = tokens // width, tokens % width
+    targets, sources, values = [], [], []
+    for dy in range(size):
+        for dx in range(size):
+            y, x = rows + dy - size // 2, cols + dx - size // 2
+            inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+            targets.append(tokens[inside])
+            sources.append((y * width + x)[inside])
+            values.append(kernel[dy, dx].expand(len(targets[-1])))
+    places = torch.stack([torch.cat(targets), torch.cat(sources)])
+    return torch.sparse_coo_tensor(
+        places, torch.cat(values), (len(tokens),) * 2, check_invariants=False
+    ).coalesce()
+
+
+def after_stretching(matrix: Tensor, m: int) -> Tensor:
+    """``matrix @ S`` for the S that stretches m values to n along the token axis.
+
+    That is what comes before the convolution where PVT reduces keys and values: ``F.interpolate`` with
+    ``mode="linear"``, which takes each value from two neighbours.
+
+    Args:
+        matrix: sparse ``(l, n)``.
+        m: values there are.
+
+    Returns:
+        Sparse ``(l, m)``.
+    """
+    targets, sources = matrix.indices()
+    places = ((sources + 0.5).double() * (m / matrix.shape[1]) - 0.5).clamp(0, m - 1)
+    left = places.long()
+    right = (left + 1).clamp_max(m - 1)
+    share = (places - left).to(matrix.dtype)
+    indices = torch.stack([targets.repeat(2), torch.cat([left, right])])
+    values = torch.cat([matrix.values() * (1 - share), matrix.values() * share])
+    shape = (len(matrix), m)
+    return torch.sparse_coo_tensor(indices, values, shape, check_invariants=False).coalesce()
+
+
+def value_matrix(windows: Windows, position: int, channel: int) -> Tensor:
+    """M_DWC: all convolutions of the values of one channel, ``(n, m)``.
+
+    Args:
+        windows: with a convolution at least.
+        position: of the head in ``windows.heads``.
+        channel: of the head, 0 to d-1: each has a kernel of its own, and so a matrix.
+
+    Returns:
+        Sparse. Where keys are reduced, values are stretched first.
+    """
+    n, m = windows.queries.shape[1], windows.keys.shape[1]
+    kernels = [c.kernels[position, channel] for c in windows.convolutions]
+    matrix = sum_kernels(kernels, windows.query_shape)
+    return matrix if n == m else after_stretching(matrix, m)
+
+
+def sum_kernels(kernels: Sequence[Tensor], hw_shape: tuple[int, int]) -> Tensor:
+    """The matrix of the sum of several convolutions; kernels of different sizes share their centre."""
+    size = max(kernel.shape[-1] for kernel in kernels)
+    total = sum(F.pad(kernel, [(size - kernel.shape[-1]) // 2] * 4) for kernel in kernels)
+    return convolution_matrix(total, hw_shape)
+
+
+def typical_channels(windows: Windows, position: int, count: int) -> list[int]:
+    """Channels of a head by the size of their kernels: the median one, or ``count`` from small to large."""
+    norms = sum(c.kernels[position].flatten(1).square().sum(1) for c in windows.convolutions)
+    order = norms.argsort().tolist()
+    if count == 1:
+        return [order[(len(order) - 1) // 2]]
+    count = min(count, len(order))
+    return [order[round(i * (len(order) - 1) / (count - 1))] for i in range(count)]
+
 
 DEFAULT_POWER = 3  # of the focused map, for layers that have none of their own
 
@@ -125,3 +213,170 @@ def _positive(scale: Tensor | None, *tensors: Tensor) -> Sequence[Tensor]:
     """ReLU(x) + eps, divided by the learned scale."""
     positive = [torch.relu(x) + EPS for x in tensors]
     return positive if scale is None else [x / scale for x in positive]
+
+
+def output_from_matrices(parts: Sequence[Windows], num_tokens: int) -> Tensor:
+    """``(M_attn + M_DWC) V + bias`` of all windows and heads: what the layer gives to its projection.
+
+    Args:
+        parts: all windows of a layer.
+        num_tokens: N of its map.
+
+    Returns:
+        ``(N, C)`` in float64.
+    """
+    d = parts[0].head_dim
+    heads = sum({part.heads: len(part.heads) for part in parts}.values())
+    out = torch.zeros(num_tokens, heads * d, dtype=torch.float64)
+    for part in parts:
+        weights = Weights(part, own_variant(part))
+        for position, head in enumerate(part.heads):
+            columns = slice(head * d, (head + 1) * d)
+            for window in range(len(part.tokens)):
+                result = weights.matrix(window, position) @ part.of_head(
+                    part.values, window, position
+                )
+                inside = part.tokens[window] >= 0
+                out[part.tokens[window][inside], columns] = result[inside]
+            if part.convolutions:
+                _add_convolutions(out, part, position, head)
+    return out
+
+
+def _add_convolutions(out: Tensor, part: Windows, position: int, head: int) -> None:
+    d = part.head_dim
+    for channel in range(d):
+        matrix = value_matrix(part, position, channel)
+        bias = sum(c.bias[position, channel] for c in part.convolutions)
+        # All windows at once: the kernel does not change from window to window.
+        values = part.values[:, :, position * d + channel].T  # [m, G]
+        result = (matrix @ values + bias).T
+        inside = part.tokens >= 0
+        out[part.tokens[inside], head * d + channel] += result[inside]
+
+
+TOLERANCE = 1e-5  # of the largest singular value
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """The singular values of an ``(n, m)`` matrix.
+
+    Attributes:
+        shape: ``(n, m)``, of the rows looked at.
+        values: singular values as parts of the largest, falling.
+        is_lower_bound: rows were sampled: the rank of all of them may be higher.
+    """
+
+    shape: tuple[int, int]
+    values: tuple[float, ...]
+    is_lower_bound: bool = False
+
+    @property
+    def rank(self) -> int:
+        """Singular values above :data:`TOLERANCE`."""
+        return sum(value > TOLERANCE for value in self.values)
+
+    @property
+    def full_rank(self) -> int:
+        """The largest rank that the shape allows."""
+        return min(self.shape)
+
+
+def spectrum(matrix: Tensor, is_lower_bound: bool = False) -> Spectrum:
+    """Of a dense ``(n, m)`` matrix in float64."""
+    return _relative(torch.linalg.svdvals(matrix), matrix.shape, is_lower_bound)
+
+
+def spectrum_of_product(a: Tensor, b: Tensor) -> Spectrum:
+    """Of ``a @ b.T`` for ``a (n, d)`` and ``b (m, d)``, at the cost of d x d matrices.
+
+    With a = Q_a R_a and b = Q_b R_b, the product is Q_a (R_a R_b^T) Q_b^T and has the singular values of
+    what is in brackets; all others are zero.
+    """
+    shape = (len(a), len(b))
+    _, of_a = torch.linalg.qr(a)
+    _, of_b = torch.linalg.qr(b)
+    values = torch.linalg.svdvals(of_a @ of_b.T)
+    zeros = values.new_zeros(min(shape) - len(values))
+    return _relative(torch.cat([values, zeros]), shape, False)
+
+
+def _relative(values: Tensor, shape: tuple[int, int], is_lower_bound: bool) -> Spectrum:
+    values = values / values[0].clamp_min(torch.finfo(values.dtype).tiny)
+    return Spectrum(tuple(shape), tuple(values.tolist()), is_lower_bound)
+
+
+@dataclass(frozen=True)
+class WeightMap:
+    """What one query gives to every key.
+
+    Attributes:
+        variant: which weights.
+        weights: ``(height, width)`` of the map of the keys; NaN outside of the query's window. With a
+            convolution of the channel with the median kernel, and of either sign.
+        channel: with a convolution, of the head.
+    """
+
+    variant: Variant
+    weights: np.ndarray
+    channel: int | None
+
+
+def query_token(point: tuple[float, float], hw_shape: tuple[int, int]) -> int:
+    """The token at a point ``(x, y)``, both from 0 to 1 of the image's width and height."""
+    (x, y), (height, width) = point, hw_shape
+    row, column = (min(int(p * size), size - 1) for p, size in ((y, height), (x, width)))
+    return row * width + column
+
+
+def weight_maps(call: LayerCall, head: int, token: int) -> list[WeightMap]:
+    """The weights of a query in all variants of a layer.
+
+    Args:
+        call: of the layer.
+        head: from 0.
+        token: the query.
+
+    Raises:
+        ValueError: there is no such head.
+    """
+    parts = [
+        part
+        for part in project(call.layer.module, call.tokens, call.hw_shape)
+        if head in part.heads
+    ]
+    if not parts:
+        raise ValueError(f"layer {call.layer.name} has no head {head}")
+    part, window, row = _find(parts, token)
+    position = part.heads.index(head)
+    maps = []
+    for variant in variants_of(part):
+        weights = Weights(part, variant)
+        channel = typical_channels(part, position, 1)[0] if variant.convolution else None
+        if channel is None:
+            values = weights.matrix(window, position, row)
+        else:
+            values = weights.with_convolution(window, position, channel, row)
+        maps.append(WeightMap(variant, _as_map(values[0], part, window, call.hw_shape), channel))
+    return maps
+
+
+def _find(parts: Sequence[Windows], token: int) -> tuple[Windows, int, torch.Tensor]:
+    for part in parts:
+        places = (part.tokens == token).nonzero()
+        if len(places):
+            return part, int(places[0, 0]), places[0, 1:]
+    raise ValueError(f"there is no token {token}")
+
+
+def _as_map(
+    values: torch.Tensor, part: Windows, window: int, hw_shape: tuple[int, int]
+) -> np.ndarray:
+    if part.key_shape != part.query_shape:
+        return values.view(part.key_shape).numpy()
+    tokens = part.tokens[window]
+    inside = tokens >= 0
+    whole = torch.full((hw_shape[0] * hw_shape[1],), float("nan"), dtype=values.dtype)
+    whole[tokens[inside]] = values[inside]
+    return whole.view(hw_shape).numpy()

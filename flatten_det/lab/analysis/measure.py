@@ -1,27 +1,98 @@
-"""Everything that is measured of one attention layer on one image."""
+"""Measuring attention over images: ranks, sharpness, their means and intervals, and tables of them."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
+from math import inf, log, sqrt
+from statistics import mean, stdev
 from typing import Any
 
 import torch
+from rich.table import Table
+from scipy import stats
 from torch import Tensor
 
-from .capture import LayerCall
-from .convolution import typical_channels
-from .matrices import Variant, Weights, own_variant, variants_of
-from .projections import project
-from .reconstruction import output_from_matrices
-from .spectrum import Spectrum, spectrum, spectrum_of_product
-from .statistics import Sharpness, mean_sharpness, sharpness_of_rows
-from .windows import Windows
+from .layers import LayerCall, Windows, project
+from .matrices import (
+    Spectrum,
+    Variant,
+    Weights,
+    output_from_matrices,
+    own_variant,
+    spectrum,
+    spectrum_of_product,
+    typical_channels,
+    variants_of,
+)
+
+TOP = 10  # keys of the top-k mass
+_ENTRIES = 1 << 21  # of a portion of rows
+
+
+@dataclass(frozen=True)
+class Sharpness:
+    """Means over queries.
+
+    Attributes:
+        entropy: H of the weights of a query, in nats.
+        normalised_entropy: H / log m for m keys: 1 for equal weights, 0 for one key alone.
+        top_mass: what the :data:`TOP` keys with most weight have of all.
+        effective_tokens: exp(H), the number of equal weights with this entropy.
+        gini: Gini coefficient: 0 for equal weights, (m-1)/m for one key alone.
+    """
+
+    entropy: float
+    normalised_entropy: float
+    top_mass: float
+    effective_tokens: float
+    gini: float
+
+
+def sharpness_of_rows(matrix: Tensor) -> Tensor:
+    """The statistics of each row, ``(n, 5)`` in the order of :class:`Sharpness`.
+
+    Of the absolute values, divided by their sum: with a convolution, weights may be negative and do not sum
+    to 1.
+
+    Args:
+        matrix: ``(n, m)``, no row all zero.
+    """
+    # A portion at a time: sorting and logarithms take several times the memory of what they are given.
+    portion = max(_ENTRIES // matrix.shape[1], 1)
+    return torch.cat([_sharpness(rows) for rows in matrix.split(portion)])
+
+
+def _sharpness(rows: Tensor) -> Tensor:
+    m = rows.shape[1]
+    shares = rows.abs()
+    shares = shares / shares.sum(-1, keepdim=True)
+    # Rounding makes it -1e-16 for one key alone.
+    entropy = torch.special.entr(shares).sum(-1).clamp_min(0)
+    ordered = shares.sort(-1).values
+    ranks = torch.arange(1, m + 1, dtype=shares.dtype)
+    gini = 2 * (ordered * ranks).sum(-1) / m - (m + 1) / m
+    values = (
+        entropy,
+        entropy / log(m) if m > 1 else torch.zeros_like(entropy),
+        ordered[:, -TOP:].sum(-1),
+        entropy.exp(),
+        gini,
+    )
+    return torch.stack(values, dim=-1)
+
+
+def mean_sharpness(of_rows: Iterable[Tensor]) -> Sharpness:
+    """The means over the rows of all of ``of_rows``, each ``(n, 5)``."""
+    means = torch.cat(list(of_rows)).mean(0).tolist()
+    return Sharpness(**dict(zip((field.name for field in fields(Sharpness)), means, strict=True)))
+
 
 # float64 entries of the largest matrix at any time, 128 MiB: 4096 queries and keys.
 LARGEST_MATRIX = 4096**2
 
 
 @dataclass(frozen=True)
-class Plan:
+class Measures:
     """What to measure.
 
     Attributes:
@@ -144,12 +215,12 @@ class LayerResult:
         return values | dict(rank_bound_of_linear_attention=self.bound)
 
 
-def measure_layer(call: LayerCall, plan: Plan) -> LayerResult:
+def measure_layer(call: LayerCall, measures: Measures) -> LayerResult:
     """Measure all variants of a layer on an image; one matrix is in memory at a time.
 
     Args:
-        call: of the layer, which has one of the plan's heads.
-        plan: what to measure.
+        call: of the layer, which has one of the heads to measure.
+        measures: what to measure.
     """
     parts = project(call.layer.module, call.tokens, call.hw_shape)
     n, m = (max(getattr(p, what).shape[1] for p in parts) for what in ("queries", "keys"))
@@ -159,7 +230,7 @@ def measure_layer(call: LayerCall, plan: Plan) -> LayerResult:
         out = output_from_matrices(parts, len(call.tokens))
         largest = call.output.abs().max().clamp_min(1e-12)
         error = float((out - call.output.double()).abs().max() / largest)
-    measured = [_measure_variant(parts, variant, plan) for variant in variants_of(parts[0])]
+    measured = [_measure_variant(parts, variant, measures) for variant in variants_of(parts[0])]
     return LayerResult(
         layer=call.layer.name,
         path=call.layer.path,
@@ -175,16 +246,16 @@ def measure_layer(call: LayerCall, plan: Plan) -> LayerResult:
     )
 
 
-def _measure_variant(parts: Sequence[Windows], variant: Variant, plan: Plan) -> Measured:
+def _measure_variant(parts: Sequence[Windows], variant: Variant, measures: Measures) -> Measured:
     rows: dict[int, list[Tensor]] = {}
     spectra = []
-    generator = torch.Generator().manual_seed(plan.seed)
+    generator = torch.Generator().manual_seed(measures.seed)
     seen: dict[int, int] = {}  # windows of a head in the parts before
     for part in parts:
         weights = Weights(part, variant)
-        chosen = _spread(len(part.tokens), plan.windows) if plan.spectra else ()
+        chosen = _spread(len(part.tokens), measures.windows) if measures.spectra else ()
         for position, head in enumerate(part.heads):
-            if plan.heads is not None and head not in plan.heads:
+            if measures.heads is not None and head not in measures.heads:
                 continue
             first = seen.get(head, 0)
             seen[head] = first + len(part.tokens)
@@ -192,7 +263,7 @@ def _measure_variant(parts: Sequence[Windows], variant: Variant, plan: Plan) -> 
                 wanted = _queries(part, window, generator)
                 everything = wanted is None
                 inside = part.tokens[window] >= 0
-                for channel, matrix in _matrices(weights, window, position, wanted, plan):
+                for channel, matrix in _matrices(weights, window, position, wanted, measures):
                     real = matrix if wanted is not None else matrix[inside]
                     rows.setdefault(head, []).append(sharpness_of_rows(real))
                     if window in chosen:
@@ -210,13 +281,13 @@ def _measure_variant(parts: Sequence[Windows], variant: Variant, plan: Plan) -> 
 
 
 def _matrices(
-    weights: Weights, window: int, position: int, rows: Tensor | None, plan: Plan
+    weights: Weights, window: int, position: int, rows: Tensor | None, measures: Measures
 ) -> Iterator[tuple[int | None, Tensor]]:
     """The matrix of a head, with a convolution one for each channel that is looked at."""
     if not weights.variant.convolution:
         yield None, weights.matrix(window, position, rows)
         return
-    for channel in typical_channels(weights.windows, position, plan.channels):
+    for channel in typical_channels(weights.windows, position, measures.channels):
         yield channel, weights.with_convolution(window, position, channel, rows)
 
 
@@ -234,3 +305,180 @@ def _spread(total: int, count: int) -> set[int]:
     """``count`` of ``total``, evenly spaced."""
     count = min(total, count)
     return {(2 * i + 1) * total // (2 * count) for i in range(count)}
+
+
+# The claim of the paper: in this order, entropy grows.
+CLAIMED_ORDER = ("softmax", "focused linear", "plain linear")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over images.
+
+    Attributes:
+        mean: of the images.
+        half_width: of the 95 % confidence interval by Student's t; infinite for one image.
+        images: how many there are.
+    """
+
+    mean: float
+    half_width: float
+    images: int
+
+    @property
+    def sign(self) -> int:
+        """-1 or 1 where the interval lies below or above zero; else 0."""
+        return 0 if self.half_width >= abs(self.mean) else (1 if self.mean > 0 else -1)
+
+    def record(self) -> dict[str, Any]:
+        """For JSON, which knows no infinity."""
+        return asdict(self) | dict(half_width=None if self.half_width == inf else self.half_width)
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """The mean of a value of each image, with its confidence interval."""
+    if len(values) < 2:
+        return Estimate(values[0], inf, 1)
+    t = float(stats.t.ppf(0.975, len(values) - 1))
+    return Estimate(mean(values), t * stdev(values) / sqrt(len(values)), len(values))
+
+
+@dataclass(frozen=True)
+class Step:
+    """Two neighbours in :data:`CLAIMED_ORDER`.
+
+    Attributes:
+        lower, higher: the variants; the claim is that the second has the higher entropy.
+        difference: of their normalised entropies, higher - lower, image by image.
+    """
+
+    lower: str
+    higher: str
+    difference: Estimate
+
+    @property
+    def verdict(self) -> str:
+        """``holds``, ``is reversed`` or ``is not decided``, at 95 % confidence."""
+        return {1: "holds", -1: "is reversed", 0: "is not decided"}[self.difference.sign]
+
+    def record(self) -> dict[str, Any]:
+        """For JSON."""
+        values = dict(lower=self.lower, higher=self.higher, verdict=self.verdict)
+        return values | dict(difference_of_normalised_entropy=self.difference.record())
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """A layer over all images.
+
+    Attributes:
+        layer: its name.
+        sharpness: of each variant, the estimate of each statistic.
+        order: of their entropies.
+    """
+
+    layer: str
+    sharpness: dict[str, dict[str, Estimate]]
+    order: tuple[Step, ...]
+
+    def record(self) -> dict[str, Any]:
+        """For JSON."""
+        return dict(
+            layer=self.layer,
+            sharpness={
+                variant: {name: value.record() for name, value in values.items()}
+                for variant, values in self.sharpness.items()
+            },
+            entropy_order=[step.record() for step in self.order],
+        )
+
+
+def summarise(results: Iterable[LayerResult]) -> list[LayerSummary]:
+    """Each layer over the images: the mean of its heads is one value of an image."""
+    by_layer: dict[str, list[LayerResult]] = {}
+    for result in results:
+        by_layer.setdefault(result.layer, []).append(result)
+    return [_summarise(layer, of_layer) for layer, of_layer in by_layer.items()]
+
+
+def _summarise(layer: str, results: Sequence[LayerResult]) -> LayerSummary:
+    values: dict[str, list[Sharpness]] = {}
+    for result in results:
+        for measured in result.variants:
+            values.setdefault(measured.variant.name, []).append(measured.mean)
+    sharpness = {
+        variant: {
+            field.name: estimate([getattr(s, field.name) for s in of_variant])
+            for field in fields(Sharpness)
+        }
+        for variant, of_variant in values.items()
+    }
+    present = [variant for variant in CLAIMED_ORDER if variant in values]
+    order = tuple(
+        Step(lower, higher, estimate(_differences(values[lower], values[higher])))
+        for lower, higher in pairwise(present)
+    )
+    return LayerSummary(layer, sharpness, order)
+
+
+def _differences(lower: Sequence[Sharpness], higher: Sequence[Sharpness]) -> list[float]:
+    return [b.normalised_entropy - a.normalised_entropy for a, b in zip(lower, higher, strict=True)]
+
+
+_COLUMNS = {
+    "entropy": "entropy, nats",
+    "normalised_entropy": "/ log N",
+    "effective_tokens": "effective tokens",
+    "top_mass": f"top {TOP} mass",
+    "gini": "Gini",
+}
+
+
+def sharpness_table(summaries: Sequence[LayerSummary]) -> Table:
+    """Means over images, heads and queries; ± half the 95 % confidence interval over images."""
+    table = Table("layer", "weights", *_COLUMNS.values(), title="How sharp the weights are")
+    for summary in summaries:
+        for variant, values in summary.sharpness.items():
+            table.add_row(summary.layer, variant, *(_show(values[name]) for name in _COLUMNS))
+        table.add_section()
+    return table
+
+
+def rank_table(results: Sequence[LayerResult]) -> Table:
+    """Ranks of each layer on an image, from the least to the largest of heads, windows and channels."""
+    table = Table("layer", "weights", "matrix", "min(N, d)", "rank", title="Numerical rank")
+    for result in results:
+        for measured in result.variants:
+            if measured.spectra:
+                shape = " x ".join(map(str, measured.spectra[0].spectrum.shape))
+                row = (measured.variant.name, shape, str(result.bound), _ranks(measured))
+                table.add_row(result.layer, *row)
+        table.add_section()
+    return table
+
+
+def order_lines(summaries: Sequence[LayerSummary]) -> list[str]:
+    """Whether entropy grows from softmax over focused to plain linear attention, layer by layer."""
+    return [
+        f"layer {summary.layer}: entropy of {step.lower} < {step.higher} {step.verdict} "
+        f"({_show_difference(step.difference)} of log N, {step.difference.images} images)"
+        for summary in summaries
+        for step in summary.order
+    ]
+
+
+def _ranks(measured: Measured) -> str:
+    ranks = [s.spectrum.rank for s in measured.spectra]
+    least = "≥ " if any(s.spectrum.is_lower_bound for s in measured.spectra) else ""
+    span = f"{min(ranks)}" if min(ranks) == max(ranks) else f"{min(ranks)} to {max(ranks)}"
+    return least + span
+
+
+def _show(value: Estimate) -> str:
+    shown = f"{value.mean:.3f}"
+    return shown if value.half_width == inf else f"{shown} ± {value.half_width:.3f}"
+
+
+def _show_difference(value: Estimate) -> str:
+    shown = f"{value.mean:+.2g}"
+    return shown if value.half_width == inf else f"{shown} ± {value.half_width:.2g}"

@@ -1,7 +1,8 @@
-"""The backbone to analyse, and images as it takes them."""
+"""The model whose attention is analysed, and its images."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,44 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
+from ...backbones import BACKBONES, build_backbone
 from ...backbones.weights import load_backbone
-from ...config import named_building_errors
+from ...config import blame_config
 from ...data.loading import ImageError, image_error
 from ...errors import UserError
 from ...files.checkpoints import read_checkpoint
 from ...files.images import pixel_limit, set_pixel_limit, why_not_decoded
 from ...predict.predictor import load_weights
 from ..complexity.target import Target
-from .targets import build_named
+
+# Table 4 and Figures 3 and 5: attention exchanged in the same network. Name -> its backbone, and changes.
+DEIT_ABLATION: dict[str, tuple[str, dict[str, Any]]] = {
+    "deit-t-softmax": ("deit-t", {}),
+    "deit-t-linear": ("flatten-deit-t", dict(focusing_factor=1, kernel_size=0)),
+    "deit-t-focused": ("flatten-deit-t", dict(kernel_size=0)),
+    "deit-t-focused-dwc": ("flatten-deit-t", {}),
+}
+NAMES = (*BACKBONES, *DEIT_ABLATION)
+
+
+def named_target(name: str) -> Target:
+    """The target of a backbone's name.
+
+    Raises:
+        UserError: there is no such name.
+    """
+    if name not in NAMES:
+        close = get_close_matches(name, NAMES, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise UserError(f"no model has the name {name}: {hint}Names are {', '.join(NAMES)}")
+    return Target(name, None)
+
+
+def build_named(name: str) -> nn.Module:
+    """The backbone of one of :data:`NAMES`, with random weights."""
+    backbone, changes = DEIT_ABLATION.get(name, (name, {}))
+    return build_backbone(backbone, **changes)
+
 
 # Of ImageNet, RGB: what the backbones were pretrained with.
 _IMAGENET = dict(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375), bgr_to_rgb=True)
@@ -79,7 +109,7 @@ def load_model(
 
     Args:
         target: a config's model, of which the backbone is taken, or a backbone of
-            :data:`~flatten_det.lab.analysis.targets.NAMES`.
+            :data:`~flatten_det.lab.analysis.model.NAMES`.
         checkpoint: for a config what was trained with it, for a backbone official classification weights or
             its own; None: weights are random.
         size: ``(H, W)`` of the images; None: what the config trains on, 224 x 224 for a backbone.
@@ -96,7 +126,7 @@ def load_model(
             load_backbone(backbone, read_checkpoint(checkpoint), checkpoint)
         normalisation, max_pixels = _IMAGENET, pixel_limit(Config())
     else:
-        with named_building_errors(target.cfg):
+        with blame_config(target.cfg):
             backbone = _backbone_of(target, checkpoint)
             preprocessor = target.cfg.model.get("data_preprocessor") or {}
             normalisation = {

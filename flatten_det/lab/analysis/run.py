@@ -11,16 +11,12 @@ import numpy as np
 from ...data.loading import ImageError, left_out
 from ...errors import UserError
 from ...files.atomic import refuse_overwriting, write_atomically
-from ...files.naming import output_names
-from .capture import LayerCall, capture
-from .confidence import LayerSummary, summarise
-from .layers import AttentionLayer
-from .map_figure import draw_maps
-from .maps import query_token, weight_maps
-from .measure import LayerResult, Plan, measure_layer
+from ...files.images import output_names
+from .figures import draw_maps, draw_spectra, draw_statistics
+from .layers import AttentionLayer, LayerCall, capture
+from .matrices import query_token, weight_maps
+from .measure import LayerResult, LayerSummary, Measures, measure_layer, summarise
 from .model import AnalysedModel
-from .spectrum_figure import draw_spectra
-from .statistics_figure import draw_statistics
 
 JSON, STATISTICS_FIGURE, SPECTRA_FIGURE = "analysis.json", "statistics.png", "spectra.png"
 CENTRE = (0.5, 0.5)
@@ -31,13 +27,13 @@ class Options:
     """What to measure and to draw.
 
     Attributes:
-        plan: of the measurements.
+        measures: of the measurements.
         points: ``(x, y)`` of the queries drawn, 0 to 1.
         map_heads: heads drawn.
         drawn: how many of the images get maps and spectra; statistics are of all.
     """
 
-    plan: Plan = field(default_factory=Plan)
+    measures: Measures = field(default_factory=Measures)
     points: tuple[tuple[float, float], ...] = (CENTRE,)
     map_heads: tuple[int, ...] = (0,)
     drawn: int = 1
@@ -131,11 +127,11 @@ def analyse(
             continue
         is_drawn = len(read) < options.drawn
         read.append(image)
-        plan = options.plan if is_drawn else replace(options.plan, spectra=False)
+        measures = options.measures if is_drawn else replace(options.measures, spectra=False)
         calls = capture(model.backbone, layers, pixels)
         of_image = []
         for call in calls:
-            of_image.append(measure_layer(call, plan))
+            of_image.append(measure_layer(call, measures))
             advance(f"{names[image]}, layer {call.layer.name}")
         results.append(of_image)
         if is_drawn:
@@ -166,7 +162,7 @@ def _draw_image(
     options: Options,
     folder: Path,
 ) -> None:
-    if options.plan.spectra:
+    if options.measures.spectra:
         draw_spectra(results, folder / SPECTRA_FIGURE)
     for head in options.map_heads:
         for number, point in enumerate(options.points, 1):

@@ -1,5 +1,6 @@
-"""Fair comparisons: alternating times, peak memory, numerical checks, tables and plots.
+"""Fair comparisons: alternating times, peak memory, numerical checks, tables and figures.
 
-``timing``, ``memory``, ``bandwidth``, ``failures``, ``machine`` and ``report`` know nothing of what is
-compared; ``attention`` compares implementations of focused linear attention with them.
+``run`` measures candidates with ``timing``, ``memory`` and ``machine``; ``report`` and ``figures`` show the
+results. There are two kinds: ``attention`` has implementations of the layer; ``models`` has backbones,
+detectors and segmentors, which ``sources`` finds by name and ``growth`` compares over image sizes.
 """

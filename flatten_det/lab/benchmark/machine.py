@@ -1,13 +1,19 @@
-"""Where a benchmark ran: without it no figure means anything."""
+"""The options, the device and the machine of a benchmark: without these no figure means anything."""
 
+import argparse
 import os
 import platform
 import re
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
+from ...cli import add_debug_option
+from ...errors import UserError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _PACKAGES = (
     "flatten-det",
     "torch",
@@ -21,6 +27,102 @@ _PACKAGES = (
 )
 # Processes for each processor, in the last minute.
 _BUSY = 0.5
+
+
+def add_measuring_options(
+    parser: argparse.ArgumentParser, candidates: str, rounds: int, warmup: int
+) -> None:
+    """Add ``--rounds``, ``--warmup``, ``--device``, ``--threads``, ``--no-memory`` and ``--debug``.
+
+    Args:
+        parser: of the tool.
+        candidates: what is compared, in the singular.
+        rounds, warmup: the defaults.
+    """
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=rounds,
+        help=f"in each, every {candidates} runs once (default: {rounds})",
+    )
+    parser.add_argument(
+        "--warmup",
+        type=int,
+        default=warmup,
+        help=f"calls before the first round (default: {warmup})",
+    )
+    parser.add_argument(
+        "--device", help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)"
+    )
+    parser.add_argument("--threads", type=int, help="threads on the CPU (default: torch's)")
+    parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
+    add_debug_option(parser)
+
+
+def add_out_option(parser: argparse.ArgumentParser, files: str) -> None:
+    """Add ``--out``, the folder for the ``files``."""
+    parser.add_argument("--out", type=Path, metavar="DIR", help=f"folder for {files}")
+
+
+def add_precision_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--dtype`` and ``--amp``."""
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["fp32"], help="one or more")
+    parser.add_argument(
+        "--amp",
+        action="store_true",
+        help="bf16 and fp16 under autocast with parameters in fp32 (default: all in the dtype)",
+    )
+
+
+def check_measuring_options(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, least: Mapping[str, int]
+) -> None:
+    """Exit with a usage error for numbers too small, and for ``--amp`` of fp32.
+
+    Args:
+        parser: with the options above.
+        args: what it parsed.
+        least: the least values of options besides those.
+    """
+    for name, bound in ({"rounds": 1, "warmup": 0, "threads": 1} | least).items():
+        value = getattr(args, name)
+        if value is not None and value < bound:
+            parser.error(
+                f"argument --{name.replace('_', '-')}: must be at least {bound}, got {value}"
+            )
+    if args.amp and "fp32" in args.dtype:
+        parser.error("argument --amp: needs --dtype bf16 or fp16, or both")
+
+
+def choose_device(args: argparse.Namespace) -> torch.device:
+    """The device of ``--device``, see :func:`find_device`; ``--threads`` are set."""
+    device = find_device(args.device)
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    return device
+
+
+def find_device(name: str | None) -> torch.device:
+    """The device of that name; None: the GPU if there is one, or else the CPU.
+
+    Raises:
+        UserError: if there is no such device here, or nothing is measured on its kind.
+    """
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name}: give cpu, cuda or cuda:1 and so on")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: torch finds no such GPU here; see `nvidia-smi`")
+    if device.type == "cuda":
+        # Without an index it is the current one, but `set_device` needs it.
+        device = torch.device("cuda", device.index or 0)
+        torch.cuda.set_device(device)
+    return device
 
 
 def describe_machine(device: torch.device) -> dict[str, object]:

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 import torch
@@ -47,8 +47,8 @@ def paired_speedup(baseline: Timing, candidate: Timing) -> float:
 
 
 def alternate(
-    calls: dict[str, Call], rounds: int, warmup: int, clock: Clock
-) -> tuple[dict[str, Timing], dict[str, str]]:
+    calls: dict[Hashable, Call], rounds: int, warmup: int, clock: Clock
+) -> tuple[dict[Hashable, Timing], dict[Hashable, str]]:
     """Time candidates in rounds; in each, every candidate runs once.
 
     The order rotates from round to round, so that no candidate always follows the same one.
@@ -62,30 +62,27 @@ def alternate(
     Returns:
         Times by name, and what went wrong by name. A candidate is in exactly one of them.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    failures: dict[str, str] = {}
+    names = list(calls)
+    seconds: dict[Hashable, list[float]] = {name: [] for name in names}
+    failures: dict[Hashable, str] = {}
 
-    def run(name: str, record: list[float]) -> None:
+    def run(name: Hashable, record: list[float]) -> None:
         try:
             record.append(clock(calls[name]))
         except Exception as error:
             failures[name] = describe_failure(error)
 
-    for name in calls:
+    for name in names:
         for _ in range(warmup):
             if name not in failures:
                 run(name, [])
     for number in range(rounds):
-        for name in _rotated(list(calls), number):
+        start = number % max(len(calls), 1)
+        for name in names[start:] + names[:start]:
             if name not in failures:
                 run(name, seconds[name])
     timings = {name: Timing(tuple(s)) for name, s in seconds.items() if name not in failures}
     return timings, failures
-
-
-def _rotated(names: list[str], number: int) -> Iterable[str]:
-    start = number % max(len(names), 1)
-    return names[start:] + names[:start]
 
 
 def clock_of(device: torch.device) -> Clock:
@@ -116,3 +113,19 @@ def _cuda_seconds(call: Call) -> float:
     end.record()
     end.synchronize()
     return start.elapsed_time(end) / 1000
+
+
+# Far larger than any cache.
+COPIED_BYTES = {"cuda": 2**30, "cpu": 2**28}
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes per second of a copy of a large tensor, each byte counted as read and as written.
+
+    The copy goes to memory that was touched before, so that a CPU has no pages to provide.
+    """
+    size = COPIED_BYTES[device.type]
+    source = torch.zeros(size, dtype=torch.uint8, device=device)
+    target = torch.zeros_like(source)
+    timings, _ = alternate({"copy": lambda: target.copy_(source)}, 10, 2, clock_of(device))
+    return 2 * size / timings["copy"].median

@@ -19,9 +19,8 @@ mmcv runs does not pass torch's dispatcher: nobody sees it.
 :mod:`~flatten_det.lab.complexity.paper` counts as published numbers do.
 """
 
-from .counter import Complexity, count_macs
-from .models import build_without_values, count_backbone, count_model
-from .uncounted import SAMPLING
+from .counter import SAMPLING, Complexity, count_macs
+from .target import build_without_values, count_backbone, count_model
 
 __all__ = [
     "SAMPLING",

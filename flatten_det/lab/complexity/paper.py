@@ -20,20 +20,91 @@ a fixed size need (Mask R-CNN: 2 G more). Not the cause are
   the number of tokens, which is 2 % larger here than in Mask R-CNN, while the rest is four times larger.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 from mmcv.cnn.utils.flops_counter import get_modules_mapping
 from mmengine.config import Config
 from torch import nn
 
+from ...config import blame_config, load_config
+from ...errors import UserError
 from .counter import Complexity
-from .models import build_without_values, count_backbone, count_model
+from .target import Target, build_without_values, count_backbone, count_model
 
 _PRODUCTS = ("aten.bmm", "aten.baddbmm")
+_EXPLAINED_FROM = 0.03  # Relative difference of the complete count.
+# Path of the configs, relative to the checkout, and (H, W) of the image in pixels.
+_METHODS = {
+    "Mask R-CNN": ("mask_rcnn/mask-rcnn_{}_fpn_1x_coco", (800, 1280)),
+    "Cascade Mask R-CNN": ("cascade_mask_rcnn/cascade-mask-rcnn_{}_fpn_3x_coco", (800, 1280)),
+    "Semantic FPN": ("semantic_fpn/{}_semantic-fpn_4xb4-80k_ade20k-512x512", (512, 2048)),
+    "UperNet": ("upernet/{}_upernet_8xb2-160k_ade20k-512x512", (512, 2048)),
+}
+
+
+@dataclass(frozen=True)
+class Published:
+    """A model in Table 1 (ADE20K) or 2 (COCO) of arXiv 2308.00442.
+
+    Attributes:
+        title: backbone and method.
+        config: of the zoo, relative to the checkout.
+        size: ``(H, W)`` of the image in pixels.
+        gflops: multiply-adds in G, as reported.
+        mparams: parameters in M, as reported.
+        changes: what makes the config's backbone the one that is meant.
+    """
+
+    title: str
+    config: str
+    size: tuple[int, int]
+    gflops: int
+    mparams: int
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _published(backbone: str, method: str, gflops: int, mparams: int, **changes: str) -> Published:
+    path, size = _METHODS[method]
+    # Where a baseline has no config, it is a changed linear model.
+    name = f"{'flatten-' if changes else ''}{backbone.lower()}"
+    config = f"configs/{path.format(name)}.py"
+    return Published(f"{backbone}, {method}", config, size, gflops, mparams, changes)
+
+
+PUBLISHED = (
+    _published("PVT-T", "Mask R-CNN", 240, 33),
+    _published("FLatten-PVT-T", "Mask R-CNN", 244, 32),
+    _published("Swin-T", "Mask R-CNN", 267, 48),
+    _published("FLatten-Swin-T", "Mask R-CNN", 268, 49),
+    _published("Swin-T", "Cascade Mask R-CNN", 745, 86, attn_types="SSSS"),
+    _published("FLatten-Swin-T", "Cascade Mask R-CNN", 747, 87),
+    _published("Swin-S", "Cascade Mask R-CNN", 838, 107, attn_types="SSSS"),
+    _published("FLatten-Swin-S", "Cascade Mask R-CNN", 841, 108),
+    _published("PVT-T", "Semantic FPN", 158, 17),
+    _published("FLatten-PVT-T", "Semantic FPN", 169, 16),
+    _published("Swin-T", "UperNet", 945, 60),
+    _published("FLatten-Swin-T", "UperNet", 946, 60),
+    _published("Swin-S", "UperNet", 1038, 81),
+    _published("FLatten-Swin-S", "UperNet", 1038, 82),
+)
+
+
+def find_published(config: str) -> Published | None:
+    """What the paper reports for a config of the zoo as it stands, by its file name.
+
+    Schedules do not matter: a 3x config costs what its 1x twin does.
+    """
+
+    def name(config: str) -> str:
+        return config.rsplit("/", 1)[-1].replace("_3x_", "_1x_")
+
+    return next((p for p in PUBLISHED if not p.changes and name(p.config) == name(config)), None)
 
 
 @dataclass(frozen=True)
@@ -88,24 +159,90 @@ def _modules_counted(model: nn.Module) -> Iterator[dict[str, int]]:
     """Yields a dict that mmcv's rules fill, by the module's name, while the model runs."""
     counts: dict[str, int] = {}
     rules = get_modules_mapping()
-    handles = []
 
-    def watch(name: str, module: nn.Module) -> None:
-        rule = rules[type(module)]
+    def hook(name: str, module: nn.Module, inputs: tuple, output: Any) -> None:
+        module.__flops__ = 0  # Where mmcv's rules leave their result.
+        rules[type(module)](module, inputs, output)
+        counts[name] = counts.get(name, 0) + module.__flops__
+        del module.__flops__
 
-        def hook(module: nn.Module, inputs: tuple, output: Any) -> None:
-            module.__flops__ = 0  # Where mmcv's rules leave their result.
-            rule(module, inputs, output)
-            counts[name] = counts.get(name, 0) + module.__flops__
-            del module.__flops__
-
-        handles.append(module.register_forward_hook(hook))
-
-    for name, module in model.named_modules():
-        if type(module) in rules:
-            watch(name, module)
+    handles = [
+        module.register_forward_hook(partial(hook, name))
+        for name, module in model.named_modules()
+        if type(module) in rules
+    ]
     try:
         yield counts
     finally:
         for handle in handles:
             handle.remove()
+
+
+@dataclass(frozen=True)
+class PaperComparison:
+    """One model beside what the paper reports for it.
+
+    Attributes:
+        title: what it is called.
+        published: None: the paper reports nothing for it, at this size.
+        count: ours, in both styles.
+    """
+
+    title: str
+    published: Published | None
+    count: PaperCount
+
+    @property
+    def explanation(self) -> str | None:
+        """What a difference of more than 3 % to the complete count is made of; None: there is none."""
+        if self.published is None:
+            return None
+        count, gflops = self.count, self.published.gflops
+        counts = (count.complete.macs, count.modules, count.softmax, count.paper_style)
+        macs, modules, softmax, style = (value / 1e9 for value in counts)
+        if abs(macs / gflops - 1) <= _EXPLAINED_FROM:
+            return None
+        return (
+            f"{self.title}: {gflops} G published = {macs:.1f} G complete {modules - macs:+.1f} G (products "
+            "of linear attention, which a counter of modules misses, less norms and biases, which it has) "
+            f"{softmax:+.1f} G (products of softmax attention, which this model has not, but FLOPs scripts "
+            f"add for every block) {gflops - style:+.1f} G not explained"
+        )
+
+
+def compare_published(root: Path) -> Iterator[PaperComparison]:
+    """All models of the paper's Tables 1 and 2, from the configs of the checkout ``root``.
+
+    Raises:
+        UserError: a config cannot be read.
+    """
+    for published in PUBLISHED:
+        cfg = load_config(root / published.config)
+        count = count_as_published(cfg, published.size, **published.changes)
+        yield PaperComparison(published.title, published, count)
+
+
+def compare_config(target: Target, size: tuple[int, int] | None) -> PaperComparison:
+    """A config beside what the paper reports for it.
+
+    Args:
+        target: of a config.
+        size: ``(H, W)`` of the image in pixels; None: the paper's, or else the config's own.
+
+    Raises:
+        UserError: it is the name of a backbone, or a model that cannot be counted.
+    """
+    if target.cfg is None:
+        raise UserError(
+            f"{target.name} is a backbone, and the paper counts whole models: give a config, or none for "
+            "all that the paper reports"
+        )
+    published = None if target.is_changed else find_published(target.name)
+    if size is None:
+        size = published.size if published else target.size()
+    if published and published.size != size:
+        published = None
+    with blame_config(target.cfg):
+        count = count_as_published(target.cfg, size)
+    title = published.title if published else Path(target.name).name
+    return PaperComparison(title, published, count)

@@ -5,10 +5,8 @@ from typing import Any
 
 from rich.table import Table
 
-from .comparison import Comparison
-from .counter import Complexity
-from .published import Published
-from .uncounted import SAMPLING
+from .counter import SAMPLING, Complexity
+from .paper import PaperComparison, Published
 
 
 def module_table(counted: Complexity, depth: int) -> Table:
@@ -21,13 +19,11 @@ def module_table(counted: Complexity, depth: int) -> Table:
         macs = counted.macs_by_module.get(name)
         if level > depth or not (parameters or macs):
             continue
-        share = "-" if macs is None else f"{macs / max(counted.macs, 1):.1%}"
-        shown = "  " * (level - 1) + name.rpartition(".")[2] if name else "total"
         table.add_row(
-            shown,
+            "  " * (level - 1) + name.rpartition(".")[2] if name else "total",
             f"{parameters:,}",
             "-" if macs is None else f"{macs / 1e9:.3f} G",
-            share,
+            "-" if macs is None else f"{macs / max(counted.macs, 1):.1%}",
             end_section=not name,
         )
     return table
@@ -59,11 +55,10 @@ def as_json(counted: Complexity) -> dict[str, Any]:
     }
 
 
-def paper_table(rows: Sequence[Comparison]) -> Table:
+def paper_table(rows: Sequence[PaperComparison]) -> Table:
     """Both counts beside what is published."""
     table = Table("model")
-    headings = ("size", "params", "(published)", "published", "complete", "paper style")
-    for heading in headings:
+    for heading in ("size", "params", "(published)", "published", "complete", "paper style"):
         table.add_column(heading, justify="right")
     for row in rows:
         height, width = row.count.size
@@ -85,7 +80,7 @@ def _beside(macs: int, published: Published | None) -> str:
     return value if published is None else f"{value} {macs / 1e9 / published.gflops - 1:+6.1%}"
 
 
-def paper_json(rows: Sequence[Comparison]) -> list[dict[str, Any]]:
+def paper_json(rows: Sequence[PaperComparison]) -> list[dict[str, Any]]:
     """The table's rows; multiply-adds and parameters as whole numbers."""
     return [
         {

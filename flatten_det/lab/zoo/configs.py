@@ -1,4 +1,4 @@
-"""What a config of the zoo says about itself."""
+"""The zoo's configs, and what each says about itself."""
 
 import re
 from collections.abc import Mapping
@@ -7,19 +7,59 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from ...backbones import BACKBONES
 from ...backbones.options import resolve_arch
+from ...backbones.weights import OFFICIAL_CHECKPOINTS
 from ...config import load_config
 from ...errors import UserError
-from ..training_size import training_size
-from .names import DATASETS, METHODS, title_of
-from .pretraining import describe_pretraining
+from ..complexity.target import training_size
 
+# Order of the families, methods and data sets here is their order on the zoo page.
+FAMILIES = {
+    "pvt": ("flatten_pvt", "PVT"),
+    "pvtv2": ("flatten_pvt_v2", "PVTv2"),
+    "swin": ("flatten_swin", "Swin"),
+    "cswin": ("flatten_cswin", "CSwin"),
+    "deit": ("flatten_deit", "DeiT"),
+}
+METHODS = {
+    "retinanet": "RetinaNet",
+    "mask_rcnn": "Mask R-CNN",
+    "cascade_mask_rcnn": "Cascade Mask R-CNN",
+    "deformable_detr": "Deformable DETR",
+    "dino": "DINO",
+    "semantic_fpn": "Semantic FPN",
+    "upernet": "UperNet",
+    "segformer": "SegFormer",
+    "mask2former": "Mask2Former",
+}
+DATASETS = {
+    "CocoDataset": "COCO",
+    "CocoPanopticDataset": "COCO panoptic",
+    "ADE20KDataset": "ADE20K",
+    "CityscapesDataset": "Cityscapes",
+}
+NOT_RELEASED = "not released"
+
+# ImageNet-1K top-1 accuracy in percent of the softmax baselines, as arXiv 2308.00442, Fig. 6, reports it.
+_BASELINE_TOP1 = {
+    "pvt-t": 75.1,
+    "pvt-s": 79.8,
+    "pvtv2-b1": 78.7,
+    "pvtv2-b2": 82.0,
+    "swin-t": 81.3,
+    "swin-s": 83.0,
+    "swin-b": 83.5,
+    "cswin-t": 82.7,
+    "cswin-s": 83.6,
+    "cswin-b": 84.2,
+    "deit-t": 72.2,
+}
 # The arguments, beside arch, that tell backbones of one type apart.
-IDENTITY = {
+_IDENTITY = {
     "attn_types",
     "la_sr_ratios",
     "la_window_size",
@@ -27,6 +67,42 @@ IDENTITY = {
     "split_size",
     "window_size",
 }
+
+
+def find_configs(root: Path) -> list[str]:
+    """Paths of the zoo's configs, relative to the checkout ``root``: not quickstarts and ablations."""
+    folder = root / "configs"
+    return sorted(
+        path.relative_to(root).as_posix()
+        for path in folder.rglob("*.py")
+        if not {"_base_", "quickstart", "ablation"} & set(path.relative_to(folder).parts)
+    )
+
+
+def backbone_of(path: str) -> str | None:
+    """The short name of the backbone that a config's file name has; None: there is none in it."""
+    return next((part for part in Path(path).stem.split("_") if part in BACKBONES), None)
+
+
+def metafile_of(backbone: str) -> str:
+    """Path of the metafile that lists the configs of a backbone, relative to the checkout."""
+    return f"configs/{FAMILIES[_base_name(backbone)[0]][0]}/metafile.yml"
+
+
+def collection_of(backbone: str) -> str:
+    """``flatten-swin-b-384`` -> ``FLatten-Swin``."""
+    prefix = "FLatten-" if backbone.startswith("flatten-") else ""
+    return prefix + FAMILIES[_base_name(backbone)[0]][1]
+
+
+def title_of(backbone: str) -> str:
+    """``flatten-swin-b-384`` -> ``FLatten-Swin-B-384``."""
+    return f"{collection_of(backbone)}-{_base_name(backbone)[2].upper()}"
+
+
+def _base_name(backbone: str) -> tuple[str, str, str]:
+    """``flatten-swin-b-384`` -> ``swin``, ``-``, ``b-384``."""
+    return backbone.removeprefix("flatten-").partition("-")
 
 
 @dataclass(frozen=True)
@@ -50,7 +126,10 @@ class ZooConfig:
     def metadata(self) -> dict[str, Any]:
         """The entry's ``Metadata``, but for what needs the model."""
         cfg = self.cfg
-        dataset, repeats = _inner_dataset(cfg.train_dataloader.dataset)
+        dataset, repeats = cfg.train_dataloader.dataset, 1
+        while dataset.type == "RepeatDataset":
+            repeats *= dataset.times
+            dataset = dataset.dataset
         if "max_epochs" in cfg.train_cfg:
             length = {"Epochs": cfg.train_cfg.max_epochs * repeats}
         else:
@@ -62,7 +141,7 @@ class ZooConfig:
             "Batch Size": self._batch_size(),
             "Architecture": [title_of(self.backbone), METHODS[self.path.split("/")[1]]],
             "Input Size": f"{height}x{width}",
-            **describe_pretraining(self.backbone, cfg.model.backbone.init_cfg.checkpoint),
+            **_describe_pretraining(self.backbone, cfg.model.backbone.init_cfg.checkpoint),
         }
 
     def _batch_size(self) -> int:
@@ -72,21 +151,6 @@ class ZooConfig:
             return base
         gpus, images = re.search(r"_(\d+)xb(\d+)-", self.name).groups()
         return int(gpus) * int(images)
-
-
-def find_configs(root: Path) -> list[str]:
-    """Paths of the zoo's configs, relative to the checkout ``root``: not quickstarts and ablations."""
-    folder = root / "configs"
-    return sorted(
-        path.relative_to(root).as_posix()
-        for path in folder.rglob("*.py")
-        if not {"_base_", "quickstart", "ablation"} & set(path.relative_to(folder).parts)
-    )
-
-
-def backbone_of(path: str) -> str | None:
-    """The short name of the backbone that a config's file name has; None: there is none in it."""
-    return next((part for part in Path(path).stem.split("_") if part in BACKBONES), None)
 
 
 def read_config(root: Path, path: str) -> ZooConfig:
@@ -101,8 +165,7 @@ def read_config(root: Path, path: str) -> ZooConfig:
             f"{path}: no backbone in the file's name: use a short name such as flatten-pvt-t"
         )
     cfg = load_config(root / path)
-    differing = _differences(cfg.model.backbone, BACKBONES[backbone])
-    if differing:
+    if differing := _differences(cfg.model.backbone, BACKBONES[backbone]):
         raise UserError(
             f"{path}: its backbone is not {backbone}, it has another {', '.join(differing)}: correct "
             "the config or its name"
@@ -123,16 +186,34 @@ def _identity(backbone: Mapping[str, Any]) -> dict[str, Any]:
     cls = MODELS.get(backbone["type"])
     parameters = signature(cls).parameters
     values = {
-        key: backbone.get(key, parameters[key].default) for key in IDENTITY & parameters.keys()
+        key: backbone.get(key, parameters[key].default) for key in _IDENTITY & parameters.keys()
     }
     values = {key: tuple(v) if isinstance(v, list | str) else v for key, v in values.items()}
     return values | {"arch": resolve_arch(backbone["arch"], cls.arch_zoo)}
 
 
-def _inner_dataset(dataset: ConfigDict) -> tuple[ConfigDict, int]:
-    """The data set inside its wrappers, and how often an epoch repeats it."""
-    repeats = 1
-    while dataset.type == "RepeatDataset":
-        repeats *= dataset.times
-        dataset = dataset.dataset
-    return dataset, repeats
+def _describe_pretraining(backbone: str, checkpoint: str) -> dict[str, str | int | float]:
+    """The metadata of a config's ImageNet weights.
+
+    ``Pretraining Weights``: ``checkpoint``. ``Pretraining Source``: where to get it, or
+    :data:`NOT_RELEASED`. ``Pretraining Resolution`` in pixels. ``Pretraining Top 1 Accuracy`` in percent,
+    as reported, where it is.
+
+    Args:
+        backbone: short name.
+        checkpoint: file or URL of the config's ``init_cfg``.
+    """
+    official = OFFICIAL_CHECKPOINTS.get(backbone.replace("-", "_"))
+    if checkpoint.startswith("https://"):
+        source, top1 = checkpoint, _BASELINE_TOP1.get(backbone)
+    elif official is not None:
+        source, top1 = official.page, official.top1
+    else:
+        source, top1 = NOT_RELEASED, None
+    described = {
+        "Pretraining Weights": checkpoint,
+        "Pretraining Source": source,
+        "Pretraining Data": "ImageNet-1K",
+        "Pretraining Resolution": BACKBONES[backbone].get("pretrain_img_size", 224),
+    }
+    return described if top1 is None else described | {"Pretraining Top 1 Accuracy": top1}

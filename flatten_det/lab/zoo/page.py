@@ -1,28 +1,23 @@
-"""The zoo page: tables of all configs, from the metafiles."""
+"""The zoo page: tables of all configs, from the metafiles; and which links of a page are dead."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Container, Sequence
 from itertools import groupby
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ...backbones import BACKBONES
-from .configs import backbone_of
-from .names import DATASETS, METHODS
-from .pretraining import NOT_RELEASED
+from .configs import DATASETS, METHODS, NOT_RELEASED, backbone_of
 
 PAGE = "configs/README.md"
-SHOWN_METRICS = ("box AP", "mask AP", "mIoU", "mAcc")
-HEADINGS = (
-    "backbone",
-    "schedule",
-    "input",
-    "params",
-    "FLOPs",
-    "reported by others",
-    "ImageNet weights, top-1",
-    "config",
+_METRICS = ("box AP", "mask AP", "mIoU", "mAcc")
+_HEADINGS = (
+    *("backbone", "schedule", "input", "params", "FLOPs"),
+    *("reported by others", "ImageNet weights, top-1", "config"),
 )
-INTRO = f"""\
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+_ELSEWHERE = re.compile(r"[a-z][a-z0-9+.-]*:|#", flags=re.IGNORECASE)
+_INTRO = f"""\
 # Model zoo
 
 <!-- Written by tools/update_zoo.py from the metafiles: change those, or the tool. -->
@@ -61,13 +56,15 @@ def render_page(metafiles: dict[str, dict[str, Any]]) -> str:
     entries = sorted(
         (entry for content in metafiles.values() for entry in content["Models"]), key=_order
     )
-    parts = [INTRO.format(metafiles=names)]
+    parts = [_INTRO.format(metafiles=names)]
     for data, of_data in groupby(entries, key=lambda entry: entry["Metadata"]["Training Data"]):
         parts.append(f"## {data}\n")
         for method, rows in groupby(
             of_data, key=lambda entry: entry["Metadata"]["Architecture"][1]
         ):
-            parts += [f"### {method}\n", _table([_row(entry) for entry in rows])]
+            lines = [_HEADINGS, ["---"] * len(_HEADINGS), *map(_row, rows)]
+            table = "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+            parts += [f"### {method}\n", table]
     return "\n".join(parts)
 
 
@@ -87,9 +84,10 @@ def _order(entry: dict[str, Any]) -> tuple:
 
 def _row(entry: dict[str, Any]) -> list[str]:
     metadata = entry["Metadata"]
+    iterations = f"{metadata.get('Iterations', 0):,} iterations"
     return [
         metadata["Architecture"][0],
-        f"{metadata['Epochs']} epochs" if "Epochs" in metadata else _iterations(metadata),
+        f"{metadata['Epochs']} epochs" if "Epochs" in metadata else iterations,
         metadata["Input Size"],
         f"{metadata['Parameters'] / 1e6:.1f} M",
         f"{metadata['FLOPs'] / 1e9:.1f} G",
@@ -99,17 +97,11 @@ def _row(entry: dict[str, Any]) -> list[str]:
     ]
 
 
-def _iterations(metadata: dict[str, Any]) -> str:
-    return f"{metadata['Iterations']:,} iterations"
-
-
 def _reported(results: Sequence[dict[str, Any]]) -> str:
     by_source: dict[str, list[str]] = {}
     for result in results:
         shown = [
-            f"{name} {result['Metrics'][name]}"
-            for name in SHOWN_METRICS
-            if name in result["Metrics"]
+            f"{name} {result['Metrics'][name]}" for name in _METRICS if name in result["Metrics"]
         ]
         by_source.setdefault(result["Source"], []).extend(shown)
     return "; ".join(f"{', '.join(shown)} ({source})" for source, shown in by_source.items()) or "-"
@@ -129,6 +121,17 @@ def _from_page(path: str) -> str:
     return path.removeprefix("configs/")
 
 
-def _table(rows: list[list[str]]) -> str:
-    lines = [HEADINGS, ["---"] * len(HEADINGS), *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+def dead_links(page: Path, text: str, planned: Container[Path] = ()) -> list[str]:
+    """The relative links of a page that lead to no file or folder.
+
+    Args:
+        page: where the page is, or will be.
+        text: its content.
+        planned: resolved paths of files that will exist.
+    """
+    dead = []
+    for link in dict.fromkeys(_LINK.findall(text)):
+        target = (page.parent / link.split("#")[0]).resolve()
+        if not _ELSEWHERE.match(link) and not target.exists() and target not in planned:
+            dead.append(link)
+    return dead

@@ -2,11 +2,17 @@
 
 import pytest
 import torch
-from attention_cases import MAPS, TOLERANCES, exact, make_inputs, relative_error, with_gradients
+from attention_cases import (
+    MAPS,
+    TOLERANCES,
+    exact,
+    make_inputs,
+    reference,
+    relative_error,
+    with_gradients,
+)
 
-from flatten_det.attention import focused_linear_attention
-from flatten_det.attention.cpu import tiles
-from flatten_det.attention.reference import focused_linear_attention as reference
+from flatten_det.attention import focused_linear_attention, tiles
 
 
 @pytest.fixture(autouse=True)

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from flatten_det.attention import FocusedLinearAttention
-from flatten_det.attention.cpu import tiles
+from flatten_det.attention import FocusedLinearAttention, tiles
 
 
 @pytest.fixture

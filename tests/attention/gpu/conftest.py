@@ -17,12 +17,12 @@ def interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Kernels run on the CPU; memory that they do not write is NaN."""
     from triton_interpreter import interpreted
 
-    from flatten_det.attention.gpu import launch, launch_norm
+    from flatten_det.attention.gpu import launch, norm
 
     def poisoned(*shape: int, like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.full(shape, torch.nan, dtype=dtype, device=like.device)
 
-    for module in (launch, launch_norm):
+    for module in (launch, norm):
         monkeypatch.setattr(module, "empty", poisoned)
     with interpreted():
         yield
@@ -31,13 +31,12 @@ def interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def fresh_support() -> Iterator[None]:
     """Nothing is known about the machine, and nothing is kept of what the test finds out."""
-    from flatten_det.attention import dispatch
-    from flatten_det.attention.gpu import support
+    from flatten_det.attention import dispatch, gpu
 
     def forget() -> None:
-        for function in (dispatch._choose, support.unavailable_reason, support._warn):
+        for function in (dispatch._choose, gpu.unavailable_reason, gpu._warn):
             function.cache_clear()
-        support._failures.clear()
+        gpu._failures.clear()
 
     forget()
     yield

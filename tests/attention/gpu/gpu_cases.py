@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from attention_cases import NAMES, TOLERANCES, make_inputs, relative_error
+from attention_cases import NAMES, TOLERANCES, make_inputs, reference, relative_error
 from torch import Tensor
 
-from flatten_det.attention import focused_linear_attention, gpu
+from flatten_det.attention import gpu
 from flatten_det.attention.gpu.plan import Plan
+from flatten_det.attention.reference import Inputs
 
 EPS = 1e-6
 
@@ -20,6 +21,10 @@ class Case(NamedTuple):
     num_heads: int
     hw_shape: tuple[int, int]
     grad: Tensor
+
+    def inputs(self, sizes: Tensor | None = None) -> Inputs:
+        """As the kernels take them."""
+        return Inputs(*self.tensors, self.num_heads, self.hw_shape, eps=EPS, sizes=sizes)
 
 
 class Results(NamedTuple):
@@ -56,7 +61,7 @@ def make_case(
 def run_reference(case: Case) -> Results:
     """The reference in float64."""
     tensors = [None if x is None else x.detach().double().requires_grad_() for x in case.tensors]
-    out = focused_linear_attention(
+    out = reference(
         **dict(zip(NAMES, tensors, strict=True)),
         num_heads=case.num_heads,
         hw_shape=case.hw_shape,
@@ -71,11 +76,10 @@ def run_kernels(
     case: Case, plan: Plan | None = None, valid: Sequence[tuple[int, int]] | None = None
 ) -> Results:
     """The kernels, asked for every gradient there is; ``valid``: sizes of the maps without padding."""
-    settings = (case.num_heads, case.hw_shape, EPS)
-    sizes = None if valid is None else torch.tensor(valid, dtype=torch.int32)
-    out, *saved = gpu.forward(*case.tensors, *settings, plan=plan, sizes=sizes)
+    inputs = case.inputs(None if valid is None else torch.tensor(valid, dtype=torch.int32))
+    out, *saved = gpu.forward(inputs, plan)
     needs = tuple(x is not None for x in case.tensors)
-    grads = gpu.backward(case.grad, *case.tensors, *saved, *settings, needs, plan=plan, sizes=sizes)
+    grads = gpu.backward(case.grad, inputs, *saved, needs, plan)
     return Results(out, list(grads))
 
 

@@ -19,15 +19,15 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-from gpu_cases import EPS, make_case
+from gpu_cases import make_case
 from recorded_launches import Launch, compiled_for
 from rich.table import Table
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.nvidia.compiler import get_ptxas
 
 from flatten_det.attention import gpu
-from flatten_det.attention.gpu import call
-from flatten_det.lab.benchmark.tables import make_table, number
+from flatten_det.attention.gpu import plan
+from flatten_det.lab.benchmark.report import make_table, number
 
 Size = Callable[[Mapping[str, Any]], int]
 
@@ -158,11 +158,11 @@ def compile_attention(
         folder: for the files of the disassembler.
     """
     case = make_case((64, 64), num_heads, dim // num_heads, 5, dtype, B=1)
-    sizes = (case.num_heads, case.hw_shape, EPS)
+    inputs = case.inputs()
     with compiled_for(capability) as launches, _Operators() as operators:
-        _, *saved = gpu.forward(*case.tensors, *sizes)
+        _, *saved = gpu.forward(inputs)
         first = len(launches), len(operators.names)
-        gpu.backward(case.grad, *case.tensors, *saved, *sizes, (True,) * 7)
+        gpu.backward(case.grad, inputs, *saved, (True,) * 7)
     read = {x.compiled.hash: x for x in launches}
     read = {key: read_code(x, folder) for key, x in read.items()}
     codes = [read[x.compiled.hash] for x in launches]
@@ -369,4 +369,4 @@ def _count(
 
 def programs_of_a_large_map(monkeypatch: Any) -> None:
     """Splits, and all heads in a program, as on large maps, on a map that is quick to make."""
-    monkeypatch.setattr(call, "PROGRAMS_PER_MULTIPROCESSOR", 16)
+    monkeypatch.setattr(plan, "PROGRAMS_PER_MULTIPROCESSOR", 16)

@@ -8,7 +8,7 @@ import pytest
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from flatten_det.attention.gpu import kernels_backward, kernels_forward, kernels_norm, launch
+from flatten_det.attention.gpu import kernels_backward, kernels_forward, launch, norm
 
 
 class Launch(NamedTuple):
@@ -76,7 +76,7 @@ def compiled_for(capability: int) -> Iterator[list[Launch]]:
         finally:
             # Not reset_active(), which looks for a real driver at once.
             driver.set_active(None)
-            for module in (kernels_forward, kernels_backward, kernels_norm):
+            for module in (kernels_forward, kernels_backward, norm):
                 for value in vars(module).values():
                     if hasattr(value, "device_caches"):
                         value.device_caches.clear()

@@ -5,7 +5,7 @@ import torch
 from gpu_cases import make_case, run_kernels
 from recorded_launches import compiled_for
 
-from flatten_det.attention.gpu import call, launch
+from flatten_det.attention.gpu import launch, plan
 
 pytestmark = [
     pytest.mark.slow,
@@ -55,7 +55,7 @@ def compile_kernels(dim, num_heads, dtype, valid=None):
     [(1, 1, False), (1, 2, False), (4, 2, False), (1, 3, True), (4, 2, True)],
 )
 def test_other_image_sizes_compile_nothing(monkeypatch, num_heads, batch, padded):
-    monkeypatch.setattr(call, "PROGRAMS_PER_MULTIPROCESSOR", 4 * 132)
+    monkeypatch.setattr(plan, "PROGRAMS_PER_MULTIPROCESSOR", 4 * 132)
     seen = {}
     for hw_shape in [(30, 40), (16, 16), (17, 31), (25, 41), (1, 256)]:
         case = make_case(hw_shape, num_heads, 16, 3, torch.bfloat16, B=batch)

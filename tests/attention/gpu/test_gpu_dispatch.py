@@ -5,12 +5,11 @@ import warnings
 
 import pytest
 import torch
-from attention_cases import NAMES, make_inputs, relative_error, with_gradients
+from attention_cases import NAMES, make_inputs, plain, relative_error, with_gradients
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from flatten_det.attention import FocusedLinearAttention, focused_linear_attention, gpu, ops
-from flatten_det.attention.gpu import support
-from flatten_det.attention.plain import focused_linear_attention as plain
+from flatten_det.attention.reference import Inputs
 
 pytestmark = pytest.mark.usefixtures("fresh_support")
 OPERATOR = torch.ops.flatten_det.focused_linear_attention.default
@@ -72,7 +71,7 @@ def no_triton(patch):
 
 def no_compiler(patch):
     patch.delenv("CC", raising=False)
-    patch.setattr(support.shutil, "which", lambda name: None)
+    patch.setattr(gpu.shutil, "which", lambda name: None)
     patch.setenv("TRITON_CACHE_DIR", "/nowhere")
 
 
@@ -137,35 +136,27 @@ def test_one_graph(card, capability):
     torch._dynamo.reset()
 
 
-def on_cuda(q, k, v, positions, scale, dwc_weight, dwc_bias, num_heads, hw_shape, sizes=None):
-    return ops.attention_on_cuda(
-        q, k, v, positions, scale, dwc_weight, dwc_bias, num_heads, hw_shape, 1e-6, sizes
-    )
+def on_cuda(**inputs):
+    return ops.attention_on_cuda(Inputs(**inputs))
 
 
 @pytest.fixture
 def plain_forward(monkeypatch):
     """In place of the kernels' forward pass."""
 
-    def forward(*inputs, sizes):
-        q, k, v, *others = inputs
-        options = dict(zip((*NAMES[3:], "num_heads", "hw_shape", "eps"), others, strict=True))
-        out = plain(q, k, v, **options, sizes=sizes)
-        return out, torch.zeros(2, 2, 16, 16), torch.zeros(2, 2, 32)
+    def forward(inputs):
+        return plain(**inputs._asdict()), torch.zeros(2, 2, 16, 16), torch.zeros(2, 2, 32)
 
     monkeypatch.setattr(gpu, "forward", forward, raising=False)
 
 
 def test_eager_calls_leave_the_operator_out(plain_forward, monkeypatch):
-    def backward(grad, *inputs, sizes):
-        assert sizes is None
-        *tensors, kv, means, num_heads, hw_shape, eps, needs = inputs
+    def backward(grad, inputs, kv, means, needs):
         assert (kv.shape, means.shape) == ((2, 2, 16, 16), (2, 2, 32))
-        assert (num_heads, hw_shape, eps) == (2, (5, 7), 1e-6)
-        numbers = range(len(tensors))
+        assert inputs[7:] == (2, (5, 7), 3, 1e-6, None, None)
         return tuple(
             torch.full_like(x, i) if need else None
-            for i, x, need in zip(numbers, tensors, needs, strict=True)
+            for i, x, need in zip(range(7), inputs.tensors, needs, strict=True)
         )
 
     monkeypatch.setattr(gpu, "backward", backward, raising=False)
@@ -210,7 +201,7 @@ def test_kernels_that_cannot_be_built(failing, sizes, plain_forward, monkeypatch
 
 def test_a_failure_makes_the_process_fall_back(card):
     assert by_kernels(run_layer)
-    support._failures.append("a kernel cannot be built")
+    gpu._failures.append("a kernel cannot be built")
     assert not by_kernels(run_layer)
 
 

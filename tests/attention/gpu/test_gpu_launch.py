@@ -8,7 +8,8 @@ from gpu_cases import check, make_case, run_kernels
 from recorded_launches import record_launches
 
 from flatten_det.attention import gpu
-from flatten_det.attention.gpu import call, launch
+from flatten_det.attention.gpu import launch
+from flatten_det.attention.gpu import plan as plans
 from flatten_det.attention.gpu.plan import default_plan, plan_for
 
 
@@ -16,7 +17,7 @@ from flatten_det.attention.gpu.plan import default_plan, plan_for
 @pytest.mark.usefixtures("interpreter")
 @pytest.mark.parametrize("num_heads", [1, 4])
 def test_tiles_and_splits_do_not_change_the_result(monkeypatch, num_heads):
-    monkeypatch.setattr(call, "PROGRAMS_PER_MULTIPROCESSOR", 7)
+    monkeypatch.setattr(plans, "PROGRAMS_PER_MULTIPROCESSOR", 7)
     case = make_case((6, 11), num_heads, 16, 3)
     plan = plan_for(16 * num_heads, num_heads, torch.float32, 66, 11)
     for changes in (
@@ -31,7 +32,7 @@ def test_tiles_and_splits_do_not_change_the_result(monkeypatch, num_heads):
 @pytest.mark.usefixtures("interpreter")
 def test_several_splits_and_heads_apart(monkeypatch):
     launches = record_launches(monkeypatch)
-    monkeypatch.setattr(call, "PROGRAMS_PER_MULTIPROCESSOR", 12)
+    monkeypatch.setattr(plans, "PROGRAMS_PER_MULTIPROCESSOR", 12)
     check(make_case((6, 11), 4, 16, 3))
     grids = {x.name: x.grid for x in launches}
     assert grids["row_norms"] == (2, 2, 2)
@@ -44,12 +45,11 @@ def test_several_splits_and_heads_apart(monkeypatch):
 def test_launches(monkeypatch, num_heads, count):
     launches = []
     monkeypatch.setattr(launch, "run", lambda kernel, *_, **__: launches.append(kernel))
-    monkeypatch.setattr(call, "PROGRAMS_PER_MULTIPROCESSOR", 12)
+    monkeypatch.setattr(plans, "PROGRAMS_PER_MULTIPROCESSOR", 12)
     case = make_case((60, 11), num_heads, 16, 3, B=1)
-    sizes = (num_heads, case.hw_shape, 1e-6)
-    _, *saved = gpu.forward(*case.tensors, *sizes)
+    _, *saved = gpu.forward(case.inputs())
     forward = len(launches)
-    gpu.backward(case.grad, *case.tensors, *saved, *sizes, (True,) * 7)
+    gpu.backward(case.grad, case.inputs(), *saved, (True,) * 7)
     assert (forward, len(launches) - forward) == count
 
 
@@ -102,7 +102,7 @@ def test_a_map_of_another_size():
 def test_sizes_of_another_kind(sizes, message):
     case = make_case((3, 5), 1, 16, 3)
     with pytest.raises(ValueError, match=message):
-        gpu.forward(*case.tensors, 1, (3, 5), 1e-6, sizes=sizes)
+        gpu.forward(case.inputs(sizes))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from recorded_launches import compiled_for, record_launches
 from torch import Tensor, nn
 
 from flatten_det.attention import layer_norm
-from flatten_det.attention.gpu import launch, launch_norm
+from flatten_det.attention.gpu import launch
+from flatten_det.attention.gpu import norm as norm_kernels
 from flatten_det.attention.layer_norm import _AddLayerNorm
 from flatten_det.backbones.blocks import TransformerBlock
 from flatten_det.backbones.softmax_attention import SpatialReductionAttention
@@ -224,9 +225,9 @@ def compiled(shape, x_dtype, branch_dtype, dtype):
     """The two kernels for an H200."""
     x, branch, keep, weight, bias = make_inputs(shape, x_dtype, branch_dtype)
     with compiled_for(90) as launches:
-        n, statistics, *sums = launch_norm.forward(x, branch, keep, weight, bias, EPS, dtype)
+        n, statistics, *sums = norm_kernels.forward(x, branch, keep, weight, bias, EPS, dtype)
         y = sums[0] if sums else x
-        launch_norm.backward(
+        norm_kernels.backward(
             n, y if sums else None, y, statistics, keep, weight, x_dtype, branch_dtype
         )
     return launches
@@ -244,12 +245,12 @@ compiles = pytest.mark.skipif(launch.interpreted(), reason="TRITON_INTERPRET=1: 
 def test_machine_code(monkeypatch, tmp_path, dim, dtypes):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     forward, backward = (read_code(x, tmp_path) for x in compiled((1, 64, dim), *dtypes))
-    width = launch_norm._width(*dtypes)
+    width = norm_kernels._width(*dtypes)
     for code, elements in (
-        (forward, launch_norm._FORWARD_ELEMENTS),
-        (backward, launch_norm._BACKWARD_ELEMENTS),
+        (forward, norm_kernels._FORWARD_ELEMENTS),
+        (backward, norm_kernels._BACKWARD_ELEMENTS),
     ):
-        rows = launch_norm._blocks(dim, elements, width)["ROWS"]
+        rows = norm_kernels._blocks(dim, elements, width)["ROWS"]
         per_element = code.instructions / (rows * dim / 128)
         assert code.spilled == 0
         assert per_element <= (18 if code is forward else 60), per_element

@@ -7,8 +7,7 @@ from nano_backbones import NANO
 
 from flatten_det.attention import FocusedLinearAttention, module, ops
 from flatten_det.attention.dispatch import TRITON, Choice
-from flatten_det.attention.grid import shares_of_grid
-from flatten_det.attention.maps import Padding, is_padding
+from flatten_det.attention.maps import Padding, is_padding, shares_of_grid
 from flatten_det.backbones import FLattenPVT
 
 

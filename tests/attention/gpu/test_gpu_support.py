@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from flatten_det.attention import gpu
-from flatten_det.attention.gpu import launch, support
+from flatten_det.attention.gpu import launch
+from flatten_det.attention.reference import Inputs
 
 CPU = torch.device("cpu")
 
@@ -65,7 +66,7 @@ def test_without_a_compiler(monkeypatch, fresh_support, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     assert "no C compiler" in supported()
-    support.unavailable_reason.cache_clear()
+    gpu.unavailable_reason.cache_clear()
     (tmp_path / "KEY").mkdir()
     (tmp_path / "KEY" / "cuda_utils.so").touch()
     assert gpu.available()  # What was built before needs no compiler.
@@ -90,4 +91,4 @@ def test_the_interpreter_notices_accesses_beyond_the_arguments(monkeypatch):
 
     monkeypatch.setattr(launch, "empty", too_small)
     with pytest.raises(Exception, match="beyond its arguments"):
-        gpu.forward(*torch.zeros(3, 1, 4, 32), None, None, None, None, 2, (2, 2), 1e-6)
+        gpu.forward(Inputs(*torch.zeros(3, 1, 4, 32), None, None, None, None, 2, (2, 2)))

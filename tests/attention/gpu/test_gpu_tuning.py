@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from gpu_cases import EPS, make_case
+from gpu_cases import make_case
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from flatten_det.attention.gpu import launch, tuning
@@ -292,7 +292,6 @@ def test_candidates(direction):
 def test_trials_of_the_kernels(monkeypatch, dtype):
     """Forward and backward as :mod:`launch` tunes them, a broken candidate among the plans."""
     case = make_case((5, 9), 1, 16, 3, dtype, B=1)
-    sizes = case.num_heads, case.hw_shape, EPS
     default = plan_for(16, 1, dtype, 45, 9)
     fast, broken = candidates(default, "forward")[1], candidates(default, "forward")[2]
     monkeypatch.setattr(tuning, "candidates", lambda plan, direction: [plan, fast, broken])
@@ -309,10 +308,8 @@ def test_trials_of_the_kernels(monkeypatch, dtype):
 
     needs = tuple(x is not None for x in case.tensors)
     trials = {
-        "forward": lambda: tuning.forward_trial(forward, case.tensors, *sizes),
-        "backward": lambda: tuning.backward_trial(
-            forward, backward, case.tensors, *sizes, needs, default
-        ),
+        "forward": lambda: tuning.forward_trial(forward, case.inputs()),
+        "backward": lambda: tuning.backward_trial(forward, backward, case.inputs(), needs, default),
     }
     for direction, trial in trials.items():
         seconds = iter([0.3, 0.2, 0.1])
@@ -327,13 +324,12 @@ def test_trials_of_the_kernels(monkeypatch, dtype):
 @pytest.mark.usefixtures("interpreter")
 def test_candidates_are_right():
     case = make_case((3, 21), 1, 16, 3, torch.bfloat16, B=1)
-    arguments = case.tensors, case.num_heads, case.hw_shape, EPS
     default = plan_for(16, 1, torch.bfloat16, 63, 21)
     needs = (True,) * 7
     for direction, trial in {
-        "forward": tuning.forward_trial(launch.forward, *arguments),
+        "forward": tuning.forward_trial(launch.forward, case.inputs()),
         "backward": tuning.backward_trial(
-            launch.forward, launch.backward, *arguments, needs, default
+            launch.forward, launch.backward, case.inputs(), needs, default
         ),
     }.items():
         for plan in candidates(default, direction):

@@ -168,10 +168,10 @@ def test_nan_is_not_hidden():
 
 def test_only_what_is_needed():
     case = make_case((2, 3), 1, 16, 3)
-    _, *saved = gpu.forward(*case.tensors, 1, (2, 3), 1e-6)
+    _, *saved = gpu.forward(case.inputs())
     for index in range(7):
         needs = tuple(i == index for i in range(7))
-        grads = gpu.backward(case.grad, *case.tensors, *saved, 1, (2, 3), 1e-6, needs)
+        grads = gpu.backward(case.grad, case.inputs(), *saved, needs)
         assert [g is not None for g in grads] == list(needs)
-    nothing = gpu.backward(case.grad, *case.tensors, *saved, 1, (2, 3), 1e-6, (False,) * 7)
+    nothing = gpu.backward(case.grad, case.inputs(), *saved, (False,) * 7)
     assert nothing == (None,) * 7

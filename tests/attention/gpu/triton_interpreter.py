@@ -22,7 +22,7 @@ from triton.runtime.jit import JITFunction
 
 KERNELS = tuple(
     import_module(f"flatten_det.attention.gpu.{name}")
-    for name in ("tiles", "kernels_forward", "kernels_backward", "kernels_norm")
+    for name in ("tiles", "kernels_forward", "kernels_backward", "norm")
 )
 MODULES = (*KERNELS, tl, tl.core, tl.math, tl.standard)
 CLASSES = (tl.tensor, tl.dtype, tl.condition, tl.core.tensor_descriptor_base)

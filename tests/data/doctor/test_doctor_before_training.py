@@ -10,10 +10,9 @@ import pytest
 from mmengine.logging import MMLogger
 from PIL import Image
 
-from flatten_det.data.doctor import before_training
-from flatten_det.data.doctor.before_training import check_before_training
+from flatten_det.data.doctor import report as before_training
 from flatten_det.data.doctor.check import check_data
-from flatten_det.data.doctor.report import check_command, findings_of
+from flatten_det.data.doctor.report import check_before_training, check_command, findings_of
 from flatten_det.errors import UserError
 
 

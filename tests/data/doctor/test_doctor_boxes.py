@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from flatten_det.data.doctor import kinds
-from flatten_det.data.doctor.boxes import box_array, box_faults
+from flatten_det.data.doctor import faults as kinds
+from flatten_det.data.doctor.annotations import box_array, box_faults
 
 
 def test_good_boxes_are_taken_as_they_are():

@@ -7,7 +7,7 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 
-from flatten_det.data.doctor import kinds
+from flatten_det.data.doctor import faults as kinds
 from flatten_det.data.doctor.check import check_data
 from flatten_det.data.doctor.data_sets import INSTANCES, PANOPTIC, SEMANTIC, find_data_sets
 from flatten_det.data.doctor.report import findings_of

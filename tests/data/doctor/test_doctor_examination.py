@@ -6,8 +6,8 @@ import signal
 import pytest
 import torch
 
-from flatten_det.data.doctor.examination import examine_all
-from flatten_det.data.doctor.outcome import Outcome
+from flatten_det.data.doctor.check import examine_all
+from flatten_det.data.doctor.faults import Outcome
 from flatten_det.errors import UserError
 
 

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from flatten_det.config import load_config
-from flatten_det.data.doctor.data_sets import find_data_sets
-from flatten_det.data.doctor.heads import class_count_findings
+from flatten_det.data.doctor.data_sets import class_count_findings, find_data_sets
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 DETECTOR = "mask_rcnn/mask-rcnn_flatten-pvt-t_fpn_1x_coco.py"

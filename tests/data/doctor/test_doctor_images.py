@@ -7,12 +7,12 @@ import pytest
 from mmcv.transforms import LoadImageFromFile
 from PIL import Image, features
 
-from flatten_det.data.doctor import kinds
-from flatten_det.data.doctor.data_sets import INSTANCES, DataSet
+from flatten_det.data.doctor import faults as kinds
+from flatten_det.data.doctor.data_sets import INSTANCES, ConfiguredDataSet
 from flatten_det.data.doctor.images import IMAGES, ImageFault, opened, opened_picture
 from flatten_det.files.images import seen_size
 
-DATA_SET = DataSet("train", "CocoDataset", INSTANCES)
+DATA_SET = ConfiguredDataSet("train", "CocoDataset", INSTANCES)
 
 
 def fault(path) -> ImageFault:

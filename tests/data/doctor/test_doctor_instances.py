@@ -12,7 +12,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from shapes_patient import Patient
 
-from flatten_det.data.doctor import kinds
+from flatten_det.data.doctor import faults as kinds
 from flatten_det.data.doctor.check import check_annotations
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from flatten_det.data.doctor import kinds
-from flatten_det.data.doctor.masks import mask_fault
+from flatten_det.data.doctor import faults as kinds
+from flatten_det.data.doctor.instances import mask_fault
 
 IMAGE = {"id": 1, "file_name": "a.jpg", "width": 40, "height": 30}
 FULL = 40 * 30

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flatten_det.compat.panoptic_api.utils import id2rgb, rgb2id
-from flatten_det.data.doctor import kinds
+from flatten_det.compat.panoptic_api import id2rgb, rgb2id
+from flatten_det.data.doctor import faults as kinds
 
 
 def one(findings, kind):

@@ -6,10 +6,9 @@ import json
 import pytest
 from rich.console import Console
 
-from flatten_det.data.doctor import kinds
+from flatten_det.data.doctor import faults as kinds
 from flatten_det.data.doctor.check import check_data
-from flatten_det.data.doctor.findings import by_kind, quoted
-from flatten_det.data.doctor.kinds import KINDS
+from flatten_det.data.doctor.faults import KINDS, by_kind, quoted
 from flatten_det.data.doctor.report import findings_of, print_report, write_json
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flatten_det.data.doctor import kinds
+from flatten_det.data.doctor import faults as kinds
 from flatten_det.data.doctor.check import check_data
 from flatten_det.data.doctor.report import findings_of
 

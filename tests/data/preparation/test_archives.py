@@ -9,8 +9,8 @@ import zipfile
 
 import pytest
 
-from flatten_det.data.preparation import archives
-from flatten_det.data.preparation.archives import ArchiveError, unpack, unpacked_size, verify
+from flatten_det.data.preparation import fetch as archives
+from flatten_det.data.preparation.fetch import ArchiveError, unpack, unpacked_size, verify
 
 
 def zipped(members: dict[str, bytes]) -> bytes:

@@ -11,11 +11,8 @@ from mmdet.datasets import CityscapesDataset as DetDataset
 from mmseg.datasets import CityscapesDataset as SegDataset
 from pycocotools import mask as coco_mask
 
-from flatten_det.data.preparation.cityscapes import (
-    cityscapes,
-    instances_file,
-    prepare_cityscapes,
-)
+from flatten_det.data.preparation.cityscapes import cityscapes, instances_file
+from flatten_det.data.preparation.public import prepare
 from flatten_det.errors import UserError
 
 COUNTS = {"train": 3, "val": 2}
@@ -59,7 +56,7 @@ def archives(tmp_path) -> Path:
 
 @pytest.fixture
 def root(archives, tmp_path) -> Path:
-    assert prepare_cityscapes(cityscapes(COUNTS), tmp_path / "data", archives) == []
+    assert prepare(cityscapes(COUNTS), tmp_path / "data", archives) == []
     return tmp_path / "data"
 
 
@@ -67,7 +64,7 @@ def test_steps_are_printed_where_the_archives_are_missing(tmp_path, capsys):
     with pytest.raises(
         UserError, match=r"leftImg8bit_trainvaltest\.zip and gtFine_trainvaltest\.zip"
     ):
-        prepare_cityscapes(cityscapes(COUNTS), tmp_path / "data")
+        prepare(cityscapes(COUNTS), tmp_path / "data")
     printed = capsys.readouterr().out
     assert "https://www.cityscapes-dataset.com/downloads/" in printed
     assert f"into {tmp_path / 'data'}\n" in printed
@@ -76,7 +73,7 @@ def test_steps_are_printed_where_the_archives_are_missing(tmp_path, capsys):
 
 def test_second_run_does_nothing(root, archives, capsys):
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
-    assert prepare_cityscapes(cityscapes(COUNTS), root) == []
+    assert prepare(cityscapes(COUNTS), root) == []
     assert "nothing to do" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()} == before
     assert len(list(archives.iterdir())) == 2
@@ -86,7 +83,7 @@ def test_what_was_lost_is_converted_again(root):
     (root / instances_file("val")).unlink()
     lost = next((root / "gtFine").rglob("*_gtFine_labelTrainIds.png"))
     lost.unlink()
-    assert prepare_cityscapes(cityscapes(COUNTS), root) == []
+    assert prepare(cityscapes(COUNTS), root) == []
     assert lost.is_file()
 
 
@@ -104,7 +101,7 @@ def test_broken_label_map_is_named(root):
     broken = next((root / "gtFine" / "val").rglob("*_instanceIds.png"))
     broken.write_bytes(b"")
     with pytest.raises(UserError, match=rf"{broken.name} is not a label map"):
-        prepare_cityscapes(cityscapes(COUNTS), root)
+        prepare(cityscapes(COUNTS), root)
     assert not (root / instances_file("val")).exists()
 
 

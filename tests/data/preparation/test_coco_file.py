@@ -12,8 +12,7 @@ from mmdet.evaluation import CocoMetric
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from flatten_det.data.preparation.coco_file import completed, read_coco_file
-from flatten_det.data.preparation.coco_split import divide
+from flatten_det.data.preparation.coco_file import completed, divide, read_coco_file
 from flatten_det.errors import UserError
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from custom_folder import make_custom_split, write_json
 
-from flatten_det.data.preparation.coco_file import read_coco_file
-from flatten_det.data.preparation.coco_folder import (
+from flatten_det.data.preparation.coco_file import (
     find_annotation_files,
     find_image_folder,
+    read_coco_file,
 )
 from flatten_det.errors import UserError
 

@@ -3,7 +3,7 @@
 import pytest
 from mmengine.config import Config
 
-from flatten_det.data.preparation.config_text import LINE_LENGTH, Code, assignments
+from flatten_det.data.preparation.zoo_config import LINE_LENGTH, Code, assignments
 
 NASTY = [
     "it's",

@@ -11,7 +11,7 @@ from mmdet.registry import DATASETS, METRICS
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
-from flatten_det.data.preparation.custom import Wishes, write_config
+from flatten_det.data.preparation.custom import CustomDataOptions, write_config
 from flatten_det.errors import UserError
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -45,7 +45,7 @@ def write(tmp_path):
     def write(folder: Path, config: str = MASK_RCNN, **wishes) -> Path:
         out = tmp_path / "made" / "fruit.py"
         wishes = {"annotations": {}, "images": {}, **wishes}
-        write_config(folder, CONFIGS / f"{config}.py", out, Wishes(**wishes))
+        write_config(folder, CONFIGS / f"{config}.py", out, CustomDataOptions(**wishes))
         return out
 
     return write
@@ -297,7 +297,7 @@ def test_base_is_relative_within_the_current_folder(folder, tmp_path, monkeypatc
     text = (CONFIGS / f"{MASK_RCNN}.py").read_text()
     bases = str(CONFIGS / "quickstart" / "_base_")
     Path("configs", "base.py").write_text(text.replace("./_base_", bases))
-    wishes = Wishes({}, {})
+    wishes = CustomDataOptions({}, {})
     write_config(folder, Path("configs/base.py"), Path("mine/fruit.py"), wishes)
     assert '_base_ = "../configs/base.py"' in Path("mine/fruit.py").read_text()
     tmp_path.joinpath("sub").mkdir()

@@ -12,9 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 from flatten_det.data.preparation import fetch
-from flatten_det.data.preparation.layout import Files, Layout, Listing
+from flatten_det.data.preparation.layout import Archive, Files, Layout, Listing, PublicDataSet
 from flatten_det.data.preparation.public import check, prepare
-from flatten_det.data.preparation.sources import Archive, DataSet
 from flatten_det.errors import UserError
 
 VAL = Files("val2017", ".jpg", 3)
@@ -60,7 +59,7 @@ def dataset(served):
         return Archive("http://unreachable.invalid", f"zips/{name}", provides, size, size, digest)
 
     archives = (archive("images.zip", VAL), archive("labels.zip", INSTANCES))
-    return DataSet("Small", LAYOUT, archives)
+    return PublicDataSet("Small", LAYOUT, archives)
 
 
 @pytest.fixture

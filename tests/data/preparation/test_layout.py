@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from flatten_det.data.preparation.ade20k import ADE20K
 from flatten_det.data.preparation.cityscapes import CITYSCAPES
-from flatten_det.data.preparation.coco import COCO, COCO_PANOPTIC
 from flatten_det.data.preparation.layout import Files, Layout, Listing, Pairs
+from flatten_det.data.preparation.public import ADE20K, COCO, COCO_PANOPTIC
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 TRAIN = Files("train2017", ".jpg", 6)

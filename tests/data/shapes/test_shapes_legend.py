@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from flatten_det.data.shapes.files import prepare_shapes
-from flatten_det.data.shapes.legend import guessing_iou
 from flatten_det.data.shapes.options import LEGEND_HEIGHT, ShapesOptions
-from flatten_det.data.shapes.render import render
+from flatten_det.data.shapes.render import guessing_iou, render
 
 LEGEND = {
     "image_size": (128, 64),

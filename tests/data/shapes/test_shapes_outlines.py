@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from flatten_det.data.shapes.options import CLASSES
-from flatten_det.data.shapes.outlines import random_outline
+from flatten_det.data.shapes.render import random_outline
 
 
 @pytest.mark.parametrize("label", range(len(CLASSES)), ids=CLASSES)

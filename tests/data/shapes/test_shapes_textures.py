@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from flatten_det.data.shapes import textures
+from flatten_det.data.shapes import render as textures
 
 
 @pytest.mark.parametrize("kind", textures._FIELDS, ids=lambda kind: kind.__name__)

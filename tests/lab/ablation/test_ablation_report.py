@@ -6,9 +6,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from flatten_det.errors import UserError
-from flatten_det.lab.ablation import figure as figure_module
-from flatten_det.lab.ablation.figure import draw
-from flatten_det.lab.ablation.report import make_table, summarize
+from flatten_det.lab.ablation import report as figure_module
+from flatten_det.lab.ablation.report import draw, make_table, summarize
 from flatten_det.lab.ablation.run import Finished, Validation
 
 OUTCOMES = [
@@ -45,7 +44,7 @@ LEVELS = {"guessing": 5.0}
 
 def _drawn(outcomes, levels, tmp_path, monkeypatch) -> Figure:
     figures = []
-    monkeypatch.setattr(figure_module, "save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(figure_module, "save_figure", lambda figure, path: figures.append(figure))
     draw(summarize(outcomes, "mIoU", "p1-k0"), "mIoU", levels, tmp_path / "figure.png")
     return figures[0]
 

@@ -2,8 +2,7 @@ import math
 
 import pytest
 
-from flatten_det.lab.ablation.levels import unordered_accuracy
-from flatten_det.lab.ablation.statistics import compare, mean_and_deviation
+from flatten_det.lab.ablation.report import compare, mean_and_deviation, unordered_accuracy
 
 
 def test_mean_and_deviation_of_a_sample():

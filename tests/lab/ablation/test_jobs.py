@@ -12,7 +12,8 @@ import torch
 from mmengine.config import Config
 
 from flatten_det.errors import UserError
-from flatten_det.lab.ablation import team, worker
+from flatten_det.lab.ablation import jobs as team
+from flatten_det.lab.ablation import jobs as worker
 from flatten_det.lab.ablation.grid import Run
 from flatten_det.lab.ablation.jobs import finish_all
 from flatten_det.lab.ablation.run import TO_CONTINUE, Finished, Validation

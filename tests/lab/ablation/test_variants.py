@@ -13,8 +13,7 @@ from flatten_det.backbones.softmax_attention import (
     SpatialReductionAttention,
 )
 from flatten_det.errors import UserError
-from flatten_det.lab.ablation.grid import make_grid
-from flatten_det.lab.ablation.variants import vary
+from flatten_det.lab.ablation.grid import make_grid, vary
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 QUICKSTART = CONFIGS / "quickstart" / "flatten-pvt-nano_semantic-fpn_shapes.py"

@@ -6,10 +6,9 @@ import torch
 from flatten_det.attention import FocusedLinearAttention
 from flatten_det.backbones.weights import load_backbone
 from flatten_det.errors import UserError
-from flatten_det.lab.analysis.capture import capture
-from flatten_det.lab.analysis.layers import attention_layers, choose_layers
-from flatten_det.lab.analysis.measure import LayerResult, Plan, measure_layer
-from flatten_det.lab.analysis.targets import DEIT_ABLATION, build_named, named_target
+from flatten_det.lab.analysis.layers import attention_layers, capture, choose_layers
+from flatten_det.lab.analysis.measure import LayerResult, Measures, measure_layer
+from flatten_det.lab.analysis.model import DEIT_ABLATION, build_named, named_target
 
 
 def third_block(name: str, sharpness: float = 1.0) -> LayerResult:
@@ -20,7 +19,7 @@ def third_block(name: str, sharpness: float = 1.0) -> LayerResult:
             parameter.data *= sharpness
     layers = choose_layers(attention_layers(backbone), ["1.3"])
     (call,) = capture(backbone, layers, torch.randn(1, 3, 224, 224))
-    return measure_layer(call, Plan(None, True, 1))
+    return measure_layer(call, Measures(None, True, 1))
 
 
 @pytest.mark.parametrize(("name", "power", "kernel_size"), [("deit-t-linear", 1, 0),

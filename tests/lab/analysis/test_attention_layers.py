@@ -7,9 +7,8 @@ from nano_backbones import NANO
 from torch import nn
 
 from flatten_det.errors import UserError
-from flatten_det.lab.analysis.capture import capture
-from flatten_det.lab.analysis.layers import attention_layers, choose_layers
-from flatten_det.lab.analysis.measure import Plan, measure_layer
+from flatten_det.lab.analysis.layers import attention_layers, capture, choose_layers
+from flatten_det.lab.analysis.measure import Measures, measure_layer
 from flatten_det.lab.analysis.run import head_count
 
 
@@ -32,7 +31,7 @@ def test_matrices_of_whole_backbones(family, attn_types):
             torch.testing.assert_close(level, again)
     assert [call.hw_shape for call in calls][:3] == [(18, 25), (18, 25), (9, 13)]
     for call in calls:
-        result = measure_layer(call, Plan())
+        result = measure_layer(call, Measures())
         assert result.error < 1e-5
         assert [measured.is_own for measured in result.variants].count(True) == 1
         for measured in result.variants:
@@ -47,7 +46,7 @@ def test_matrices_of_whole_backbones(family, attn_types):
 def test_convolution_restores_the_rank():
     backbone = build("FLattenSwin")
     (call,) = capture(backbone, attention_layers(backbone)[:1], torch.randn(1, 3, 56, 56))
-    result = measure_layer(call, Plan())
+    result = measure_layer(call, Measures())
     ranks = {m.variant.name: m.spectra[0].spectrum.rank for m in result.variants}
     assert ranks["plain linear"] <= 16
     assert ranks["focused linear"] <= 16
@@ -60,7 +59,7 @@ def test_convolution_restores_the_rank_of_large_maps(side):
     backbone = build("FLattenSwin")
     image = torch.randn(1, 3, 4 * side, 4 * side)
     (call,) = capture(backbone, attention_layers(backbone)[:1], image)
-    result = measure_layer(call, Plan())
+    result = measure_layer(call, Measures())
     own = result.variants[-1]
     assert own.is_own
     (found,) = own.record()["spectra"]
@@ -73,9 +72,9 @@ def test_convolution_restores_the_rank_of_large_maps(side):
 def test_what_is_too_large_is_sampled(monkeypatch):
     backbone = build("FLattenPVT")
     (call,) = capture(backbone, attention_layers(backbone)[:1], torch.randn(1, 3, 64, 64))
-    whole = measure_layer(call, Plan())
+    whole = measure_layer(call, Measures())
     monkeypatch.setattr("flatten_det.lab.analysis.measure.LARGEST_MATRIX", 100 * 256)
-    sampled = measure_layer(call, Plan())
+    sampled = measure_layer(call, Measures())
     assert (whole.sampled, sampled.sampled, sampled.error) == (False, True, None)
     for of_all, of_some in zip(whole.variants, sampled.variants, strict=True):
         assert of_some.mean.entropy == pytest.approx(of_all.mean.entropy, rel=0.02)
@@ -93,7 +92,7 @@ def test_windows_and_heads_that_are_measured():
     backbone = build("FLattenSwin", attn_types="SSSS")
     layer = attention_layers(backbone)[2]
     (call,) = capture(backbone, [layer], torch.randn(1, 3, 128, 128))
-    softmax = measure_layer(call, Plan(heads=(1, 7), windows=2)).variants[0]
+    softmax = measure_layer(call, Measures(heads=(1, 7), windows=2)).variants[0]
     assert list(softmax.heads) == [1]
     assert [(s.head, s.window) for s in softmax.spectra] == [(1, 2), (1, 6)]
 

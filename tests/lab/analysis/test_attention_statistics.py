@@ -5,8 +5,8 @@ from math import log
 import pytest
 import torch
 
-from flatten_det.lab.analysis.spectrum import spectrum, spectrum_of_product
-from flatten_det.lab.analysis.statistics import mean_sharpness, sharpness_of_rows
+from flatten_det.lab.analysis.matrices import spectrum, spectrum_of_product
+from flatten_det.lab.analysis.measure import mean_sharpness, sharpness_of_rows
 
 
 def test_equal_weights():
@@ -48,7 +48,7 @@ def test_one_key_only():
 def test_portions_change_nothing(monkeypatch):
     rows = torch.rand(50, 30)
     whole = sharpness_of_rows(rows)
-    monkeypatch.setattr("flatten_det.lab.analysis.statistics._ENTRIES", 70)
+    monkeypatch.setattr("flatten_det.lab.analysis.measure._ENTRIES", 70)
     torch.testing.assert_close(sharpness_of_rows(rows), whole)
 
 

@@ -4,11 +4,15 @@ from math import inf, sqrt
 
 import pytest
 
-from flatten_det.lab.analysis.confidence import estimate, summarise
 from flatten_det.lab.analysis.matrices import Variant
-from flatten_det.lab.analysis.measure import LayerResult, Measured
-from flatten_det.lab.analysis.statistics import Sharpness
-from flatten_det.lab.analysis.table import order_lines
+from flatten_det.lab.analysis.measure import (
+    LayerResult,
+    Measured,
+    Sharpness,
+    estimate,
+    order_lines,
+    summarise,
+)
 
 VARIANTS = {"softmax": None, "plain linear": 1, "focused linear": 3}
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from flatten_det.lab.analysis.focus_figure import draw_focus, fan
+from flatten_det.lab.analysis.figures import draw_focus, fan
 
 
 def test_the_fan_has_unit_vectors_off_the_axes_and_the_diagonal():

@@ -10,10 +10,15 @@ from flatten_det.backbones.softmax_attention import (
     ShiftedWindowAttention,
     SpatialReductionAttention,
 )
-from flatten_det.lab.analysis.convolution import after_stretching, convolution_matrix
-from flatten_det.lab.analysis.matrices import Weights, own_variant, variants_of
-from flatten_det.lab.analysis.projections import project
-from flatten_det.lab.analysis.reconstruction import output_from_matrices
+from flatten_det.lab.analysis.layers import project
+from flatten_det.lab.analysis.matrices import (
+    Weights,
+    after_stretching,
+    convolution_matrix,
+    output_from_matrices,
+    own_variant,
+    variants_of,
+)
 
 DIM = 24
 

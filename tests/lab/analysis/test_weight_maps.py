@@ -6,9 +6,8 @@ import torch
 from mmengine.registry import MODELS
 from nano_backbones import NANO
 
-from flatten_det.lab.analysis.capture import capture
-from flatten_det.lab.analysis.layers import attention_layers
-from flatten_det.lab.analysis.maps import query_token, weight_maps
+from flatten_det.lab.analysis.layers import attention_layers, capture
+from flatten_det.lab.analysis.matrices import query_token, weight_maps
 
 
 def first_call(family, **options):

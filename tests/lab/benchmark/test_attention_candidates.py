@@ -8,15 +8,26 @@ import torch
 from attention_cases import exact, make_inputs, relative_error, with_gradients
 
 from flatten_det.errors import UserError
-from flatten_det.lab.benchmark.attention import check as check_module
-from flatten_det.lab.benchmark.attention.candidates import default_candidates, load_peer, prepare
-from flatten_det.lab.benchmark.attention.cases import CORE, LEVELS, MODES, Setting, find_case
-from flatten_det.lab.benchmark.attention.check import TOLERANCES, Checker, part_to_check
-from flatten_det.lab.benchmark.attention.eager import focused_linear_attention as eager
-from flatten_det.lab.benchmark.attention.inputs import make_inputs as make_setting_inputs
-from flatten_det.lab.benchmark.dtypes import DTYPES
+from flatten_det.lab.benchmark import attention
+from flatten_det.lab.benchmark.attention import (
+    CORE,
+    LEVELS,
+    MODES,
+    TOLERANCES,
+    Checker,
+    compute,
+    default_candidates,
+    find_case,
+    floor_bytes,
+    load_peer,
+    part_to_check,
+    unit_bytes,
+)
+from flatten_det.lab.benchmark.attention import eager_attention as eager
+from flatten_det.lab.benchmark.attention import make_inputs as make_setting_inputs
+from flatten_det.lab.benchmark.run import DTYPES, Setting
 
-CASE = find_case("32,2,5,7")
+SHAPE = "32,2,5,7"
 PEERS = """
 from functools import partial
 from flatten_det.attention import focused_linear_attention
@@ -63,7 +74,7 @@ def test_the_transcription_is_the_equation(hw_shape, num_heads):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("level", LEVELS)
 def test_candidates_pass(level, mode):
-    checker = Checker(Setting(CASE, level, mode, batch=2))
+    checker = Checker(Setting(find_case(SHAPE, level), mode, batch=2))
     names = default_candidates(level, torch.device("cpu"))
     for name in set(names) - {"compiled", "sdpa"}:
         result = checker(name)
@@ -75,21 +86,21 @@ def test_candidates_pass(level, mode):
 @pytest.mark.slow
 @pytest.mark.parametrize("level", LEVELS)
 def test_compiled_passes(level):
-    assert Checker(Setting(CASE, level, MODES[1]))("compiled").passed
+    assert Checker(Setting(find_case(SHAPE, level), MODES[1]))("compiled").passed
 
 
 @pytest.mark.parametrize("amp", [False, True])
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_low_precision(dtype, amp):
     for level, name in zip(LEVELS, ("tiled", "flatten_det"), strict=True):
-        setting = Setting(CASE, level, MODES[1], dtype, amp=amp)
+        setting = Setting(find_case(SHAPE, level), MODES[1], dtype, amp=amp)
         assert Checker(setting)(name).passed
         inputs = make_setting_inputs(setting)
         parameters = {n: x.dtype for n, x in inputs.tensors.items() if n not in "qkvx"}
         assert set(parameters.values()) == {torch.float32 if amp else DTYPES[dtype]}
     # The output projection of float32 weights is in low precision under autocast only.
     assert inputs.tensors["x"].dtype == (torch.float32 if amp else DTYPES[dtype])
-    assert prepare(inputs, "eager")()["output"].dtype == DTYPES[dtype]
+    assert compute(inputs, "eager")["output"].dtype == DTYPES[dtype]
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -104,7 +115,7 @@ def test_low_precision(dtype, amp):
     ],
 )
 def test_wrong_peers_fail(peers, level, peer, mode):
-    result = Checker(Setting(CASE, level, mode))(f"some_peers:{peer}")
+    result = Checker(Setting(find_case(SHAPE, level), mode))(f"some_peers:{peer}")
     assert not result.passed
     assert result.worst is not None
     if peer in ("forgetful", "undefined"):
@@ -113,7 +124,7 @@ def test_wrong_peers_fail(peers, level, peer, mode):
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_a_right_peer_passes(peers, level):
-    assert Checker(Setting(CASE, level, MODES[1]))("some_peers:right").passed
+    assert Checker(Setting(find_case(SHAPE, level), MODES[1]))("some_peers:right").passed
 
 
 @pytest.mark.parametrize(
@@ -142,7 +153,7 @@ def test_large_shapes_are_checked_in_part(monkeypatch):
         (7 * 640, 1, 7),
         (1, 1, 1),
     ):
-        monkeypatch.setattr(check_module, "MAX_ELEMENTS", limit)
+        monkeypatch.setattr(attention, "MAX_ELEMENTS", limit)
         assert part_to_check(setting) == replace(
             setting, batch=batch, case=replace(case, height=height)
         )
@@ -151,10 +162,10 @@ def test_large_shapes_are_checked_in_part(monkeypatch):
 def test_shapes():
     case = find_case("320,5,50,80")
     assert (case.channels, case.heads, case.hw_shape, case.tokens) == (320, 5, (50, 80), 4000)
-    setting = Setting(case, CORE, MODES[0], "bf16", batch=2)
-    assert setting.unit == 2 * 4000 * 320 * 2
-    assert setting.floor_bytes == 6 * setting.unit
-    assert replace(setting, mode=MODES[1]).floor_bytes == 16 * setting.unit
+    setting = Setting(replace(case, level=CORE), MODES[0], "bf16", batch=2)
+    assert unit_bytes(setting) == 2 * 4000 * 320 * 2
+    assert floor_bytes(setting) == 6 * unit_bytes(setting)
+    assert floor_bytes(replace(setting, mode=MODES[1])) == 16 * unit_bytes(setting)
     assert find_case("pvt-s1-262144").tokens == 262144
 
 

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from flatten_det.errors import UserError
-from flatten_det.lab.benchmark.bandwidth import copy_bandwidth
-from flatten_det.lab.benchmark.device import find_device
-from flatten_det.lab.benchmark.machine import busy_remark, describe_machine
+from flatten_det.lab.benchmark.machine import busy_remark, describe_machine, find_device
+from flatten_det.lab.benchmark.timing import copy_bandwidth
 
 
 def test_find_device():
@@ -40,10 +39,10 @@ def test_machine():
 
 
 def test_copy_bandwidth_counts_both_directions(monkeypatch):
-    from flatten_det.lab.benchmark import bandwidth
+    from flatten_det.lab.benchmark import timing
 
-    monkeypatch.setitem(bandwidth._BYTES, "cpu", 1000)
-    monkeypatch.setattr(bandwidth, "clock_of", lambda device: lambda call: (call(), 0.5)[1])
+    monkeypatch.setitem(timing.COPIED_BYTES, "cpu", 1000)
+    monkeypatch.setattr(timing, "clock_of", lambda device: lambda call: (call(), 0.5)[1])
     assert copy_bandwidth(torch.device("cpu")) == 2 * 1000 / 0.5
 
 

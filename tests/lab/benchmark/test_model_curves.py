@@ -2,13 +2,18 @@
 
 import pytest
 
+from flatten_det.lab.benchmark.growth import (
+    EVERYWHERE,
+    NOWHERE,
+    VARIANTS,
+    Curve,
+    Growth,
+    find_crossover,
+)
 from flatten_det.lab.benchmark.memory import Peak
-from flatten_det.lab.benchmark.models.candidates import VARIANTS
-from flatten_det.lab.benchmark.models.comparison import Comparison
-from flatten_det.lab.benchmark.models.cost import Cost
-from flatten_det.lab.benchmark.models.curves import EVERYWHERE, NOWHERE, Curve, find_crossover
-from flatten_det.lab.benchmark.models.result import Result
-from flatten_det.lab.benchmark.models.settings import Setting, Size
+from flatten_det.lab.benchmark.models import ModelBenchmark
+from flatten_det.lab.benchmark.run import Cost, Result, Setting
+from flatten_det.lab.benchmark.sources import Size
 from flatten_det.lab.benchmark.timing import Timing
 
 PIXELS = [side**2 for side in (64, 128, 256, 512, 1024)]
@@ -90,7 +95,7 @@ def test_comparison():
         make_result("flatten-pvt", large, [10.0], macs=500),
         make_result("swin", large, [5.0]),
     ]
-    comparison = Comparison(results, "pvt", fit_from=50)
+    comparison = Growth(results, "pvt", fit_from=50)
     assert [comparison.speedup(r) for r in results] == [1, 0.5, None, 1, 4, 8]
     assert comparison.kinds == ["inference, fp32"]
     (kind,) = comparison.kinds
@@ -114,13 +119,13 @@ def test_comparison():
 def test_variants_are_compared_with_their_like():
     names = [f"{model}{v}" for model in ("flatten-pvt", "pvt") for v in ("", *VARIANTS)]
     results = [make_result(name, Size(8, 8), [1.0]) for name in names]
-    found = Comparison(results, "pvt", 0).crossovers("inference, fp32", "time")
+    found = Growth(results, "pvt", 0).crossovers("inference, fp32", "time")
     assert found.keys() == {(f"flatten-pvt{v}", f"pvt{v}") for v in ("", *VARIANTS)}
 
 
 def test_row():
     result = make_result("pvt", Size(100, 200), [0.1, 0.2, 0.3], peak=2**20, macs=5)
-    row = Comparison([result], "pvt", 0).row(result)
+    row = ModelBenchmark().row(Growth([result], "pvt", 0), result)
     assert row["images_per_second"] == pytest.approx(5)
     assert row["megapixels_per_second"] == pytest.approx(0.1)
     assert (row["height"], row["width"], row["pixels"]) == (100, 200, 20000)

@@ -2,10 +2,9 @@
 
 import pytest
 
-from flatten_det.lab.benchmark.models.cost import Cost
-from flatten_det.lab.benchmark.models.limits import reason_to_skip
-from flatten_det.lab.benchmark.models.result import Result
-from flatten_det.lab.benchmark.models.settings import Setting, Size
+from flatten_det.lab.benchmark.models import reason_to_skip
+from flatten_det.lab.benchmark.run import Cost, Result, Setting
+from flatten_det.lab.benchmark.sources import Size
 from flatten_det.lab.benchmark.timing import Timing
 
 

@@ -4,11 +4,10 @@ import pytest
 
 from flatten_det.errors import UserError
 from flatten_det.lab.benchmark.memory import Peak
-from flatten_det.lab.benchmark.models.cost import Cost
-from flatten_det.lab.benchmark.models.previous import FORMAT, load_previous
-from flatten_det.lab.benchmark.models.result import Result
-from flatten_det.lab.benchmark.models.settings import Setting, Size
+from flatten_det.lab.benchmark.models import FORMAT, load_results, to_record
 from flatten_det.lab.benchmark.report import write_json
+from flatten_det.lab.benchmark.run import Cost, Result, Setting
+from flatten_det.lab.benchmark.sources import Size
 from flatten_det.lab.benchmark.timing import Timing
 
 HOW = {"models": ["pvt-t", "swin-t"], "rounds": 3, "max-memory": None}
@@ -26,33 +25,33 @@ RESULTS = [
 
 
 def save(path, **changes):
-    content = {"format": FORMAT, "how": HOW, "cells": [r.record() for r in RESULTS]}
+    content = {"format": FORMAT, "how": HOW, "cells": [to_record(r) for r in RESULTS]}
     write_json(content | changes, path)
     return path
 
 
 def test_results_come_back_as_they_were(tmp_path):
-    assert load_previous(save(tmp_path / "results.json"), HOW) == RESULTS
+    assert load_results(save(tmp_path / "results.json"), HOW) == RESULTS
 
 
 def test_files_from_before_cuda_graphs(tmp_path):
-    cells = [result.record() for result in RESULTS]
+    cells = [to_record(result) for result in RESULTS]
     for cell in cells:
         del cell["host_seconds"]
     path = save(tmp_path / "results.json", cells=cells)
-    assert load_previous(path, HOW | {"cuda-graphs": False})[1] == RESULTS[1]
+    assert load_results(path, HOW | {"cuda-graphs": False})[1] == RESULTS[1]
     with pytest.raises(UserError, match="cuda-graphs: False, now True"):
-        load_previous(path, HOW | {"cuda-graphs": True})
+        load_results(path, HOW | {"cuda-graphs": True})
 
 
 def test_no_file_no_results(tmp_path):
-    assert load_previous(tmp_path / "results.json", HOW) == []
+    assert load_results(tmp_path / "results.json", HOW) == []
 
 
 def test_other_settings_are_named(tmp_path):
     path = save(tmp_path / "results.json")
     with pytest.raises(UserError) as raised:
-        load_previous(path, HOW | {"rounds": 5, "models": ["pvt-t"]})
+        load_results(path, HOW | {"rounds": 5, "models": ["pvt-t"]})
     assert "models: pvt-t swin-t, now pvt-t; rounds: 3, now 5" in str(raised.value)
     assert "--fresh" in str(raised.value)
 
@@ -62,13 +61,13 @@ def test_other_settings_are_named(tmp_path):
     [
         {"format": "something else"},
         {"cells": [{"name": "a"}]},
-        {"cells": [RESULTS[0].record() | {"cost": {"flops": 1}}]},
-        {"cells": [RESULTS[0].record() | {"setting": {"size": [1, 2], "mode": "backward"}}]},
+        {"cells": [to_record(RESULTS[0]) | {"cost": {"flops": 1}}]},
+        {"cells": [to_record(RESULTS[0]) | {"setting": {"size": [1, 2], "mode": "backward"}}]},
     ],
 )
 def test_other_files_are_refused(tmp_path, change):
     with pytest.raises(UserError, match=r"results\.json is not of this tool"):
-        load_previous(save(tmp_path / "results.json", **change), HOW)
+        load_results(save(tmp_path / "results.json", **change), HOW)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"cells": ['])
@@ -76,4 +75,4 @@ def test_broken_files_are_refused(tmp_path, text):
     path = tmp_path / "results.json"
     path.write_text(text)
     with pytest.raises(UserError, match="is not of this tool"):
-        load_previous(path, HOW)
+        load_results(path, HOW)

@@ -5,14 +5,14 @@ import sys
 import pytest
 import torch
 
+from flatten_det.lab.benchmark import models as models_module
+from flatten_det.lab.benchmark import run
+from flatten_det.lab.benchmark.growth import Growth
 from flatten_det.lab.benchmark.memory import LINUX_ONLY, Peak
-from flatten_det.lab.benchmark.models import run
-from flatten_det.lab.benchmark.models.candidates import make_candidates
-from flatten_det.lab.benchmark.models.comparison import Comparison
-from flatten_det.lab.benchmark.models.cost import Cost
-from flatten_det.lab.benchmark.models.run import Plan, benchmark_setting
-from flatten_det.lab.benchmark.models.settings import Setting, Size
-from flatten_det.lab.benchmark.models.table import make_tables
+from flatten_det.lab.benchmark.models import ModelBenchmark, make_candidates
+from flatten_det.lab.benchmark.report import make_table, tables
+from flatten_det.lab.benchmark.run import Cost, Plan, Setting, benchmark_setting
+from flatten_det.lab.benchmark.sources import Size
 
 SETTING = Setting(Size(32, 64))
 SLOWER = Setting(Size(320, 640))
@@ -25,16 +25,16 @@ def models(monkeypatch):
 
     def build_work(setting, candidate):
         def work():
-            ran.append(candidate.name)
-            if candidate.name == "greedy":
+            ran.append(str(candidate))
+            if str(candidate) == "greedy":
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 99 GiB")
 
-        if candidate.name == "broken":
+        if str(candidate) == "broken":
             raise ValueError("no such layer")
         return work
 
-    monkeypatch.setattr(run, "build_work", build_work)
-    monkeypatch.setattr(run, "count_cost", lambda model, size: Cost(size.pixels**2, 7))
+    monkeypatch.setattr(models_module, "build_work", build_work)
+    monkeypatch.setattr(models_module, "count_cost", lambda model, size: Cost(size.pixels**2, 7))
     return ran
 
 
@@ -42,13 +42,13 @@ def measure(
     *names, setting=SETTING, memory=False, max_seconds=None, earlier=(), rounds=3, graphs=False
 ):
     candidates = make_candidates(names, False, True, graphs)
-    plan = Plan(candidates, rounds, 1, memory, max_seconds)
+    plan = Plan(ModelBenchmark(), candidates, rounds, 1, memory, max_seconds)
     advanced = []
     results = benchmark_setting(
         setting, plan, list(earlier), lambda done, steps: advanced.append(steps)
     )
     assert sum(advanced) == plan.steps
-    assert [r.name for r in results] == [candidate.name for candidate in candidates]
+    assert [r.name for r in results] == [str(candidate) for candidate in candidates]
     return results
 
 
@@ -75,7 +75,7 @@ def test_what_would_take_too_long_is_not_run(models):
     (result,) = measure("a", setting=SLOWER, earlier=earlier, max_seconds=1e-12)
     assert not models
     assert result.failure.startswith("too slow: about")
-    assert result.macs == (320 * 640) ** 2
+    assert result.cost.macs == (320 * 640) ** 2
 
 
 def test_on_a_gpu(models, monkeypatch):
@@ -87,8 +87,8 @@ def test_on_a_gpu(models, monkeypatch):
     plain, graphs = measure("a", setting=setting, memory=True, graphs=True)
     assert (plain.timing.median, plain.host_seconds, plain.peak_bytes) == (2.0, 3 / 8, 5)
     assert (graphs.timing.median, graphs.host_seconds, graphs.peak) == (2.0, 3 / 8, None)
-    (table,) = make_tables(Comparison([plain, graphs], "a", 0))
-    assert list(table.columns[4].cells) == ["375", "375"]
+    (table,) = tables(ModelBenchmark(), Growth([plain, graphs], "a", 0))
+    assert list(make_table(*table).columns[4].cells) == ["375", "375"]
 
 
 def test_memory_comes_first_and_protects_this_process(models, monkeypatch):
@@ -98,7 +98,7 @@ def test_memory_comes_first_and_protects_this_process(models, monkeypatch):
     def peak(build, setting, candidate, threads, most_bytes):
         assert not models
         limits.append(most_bytes)
-        return peaks[candidate.name]
+        return peaks[str(candidate)]
 
     monkeypatch.setattr(run, "peak_in_fresh_process", peak)
     a, b, c = measure("a", "b", "c", memory=True)

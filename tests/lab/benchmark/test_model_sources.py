@@ -10,11 +10,17 @@ from mmengine.registry import DefaultScope
 from torchvision.ops import StochasticDepth
 
 from flatten_det.errors import UserError
-from flatten_det.lab.benchmark.models import cost as cost_module
-from flatten_det.lab.benchmark.models.candidates import short_name
-from flatten_det.lab.benchmark.models.cost import count_cost
-from flatten_det.lab.benchmark.models.settings import Setting, Size, find_size
-from flatten_det.lab.benchmark.models.sources import MMDET, Source, find_source
+from flatten_det.lab.benchmark import models
+from flatten_det.lab.benchmark.models import count_cost
+from flatten_det.lab.benchmark.run import Setting
+from flatten_det.lab.benchmark.sources import (
+    MMDET,
+    Size,
+    Source,
+    find_size,
+    find_source,
+    short_name,
+)
 from flatten_det.lab.complexity import count_macs
 
 QUICKSTART = Path(__file__).parents[3] / "configs" / "quickstart"
@@ -128,7 +134,7 @@ def test_operators_that_are_not_counted_are_named(monkeypatch):
             return torch.fft.fft2(super().forward(x)).abs()
 
     source = Source(lambda size: Spectral(3, 2, 1))
-    monkeypatch.setattr(cost_module, "find_source", lambda name: source)
+    monkeypatch.setattr(models, "find_source", lambda name: source)
     cost = count_cost("spectral", SIZE)
     assert cost.macs == 3 * 2 * SIZE.pixels
     assert cost.note.startswith("multiply-adds lack those of aten._fft_")

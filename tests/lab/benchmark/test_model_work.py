@@ -8,9 +8,9 @@ from graph_recorder import CpuRecorder
 
 from flatten_det.attention import FocusedLinearAttention
 from flatten_det.backbones import build_backbone, cuda
-from flatten_det.lab.benchmark.models.candidates import Candidate, make_candidates, short_name
-from flatten_det.lab.benchmark.models.settings import Setting, Size
-from flatten_det.lab.benchmark.models.work import build_work
+from flatten_det.lab.benchmark.models import Candidate, build_work, make_candidates
+from flatten_det.lab.benchmark.run import Setting
+from flatten_det.lab.benchmark.sources import Size, short_name
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 SIZE = Size(64, 96)
@@ -68,7 +68,7 @@ def test_training_is_the_gradients_of_all_parameters(plain):
     work = build_work(Setting(SIZE, "training", batch=2), Candidate(NAME))
     first, second = work(), work()
     outputs = model(images)
-    factors = work._factors
+    factors = work.factors
     assert [f.shape for f in factors] == [o.shape for o in outputs]
     sum((o * f).sum() for o, f in zip(outputs, factors, strict=True)).backward()
     for parameter, one, other in zip(model.parameters(), first, second, strict=True):
@@ -139,7 +139,7 @@ def test_models_from_graphs_compute_the_same(name, monkeypatch):
 
 
 def test_candidates():
-    names = [c.name for c in make_candidates(["a", "configs/x/b.py", "a"], True, True, True)]
+    names = [str(c) for c in make_candidates(["a", "configs/x/b.py", "a"], True, True, True)]
     assert names == [f"{model}{v}" for model in "ab" for v in ("", " compiled", " graphs")]
-    assert [c.name for c in make_candidates(["a"], False, True)] == ["a"]
+    assert [str(c) for c in make_candidates(["a"], False, True)] == ["a"]
     assert short_name("mmdet:swin-t") == "mmdet:swin-t"

@@ -2,7 +2,7 @@
 
 from rich.console import Console
 
-from flatten_det.lab.benchmark.tables import make_markdown, make_table, number
+from flatten_det.lab.benchmark.report import make_markdown, make_table, number
 
 COLUMNS = {"size": "left", "empty": "right", "ms": "right", "note": "left"}
 ROWS = [["64", "", "1.5", ""], ["64", "", "2", "a | b"], ["128", "", "", "too slow"]]

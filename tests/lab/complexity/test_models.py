@@ -16,7 +16,7 @@ from flatten_det.lab.complexity import (
     count_macs,
     count_model,
 )
-from flatten_det.lab.training_size import training_size
+from flatten_det.lab.complexity.target import training_size
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 

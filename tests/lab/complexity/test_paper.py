@@ -9,9 +9,13 @@ from flatten_det.backbones import build_backbone
 from flatten_det.config import load_config
 from flatten_det.errors import UserError
 from flatten_det.lab.complexity import build_without_values, count_backbone, count_model
-from flatten_det.lab.complexity.comparison import Comparison, compare_config
-from flatten_det.lab.complexity.paper import count_as_published
-from flatten_det.lab.complexity.published import PUBLISHED, find_published
+from flatten_det.lab.complexity.paper import (
+    PUBLISHED,
+    PaperComparison,
+    compare_config,
+    count_as_published,
+    find_published,
+)
 from flatten_det.lab.complexity.target import find_target
 
 ROOT = Path(__file__).parents[3]
@@ -84,13 +88,16 @@ def test_paper_style_gives_the_published_figures(title):
 def test_larger_differences_are_explained():
     published = find_published(SEMANTIC_FPN.format("flatten-pvt-t"))
     counted = count(published.config, published.size)
-    explained = Comparison("model", published, counted).explanation
+    explained = PaperComparison("model", published, counted).explanation
     assert "\n" not in explained
     assert explained.startswith("model: 169 G published = 128.3 G complete -1.9 G (")
     assert "+33.3 G (products of softmax attention" in explained
     assert "+9.3 G not explained" in explained
     baseline = find_published(SEMANTIC_FPN.format("pvt-t"))
-    assert Comparison("model", baseline, count(baseline.config, baseline.size)).explanation is None
+    assert (
+        PaperComparison("model", baseline, count(baseline.config, baseline.size)).explanation
+        is None
+    )
 
 
 def test_schedules_and_other_sizes():

@@ -7,7 +7,7 @@ import yaml
 from zoo_fixture import BASELINE, FLATTEN, METAFILE
 
 from flatten_det.errors import UserError
-from flatten_det.lab.complexity import uncounted
+from flatten_det.lab.complexity import counter as uncounted
 from flatten_det.lab.zoo import inspect_zoo
 from flatten_det.lab.zoo.metafiles import HEADER, dump
 

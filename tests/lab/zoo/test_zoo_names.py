@@ -3,8 +3,8 @@
 import pytest
 
 from flatten_det.backbones import BACKBONES
+from flatten_det.lab.zoo.configs import collection_of, metafile_of, title_of
 from flatten_det.lab.zoo.metafiles import METAFILES
-from flatten_det.lab.zoo.names import collection_of, metafile_of, title_of
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,213 @@
+"""Every change that this package makes to others: why, what upstream says, which test tells when it can go.
+
+``import flatten_det`` makes those that must hold before anything is read or built: mmengine reads files as
+data (:func:`read_mmengine_checkpoints_as_data`, :func:`read_mmengine_files_as_data`), and models and
+optimizers treat the backbones of this package, and no others, as these need it
+(:func:`tell_backbones_of_padding`, :func:`decay_layers_of_our_backbones`). :func:`atomic_local_files` holds
+for the time of a run.
+
+Elsewhere there is one: :mod:`.mmcv_ops.missing` hides ops in ``mmcv.ops``, which may be loaded before this
+package. What the frameworks' registries build is no patch: :mod:`flatten_det.train.run` registers classes
+for the time of a training.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import cv2
+import mmengine.runner.checkpoint as mmengine_checkpoint
+import mmengine.utils.dl_utils as dl_utils
+import numpy as np
+from mmengine.config import Config
+from mmengine.fileio import LocalBackend, get_file_backend, register_backend, register_handler
+from mmengine.fileio.io import backend_instances
+from mmengine.infer.infer import BaseInferencer
+from mmengine.model import BaseModel
+from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
+from mmengine.registry import VISBACKENDS
+from mmengine.runner import CheckpointLoader
+from mmengine.visualization import LocalVisBackend
+from torch import nn
+
+from ..backbones.base import DenseBackbone
+from ..errors import CheckpointError
+from ..files.atomic import write_atomically
+from ..files.checkpoints import is_trusting
+from ..files.images import IMAGE_SUFFIXES
+from .mmengine_files import DataPickleHandler, DataYamlHandler, load_file, load_from_local, load_url
+from .model_calls import call
+
+
+def read_mmengine_checkpoints_as_data() -> None:
+    """Let all loaders of mmengine refuse files that hold code.
+
+    Left to themselves,
+
+    - the maintained distribution reads a local file that fails to load as data once more without any
+      restriction, after a mere warning (``_safe_torch_load``, its answer to open-mmlab/mmengine#1655);
+    - both distributions unpickle what they download, and unpack it among the other downloads;
+    - both execute texts in checkpoints: see :func:`.mmengine_files.without_instructions`, and inferencers
+      that get no config (``BaseInferencer._init_model``).
+
+    Each of these happens in one function, through which ``load_from``, resuming, ``init_cfg``,
+    ``init_detector`` and all others go.
+
+    Can go when mmengine passes tests/files/test_malicious_checkpoints.py by itself.
+    """
+    if hasattr(mmengine_checkpoint, "_safe_torch_load"):
+        mmengine_checkpoint._safe_torch_load = load_file
+    else:
+        CheckpointLoader.register_scheme(prefixes="", loader=load_from_local, force=True)
+    for module in (mmengine_checkpoint, dl_utils, dl_utils.hub):
+        module.load_url = load_url
+    BaseInferencer._init_model = _with_config_given(BaseInferencer._init_model)
+
+
+def _with_config_given(init_model: Any) -> Any:
+    @wraps(init_model)
+    def checked(self, cfg: Any, weights: str | None, device: str = "cpu") -> nn.Module:
+        if not cfg and not is_trusting():
+            raise CheckpointError(
+                f"checkpoint {weights} comes without a config: give the config file, too; the one in the "
+                "checkpoint is not used, because configs are code (for a checkpoint of your own: within "
+                "flatten_det.files.checkpoints.trusted_checkpoints())"
+            )
+        return init_model(self, cfg, weights, device)
+
+    return checked
+
+
+def read_mmengine_files_as_data() -> None:
+    """Let ``mmengine.load``, and with it data sets and metrics, refuse pickle and YAML files that hold code.
+
+    mmengine's ``PickleHandler`` and ``YamlHandler`` load them with ``pickle.load`` and PyYAML's unsafe
+    ``Loader``; its ``register_handler`` is the way to have others.
+
+    Can go when mmengine passes tests/compat/test_data_files.py by itself.
+    """
+    register_handler(["pkl", "pickle"])(DataPickleHandler)
+    register_handler(["yaml", "yml"])(DataYamlHandler)
+
+
+def tell_backbones_of_padding() -> None:
+    """Let models with a backbone of this package tell it, and segmentors' heads, what they are called with.
+
+    The frameworks give backbones the images alone, so that the padding of a batch changes what is found in
+    an image (open-mmlab/mmdetection#8157), and Mask2Former's head the size of the whole image in a sliding
+    window (open-mmlab/mmsegmentation#3666, and #3752 for its repair). ``BaseModel.__call__`` is the one
+    place that all calls go through: of training loops, also distributed, of evaluation, of inferencers and
+    of one's own code. Other models are called as ever.
+
+    Can go when tests/test_padding_in_frameworks.py passes without it.
+    """
+    BaseModel.__call__ = call
+
+
+def decay_layers_of_our_backbones(constructor: type[DefaultOptimWrapperConstructor]) -> None:
+    """Let MMDetection's and MMSegmentation's constructors do for our backbones what they do for theirs.
+
+    They know the layers of ConvNeXt, BEiT and MAE by the parameters' names, and are not made for others
+    (open-mmlab/mmsegmentation#1623); a name that they do not know ends in an error. ``__call__`` of their
+    base class is patched for these two, and models with a backbone of this package, alone: importing the
+    two themselves takes seconds.
+
+    Can go when they ask a backbone for its layers: see tests/train/test_optimizer.py.
+
+    Args:
+        constructor: what builds the optimizer in their place, of the same ``optim_wrapper_cfg`` and
+            ``paramwise_cfg``.
+    """
+    theirs = ("LearningRateDecayOptimizerConstructor", "LayerDecayOptimizerConstructor")
+    build = DefaultOptimWrapperConstructor.__call__
+
+    @wraps(build)
+    def build_or_delegate(self: DefaultOptimWrapperConstructor, model: nn.Module) -> OptimWrapper:
+        has_ours = any(isinstance(module, DenseBackbone) for module in model.modules())
+        if type(self).__name__ not in theirs or not has_ours:
+            return build(self, model)
+        cfg = {**self.optim_wrapper_cfg, "optimizer": self.optimizer_cfg}
+        return constructor(cfg, self.paramwise_cfg)(model)
+
+    DefaultOptimWrapperConstructor.__call__ = build_or_delegate
+
+
+class AtomicLocalBackend(LocalBackend):
+    """mmengine's access to local files, with :func:`~flatten_det.files.atomic.write_atomically`."""
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        """Write a file whole or not at all, and its folder where there is none."""
+        write_atomically(filepath, obj, durable=Path(filepath).suffix not in IMAGE_SUFFIXES)
+
+    def put_text(self, obj: str, filepath: str | Path, encoding: str = "utf-8") -> None:
+        """Write a text file whole or not at all."""
+        self.put(obj.encode(encoding), filepath)
+
+
+class DistinctVisBackend(LocalVisBackend):
+    """mmengine's folder of drawn pictures, in which none takes the place of another one.
+
+    The frameworks' hooks name pictures of equally named images, or of two validations, alike.
+    """
+
+    def add_image(self, name: str, image: np.ndarray, step: int = 0, **kwargs) -> None:
+        """Write an RGB picture whole or not at all."""
+        folder = Path(self.experiment._img_save_dir)
+        path, number = folder / f"{name}_{step}.png", 1
+        while path.exists():
+            number += 1
+            path = folder / f"{name}_{step}-{number}.png"
+        _, content = cv2.imencode(".png", image[..., ::-1])
+        write_atomically(path, content.tobytes(), durable=False)
+
+
+def _dump_config(cfg: Config, file: str | Path | None = None) -> str | None:
+    """mmengine's ``Config.dump``, which neither leaves half a file nor replaces the config itself."""
+    if file is None:
+        return _DUMP(cfg)
+    path = Path(file)
+    if (
+        cfg.filename
+        and path.exists()
+        and os.path.exists(cfg.filename)
+        and path.samefile(cfg.filename)
+    ):
+        path = path.with_stem(f"{path.stem}_dumped")
+    if path.suffix == ".py":
+        write_atomically(path, cfg.pretty_text.encode())
+        return None
+    return _DUMP(cfg, path)
+
+
+_DUMP = Config.dump
+
+
+@contextlib.contextmanager
+def atomic_local_files() -> Iterator[None]:
+    """Let mmengine write local files, checkpoints above all, whole or not at all, within the block.
+
+    Its ``LocalBackend.put``, ``LocalVisBackend.add_image`` and ``Config.dump`` write into the file that has
+    the name, so that a killed process or a full disk leaves half of it, and replace files of equal names.
+    Its other backends (s3, petrel and the like) are left alone: their services have no rename.
+
+    Can go when mmengine renames what it has written: see tests/files/test_atomic_files.py and
+    tests/train/test_kill_9.py.
+    """
+    before = type(get_file_backend(".")), VISBACKENDS.get("LocalVisBackend"), Config.dump
+    _have_mmengine_write(AtomicLocalBackend, DistinctVisBackend, _dump_config)
+    try:
+        yield
+    finally:
+        _have_mmengine_write(*before)
+
+
+def _have_mmengine_write(backend: type, vis_backend: type, dump_config: Any) -> None:
+    register_backend("local", backend, force=True, prefixes="")
+    # mmengine's functions keep the backends that they made before.
+    for key in [key for key, made in backend_instances.items() if isinstance(made, LocalBackend)]:
+        del backend_instances[key]
+    VISBACKENDS.register_module("LocalVisBackend", force=True, module=vis_backend)
+    Config.dump = dump_config
