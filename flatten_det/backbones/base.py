@@ -52,11 +52,6 @@ class _Batch(NamedTuple):
     images: Tensor
     valid: tuple[tuple[int, int], ...]
 
-    def has_shape_of(self, images: Tensor) -> bool:
-        """Whether ``images`` could be the batch, under another type or layout for instance."""
-        own = self.images.shape
-        return images.dim() == 4 and images.shape[:1] + images.shape[2:] == own[:1] + own[2:]
-
 
 _current: ContextVar[tuple[_Batch, ...]] = ContextVar("flatten_det_batches", default=())
 
@@ -114,11 +109,17 @@ def valid_sizes(images: Tensor) -> tuple[tuple[int, int], ...] | None:
     """
     batches = _current.get()
     found = [batch for batch in batches if batch.images is images]
-    found = found or [batch for batch in batches if batch.has_shape_of(images)]
+    # The same under another type or layout, for instance.
+    found = found or [batch for batch in batches if _shape(batch.images) == _shape(images)]
     if len(found) != 1:
         return None
     hw_shape, valid = tuple(images.shape[2:]), found[0].valid
     return None if all(size == hw_shape for size in valid) else valid
+
+
+def _shape(images: Tensor) -> tuple[int, ...]:
+    """``(B, H, W)`` of ``(B, C, H, W)``."""
+    return (*images.shape[:1], *images.shape[2:])
 
 
 def of_equal_size(sizes: Sequence[tuple[int, int]]) -> dict[tuple[int, int], list[int]]:
@@ -524,14 +525,11 @@ class PyramidBackbone(DenseBackbone):
     def forward_images(
         self, x: Tensor, sizes: Sequence[tuple[int, int]] | None = None
     ) -> tuple[Tensor, ...]:
-        outs = []
-        inplace = sizes is None and computes_in_place(self, x)
-        paddings = [None] * self.num_stages
+        outs, count = [], self.num_stages
+        inplace, paddings = sizes is None and computes_in_place(self, x), [None] * count
         if sizes is not None:
-            stages = slice(0, self.num_stages)
-            x, paddings = fill_padding(
-                x, sizes, self.stage_strides[stages], self.grid_sizes[stages]
-            )
+            strides, grid_sizes = self.stage_strides[:count], self.grid_sizes[:count]
+            x, paddings = fill_padding(x, sizes, strides, grid_sizes)
         for stage, padding in enumerate(paddings):
             x, hw_shape = getattr(self, f"patch_embed{stage + 1}")(x)
             x = self.before_blocks(stage, x, hw_shape, inplace, padding)
@@ -542,8 +540,7 @@ class PyramidBackbone(DenseBackbone):
                 # Convolutions see the zeros that an image alone is surrounded by.
                 x = x.masked_fill(padding.mask, 0)
             if stage in self.out_indices:
-                out = self.to_output(stage, x)
-                outs.append(as_contiguous_image(out, hw_shape))
+                outs.append(as_contiguous_image(self.to_output(stage, x), hw_shape))
             x = as_image(x, hw_shape)
         return tuple(outs)
 
@@ -555,10 +552,7 @@ class PyramidBackbone(DenseBackbone):
         inplace: bool,
         padding: Padding | None,
     ) -> Tensor:
-        """Tokens ``(B, N, C)`` on their way from the patch embedding to the blocks.
-
-        With ``inplace``, they may be overwritten.
-        """
+        """Tokens ``(B, N, C)`` on their way to the blocks; with ``inplace``, they may be overwritten."""
         return x
 
     def after_blocks(self, stage: int, x: Tensor) -> Tensor:

@@ -18,9 +18,8 @@ import threading
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from operator import is_
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -250,15 +249,8 @@ class CudaGraphs:
         return CudaGraphs, (self._module, self._strict)
 
 
-@dataclass(frozen=True)
-class _Graph:
-    """A captured pass.
-
-    Attributes:
-        images: what it reads.
-        replay: computes the outputs anew.
-        outputs: what it writes.
-    """
+class _Graph(NamedTuple):
+    """A captured pass: the images that it reads, what computes the outputs anew, and the outputs."""
 
     images: Tensor
     replay: Callable[[], object]
@@ -305,11 +297,7 @@ class Recorder:
 
 
 class _Parts:
-    """What a module consists of, for as long as its graphs hold.
-
-    Attributes:
-        inner: all modules in it.
-    """
+    """What a module consists of, for as long as its graphs hold; ``inner`` are all modules in it."""
 
     def __init__(self, module: nn.Module) -> None:
         self._modules = list(module.modules())

@@ -10,10 +10,7 @@ from torch import Tensor, nn
 from ..attention.layer_norm import layer_norm
 from .base import PyramidBackbone
 from .blocks import PatchEmbed
-from .options import (
-    NUM_STAGES,
-    check_options,
-)
+from .options import NUM_STAGES, check_options
 from .softmax_attention import CrossShapedAttention
 
 
@@ -42,7 +39,6 @@ class FLattenCSwin(PyramidBackbone):
         "small": {"embed_dims": 64, "depths": (2, 4, 32, 2), "num_heads": (2, 4, 8, 16)},
         "base": {"embed_dims": 96, "depths": (3, 6, 29, 2), "num_heads": (4, 8, 16, 32)},
     }
-
     norm_eps = 1e-5
 
     def __init__(

@@ -11,11 +11,7 @@ from torch import Tensor, nn
 from ..attention.layer_norm import layer_norm
 from ..attention.maps import resize_grid, resize_grid_to_each
 from .base import DenseBackbone, fill_padding
-from .blocks import (
-    PatchEmbed,
-    as_contiguous_image,
-    computes_in_place,
-)
+from .blocks import PatchEmbed, as_contiguous_image, computes_in_place
 from .softmax_attention import SpatialReductionAttention
 
 # Of classification; the second one is that of DeiT's distilled models.
@@ -26,12 +22,7 @@ _OF_LINEAR_ATTENTION = (".scale", ".positional_encoding", ".dwc.weight", ".dwc.b
 
 
 def _deit(embed_dims: int, num_heads: int) -> dict:
-    return {
-        "embed_dims": (embed_dims,),
-        "num_heads": (num_heads,),
-        "mlp_ratios": (4,),
-        "depths": (12,),
-    }
+    return dict(embed_dims=(embed_dims,), num_heads=(num_heads,), mlp_ratios=(4,), depths=(12,))
 
 
 @MODELS.register_module()
@@ -67,14 +58,10 @@ class FLattenDeiT(DenseBackbone):
         **options: Any,
     ) -> None:
         super().__init__(arch, attn_types, (0,), **options)
-        (dim,), (grid_size,), (mlp_ratio,) = (
-            self.feature_dims,
-            self.grid_sizes,
-            self.fields["mlp_ratios"],
-        )
+        (dim,), (height, width) = self.feature_dims, self.grid_sizes[0]
         self.patch_embed = PatchEmbed(self.in_channels, dim, *self.stage_strides, norm=False)
-        self.pos_embed = nn.Parameter(torch.zeros(1, grid_size[0] * grid_size[1], dim))
-        self.blocks = self.make_blocks(0, mlp_ratio)
+        self.pos_embed = nn.Parameter(torch.zeros(1, height * width, dim))
+        self.blocks = self.make_blocks(0, *self.fields["mlp_ratios"])
         self.norm = nn.LayerNorm(dim, eps=self.norm_eps)
         self.finish()
 

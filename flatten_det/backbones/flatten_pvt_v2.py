@@ -41,7 +41,6 @@ class FLattenPVTv2(PVTFamily):
         "b4": _pvt_v2((3, 8, 27, 3)),
         "b5": _pvt_v2((3, 6, 40, 3), mlp_ratios=(4, 4, 4, 4)),
     }
-
     mlp_conv = True
 
     @staticmethod

@@ -10,14 +10,8 @@ from torch import Tensor, nn
 from ..attention.layer_norm import layer_norm
 from ..attention.maps import pad_to_multiple
 from .base import DenseBackbone
-from .blocks import (
-    PatchEmbed,
-    as_contiguous_image,
-    computes_in_place,
-)
-from .options import (
-    check_options,
-)
+from .blocks import PatchEmbed, as_contiguous_image, computes_in_place
+from .options import check_options
 from .softmax_attention import ShiftedWindowAttention
 
 
@@ -86,7 +80,6 @@ class FLattenSwin(DenseBackbone):
         "small": {"embed_dims": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)},
         "base": {"embed_dims": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)},
     }
-
     norm_eps = 1e-5
 
     def __init__(

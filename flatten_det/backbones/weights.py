@@ -22,12 +22,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..attention import resize_grid
-from ..errors import CheckpointError
+from ..errors import CheckpointError, listed
 from ..files.atomic import write_atomically
 from ..files.checkpoints import load_as_data, read_checkpoint
 from .names import BACKBONES, build_backbone
-
-MAX_LISTED, MAX_LENGTH = 40, 300
 
 
 @dataclass
@@ -129,10 +127,8 @@ def _fit(name: str, value: Tensor, shape: torch.Size, grids: dict[str, tuple[int
     return value
 
 
-def _listing(items: list[str], separator: str = ", ") -> str:
-    shown = separator.join(item[:MAX_LENGTH] for item in items[:MAX_LISTED])
-    more = len(items) - MAX_LISTED
-    return f"{shown}{separator}... and {more} more" if more > 0 else shown
+def _listing(keys: list[str], separator: str = ", ") -> str:
+    return listed([key[:300] for key in keys], 40, separator)
 
 
 class ExplainedInit(PretrainedInit):
@@ -243,10 +239,8 @@ OFFICIAL_CHECKPOINTS = {
 
 
 SUFFIXES = (".pth", ".safetensors")
-_MARK = {
-    "format": "pt",
-    "written_by": "flatten_det.checkpoints.convert",
-}  # and not by anybody else.
+# Of the files that we wrote, and nobody else: part of their format, whatever this module is called.
+_MARK = {"format": "pt", "written_by": "flatten_det.checkpoints.convert"}
 
 
 def convert_checkpoint(
@@ -277,7 +271,8 @@ def convert_checkpoint(
     if destination.suffix not in SUFFIXES:
         raise ValueError(f"{destination}: the file must end in {' or '.join(SUFFIXES)}")
     destination = destination.resolve()  # The file that a link names, rather than the link.
-    _check_is_free(destination, source)
+    if destination.exists():
+        _check_may_be_replaced(destination, Path(source).expanduser())
     state = read_checkpoint(source)
     backbone = backbone or identify_backbone(state, source)
     changes = {} if img_size is None else {"pretrain_img_size": img_size}
@@ -316,11 +311,8 @@ def _without_values(name: str) -> nn.Module:
         return build_backbone(name)
 
 
-def _check_is_free(destination: Path, source: str | Path) -> None:
-    if not destination.exists():
-        return
-    name = Path(source).expanduser()
-    if name.exists() and name.samefile(destination):
+def _check_may_be_replaced(destination: Path, source: Path) -> None:
+    if source.exists() and source.samefile(destination):
         raise CheckpointError(
             f"{destination}: this is the checkpoint itself, of which the backbone alone would be left: "
             "choose another name for the result"
