@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class CpuRecorder:
-    """In place of ``flatten_det.backbones.cuda_graphs.Recorder``; it counts."""
+    """In place of ``flatten_det.backbones.cuda.Recorder``; it counts."""
 
     device_type = "cpu"
     captured = replayed = 0

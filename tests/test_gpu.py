@@ -219,10 +219,10 @@ def graphed(monkeypatch):
     pytest.importorskip("mmengine")
     from graph_recorder import CpuRecorder
 
-    from flatten_det.backbones import build_backbone, cuda_graphs, use_cuda_graphs
+    from flatten_det.backbones import build_backbone, cuda, use_cuda_graphs
 
     if DEVICE == "cpu":
-        monkeypatch.setattr(cuda_graphs, "Recorder", CpuRecorder)
+        monkeypatch.setattr(cuda, "Recorder", CpuRecorder)
 
     def make(name: str, **options):
         torch.manual_seed(0)

@@ -6,7 +6,7 @@ import sys
 import _tool
 
 from flatten_det.backbones import BACKBONES
-from flatten_det.backbones.convert import SUFFIXES, convert_checkpoint
+from flatten_det.backbones.weights import SUFFIXES, convert_checkpoint
 from flatten_det.cli import add_debug_option, add_trust_option
 
 

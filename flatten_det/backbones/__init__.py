@@ -1,6 +1,6 @@
 """Backbones of the FLatten Transformer; importing this registers them in mmengine's ``MODELS``."""
 
-from .cuda_graphs import use_cuda_graphs
+from .base import use_cuda_graphs
 from .flatten_cswin import FLattenCSwin
 from .flatten_deit import FLattenDeiT
 from .flatten_pvt import FLattenPVT

@@ -1,53 +1,289 @@
-"""What the dense backbones share: initialisation, official checkpoints, freezing."""
+"""The base of the backbones, and how they see a padded batch.
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+Frameworks pad the images of a batch to the largest one. Attention over the whole map would mix the padding
+into every token, and the prediction for an image would depend on its batch mates. So padding has no part in
+keys, queries, norms or convolutions, and learned grids fit each image's own map. There are two ways, between
+which :meth:`DenseBackbone.computes_padded` decides:
 
+- Images go through the backbone without their padding, those of one size together (:func:`apply_to_valid`).
+  Nothing is computed that nobody needs.
+- All go through it at once, and every layer that looks beyond a token knows what is padding
+  (:func:`fill_padding`). On a GPU, launches cost more than padding does.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from inspect import Parameter, signature
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from timm.models import group_parameters
+from timm.models._manipulate import MATCH_PREV_GROUP
 from torch import Tensor, nn
 
 from ..attention import FocusedLinearAttention
-from .autocast_weights import AutocastWeights
-from .init_cfg import ExplainedModule
-from .valid_region import apply_to_valid, valid_sizes
+from ..attention.maps import Padding, as_image, is_padding, shares_of_grid
+from .blocks import TransformerBlock, as_contiguous_image, compile_blocks, computes_in_place
+from .cuda import AutocastWeights, replay_forward
+from .options import (
+    check_attn_types,
+    check_frozen_stages,
+    check_options,
+    check_out_indices,
+    checkpoint_policies,
+    drop_path_rates,
+    map_sizes,
+    resolve_arch,
+    stage_dims,
+)
+from .weights import ExplainedModule
 
-_NOT_DECAYING = (".scale", ".relative_position_bias_table")
 NORM_LAYERS = (nn.LayerNorm, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
+_NOT_DECAYING = (".scale", ".relative_position_bias_table")
+
+
+class _Batch(NamedTuple):
+    """Of the model that is being called: ``images (B, 3, H, W)``, and ``(h, w)`` of what is valid in each."""
+
+    images: Tensor
+    valid: tuple[tuple[int, int], ...]
+
+
+_current: ContextVar[tuple[_Batch, ...]] = ContextVar("flatten_det_batches", default=())
+
+
+@contextmanager
+def valid_regions(images: object, data_samples: object) -> Iterator[None]:
+    """For the time of a model's call, what its data samples say about its images.
+
+    Args:
+        images: what the model is called with: ``(B, 3, H, W)``, or a dict of such, as the branches of
+            semi-supervised detectors are; anything else says nothing.
+        data_samples: with ``img_shape``, one for each image, in a dict with the same keys for a dict of
+            images; anything else says nothing.
+    """
+    token = _current.set(tuple(_read(images, data_samples)))
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def _read(images: object, data_samples: object) -> Iterator[_Batch]:
+    if isinstance(images, Mapping) and isinstance(data_samples, Mapping):
+        for key in images.keys() & data_samples.keys():
+            yield from _read(images[key], data_samples[key])
+        return
+    if not isinstance(images, Tensor) or images.dim() != 4:
+        return
+    valid = sizes_within(images, data_samples, "img_shape")
+    if valid is not None:
+        yield _Batch(images, valid)
+
+
+def sizes_within(
+    images: Tensor, data_samples: object, name: str
+) -> tuple[tuple[int, int], ...] | None:
+    """``(h, w)`` that each of the data samples has under a name.
+
+    None unless there is one for each of ``images (B, C, H, W)``, not larger than ``(H, W)``.
+    """
+    if not isinstance(data_samples, Sequence) or len(data_samples) != len(images):
+        return None
+    shapes = [getattr(sample, name, None) for sample in data_samples]
+    height, width = images.shape[2:]
+    for shape in shapes:
+        if shape is None or not (0 < shape[0] <= height and 0 < shape[1] <= width):
+            return None
+    return tuple((int(h), int(w)) for h, w, *_ in shapes)
+
+
+def valid_sizes(images: Tensor) -> tuple[tuple[int, int], ...] | None:
+    """``(h, w)`` of the image in each of ``images (B, C, H, W)``; None where nothing is padded or known.
+
+    Inputs of another size than the model's own, such as the crops of sliding windows, are not known.
+    """
+    batches = _current.get()
+    found = [batch for batch in batches if batch.images is images]
+    # The same under another type or layout, for instance.
+    found = found or [batch for batch in batches if _shape(batch.images) == _shape(images)]
+    if len(found) != 1:
+        return None
+    hw_shape, valid = tuple(images.shape[2:]), found[0].valid
+    return None if all(size == hw_shape for size in valid) else valid
+
+
+def _shape(images: Tensor) -> tuple[int, ...]:
+    """``(B, H, W)`` of ``(B, C, H, W)``."""
+    return (*images.shape[:1], *images.shape[2:])
+
+
+def of_equal_size(sizes: Sequence[tuple[int, int]]) -> dict[tuple[int, int], list[int]]:
+    """The indices of each size, in the order of the first ones."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for index, size in enumerate(sizes):
+        groups.setdefault(size, []).append(index)
+    return groups
+
+
+def apply_to_valid(
+    backbone: Callable[[Tensor], tuple[Tensor, ...]],
+    images: Tensor,
+    sizes: Sequence[tuple[int, int]],
+    strides: Sequence[int],
+) -> tuple[Tensor, ...]:
+    """Feature maps of padded images, computed without the padding and zero there.
+
+    Args:
+        backbone: from images to one map for each of ``strides``.
+        images: ``(B, C, H, W)``.
+        sizes: ``(h, w)`` of the image in each.
+        strides: s of the maps, in pixels.
+
+    Returns:
+        ``(B, C_i, ceil(H/s), ceil(W/s))`` for each stride; what lies beyond ``ceil(h/s)`` and
+        ``ceil(w/s)`` is zero.
+    """
+    groups = of_equal_size(sizes)
+    of_groups = []
+    for (height, width), members in groups.items():
+        own = images[:, :, :height, :width]
+        of_groups.append(backbone(own if len(groups) == 1 else own[members]))
+    places = [index for members in groups.values() for index in members]
+    is_in_order = places == sorted(places)
+    order = None if is_in_order else torch.tensor(places).argsort().to(images.device)
+    outs = []
+    for stride, *parts in zip(strides, *of_groups, strict=True):
+        height, width = (-(-size // stride) for size in images.shape[2:])
+        padded = [
+            F.pad(part, (0, width - part.shape[3], 0, height - part.shape[2])) for part in parts
+        ]
+        out = padded[0] if len(padded) == 1 else torch.cat(padded)
+        outs.append(out if order is None else out[order])
+    return tuple(outs)
+
+
+def fill_padding(
+    images: Tensor,
+    sizes: Sequence[tuple[int, int]],
+    strides: Sequence[int],
+    grid_sizes: Sequence[tuple[int, int]],
+) -> tuple[Tensor, list[Padding]]:
+    """Images with zeros in their padding, and what is padding of their feature maps.
+
+    Args:
+        images: ``(B, C, H, W)``.
+        sizes: ``(h, w)`` of the image in each.
+        strides: s of the maps ``(ceil(H/s), ceil(W/s))``, in pixels.
+        grid_sizes: of the learned grids on the maps.
+    """
+    device, hw_shape = images.device, tuple(images.shape[2:])
+    # One transfer, which waits for nothing, and few operations: launches are what is to be saved.
+    of_maps = [[[-(-x // s) for x in size] for size in sizes] for s in strides]
+    grids = [[size] * len(sizes) for size in grid_sizes]
+    values = torch.tensor([sizes, *of_maps, *grids], dtype=torch.int32)
+    values = values.to(device, non_blocking=True)
+    size_of_images, size_of_maps, grids = values.split((1, len(strides), len(strides)))
+    of_images = is_padding(size_of_images[0], hw_shape)
+    longest = -(-max(hw_shape) // min(strides))
+    shares = shares_of_grid(size_of_maps, grids, longest, max(max(x) for x in grid_sizes))
+    paddings = []
+    for own, (h, w), s, size in zip(shares, grid_sizes, strides, size_of_maps, strict=True):
+        # A token with a valid pixel at its top left has one at all.
+        mask = of_images[:, ::s, ::s]
+        _, height, width = mask.shape
+        rows, columns = own[:, 0, :height, :h], own[:, 1, :width, :w].contiguous()
+        paddings.append(Padding(size, mask.flatten(1).unsqueeze(-1), rows, columns))
+    return images.masked_fill(of_images.unsqueeze(1), 0), paddings
 
 
 class DenseBackbone(ExplainedModule):
     """Base of all families: one feature map for each stage that is returned.
 
+    A family's constructor takes what differs, and hands on the options that mean the same in all of them:
+    those by keyword.
+
     Attributes:
+        arch_zoo: architectures by name, the smallest first.
         stage_strides: of the stages' maps, in pixels.
+        norm_eps: of the blocks' norms.
+        mlp_conv: whether the blocks' MLPs have a depthwise convolution.
         feature_dims: channels of the stages' maps.
         out_indices: the stages that are returned, ascending.
 
     Args:
-        frozen_stages: -1: nothing is frozen; 0: the patch embedding; n: it and the first n stages.
+        arch: a name in ``arch_zoo``, or a dict that changes single fields of ``base`` (default: the
+            smallest). One number a stage in tuples.
+        attn_types: per stage ``'L'``: focused linear attention, ``'S'``: the original's softmax attention.
+        out_indices: stages to return, ascending, or one. Later stages are not built.
+        in_channels: of the image.
+        focusing_factor: the power p of the focused map.
+        kernel_size: of the depthwise convolution of V; 0: none.
+        qkv_bias: bias of the query, key and value projections.
+        drop_path_rate: stochastic depth, growing linearly from 0 to this over the blocks.
+        pretrain_img_size: pixels, an int or ``(H, W)``: the learned grids live on its maps and are
+            resized to the map at hand.
+        frozen_stages: -1: nothing is frozen; 0: the embedding of patches and positions; n: it and the
+            first n stages.
         norm_eval: keep the norm layers in evaluation mode during training.
-        mask_padding: compute images without the padding of their batch; see :mod:`.valid_region`.
+        mask_padding: in a detector or segmentor, compute images without the padding of their batch, so
+            that what is predicted for one does not depend on the others; False: padding is taken for image.
+        with_cp: activation checkpointing: compute each block again in the backward pass to save memory, or
+            ``dict(policy='mlp', stages=(0, 1))``; see :mod:`.blocks` for the policies.
+        compile: run the blocks through ``torch.compile``: True, or its options; see
+            :func:`.blocks.compile_blocks`.
         init_cfg: ``dict(type='Pretrained', checkpoint=...)`` loads a classification checkpoint of the
             original release as it was downloaded, or one saved from this class; or any other of
             mmengine's, or a list of them.
-        pretrained: such a checkpoint, instead of ``init_cfg``.
+        pretrained: such a checkpoint, instead of ``init_cfg``, as MMSegmentation's segmentors pass it on.
+        convert_weights: as of MMDetection's backbones; official files are converted in any case.
 
     Raises:
-        ValueError: for both ``init_cfg`` and ``pretrained``, or one that names no file.
+        ValueError: for arguments that describe no network, for both ``init_cfg`` and ``pretrained``, or
+            one that names no file.
     """
 
+    arch_zoo: ClassVar[dict[str, dict]]
     stage_strides: ClassVar[tuple[int, ...]] = (4, 8, 16, 32)
+    norm_eps: ClassVar[float] = 1e-6
+    mlp_conv: ClassVar[bool] = False
     feature_dims: tuple[int, ...]
     out_indices: tuple[int, ...]
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Put the common options into the family's signature, in place of ``**options``."""
+        super().__init_subclass__(**kwargs)
+        own = list(signature(cls.__init__).parameters.values())[1:]
+        own = [p for p in own if p.kind is not Parameter.VAR_KEYWORD]
+        common = signature(DenseBackbone.__init__).parameters.values()
+        names = {p.name for p in own}
+        common = [p for p in common if p.kind is Parameter.KEYWORD_ONLY and p.name not in names]
+        cls.__signature__ = signature(cls.__init__).replace(parameters=[*own, *common])
+
     def __init__(
         self,
-        frozen_stages: int,
-        norm_eval: bool,
-        mask_padding: bool,
-        init_cfg: Mapping | Sequence[Mapping] | None,
-        pretrained: str | None,
+        arch: str | Mapping[str, Any],
+        attn_types: Sequence[str],
+        out_indices: int | Sequence[int],
+        *,
+        in_channels: int = 3,
+        focusing_factor: float = 3,
+        kernel_size: int = 5,
+        qkv_bias: bool = True,
+        drop_path_rate: float = 0.0,
+        pretrain_img_size: int | Sequence[int] = 224,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        mask_padding: bool = True,
+        with_cp: bool | Mapping[str, Any] = False,
+        compile: bool | Mapping[str, Any] = False,
+        init_cfg: Mapping | Sequence[Mapping] | None = None,
+        pretrained: str | None = None,
+        convert_weights: bool = True,
     ) -> None:
         if pretrained is not None:
             if init_cfg or not isinstance(pretrained, str):
@@ -57,10 +293,67 @@ class DenseBackbone(ExplainedModule):
                 )
             init_cfg = dict(type="Pretrained", checkpoint=pretrained)
         super().__init__(init_cfg)
-        self.mask_padding = mask_padding
-        self.frozen_stages = frozen_stages
-        self.norm_eval = norm_eval
+        check_options(locals())
+        total = len(self.stage_strides)
+        self.arch = arch
+        self.fields = resolve_arch(arch, self.arch_zoo)
+        self.attn_types = check_attn_types(attn_types, total)
+        self.out_indices = check_out_indices(out_indices)
+        self.num_stages = self.out_indices[-1] + 1
+        self.feature_dims = stage_dims(self.fields)[: self.num_stages]
+        self.grid_sizes = map_sizes(pretrain_img_size, self.stage_strides)
+        self.in_channels, self.qkv_bias = in_channels, qkv_bias
+        self.frozen_stages = check_frozen_stages(frozen_stages, total)
+        self.norm_eval, self.mask_padding = norm_eval, mask_padding
+        self._linear_options = dict(focusing_factor=focusing_factor, kernel_size=kernel_size)
+        self._cp_policies = checkpoint_policies(with_cp, total)
+        self._drop_paths = drop_path_rates(drop_path_rate, self.fields["depths"])
+        self._compile_options = compile
         self._autocast_weights = AutocastWeights()
+
+    def make_attention(self, stage: int, index: int) -> nn.Module:
+        """The attention of a stage's block of an index: by ``attn_types``, linear or the original's."""
+        raise NotImplementedError
+
+    def linear_attention(self, stage: int, **own: Any) -> FocusedLinearAttention:
+        """A stage's focused linear attention, with arguments that the family has of its own."""
+        return FocusedLinearAttention(
+            self.feature_dims[stage],
+            self.fields["num_heads"][stage],
+            grid_size=self.grid_sizes[stage],
+            qkv_bias=self.qkv_bias,
+            **self._linear_options,
+            **own,
+        )
+
+    def make_blocks(self, stage: int, mlp_ratio: float) -> nn.ModuleList:
+        """The blocks of a stage; ``mlp_ratio`` is hidden channels / channels."""
+        return nn.ModuleList(
+            TransformerBlock(
+                self.feature_dims[stage],
+                self.make_attention(stage, index),
+                mlp_ratio,
+                drop_path=rate,
+                norm_eps=self.norm_eps,
+                cp_policy=self._cp_policies[stage],
+                mlp_conv=self.mlp_conv,
+            )
+            for index, rate in enumerate(self._drop_paths[stage])
+        )
+
+    def finish(self) -> None:
+        """What a constructor ends with: random weights, frozen stages, compiled blocks."""
+        for name, parameter in self.named_parameters():
+            # Tables of positions; `scale` and `positional_encoding` start at zero as in the original.
+            if "pos_embed" in name or "relative_position_bias_table" in name:
+                trunc_normal_(parameter, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        self.freeze()
+        compile_blocks(self, self._compile_options)
 
     @property
     def out_channels(self) -> tuple[int, ...]:
@@ -94,7 +387,7 @@ class DenseBackbone(ExplainedModule):
         With ``sizes``, the ``(h, w)`` of the image in each of ``x``, the rest of ``x`` is left out and its
         maps are zero. Within the call of a detector or segmentor they are known, with ``mask_padding``.
         """
-        with self._autocast_weights.used_by(self, x):
+        with self._autocast_weights.used_by(self, x) if x.is_cuda else nullcontext():
             if sizes is None:
                 return self.forward_images(x)
             if len(set(sizes)) > 1 and self.computes_padded(x):
@@ -163,17 +456,6 @@ class DenseBackbone(ExplainedModule):
             if isinstance(module, FocusedLinearAttention)
         }
 
-    def _init_from_scratch(self) -> None:
-        for name, parameter in self.named_parameters():
-            # Tables of positions; `scale` and `positional_encoding` start at zero as in the original.
-            if "pos_embed" in name or "relative_position_bias_table" in name:
-                trunc_normal_(parameter, std=0.02)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-
     def freeze(self) -> None:
         """Stop the gradients of the frozen stages and put them into evaluation mode."""
         for part in self.frozen_modules():
@@ -205,3 +487,107 @@ class DenseBackbone(ExplainedModule):
                 if isinstance(module, NORM_LAYERS):
                     module.eval()
         return self
+
+
+def use_cuda_graphs(model: nn.Module) -> None:
+    """Let the backbones within ``model`` replay CUDA graphs at inference, see :class:`.cuda.CudaGraphs`.
+
+    Raises:
+        ValueError: if none of its modules is a backbone of this package.
+    """
+    backbones = [module for module in model.modules() if isinstance(module, DenseBackbone)]
+    if not backbones:
+        raise ValueError("CUDA graphs are for backbones of flatten_det, and the model has none")
+    for backbone in backbones:
+        replay_forward(backbone)
+
+
+class PyramidBackbone(DenseBackbone):
+    """Base of PVT, PVTv2 and CSwin: four stages of tokens, each a patch embedding and blocks.
+
+    Stages are numbered from 1: ``patch_embed1``, ``block1`` (a list), and what a subclass adds to them.
+    Numbered attributes instead of a list keep the official parameter names.
+    """
+
+    def add_stages(self, mlp_ratios: Sequence[float]) -> None:
+        """Build the patch embeddings and the blocks; ``mlp_ratios`` are hidden channels / channels."""
+        dims = (self.in_channels, *self.feature_dims)
+        for stage in range(self.num_stages):
+            embedding = self.make_patch_embed(stage, *dims[stage : stage + 2])
+            setattr(self, f"patch_embed{stage + 1}", embedding)
+            setattr(self, f"block{stage + 1}", self.make_blocks(stage, mlp_ratios[stage]))
+
+    @staticmethod
+    def make_patch_embed(stage: int, in_channels: int, embed_dims: int) -> nn.Module:
+        """The patch embedding of a stage (0 to 3)."""
+        raise NotImplementedError
+
+    def forward_images(
+        self, x: Tensor, sizes: Sequence[tuple[int, int]] | None = None
+    ) -> tuple[Tensor, ...]:
+        outs, count = [], self.num_stages
+        inplace, paddings = sizes is None and computes_in_place(self, x), [None] * count
+        if sizes is not None:
+            strides, grid_sizes = self.stage_strides[:count], self.grid_sizes[:count]
+            x, paddings = fill_padding(x, sizes, strides, grid_sizes)
+        for stage, padding in enumerate(paddings):
+            x, hw_shape = getattr(self, f"patch_embed{stage + 1}")(x)
+            x = self.before_blocks(stage, x, hw_shape, inplace, padding)
+            for block in getattr(self, f"block{stage + 1}"):
+                x = block(x, hw_shape, inplace, padding)
+            x = self.after_blocks(stage, x)
+            if padding is not None:
+                # Convolutions see the zeros that an image alone is surrounded by.
+                x = x.masked_fill(padding.mask, 0)
+            if stage in self.out_indices:
+                outs.append(as_contiguous_image(self.to_output(stage, x), hw_shape))
+            x = as_image(x, hw_shape)
+        return tuple(outs)
+
+    def before_blocks(
+        self,
+        stage: int,
+        x: Tensor,
+        hw_shape: tuple[int, int],
+        inplace: bool,
+        padding: Padding | None,
+    ) -> Tensor:
+        """Tokens ``(B, N, C)`` on their way to the blocks; with ``inplace``, they may be overwritten."""
+        return x
+
+    def after_blocks(self, stage: int, x: Tensor) -> Tensor:
+        """Tokens ``(B, N, C)`` on their way to the next stage and to the output."""
+        return x
+
+    def to_output(self, stage: int, x: Tensor) -> Tensor:
+        """Tokens ``(B, N, C)`` on their way to the output alone."""
+        return x
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        stem = r"^(?:patch|pos)_embed1\b"
+        if coarse:
+            return dict(stem=stem, blocks=[(r"^(?:patch_embed|pos_embed|block|norm)(\d)", None)])
+        return dict(
+            stem=stem,
+            blocks=[
+                (r"^(?:patch|pos)_embed(\d)", (0,)),
+                (r"^block(\d)\.(\d+)", None),
+                (r"^norm(\d)", MATCH_PREV_GROUP),
+            ],
+        )
+
+    def frozen_modules(self) -> Iterable[nn.Module | nn.Parameter]:
+        for name, part in (*self.named_children(), *self.named_parameters(recurse=False)):
+            is_embedding = name in ("patch_embed1", "pos_embed1")
+            if (0 if is_embedding else _stage_number(name)) <= self.frozen_stages:
+                yield part
+
+    def is_beyond(self, name: str) -> bool:
+        """Whether a parameter belongs to a stage after the last of ``out_indices``."""
+        return _stage_number(name.split(".")[0]) > self.num_stages
+
+
+def _stage_number(name: str) -> int:
+    """1 to 4 for ``patch_embed1`` … ``norm4``; 0 for names without a stage."""
+    match = re.fullmatch(r"(?:patch_embed|pos_embed|block|norm)([1-4])", name)
+    return int(match.group(1)) if match else 0

@@ -8,21 +8,12 @@ from mmengine.registry import MODELS
 from timm.models._manipulate import MATCH_PREV_GROUP
 from torch import Tensor, nn
 
-from ..attention import FocusedLinearAttention
 from ..attention.layer_norm import layer_norm
 from ..attention.maps import resize_grid, resize_grid_to_each
-from .arch import check_attn_types, check_frozen_stages, drop_path_rates, map_sizes, resolve_arch
-from .base import DenseBackbone
-from .block import TransformerBlock
-from .checkpointing import checkpoint_policies
-from .compiling import compile_blocks
-from .in_place import as_contiguous_image, computes_in_place
-from .options import check_options
-from .patch_embed import PatchEmbed
+from .base import DenseBackbone, fill_padding
+from .blocks import PatchEmbed, as_contiguous_image, computes_in_place
 from .softmax_attention import SpatialReductionAttention
-from .valid_region import fill_padding
 
-_STRIDE = 16
 # Of classification; the second one is that of DeiT's distilled models.
 _EXTRA_TOKENS = ("cls_token", "dist_token")
 _HEADS = ("head.", "head_dist.")
@@ -31,12 +22,7 @@ _OF_LINEAR_ATTENTION = (".scale", ".positional_encoding", ".dwc.weight", ".dwc.b
 
 
 def _deit(embed_dims: int, num_heads: int) -> dict:
-    return {
-        "embed_dims": (embed_dims,),
-        "num_heads": (num_heads,),
-        "mlp_ratios": (4,),
-        "depths": (12,),
-    }
+    return dict(embed_dims=(embed_dims,), num_heads=(num_heads,), mlp_ratios=(4,), depths=(12,))
 
 
 @MODELS.register_module()
@@ -54,28 +40,8 @@ class FLattenDeiT(DenseBackbone):
     Args:
         arch: ``'tiny'``, ``'small'``, ``'base'``, or a dict that changes single fields (``embed_dims,
             num_heads, mlp_ratios, depths``, each a tuple of one value) of ``base`` (default ``'tiny'``).
-        in_channels: of the image.
         attn_types: ``'L'``: focused linear attention, ``'S'``: softmax attention, in all blocks.
-        focusing_factor: the power p of the focused map.
-        kernel_size: of the depthwise convolution of V; 0: none.
-        qkv_bias: bias of the query, key and value projections.
-        drop_path_rate: stochastic depth, growing linearly from 0 to this over the blocks.
-        pretrain_img_size: pixels, an int or ``(H, W)``: the learned grids live on its map and are resized
-            to the map at hand.
-        frozen_stages: -1: nothing is frozen; 0: the embedding of patches and positions; 1: everything.
-        norm_eval: keep the norm layers in evaluation mode during training.
-        mask_padding: in a detector or segmentor, compute images without the padding of their batch, so
-            that what is predicted for one does not depend on the others; False: padding is taken for image.
-        with_cp: activation checkpointing: compute each block again in the backward pass to save memory, or
-            ``dict(policy='mlp')``; see :mod:`.checkpointing` for the policies.
-        compile: run the blocks through ``torch.compile``: True, or its options; see :mod:`.compiling`.
-        init_cfg: ``dict(type='Pretrained', checkpoint=...)`` loads a classification checkpoint of DeiT,
-            or one saved from this class.
-        pretrained: the same, as MMSegmentation's segmentors pass it on.
-        convert_weights: as of MMDetection's backbones; official files are converted in any case.
-
-    Raises:
-        ValueError: for arguments that describe no network.
+        options: see :class:`.base.DenseBackbone`.
     """
 
     arch_zoo: ClassVar[dict[str, dict]] = {
@@ -83,67 +49,27 @@ class FLattenDeiT(DenseBackbone):
         "small": _deit(embed_dims=384, num_heads=6),
         "base": _deit(embed_dims=768, num_heads=12),
     }
-    stage_strides: ClassVar[tuple[int, ...]] = (_STRIDE,)
-    out_indices = (0,)
+    stage_strides: ClassVar[tuple[int, ...]] = (16,)
 
     def __init__(
         self,
         arch: str | Mapping[str, Any] = "tiny",
-        in_channels: int = 3,
         attn_types: Sequence[str] = "L",
-        focusing_factor: float = 3,
-        kernel_size: int = 5,
-        qkv_bias: bool = True,
-        drop_path_rate: float = 0.0,
-        pretrain_img_size: int | Sequence[int] = 224,
-        frozen_stages: int = -1,
-        norm_eval: bool = False,
-        mask_padding: bool = True,
-        with_cp: bool | Mapping[str, Any] = False,
-        compile: bool | Mapping[str, Any] = False,
-        init_cfg: Mapping | Sequence[Mapping] | None = None,
-        pretrained: str | None = None,
-        convert_weights: bool = True,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            check_frozen_stages(frozen_stages, 1), norm_eval, mask_padding, init_cfg, pretrained
-        )
-        self.arch = arch
-        check_options(locals())
-        fields = resolve_arch(arch, self.arch_zoo)
-        (attn_type,) = check_attn_types(attn_types, 1)
-        (cp_policy,) = checkpoint_policies(with_cp, 1)
-        (rates,) = drop_path_rates(drop_path_rate, fields["depths"])
-        (dim,), (heads,), (mlp_ratio,) = (
-            fields[name] for name in ("embed_dims", "num_heads", "mlp_ratios")
-        )
-        self.grid_size = map_sizes(pretrain_img_size)[2]  # of stride 16
-        self.feature_dims = (dim,)
+        super().__init__(arch, attn_types, (0,), **options)
+        (dim,), (height, width) = self.feature_dims, self.grid_sizes[0]
+        self.patch_embed = PatchEmbed(self.in_channels, dim, *self.stage_strides, norm=False)
+        self.pos_embed = nn.Parameter(torch.zeros(1, height * width, dim))
+        self.blocks = self.make_blocks(0, *self.fields["mlp_ratios"])
+        self.norm = nn.LayerNorm(dim, eps=self.norm_eps)
+        self.finish()
 
-        def attention() -> nn.Module:
-            if attn_type == "S":
-                return SpatialReductionAttention(dim, heads, sr_ratio=1, qkv_bias=qkv_bias)
-            return FocusedLinearAttention(
-                dim,
-                heads,
-                grid_size=self.grid_size,
-                qkv_bias=qkv_bias,
-                focusing_factor=focusing_factor,
-                kernel_size=kernel_size,
-            )
-
-        self.patch_embed = PatchEmbed(in_channels, dim, stride=_STRIDE, norm=False)
-        self.pos_embed = nn.Parameter(torch.zeros(1, self.grid_size[0] * self.grid_size[1], dim))
-        self.blocks = nn.ModuleList(
-            TransformerBlock(
-                dim, attention(), mlp_ratio, drop_path=rate, norm_eps=1e-6, cp_policy=cp_policy
-            )
-            for rate in rates
-        )
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self._init_from_scratch()
-        self.freeze()
-        compile_blocks(self, compile)
+    def make_attention(self, stage: int, index: int) -> nn.Module:
+        if self.attn_types[stage] == "L":
+            return self.linear_attention(stage)
+        heads = self.fields["num_heads"][stage]
+        return SpatialReductionAttention(self.feature_dims[stage], heads, 1, self.qkv_bias)
 
     def computes_padded(self, x: Tensor) -> bool:
         return x.is_cuda
@@ -153,10 +79,10 @@ class FLattenDeiT(DenseBackbone):
     ) -> tuple[Tensor, ...]:
         inplace, padding = sizes is None and computes_in_place(self, x), None
         if sizes is not None:
-            x, (padding,) = fill_padding(x, sizes, self.strides, [self.grid_size])
-        x, hw_shape = self.patch_embed(x, inplace)
+            x, (padding,) = fill_padding(x, sizes, self.strides, self.grid_sizes)
+        x, hw_shape = self.patch_embed(x)
         if padding is None:
-            x = x + resize_grid(self.pos_embed, self.grid_size, hw_shape)
+            x = x + resize_grid(self.pos_embed, self.grid_sizes[0], hw_shape)
         else:
             x = x + resize_grid_to_each(self.pos_embed, padding)
         for block in self.blocks:
@@ -179,7 +105,7 @@ class FLattenDeiT(DenseBackbone):
             yield from (self.blocks, self.norm)
 
     def grid_shapes(self) -> dict[str, tuple[int, int]]:
-        return super().grid_shapes() | {"pos_embed": self.grid_size}
+        return super().grid_shapes() | {"pos_embed": self.grid_sizes[0]}
 
     def optional_keys(self) -> set[str]:
         return {name for name in self.state_dict() if name.endswith(_OF_LINEAR_ATTENTION)}

@@ -1,15 +1,62 @@
-"""FLatten-PVT, and PVT itself as its softmax baseline."""
+"""FLatten-PVT, PVT itself as its softmax baseline, and what PVTv2 shares with them."""
 
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ..attention import FocusedLinearAttention
 from ..attention.maps import GridRows, Padding, resize_grid, resize_grid_to_each
-from .in_place import row_portions
-from .patch_embed import PatchEmbed
-from .pvt_family import PVTFamily
+from ..attention.tiles import tiles
+from .base import PyramidBackbone
+from .blocks import PatchEmbed
+from .options import check_options
+from .softmax_attention import SpatialReductionAttention
+
+
+class PVTFamily(PyramidBackbone):
+    """Base of PVT and PVTv2.
+
+    Args:
+        arch: a name in ``arch_zoo`` (None: the smallest), or a dict that changes single fields
+            (``embed_dims, num_heads, mlp_ratios, depths``, four values each, and ``sr_ratios`` of the
+            softmax stages) of ``base`` (default: the smallest).
+        out_indices, attn_types, options: see :class:`.base.DenseBackbone`; the softmax attention is that
+            with spatially reduced keys and values.
+        la_sr_ratios: spatial reduction of keys and values in the linear stages (the original: none).
+    """
+
+    def __init__(
+        self,
+        arch: str | Mapping[str, Any] | None = None,
+        out_indices: int | Sequence[int] = (0, 1, 2, 3),
+        attn_types: Sequence[str] = ("L", "L", "L", "L"),
+        la_sr_ratios: Sequence[int] = (1, 1, 1, 1),
+        **options: Any,
+    ) -> None:
+        check_options(dict(la_sr_ratios=la_sr_ratios))
+        arch = next(iter(self.arch_zoo)) if arch is None else arch
+        super().__init__(arch, attn_types, out_indices, **options)
+        self.la_sr_ratios = la_sr_ratios
+        self.add_stages(self.fields["mlp_ratios"])
+        self.add_own_parameters()
+        self.finish()
+
+    def make_attention(self, stage: int, index: int) -> nn.Module:
+        if self.attn_types[stage] == "L":
+            return self.linear_attention(stage, fused_qkv=False, sr_ratio=self.la_sr_ratios[stage])
+        heads, ratio = self.fields["num_heads"][stage], self.fields["sr_ratios"][stage]
+        return SpatialReductionAttention(self.feature_dims[stage], heads, ratio, self.qkv_bias)
+
+    def add_own_parameters(self) -> None:
+        """Add what only this member of the family has to its stages."""
+        raise NotImplementedError
+
+    def computes_padded(self, x: Tensor) -> bool:
+        layers = (m for m in self.modules() if isinstance(m, FocusedLinearAttention))
+        return x.is_cuda and all(layer.takes_padding for layer in layers)
 
 
 def _pvt(depths: tuple[int, ...]) -> dict:
@@ -26,10 +73,8 @@ def _pvt(depths: tuple[int, ...]) -> dict:
 class FLattenPVT(PVTFamily):
     """Pyramid Vision Transformer with focused linear attention (arXiv 2308.00442; PVT: 2102.12122).
 
-    As in PVT's detection code, the maps are returned without a norm.
-
-    The architectures are ``'tiny'``, ``'small'``, ``'medium'`` and ``'large'``; for the arguments see
-    :class:`~flatten_det.backbones.pvt_family.PVTFamily`.
+    As in PVT's detection code, the maps are returned without a norm. For the arguments see
+    :class:`PVTFamily`.
     """
 
     arch_zoo: ClassVar[dict[str, dict]] = {
@@ -38,8 +83,6 @@ class FLattenPVT(PVTFamily):
         "medium": _pvt(depths=(3, 4, 18, 3)),
         "large": _pvt(depths=(3, 8, 27, 3)),
     }
-
-    mlp_conv = False
 
     @staticmethod
     def make_patch_embed(stage: int, in_channels: int, embed_dims: int) -> PatchEmbed:
@@ -62,14 +105,14 @@ class FLattenPVT(PVTFamily):
         grid, from_hw = getattr(self, f"pos_embed{stage + 1}"), self.grid_sizes[stage]
         if padding is not None:
             return x + resize_grid_to_each(grid, padding)
-        is_exact = grid.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-        if not (inplace and is_exact and x.dtype == torch.float32 and x.is_contiguous()):
+        is_exact = x.dtype == grid.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        if not (inplace and is_exact and x.is_contiguous()):
             return x + resize_grid(grid, from_hw, hw_shape)
         # As large as x itself: by rows there is no fresh memory to fill.
         positions = GridRows(grid, from_hw, hw_shape)
-        for rows in row_portions(hw_shape, x.shape[-1]):
-            for tokens in x[:, rows.start * hw_shape[1] : rows.stop * hw_shape[1]]:
-                positions.add_to(tokens, rows)
+        for tile in list(tiles(len(x), hw_shape, x.shape[-1])):
+            for tokens in x[tile.batch, tile.tokens]:
+                positions.add_to(tokens, tile.rows)
         return x
 
     def grid_shapes(self) -> dict[str, tuple[int, int]]:

@@ -6,8 +6,8 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..attention.layer_norm import layer_norm
-from .patch_embed import PatchEmbed
-from .pvt_family import PVTFamily
+from .blocks import PatchEmbed
+from .flatten_pvt import PVTFamily
 
 
 def _pvt_v2(
@@ -30,10 +30,7 @@ class FLattenPVTv2(PVTFamily):
 
     Other than PVT it has overlapping patches, a depthwise convolution in the MLPs, no position
     embeddings, and a LayerNorm after each stage (``norm1`` … ``norm4``), through which the next one
-    goes too.
-
-    The architectures are ``'b0'`` to ``'b5'``; for the arguments see
-    :class:`~flatten_det.backbones.pvt_family.PVTFamily`.
+    goes too. For the arguments see :class:`.flatten_pvt.PVTFamily`.
     """
 
     arch_zoo: ClassVar[dict[str, dict]] = {
@@ -44,7 +41,6 @@ class FLattenPVTv2(PVTFamily):
         "b4": _pvt_v2((3, 8, 27, 3)),
         "b5": _pvt_v2((3, 6, 40, 3), mlp_ratios=(4, 4, 4, 4)),
     }
-
     mlp_conv = True
 
     @staticmethod

@@ -7,24 +7,11 @@ from mmengine.registry import MODELS
 from timm.models._manipulate import MATCH_PREV_GROUP
 from torch import Tensor, nn
 
-from ..attention import FocusedLinearAttention
 from ..attention.layer_norm import layer_norm
 from ..attention.maps import pad_to_multiple
-from .arch import (
-    check_attn_types,
-    check_frozen_stages,
-    check_out_indices,
-    drop_path_rates,
-    map_sizes,
-    resolve_arch,
-)
 from .base import DenseBackbone
-from .block import TransformerBlock
-from .checkpointing import checkpoint_policies
-from .compiling import compile_blocks
-from .in_place import as_contiguous_image, computes_in_place
+from .blocks import PatchEmbed, as_contiguous_image, computes_in_place
 from .options import check_options
-from .patch_embed import PatchEmbed
 from .softmax_attention import ShiftedWindowAttention
 
 
@@ -59,9 +46,9 @@ class SwinStage(nn.Module):
         downsample: to the next stage; None for the last one.
     """
 
-    def __init__(self, blocks: Iterable[nn.Module], downsample: nn.Module | None) -> None:
+    def __init__(self, blocks: nn.ModuleList, downsample: nn.Module | None) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks = blocks
         self.downsample = downsample
 
     def forward(self, x: Tensor, hw_shape: tuple[int, int], inplace: bool = False) -> Tensor:
@@ -81,32 +68,11 @@ class FLattenSwin(DenseBackbone):
     Args:
         arch: ``'tiny'``, ``'small'``, ``'base'``, or a dict that changes single fields (``embed_dims``
             of the first stage, ``depths``, ``num_heads``) of ``base`` (default ``'tiny'``).
-        in_channels: of the image.
-        out_indices: stages to return, ascending, or one. Later stages are not built.
-        attn_types: per stage ``'L'``: focused linear attention, ``'S'``: Swin's window attention.
+        out_indices, attn_types, options: see :class:`.base.DenseBackbone`; the softmax attention is that
+            in shifted windows.
         window_size: of the softmax stages, in tokens (12 for the model pretrained at 384).
         la_window_size: windows of the linear stages in tokens; None: the whole map (Table 6's best).
         mlp_ratio: hidden channels of the MLP / channels.
-        focusing_factor: the power p of the focused map.
-        kernel_size: of the depthwise convolution of V; 0: none.
-        qkv_bias: bias of the query, key and value projections.
-        drop_path_rate: stochastic depth, growing linearly from 0 to this over the blocks.
-        pretrain_img_size: pixels, an int or ``(H, W)``: the learned grids of the global linear stages
-            live on its maps and are resized to the map at hand.
-        frozen_stages: -1: nothing is frozen; 0: the patch embedding; n: it and the first n stages.
-        norm_eval: keep the norm layers in evaluation mode during training.
-        mask_padding: in a detector or segmentor, compute images without the padding of their batch, so
-            that what is predicted for one does not depend on the others; False: padding is taken for image.
-        with_cp: activation checkpointing: compute each block again in the backward pass to save memory, or
-            ``dict(policy='mlp', stages=(0, 1))``; see :mod:`.checkpointing` for the policies.
-        compile: run the blocks through ``torch.compile``: True, or its options; see :mod:`.compiling`.
-        init_cfg: ``dict(type='Pretrained', checkpoint='flatten_swin_t.pth')`` loads an official
-            classification checkpoint.
-        pretrained: the same, as MMSegmentation's segmentors pass it on.
-        convert_weights: as of MMDetection's backbones; official files are converted in any case.
-
-    Raises:
-        ValueError: for arguments that describe no network.
     """
 
     arch_zoo: ClassVar[dict[str, dict]] = {
@@ -114,85 +80,41 @@ class FLattenSwin(DenseBackbone):
         "small": {"embed_dims": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)},
         "base": {"embed_dims": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)},
     }
+    norm_eps = 1e-5
 
     def __init__(
         self,
         arch: str | Mapping[str, Any] = "tiny",
-        in_channels: int = 3,
         out_indices: int | Sequence[int] = (0, 1, 2, 3),
         attn_types: Sequence[str] = ("L", "L", "S", "S"),
         window_size: int = 7,
         la_window_size: int | None = None,
         mlp_ratio: float = 4.0,
-        focusing_factor: float = 3,
-        kernel_size: int = 5,
-        qkv_bias: bool = True,
-        drop_path_rate: float = 0.0,
-        pretrain_img_size: int | Sequence[int] = 224,
-        frozen_stages: int = -1,
-        norm_eval: bool = False,
-        mask_padding: bool = True,
-        with_cp: bool | Mapping[str, Any] = False,
-        compile: bool | Mapping[str, Any] = False,
-        init_cfg: Mapping | Sequence[Mapping] | None = None,
-        pretrained: str | None = None,
-        convert_weights: bool = True,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            check_frozen_stages(frozen_stages), norm_eval, mask_padding, init_cfg, pretrained
-        )
-        self.arch = arch
         check_options(locals())
-        fields = resolve_arch(arch, self.arch_zoo)
-        attn_types = check_attn_types(attn_types)
-        self.out_indices = check_out_indices(out_indices)
-        self.num_stages = self.out_indices[-1] + 1
-        self.feature_dims = tuple(fields["embed_dims"] * 2**i for i in range(self.num_stages))
-        grid_sizes = map_sizes(pretrain_img_size)
-        cp_policies = checkpoint_policies(with_cp)
-        drop_paths = drop_path_rates(drop_path_rate, fields["depths"])
-
-        def attention(stage: int, index: int) -> nn.Module:
-            dim, heads = self.feature_dims[stage], fields["num_heads"][stage]
-            if attn_types[stage] == "S":
-                shift = window_size // 2 if index % 2 else 0
-                return ShiftedWindowAttention(dim, heads, window_size, shift, qkv_bias)
-            return FocusedLinearAttention(
-                dim,
-                heads,
-                grid_size=grid_sizes[stage],
-                window_size=la_window_size,
-                qkv_bias=qkv_bias,
-                focusing_factor=focusing_factor,
-                kernel_size=kernel_size,
-            )
-
-        self.patch_embed = PatchEmbed(in_channels, self.feature_dims[0], stride=4)
+        super().__init__(arch, attn_types, out_indices, **options)
+        self.window_size, self.la_window_size = window_size, la_window_size
+        self.patch_embed = PatchEmbed(self.in_channels, self.feature_dims[0], stride=4)
         self.layers = nn.ModuleList()
-        for stage, rates in enumerate(drop_paths[: self.num_stages]):
-            dim = self.feature_dims[stage]
-            blocks = [
-                TransformerBlock(
-                    dim,
-                    attention(stage, index),
-                    mlp_ratio,
-                    drop_path=rate,
-                    norm_eps=1e-5,
-                    cp_policy=cp_policies[stage],
-                )
-                for index, rate in enumerate(rates)
-            ]
+        for stage, dim in enumerate(self.feature_dims):
+            blocks = self.make_blocks(stage, mlp_ratio)
             is_last = stage == self.num_stages - 1
             self.layers.append(SwinStage(blocks, None if is_last else PatchMerging(dim)))
         for stage in self.out_indices:
             setattr(self, f"norm{stage}", nn.LayerNorm(self.feature_dims[stage]))
-        self._init_from_scratch()
-        self.freeze()
-        compile_blocks(self, compile)
+        self.finish()
+
+    def make_attention(self, stage: int, index: int) -> nn.Module:
+        if self.attn_types[stage] == "L":
+            return self.linear_attention(stage, window_size=self.la_window_size)
+        dim, heads = self.feature_dims[stage], self.fields["num_heads"][stage]
+        shift = self.window_size // 2 if index % 2 else 0
+        return ShiftedWindowAttention(dim, heads, self.window_size, shift, self.qkv_bias)
 
     def forward_images(self, x: Tensor) -> tuple[Tensor, ...]:
         inplace = computes_in_place(self, x)
-        x, hw_shape = self.patch_embed(x, inplace)
+        x, hw_shape = self.patch_embed(x)
         outs = []
         for stage, layer in enumerate(self.layers):
             x = layer(x, hw_shape, inplace)

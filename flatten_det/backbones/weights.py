@@ -1,22 +1,31 @@
-"""Loading a state dict into a backbone: every key is explained, or it is an error."""
+"""Checkpoints of the backbones: loading, ``init_cfg``, the official files and their conversion.
 
+Every key of a file is explained in a :class:`LoadReport`, or it is an error.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from inspect import isclass
 from math import isqrt
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from mmengine.logging import MMLogger
+from mmengine.model import BaseModule, PretrainedInit, initialize, update_init_info
+from mmengine.registry import WEIGHT_INITIALIZERS
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..attention import resize_grid
-from ..errors import CheckpointError
-
-if TYPE_CHECKING:
-    from .base import DenseBackbone
-
-
-MAX_LISTED, MAX_LENGTH = 40, 300
+from ..errors import CheckpointError, listed
+from ..files.atomic import write_atomically
+from ..files.checkpoints import load_as_data, read_checkpoint
+from .names import BACKBONES, build_backbone
 
 
 @dataclass
@@ -50,15 +59,13 @@ class LoadReport:
         return "\n".join(lines)
 
 
-def load_backbone(
-    model: "DenseBackbone | nn.Module", state: dict[str, Tensor], source: str | Path
-) -> LoadReport:
+def load_backbone(model: nn.Module, state: dict[str, Tensor], source: str | Path) -> LoadReport:
     """Load official classification weights, or the class's own, into a dense backbone, in place.
 
     Learned grids and relative position tables of another pretraining size are resized.
 
     Args:
-        model: the backbone, or any module, which takes the entries as they are.
+        model: a :class:`.base.DenseBackbone`, or any other module, which takes the entries as they are.
         state: parameter name -> tensor, as :func:`read_checkpoint` returns it.
         source: named in messages.
 
@@ -120,7 +127,220 @@ def _fit(name: str, value: Tensor, shape: torch.Size, grids: dict[str, tuple[int
     return value
 
 
-def _listing(items: list[str], separator: str = ", ") -> str:
-    shown = separator.join(item[:MAX_LENGTH] for item in items[:MAX_LISTED])
-    more = len(items) - MAX_LISTED
-    return f"{shown}{separator}... and {more} more" if more > 0 else shown
+def _listing(keys: list[str], separator: str = ", ") -> str:
+    return listed([key[:300] for key in keys], 40, separator)
+
+
+class ExplainedInit(PretrainedInit):
+    """mmengine's ``Pretrained``, which leaves out what does not fit, with a look at every key.
+
+    Args:
+        checkpoint: as for :func:`read_checkpoint`.
+        prefix: of the weights that are meant; None: all, of a detector or segmentor the backbone's.
+        map_location: not looked at, as weights are copied to where the module's are.
+    """
+
+    def __call__(self, module: nn.Module) -> None:
+        """Load a module, or a part of one.
+
+        Raises:
+            CheckpointError: if the file cannot be read or does not fit; it lists the keys.
+        """
+        report = load_backbone(
+            module, read_checkpoint(self.checkpoint, self.prefix), self.checkpoint
+        )
+        MMLogger.get_current_instance().info(report.summary())
+        if hasattr(module, "_params_init_info"):
+            update_init_info(module, init_info=self._get_init_info())
+
+
+class ExplainedModule(BaseModule):
+    """A module whose ``init_cfg`` is one of mmengine's, or a list of them, with :class:`ExplainedInit`."""
+
+    def init_weights(self) -> None:
+        """Do what ``init_cfg`` says, checkpoints last; the constructor has initialised the rest.
+
+        Raises:
+            CheckpointError: if a file cannot be read or does not fit; it lists the keys.
+        """
+        given = self.init_cfg
+        cfgs = [given] if isinstance(given, Mapping) else given or ()
+        cfgs = [_explained(cfg) for cfg in cfgs]
+        files = [cfg for cfg in cfgs if cfg["type"] is ExplainedInit]
+        others = [cfg for cfg in cfgs if cfg["type"] is not ExplainedInit]
+        if others or not files:
+            self.init_cfg = others
+            try:
+                super().init_weights()
+            finally:
+                self.init_cfg = given
+        initialize(self, files)
+        self._is_init = True
+
+
+def _explained(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with :class:`ExplainedInit` in place of mmengine's, in parts that override it too."""
+    cfg = dict(cfg)
+    kind = cfg.get("type")
+    kind = kind if isclass(kind) else WEIGHT_INITIALIZERS.get(kind) if kind else None
+    if isclass(kind) and issubclass(kind, PretrainedInit):
+        cfg["type"] = ExplainedInit
+    override = cfg.get("override")
+    if isinstance(override, Mapping):
+        cfg["override"] = _explained(override)
+    elif isinstance(override, Sequence):
+        cfg["override"] = [_explained(part) for part in override]
+    return cfg
+
+
+RELEASE_PAGE = "https://github.com/LeapLabTHU/FLatten-Transformer"
+
+
+@dataclass(frozen=True)
+class OfficialCheckpoint:
+    """One file of the release.
+
+    Attributes:
+        name: the file that our configs look for in ``checkpoints/``, without its suffix.
+        backbone: short name of the backbone it belongs to.
+        resolution: pretraining size in pixels.
+        top1: ImageNet-1K top-1 accuracy in percent, as reported (paper, Fig. 6; B0: release page).
+        page: where the release links it.
+    """
+
+    backbone: str
+    resolution: int
+    top1: float
+    page: str = RELEASE_PAGE
+
+    @property
+    def name(self) -> str:
+        return self.backbone.replace("-", "_")
+
+
+OFFICIAL_CHECKPOINTS = {
+    checkpoint.name: checkpoint
+    for checkpoint in (
+        OfficialCheckpoint("flatten-pvt-t", 224, 77.8),
+        OfficialCheckpoint("flatten-pvt-s", 224, 81.7),
+        OfficialCheckpoint("flatten-pvtv2-b0", 224, 71.1),
+        OfficialCheckpoint("flatten-pvtv2-b1", 224, 79.5),
+        OfficialCheckpoint("flatten-pvtv2-b2", 224, 82.5),
+        OfficialCheckpoint("flatten-swin-t", 224, 82.1),
+        OfficialCheckpoint("flatten-swin-s", 224, 83.5),
+        OfficialCheckpoint("flatten-swin-b", 224, 83.8),
+        OfficialCheckpoint("flatten-swin-b-384", 384, 85.0),
+        OfficialCheckpoint("flatten-cswin-t", 224, 83.1),
+        OfficialCheckpoint("flatten-cswin-s", 224, 83.8),
+        OfficialCheckpoint("flatten-cswin-b", 224, 84.5),
+        OfficialCheckpoint("flatten-cswin-b-384", 384, 85.5),
+    )
+}
+
+
+SUFFIXES = (".pth", ".safetensors")
+# Of the files that we wrote, and nobody else: part of their format, whatever this module is called.
+_MARK = {"format": "pt", "written_by": "flatten_det.checkpoints.convert"}
+
+
+def convert_checkpoint(
+    source: str | Path,
+    destination: str | Path,
+    backbone: str | None = None,
+    img_size: int | tuple[int, int] | None = None,
+) -> tuple[str, LoadReport]:
+    """Write the backbone's part of a checkpoint, in this package's names, for ``init_cfg``.
+
+    Args:
+        source: file or URL, as for :func:`read_checkpoint`.
+        destination: ``.pth`` or ``.safetensors``; written whole or not at all. What is there already is
+            replaced only if it was written by this function, and is not the source.
+        backbone: short name; None: the one whose parameters the file has.
+        img_size: move the learned grids to the maps of this image size in pixels (int or ``(H, W)``);
+            then ``pretrain_img_size`` of the config must be the same. None: as in the file.
+
+    Returns:
+        The backbone's short name, and what became of each entry.
+
+    Raises:
+        CheckpointError: if the file cannot be read, or belongs to no or to another backbone, or there is
+            another file at the destination.
+        ValueError: for an unknown backbone or suffix.
+    """
+    destination = Path(destination)
+    if destination.suffix not in SUFFIXES:
+        raise ValueError(f"{destination}: the file must end in {' or '.join(SUFFIXES)}")
+    destination = destination.resolve()  # The file that a link names, rather than the link.
+    if destination.exists():
+        _check_may_be_replaced(destination, Path(source).expanduser())
+    state = read_checkpoint(source)
+    backbone = backbone or identify_backbone(state, source)
+    changes = {} if img_size is None else {"pretrain_img_size": img_size}
+    model = build_backbone(backbone, **changes)
+    report = load_backbone(model, state, source)
+    # Output norms that the file does not have stay at identity; leaving them out keeps that visible.
+    values = model.state_dict()
+    weights = {name: values[name].contiguous() for name in report.loaded}
+    _write(weights, destination)
+    return backbone, report
+
+
+def identify_backbone(state: dict[str, Tensor], source: str | Path) -> str:
+    """The short name of the backbone whose parameters these are.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    for name in BACKBONES:
+        model = _without_values(name)
+        own = {n: p.shape for n, p in model.state_dict().items()}
+        found = {n: v.shape for n, v in model.convert_official(state)[0].items()}
+        if own.keys() - model.optional_keys() <= found.keys() <= own.keys() and all(
+            own[n] == shape for n, shape in found.items()
+        ):
+            return name
+    raise CheckpointError(
+        f"{source}: these are not the parameters of any backbone at its own pretraining size; name the "
+        "backbone to see what differs"
+    )
+
+
+@cache
+def _without_values(name: str) -> nn.Module:
+    with torch.device("meta"):
+        return build_backbone(name)
+
+
+def _check_may_be_replaced(destination: Path, source: Path) -> None:
+    if source.exists() and source.samefile(destination):
+        raise CheckpointError(
+            f"{destination}: this is the checkpoint itself, of which the backbone alone would be left: "
+            "choose another name for the result"
+        )
+    if not _is_ours(destination):
+        raise CheckpointError(
+            f"{destination}: there is a file already, which is not a converted one: choose another name, or "
+            "remove it"
+        )
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                return file.metadata() == _MARK
+        content = load_as_data(path, map_location="cpu", mmap=True)
+        return content.keys() == {"meta", "state_dict"} and content["meta"] == _MARK
+    except Exception:
+        return False  # Whatever it is.
+
+
+def _write(weights: dict[str, Tensor], destination: Path) -> None:
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    if destination.suffix == ".safetensors":
+        content = save(weights, _MARK)
+    else:
+        buffer = io.BytesIO()
+        torch.save({"meta": _MARK, "state_dict": weights}, buffer)
+        content = buffer.getvalue()
+    write_atomically(destination, content)

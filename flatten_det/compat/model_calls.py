@@ -7,8 +7,7 @@ from typing import Any
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from ..backbones.base import DenseBackbone
-from ..backbones.valid_region import of_equal_size, sizes_within, valid_regions
+from ..backbones.base import DenseBackbone, of_equal_size, sizes_within, valid_regions
 
 
 def call(model: BaseModel, *args: Any, **kwargs: Any) -> Any:

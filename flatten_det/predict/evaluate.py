@@ -48,7 +48,7 @@ def evaluate(
         show_dir: Folder for drawn pictures.
         show: Open a window for each picture.
         wait_time: Seconds for which a window stays open.
-        cuda_graphs: Replay the backbone from CUDA graphs, see :mod:`flatten_det.backbones.cuda_graphs`.
+        cuda_graphs: Replay the backbone from CUDA graphs, see :mod:`flatten_det.backbones.cuda`.
 
     Returns:
         The metrics by name.

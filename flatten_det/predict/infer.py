@@ -41,7 +41,7 @@ def infer(
         batch_size: Images, or tiles, per forward pass.
         full_size: Leave images, or tiles, at their own size.
         tiling: How to cut images into tiles, for a detector; None: take them as a whole.
-        cuda_graphs: Replay the backbone from CUDA graphs, see :mod:`flatten_det.backbones.cuda_graphs`.
+        cuda_graphs: Replay the backbone from CUDA graphs, see :mod:`flatten_det.backbones.cuda`.
 
     Raises:
         UserError: No images; results would overwrite them; some cannot be read (after all others are

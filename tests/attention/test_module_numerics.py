@@ -9,8 +9,8 @@ from numerics import PRECISIONS, check_numerics, with_slow, with_weights
 from torch import nn
 
 from flatten_det.attention import FocusedLinearAttention, focused_linear_attention
-from flatten_det.backbones.cross_shaped_attention import CrossShapedAttention
 from flatten_det.backbones.softmax_attention import (
+    CrossShapedAttention,
     ShiftedWindowAttention,
     SpatialReductionAttention,
 )

@@ -16,9 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from flatten_det.attention import FocusedLinearAttention, gpu
 from flatten_det.attention.eager import keeping_nothing
-from flatten_det.backbones import autocast_weights
-from flatten_det.backbones.autocast_weights import AutocastWeights
-from flatten_det.backbones.block import TransformerBlock
+from flatten_det.backbones import cuda
+from flatten_det.backbones.blocks import TransformerBlock
+from flatten_det.backbones.cuda import AutocastWeights
 from flatten_det.backbones.softmax_attention import SpatialReductionAttention
 
 
@@ -26,7 +26,7 @@ from flatten_det.backbones.softmax_attention import SpatialReductionAttention
 def on_the_cpu(monkeypatch):
     """The CPU's autocast stands in for that of CUDA."""
     monkeypatch.setattr(
-        autocast_weights,
+        cuda,
         "_pays",
         lambda x: torch.is_autocast_enabled("cpu") and not x.requires_grad,
     )

@@ -15,7 +15,6 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from torch.optim import swa_utils
 
 from flatten_det.attention import FocusedLinearAttention, tiles
-from flatten_det.backbones import in_place, mlp
 
 ARCHS = NANO | {"FLattenDeiT": DEIT}
 
@@ -23,9 +22,8 @@ ARCHS = NANO | {"FLattenDeiT": DEIT}
 @pytest.fixture
 def small_portions(monkeypatch):
     """Everything that large maps are computed by happens for small ones too."""
-    monkeypatch.setattr(in_place, "_PORTION", 16 * 50)
-    monkeypatch.setattr(mlp, "_PORTION", 64 * 10)
-    monkeypatch.setattr(tiles, "TILE_TOKENS", 60)
+    monkeypatch.setattr(tiles, "TILE_TOKENS", 10)
+    monkeypatch.setattr(tiles, "_LEAST_TOKENS", 1)
 
 
 def build(family: str, attn_types: str = "LLSS", **options) -> nn.Module:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from flatten_det.backbones import FLattenPVT
-from flatten_det.backbones.checkpointing import checkpoint_policies
+from flatten_det.backbones.options import checkpoint_policies
 
 
 def test_policies_by_stage():

@@ -8,8 +8,8 @@ from mmengine.registry import MODELS
 from nano_backbones import NANO
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from flatten_det.backbones import mlp
-from flatten_det.backbones.block import TransformerBlock
+from flatten_det.attention import tiles
+from flatten_det.backbones.blocks import TransformerBlock
 
 SIZES = [(96, 128), (75, 101), (224, 64)]
 
@@ -86,7 +86,8 @@ def test_equal_blocks_and_other_sizes_compile_once():
 
 def test_large_maps_are_not_compiled_in_portions(monkeypatch):
     """What saves fresh memory without a compiler would be a graph of hundreds of parts."""
-    monkeypatch.setattr(mlp, "_PORTION", 100)
+    monkeypatch.setattr(tiles, "TILE_TOKENS", 1)
+    monkeypatch.setattr(tiles, "_LEAST_TOKENS", 1)
     graphs = []
 
     def backend(graph, inputs):

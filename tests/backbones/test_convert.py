@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 from flatten_det.attention import resize_grid
 from flatten_det.backbones import BACKBONES, build_backbone
-from flatten_det.backbones.convert import convert_checkpoint, identify_backbone
+from flatten_det.backbones.weights import convert_checkpoint, identify_backbone
 from flatten_det.errors import CheckpointError
 from flatten_det.files.checkpoints import read_checkpoint
 

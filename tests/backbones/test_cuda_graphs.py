@@ -13,9 +13,9 @@ from nano_backbones import NANO
 from torch import nn
 
 from flatten_det.attention.eager import keeps_tensors
-from flatten_det.backbones import cuda_graphs, use_cuda_graphs
-from flatten_det.backbones.cuda_graphs import LIMIT, Recorder, replay_forward
-from flatten_det.backbones.valid_region import valid_regions
+from flatten_det.backbones import cuda, use_cuda_graphs
+from flatten_det.backbones.base import valid_regions
+from flatten_det.backbones.cuda import LIMIT, Recorder, replay_forward
 
 pytestmark = pytest.mark.filterwarnings("error:a backbone runs without CUDA graphs")
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("error:a backbone runs without CUDA grap
 @pytest.fixture(autouse=True)
 def captures(monkeypatch):
     """The CPU in place of a GPU: how many passes were captured, and how often they were replayed."""
-    monkeypatch.setattr(cuda_graphs, "Recorder", CpuRecorder)
+    monkeypatch.setattr(cuda, "Recorder", CpuRecorder)
     CpuRecorder.captured = CpuRecorder.replayed = 0
     return lambda: (CpuRecorder.captured, CpuRecorder.replayed)
 
@@ -261,7 +261,7 @@ def test_a_pass_that_cannot_be_captured(captures, monkeypatch):
     ):
         module(images())
     monkeypatch.undo()
-    monkeypatch.setattr(cuda_graphs, "Recorder", CpuRecorder)
+    monkeypatch.setattr(cuda, "Recorder", CpuRecorder)
     for _ in range(3):
         check(module, images())
     assert captures() == (0, 0)
@@ -280,7 +280,7 @@ def test_images_that_do_not_fit_are_no_failure_of_a_capture(captures):
 
 @torch.no_grad()
 def test_elsewhere_than_on_a_gpu(monkeypatch):
-    monkeypatch.setattr(cuda_graphs, "Recorder", Recorder)
+    monkeypatch.setattr(cuda, "Recorder", Recorder)
     module = network()
     with pytest.warns(UserWarning, match="without CUDA graphs: the images are on cpu"):
         module(images())

@@ -10,8 +10,7 @@ from torch import nn
 
 from flatten_det.attention import resize_grid
 from flatten_det.backbones import FLattenDeiT, build_backbone
-from flatten_det.backbones.convert import convert_checkpoint, identify_backbone
-from flatten_det.backbones.weights import load_backbone
+from flatten_det.backbones.weights import convert_checkpoint, identify_backbone, load_backbone
 from flatten_det.errors import CheckpointError
 from flatten_det.lab.complexity.target import find_target
 

@@ -7,14 +7,11 @@ from nano_backbones import NANO
 from torch import nn
 
 from flatten_det.attention import tiles
-from flatten_det.backbones import in_place, mlp
-from flatten_det.backbones.in_place import as_contiguous_image
+from flatten_det.backbones.blocks import as_contiguous_image
 
 
 @pytest.fixture(autouse=True)
 def small_portions(monkeypatch):
-    monkeypatch.setattr(in_place, "_PORTION", 16 * 50)
-    monkeypatch.setattr(mlp, "_PORTION", 64 * 50)
     monkeypatch.setattr(tiles, "TILE_TOKENS", 60)
     monkeypatch.setattr(tiles, "_LEAST_TOKENS", 1)
 

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from flatten_det.backbones import mlp
-from flatten_det.backbones.block import TransformerBlock
+from flatten_det.attention import tiles
+from flatten_det.backbones import blocks
+from flatten_det.backbones.blocks import TransformerBlock
 from flatten_det.backbones.softmax_attention import SpatialReductionAttention
 
 
@@ -19,7 +20,8 @@ class Identity(nn.Module):
 
 @pytest.fixture(autouse=True)
 def small_portions(monkeypatch):
-    monkeypatch.setattr(mlp, "_PORTION", 32 * 20)
+    monkeypatch.setattr(tiles, "TILE_TOKENS", 10)
+    monkeypatch.setattr(tiles, "_LEAST_TOKENS", 1)
 
 
 def make_block(
@@ -37,14 +39,14 @@ def make_block(
 def portions(monkeypatch):
     """Sizes of the tokens that were added in portions."""
     added = []
-    for kind in (mlp.TokenMlp, mlp.DepthwiseMlp):
-        inner = kind.add_in_portions
+    for kind in (blocks.TokenMlp, blocks.DepthwiseMlp):
+        inner = kind.add_in_tiles
 
         def record(self, x, *args, _inner=inner):
             added.append(tuple(x.shape))
             return _inner(self, x, *args)
 
-        monkeypatch.setattr(kind, "add_in_portions", record)
+        monkeypatch.setattr(kind, "add_in_tiles", record)
     return added
 
 

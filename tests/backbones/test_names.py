@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from flatten_det.backbones import BACKBONES, backbone_config, build_backbone
-from flatten_det.backbones.convert import OFFICIAL_CHECKPOINTS
+from flatten_det.backbones.weights import OFFICIAL_CHECKPOINTS
 
 
 @pytest.mark.parametrize("name", BACKBONES)

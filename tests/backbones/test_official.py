@@ -7,8 +7,7 @@ import torch
 from official_names import OFFICIAL
 
 from flatten_det.backbones import BACKBONES, build_backbone
-from flatten_det.backbones.convert import OFFICIAL_CHECKPOINTS, identify_backbone
-from flatten_det.backbones.weights import load_backbone
+from flatten_det.backbones.weights import OFFICIAL_CHECKPOINTS, identify_backbone, load_backbone
 
 # Tens of millions of parameters, which take seconds.
 LARGE = {name for name, official in OFFICIAL.items() if float(official.params) > 36}

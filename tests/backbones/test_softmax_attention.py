@@ -9,8 +9,8 @@ from timm.models.swin_transformer import SwinTransformer
 from torch import nn
 
 from flatten_det.backbones import FLattenPVTv2, FLattenSwin
-from flatten_det.backbones.cross_shaped_attention import CrossShapedAttention
 from flatten_det.backbones.softmax_attention import (
+    CrossShapedAttention,
     ShiftedWindowAttention,
     SpatialReductionAttention,
 )

@@ -7,7 +7,7 @@ from checkpoint_cases import pytorch_files, safetensors_files
 from fuzzing import empty_folder, ending, files_in, fuzz, numbers_of_cases
 from toy_training import LineModel, make_config
 
-import flatten_det.backbones.convert as convert_module
+import flatten_det.backbones.weights as convert_module
 from flatten_det.backbones import build_backbone
 from flatten_det.cli import run_tool
 from flatten_det.files.checkpoints import load_as_data, read_checkpoint

@@ -12,7 +12,7 @@ from graph_recorder import CpuRecorder
 from mmdet.datasets import CocoDataset
 from pycocotools import mask as coco_mask
 
-from flatten_det.backbones import cuda_graphs
+from flatten_det.backbones import cuda
 
 
 @pytest.fixture
@@ -221,7 +221,7 @@ def test_cuda_graphs(run, random_segmentor, ade20k_folder, tmp_path, monkeypatch
         assert run(random_segmentor, *arguments, "--cuda-graphs") == 0
     names = [f"preds/{n}.png" for n in range(4)]
     expected = [cv2.imread(str(tmp_path / "out" / name), -1) for name in names]
-    monkeypatch.setattr(cuda_graphs, "Recorder", CpuRecorder)
+    monkeypatch.setattr(cuda, "Recorder", CpuRecorder)
     before = CpuRecorder.replayed
     assert run(random_segmentor, *arguments, "--cuda-graphs") == 0
     assert CpuRecorder.replayed == before + 3

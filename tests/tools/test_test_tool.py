@@ -13,7 +13,7 @@ import torch
 from fixtures import write_pure_python_config
 from graph_recorder import CpuRecorder
 
-from flatten_det.backbones import cuda_graphs
+from flatten_det.backbones import cuda
 
 
 def printed_metrics(capsys) -> dict[str, float]:
@@ -69,7 +69,7 @@ def test_tta(run, kind, request, tmp_path, capsys):
 
 def test_cuda_graphs(run, random_segmentor, monkeypatch, capsys):
     """Of three images of one size the second is captured."""
-    monkeypatch.setattr(cuda_graphs, "Recorder", CpuRecorder)
+    monkeypatch.setattr(cuda, "Recorder", CpuRecorder)
     before = CpuRecorder.replayed
     of_one_size = ["--cfg-options", "test_dataloader.dataset.pipeline.1.keep_ratio=False"]
     assert run(random_segmentor, "--cuda-graphs", *of_one_size) == 0

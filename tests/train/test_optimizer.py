@@ -16,7 +16,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from toy_training import Calling, final_state, make_config
 
-from flatten_det.backbones.block import TransformerBlock
+from flatten_det.backbones.blocks import TransformerBlock
 from flatten_det.config import enable_auto_scale_lr
 from flatten_det.errors import UserError
 from flatten_det.files.checkpoints import load_as_data

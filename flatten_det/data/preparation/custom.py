@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...backbones.convert import RELEASE_PAGE
+from ...backbones.weights import RELEASE_PAGE
 from ...config import has_mask_head
 from ...errors import UserError, listed
 from ...files.atomic import UnwritableError, refuse_overwriting, write_atomically

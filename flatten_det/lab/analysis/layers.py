@@ -10,8 +10,11 @@ from torch import Tensor, nn
 
 from ...attention import FocusedLinearAttention
 from ...attention.maps import pad_to_multiple, reduce_tokens, resize_grid, window_partition
-from ...backbones.cross_shaped_attention import CrossShapedAttention
-from ...backbones.softmax_attention import ShiftedWindowAttention, SpatialReductionAttention
+from ...backbones.softmax_attention import (
+    CrossShapedAttention,
+    ShiftedWindowAttention,
+    SpatialReductionAttention,
+)
 from ...errors import UserError
 
 PADDING = -1  # in place of a token's index

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ...backbones.cuda_graphs import replay_forward
+from ...backbones.cuda import replay_forward
 from ...errors import OUT_OF_MEMORY, UserError, describe_failure
 from ..complexity import SAMPLING, count_backbone, count_model
 from .figures import draw_curves

@@ -11,8 +11,8 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from ...backbones import BACKBONES
-from ...backbones.arch import resolve_arch
-from ...backbones.convert import OFFICIAL_CHECKPOINTS
+from ...backbones.options import resolve_arch
+from ...backbones.weights import OFFICIAL_CHECKPOINTS
 from ...config import load_config
 from ...errors import UserError
 from ..complexity.target import training_size

@@ -13,7 +13,7 @@ from flatten_det.attention import layer_norm
 from flatten_det.attention.gpu import launch
 from flatten_det.attention.gpu import norm as norm_kernels
 from flatten_det.attention.layer_norm import _AddLayerNorm
-from flatten_det.backbones.block import TransformerBlock
+from flatten_det.backbones.blocks import TransformerBlock
 from flatten_det.backbones.softmax_attention import SpatialReductionAttention
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from flatten_det.attention import FocusedLinearAttention
-from flatten_det.backbones.cross_shaped_attention import CrossShapedAttention
 from flatten_det.backbones.softmax_attention import (
+    CrossShapedAttention,
     ShiftedWindowAttention,
     SpatialReductionAttention,
 )

@@ -7,7 +7,7 @@ import torch
 from graph_recorder import CpuRecorder
 
 from flatten_det.attention import FocusedLinearAttention
-from flatten_det.backbones import build_backbone, cuda_graphs
+from flatten_det.backbones import build_backbone, cuda
 from flatten_det.lab.benchmark.models import Candidate, build_work, make_candidates
 from flatten_det.lab.benchmark.run import Setting
 from flatten_det.lab.benchmark.sources import Size, short_name
@@ -130,7 +130,7 @@ def test_models_from_graphs_compute_the_same(name, monkeypatch):
     without = build_work(Setting(SIZE), Candidate(name, graphs=True))
     with pytest.raises(RuntimeError, match="without CUDA graphs: the images are on cpu"):
         without()
-    monkeypatch.setattr(cuda_graphs, "Recorder", CpuRecorder)
+    monkeypatch.setattr(cuda, "Recorder", CpuRecorder)
     work, before = build_work(Setting(SIZE), Candidate(name, graphs=True)), CpuRecorder.replayed
     for _ in range(3):
         for one, other in zip(plain, work(), strict=True):

@@ -1,43 +1,129 @@
-"""CUDA graphs of inference: for images of a size that comes again, hundreds of launches become one.
+"""Inference on CUDA with fewer launches: weights cast at once under autocast, and CUDA graphs.
 
-A graph repeats the kernels of one pass, with the addresses and numbers that they had, and nothing that the
-host does beside them. So there is one for each size, and all else that the host looks at is compared before
-every replay: what the modules consist of and who listens to them, where their tensors lie, autocast, torch's
-deterministic mode and the choice of the attention. Weights are read anew by every replay, whoever wrote them.
-Torch's other global settings are those of the capture.
+Autocast casts each weight when its layer is called: two launches a layer in every forward pass, for its cache
+lives no longer than one. The casts cannot be kept from one pass to the next, because weights are written
+through ``.data`` too, by mmengine's averaged models and mmdet's teachers, and nothing tells that this has
+happened. So they are made anew, all in one launch, and last for one pass (:class:`AutocastWeights`).
+
+For images of a size that comes again, hundreds of launches become one (:class:`CudaGraphs`). A graph repeats
+the kernels of one pass, with the addresses and numbers that they had, and nothing that the host does beside
+them. So there is one for each size, and all else that the host looks at is compared before every replay: what
+the modules consist of and who listens to them, where their tensors lie, autocast, torch's deterministic mode
+and the choice of the attention. Weights are read anew by every replay, whoever wrote them. Torch's other
+global settings are those of the capture.
 """
 
 import os
 import threading
 import warnings
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from operator import is_
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_map_only
 
+from ..attention import FocusedLinearAttention
 from ..attention.dispatch import VARIABLE
-from ..attention.eager import has_hooks, is_plain_eager, keeping_nothing, keeps_tensors
-from .base import DenseBackbone
+from ..attention.eager import (
+    has_hooks,
+    is_known,
+    is_plain,
+    is_plain_eager,
+    keeping_nothing,
+    keeps_tensors,
+)
+
+
+class AutocastWeights:
+    """Casts the weights of a backbone. Copies of the backbone, pickled or not, begin with an empty one."""
+
+    def __init__(self) -> None:
+        self._owner: nn.Module | None = None
+        self._layers: list[tuple[nn.Module, str, nn.Module]] = []
+        self._memory: dict[tuple[int, str], Tensor] = {}
+
+    @contextmanager
+    def used_by(self, backbone: nn.Module, x: Tensor) -> Iterator[None]:
+        """While this lasts, the layers of ``backbone``, called with x, have weights of autocast's dtype.
+
+        Weights of other kinds than plain float32 parameters are left to autocast, and so are those of layers
+        that somebody else looks into: hooked, pruned or wrapped ones.
+        """
+        if not _pays(x):
+            yield
+            return
+        if self._owner is not backbone or any(
+            parent._modules.get(name) is not layer for parent, name, layer in self._layers
+        ):
+            self._owner, self._memory = backbone, {}
+            self._layers = list(_called_layers(backbone))
+        dtype = torch.get_autocast_dtype(x.device.type)
+        memory = self._memory if keeps_tensors() else {}
+        replaced = []
+        for index, (_, _, layer) in enumerate(self._layers):
+            if not (is_plain(layer, nn.Linear) or is_plain(layer, nn.Conv2d)):
+                continue
+            parameters = layer._parameters
+            for name, weight in parameters.items():
+                if type(weight) in _PLAIN and weight.dtype == torch.float32:
+                    cast = _cast(memory, (index, name), dtype, weight)
+                    replaced.append((parameters, name, weight, cast))
+        if replaced:
+            torch._foreach_copy_([cast for *_, cast in replaced], [w for _, _, w, _ in replaced])
+        try:
+            for parameters, name, _, cast in replaced:
+                parameters[name] = cast
+            yield
+        finally:
+            for parameters, name, weight, cast in replaced:
+                if parameters[name] is cast:
+                    parameters[name] = weight
+
+    def __reduce__(self) -> tuple:
+        return AutocastWeights, ()
+
+
+_PLAIN = (nn.Parameter, FakeTensor)
+
+
+def _pays(x: Tensor) -> bool:
+    """Whether autocast would cast every weight for this pass alone."""
+    if not x.is_cuda or torch.is_grad_enabled() or not torch.is_autocast_enabled("cuda"):
+        return False
+    return not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+
+
+def _cast(
+    memory: dict[tuple[int, str], Tensor], key: tuple[int, str], dtype: torch.dtype, weight: Tensor
+) -> Tensor:
+    """Memory for a weight's cast, in its layout: only then do they all go in one launch."""
+    kept = memory.get(key)
+    layout = (dtype, weight.device, weight.shape, weight.stride())
+    if kept is None or (kept.dtype, kept.device, kept.shape, kept.stride()) != layout:
+        # Not as an inference tensor, which may be written to in inference mode only.
+        with torch.inference_mode(False):
+            kept = torch.empty_like(weight, dtype=dtype, requires_grad=False)
+        memory[key] = kept
+    return kept
+
+
+def _called_layers(backbone: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+    """The layers whose weights nothing but autocast's products and convolutions read, each with its place."""
+    for parent in backbone.modules():
+        if not is_known(type(parent)):
+            continue
+        for name, layer in parent.named_children():
+            is_read = isinstance(parent, FocusedLinearAttention) and name == "dwc"
+            if type(layer) in (nn.Linear, nn.Conv2d) and not is_read:
+                yield parent, name, layer
+
 
 # Graphs of a module. Each holds its images and its maps; the memory in between is common to all.
 LIMIT = 8
-
-
-def use_cuda_graphs(model: nn.Module) -> None:
-    """Let the backbones within ``model`` replay CUDA graphs at inference, see :class:`CudaGraphs`.
-
-    Raises:
-        ValueError: if none of its modules is a backbone of this package.
-    """
-    backbones = [module for module in model.modules() if isinstance(module, DenseBackbone)]
-    if not backbones:
-        raise ValueError("CUDA graphs are for backbones of flatten_det, and the model has none")
-    for backbone in backbones:
-        replay_forward(backbone)
 
 
 def replay_forward(module: nn.Module, strict: bool = False) -> None:
@@ -163,15 +249,8 @@ class CudaGraphs:
         return CudaGraphs, (self._module, self._strict)
 
 
-@dataclass(frozen=True)
-class _Graph:
-    """A captured pass.
-
-    Attributes:
-        images: what it reads.
-        replay: computes the outputs anew.
-        outputs: what it writes.
-    """
+class _Graph(NamedTuple):
+    """A captured pass: the images that it reads, what computes the outputs anew, and the outputs."""
 
     images: Tensor
     replay: Callable[[], object]
@@ -218,11 +297,7 @@ class Recorder:
 
 
 class _Parts:
-    """What a module consists of, for as long as its graphs hold.
-
-    Attributes:
-        inner: all modules in it.
-    """
+    """What a module consists of, for as long as its graphs hold; ``inner`` are all modules in it."""
 
     def __init__(self, module: nn.Module) -> None:
         self._modules = list(module.modules())

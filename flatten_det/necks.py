@@ -1,4 +1,4 @@
-"""ViTDet's simple feature pyramid (arXiv 2203.16527, Sec. 3): four scales out of one map."""
+"""Necks for backbones that have one map only; importing this registers them in ``MODELS``."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,12 +7,14 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
-from ..backbones.init_cfg import ExplainedModule
+from .backbones.weights import ExplainedModule
+
+__all__ = ["SimpleFeaturePyramid"]
 
 
 @MODELS.register_module()
 class SimpleFeaturePyramid(ExplainedModule):
-    """Maps of strides 4, 8, 16, 32 (and coarser) from one map of stride 16.
+    """ViTDet's pyramid of strides 4, 8, 16, 32 (and coarser) from one map of stride 16 (2203.16527, Sec. 3).
 
     Each is made from that map alone: by deconvolutions of stride 2 (finer), as it is, or by pooling
     (coarser), then by a 1x1 and a 3x3 convolution, each with a LayerNorm over the channels.
