@@ -40,7 +40,7 @@ def losses(folder: Path, data: Path, precision: str) -> list[float]:
         "param_scheduler.0.end": 10,
         "param_scheduler.1.begin": 10,
         "param_scheduler.1.end": ITERATIONS,
-        "train_dataloader.batch_size": 4,
+        "train_dataloader.batch_size": 2,
         "default_hooks.visualization.draw": False,
         "max_non_finite_updates": 1,
         "experiment_name": precision,
