@@ -55,6 +55,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """Triton's bindings print what is not collected in the end."""
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def forget_named_instances() -> Iterator[None]:
     """A later run of the same name must not write into this test's folder, which is gone by then.
