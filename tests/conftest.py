@@ -1,6 +1,8 @@
 """Fixtures for the whole suite. Data folders are shared: copy one before changing it."""
 
+import ast
 import functools
+import gc
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -17,6 +19,7 @@ from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
 from panoptic_fixture import add_panoptic_annotations
 from timm.layers import weight_init
+from yapf.yapflib import yapf_api
 
 from flatten_det.files import atomic as atomic_files
 
@@ -34,13 +37,31 @@ def pytest_configure() -> None:
 
 
 def _save_repeated_work() -> None:
-    """Leave out what takes most of the time of parsing configs and of building models without values."""
+    """Leave out what takes most of the time around configs, models without values, and data sets."""
     # A hundred metafiles of MMDetection for every config that inherits one of its configs.
     config_utils.load = functools.cache(config_utils.load)
     draw = weight_init._trunc_normal_
     weight_init._trunc_normal_ = lambda tensor, *args: (
         tensor if tensor.is_meta else draw(tensor, *args)
     )
+    # Every training lays its config out five times.
+    yapf_api.FormatCode = _only_parsed
+
+
+def _only_parsed(text: str, **options) -> tuple[str, bool]:
+    ast.parse(text)  # What cannot be parsed fails as before.
+    return text, False
+
+
+def pytest_collection_finish() -> None:
+    """Every data set of mmengine collects garbage, which then need not look at all that is imported."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Triton's bindings print what is not collected in the end."""
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -49,8 +49,9 @@ def test_any_size(family, attn_types, size):
 def test_strides_over_a_sweep_of_sizes(family):
     model = nano(family).eval()
     with torch.no_grad():
-        for height in range(32, 701, 83):
-            for width in range(32, 701, 101):
+        # All remainders of the strides and the windows; larger images are in SIZES.
+        for height in range(32, 240, 29):
+            for width in range(32, 240, 43):
                 outs = model(torch.randn(1, 3, height, width))
                 assert [tuple(o.shape) for o in outs] == expected_shapes(model, 1, height, width)
 
@@ -172,12 +173,13 @@ def test_what_is_returned_and_what_is_said_of_it(family, given, stages):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_calls_take_what_forward_takes(family):
     """ONNX's exporter calls a module by the signature of its ``forward``."""
-    model, image = nano(family).eval(), torch.randn(2, 3, 64, 64)
+    shallow = NANO[family] | dict(depths=(1, 1, 1, 1))
+    model, image = nano(family, arch=shallow).eval(), torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         whole = model(image)
         assert all(map(torch.equal, model(image, None), whole))
         part = model(image, [(64, 64), (32, 64)])
-        traced = torch.jit.trace(model, image)(image)
+        traced = torch.jit.trace(model, image, check_trace=False)(image)  # It is compared below.
         missing = contextlib.nullcontext()
         if find_spec("onnx") is None:  # It is looked for at the end, when all has been exported.
             missing = pytest.raises(torch.onnx.OnnxExporterError, match="onnx is not installed")

@@ -1,7 +1,6 @@
 """Models whose weights and modules others change: averages, hooks, pruning, quantisation, adapters."""
 
 import copy
-import itertools
 
 import pytest
 import torch
@@ -77,7 +76,7 @@ def test_averaged_weights_are_those_that_are_evaluated(family, attn_types, monke
 
     def outputs(model):
         found = []
-        for implementation, half in itertools.product(("", "reference"), (False, True)):
+        for implementation, half in (("", False), ("", True), ("reference", False)):
             monkeypatch.setenv("FLATTEN_DET_ATTENTION", implementation)
             # Torch's own autocast keeps casts of weights as long as one context lasts.
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
@@ -169,11 +168,25 @@ def leaves(model: nn.Module):
     return list(found.values())
 
 
+# A hook and a mask in every family, the other changes in one each; the slow tests hold all of them.
+QUICK = {
+    *((family, change) for family in ARCHS for change in (hook, pruning)),
+    ("FLattenPVT", adapter),
+    ("FLattenSwin", own_forward),
+    ("FLattenCSwin", parametrisation),
+    ("FLattenPVTv2", spectral_norm),
+}
+
+
 @pytest.mark.usefixtures("small_portions")
 @pytest.mark.parametrize(
-    "change", [hook, adapter, own_forward, pruning, parametrisation, spectral_norm]
+    ("family", "change"),
+    [
+        pytest.param(family, change, marks=() if (family, change) in QUICK else pytest.mark.slow)
+        for change in (hook, adapter, own_forward, pruning, parametrisation, spectral_norm)
+        for family in ARCHS
+    ],
 )
-@pytest.mark.parametrize("family", ARCHS)
 def test_what_is_changed_is_called(family, change):
     plain, image, changes = build(family), torch.randn(1, 3, 40, 56), 0
     with torch.no_grad():

@@ -44,9 +44,11 @@ def shrunk(cfg: Config, data_root: Path, work_dir: Path) -> Config:
     for augment in preprocessor.get("batch_augments") or ():
         augment.size = CROP
     _shrink_regions(cfg.model)
+    _shrink_widths(cfg.model)
     if cfg.model.type == "DINO":  # it picks its queries among the tokens, and there are few
         cfg.model.num_queries = 20
     cfg.train_cfg = dict(type="IterBasedTrainLoop", max_iters=1, val_interval=10)
+    cfg.default_hooks.checkpoint.save_last = False  # Half a gigabyte that nobody reads.
     return cfg
 
 
@@ -59,6 +61,16 @@ def _shrink_regions(model: Config) -> None:
     for proposals in (training.get("rpn_proposal"), test.get("rpn")):
         if proposals:
             proposals.max_per_img = 64
+
+
+def _shrink_widths(model: Config) -> None:
+    """Few channels within the heads that have most of a model's parameters: fully connected and UPerNet's."""
+    heads = model.get("roi_head", {}).get("bbox_head", [])
+    for head in heads if isinstance(heads, list) else [heads]:
+        head.fc_out_channels = 32
+    for name in ("decode_head", "auxiliary_head"):
+        if model.get(name, {}).get("type") in ("UPerHead", "FCNHead"):
+            model[name].channels = 32
 
 
 def _flat(pipeline: list) -> list[dict]:

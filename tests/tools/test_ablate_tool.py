@@ -165,6 +165,7 @@ def test_a_folder_of_other_options_is_left_alone(tool, data, finished_grid, caps
     assert "holds a run with another config" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_two_runs_side_by_side(tool, data, finished_grid, tmp_path, monkeypatch, capsys):
     """The second variant is a config file of one's own, whose module the other process must import."""
     config = tmp_path / "own.py"

@@ -28,32 +28,38 @@ def count_config(name: str, size: tuple[int, int], **model) -> Complexity:
 
 
 # Multiply-adds in G that fvcore counts, attention products included.
+MULTIPLY_ADDS = [
+    ("pvt-t", (224, 224), 1.94),
+    ("pvt-t", (800, 1280), 69.73),
+    ("flatten-pvt-t", (224, 224), 2.05),
+    ("flatten-pvt-t", (512, 2048), 42.80),
+    ("pvt-s", (512, 512), 23.13),
+    ("flatten-pvt-s", (224, 224), 4.05),
+    ("flatten-pvt-s", (800, 1280), 82.60),
+    # As the paper reports them (Fig. 6).
+    ("flatten-pvtv2-b1", (224, 224), 2.2),
+    ("flatten-pvtv2-b2", (224, 224), 4.3),
+    ("flatten-swin-t", (224, 224), 4.5),
+    ("flatten-swin-b-384", (384, 384), 46.5),
+    ("flatten-cswin-t", (224, 224), 4.3),
+    ("flatten-cswin-b", (224, 224), 15.0),
+]
+# The same models at other sizes, and a deeper one.
+MORE_MULTIPLY_ADDS = [
+    ("pvt-t", (512, 512), 11.80),
+    ("pvt-t", (512, 2048), 72.18),
+    ("flatten-pvt-t", (512, 512), 10.70),
+    ("flatten-pvt-t", (800, 1280), 41.80),
+    ("pvt-s", (224, 224), 3.82),
+    ("flatten-pvt-s", (512, 512), 21.15),
+    ("flatten-pvt-s", (512, 2048), 84.58),
+    ("flatten-swin-s", (224, 224), 8.7),
+]
+
+
 @pytest.mark.parametrize(
     ("name", "size", "expected"),
-    [
-        ("pvt-t", (224, 224), 1.94),
-        ("pvt-t", (512, 512), 11.80),
-        ("pvt-t", (800, 1280), 69.73),
-        ("pvt-t", (512, 2048), 72.18),
-        ("flatten-pvt-t", (224, 224), 2.05),
-        ("flatten-pvt-t", (512, 512), 10.70),
-        ("flatten-pvt-t", (800, 1280), 41.80),
-        ("flatten-pvt-t", (512, 2048), 42.80),
-        ("pvt-s", (224, 224), 3.82),
-        ("pvt-s", (512, 512), 23.13),
-        ("flatten-pvt-s", (224, 224), 4.05),
-        ("flatten-pvt-s", (512, 512), 21.15),
-        ("flatten-pvt-s", (800, 1280), 82.60),
-        ("flatten-pvt-s", (512, 2048), 84.58),
-        # As the paper reports them (Fig. 6).
-        ("flatten-pvtv2-b1", (224, 224), 2.2),
-        ("flatten-pvtv2-b2", (224, 224), 4.3),
-        ("flatten-swin-t", (224, 224), 4.5),
-        ("flatten-swin-s", (224, 224), 8.7),
-        ("flatten-swin-b-384", (384, 384), 46.5),
-        ("flatten-cswin-t", (224, 224), 4.3),
-        ("flatten-cswin-b", (224, 224), 15.0),
-    ],
+    [*MULTIPLY_ADDS, *(pytest.param(*row, marks=pytest.mark.slow) for row in MORE_MULTIPLY_ADDS)],
 )
 def test_backbone(name, size, expected):
     with torch.device("meta"):
