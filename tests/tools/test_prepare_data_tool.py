@@ -1,7 +1,5 @@
-"""tools/prepare_data.py: exit codes, and from a strange folder to a trained detector."""
+"""tools/prepare_data.py: exit codes, and from a strange folder to a first training."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -102,27 +100,3 @@ def test_custom_folder_is_trained_on(
     assert train_tool.main([str(out), "--cfg-options", *options]) == 0
     assert "coco/segm_mAP" in capsys.readouterr().out
     assert (tmp_path / "work_dirs" / "fruit" / "iter_2.pth").is_file()
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_written_config_learns(folder, tmp_path):
-    """The two commands as they are typed; of the 600 steps, 120 are enough for twelve images."""
-
-    def run(*command: str) -> str:
-        done = subprocess.run(
-            [sys.executable, *command], cwd=tmp_path, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        return done.stdout
-
-    tools = ROOT / "tools"
-    run(
-        str(tools / "prepare_data.py"), "custom", "fruit", "--config", MASK_RCNN, "--out", "mine.py"
-    )
-    steps = ["--cfg-options", "train_cfg.max_iters=120", "train_cfg.val_interval=120"]
-    printed = run(str(tools / "train.py"), "mine.py", *steps)
-    # Measured: 1.0 for both.
-    for kind in ("bbox", "segm"):
-        assert float(printed.split(f"coco/{kind}_mAP_50: ")[-1].split()[0]) >= 0.8
-    assert list((tmp_path / "work_dirs" / "mine").glob("iter_120.pth"))

@@ -21,10 +21,7 @@ ENTRIES = {
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_up_to_date():
-    """Page, metafiles and counts; a model with an operator that has no FLOP formula is an error.
-
-    The README's test has the check without counting.
-    """
+    """Page, metafiles and counts; a model with an operator that has no FLOP formula is an error."""
     zoo = inspect_zoo(ROOT)
     assert (zoo.stale, zoo.wrong) == ([], [])
 
