@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-FEW, MANY = 100, 2000
+FEW, MANY = 50, 2000
 # A case takes milliseconds: this is a hang, or work that grows with a number in the input.
 _DEADLINE = timedelta(seconds=30)
 

@@ -41,6 +41,7 @@ from readme_commands import (
     run,
     workspace,
 )
+from tool_modules import load_tool
 from zoo_fixture import make_small_zoo
 
 from flatten_det.backbones import FLattenPVT
@@ -52,6 +53,21 @@ def save_random_weights(config: str, checkpoint: Path) -> None:
     init_default_scope(cfg.default_scope)
     checkpoint.parent.mkdir(parents=True)
     torch.save({"state_dict": MODELS.build(cfg.model).state_dict()}, checkpoint)
+
+
+@pytest.fixture
+def run_here(tmp_path, monkeypatch, capsys):
+    """Like :func:`run`, in this process, as importing the packages takes most of a short command's time."""
+    monkeypatch.chdir(workspace(tmp_path))
+
+    def run_here(command: str) -> str:
+        words = shlex.split(command)
+        assert words[:2] == ["uv", "run"]
+        tool = load_tool(words[2].removeprefix("tools/").removesuffix(".py"))
+        assert tool.main(words[3:]) == 0
+        return capsys.readouterr().out
+
+    return run_here
 
 
 def test_first_screen_has_the_two_commands():
@@ -106,23 +122,21 @@ def test_figure_of_the_focused_map(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("command", ON_WEIGHTS)
-def test_weights_command(command, tmp_path):
-    cwd = workspace(tmp_path)
-    source, destination = (cwd / word for word in command.split()[-2:])
+def test_weights_command(command, run_here, tmp_path):
+    source, destination = (tmp_path / word for word in command.split()[-2:])
     source.parent.mkdir()
     torch.save({"model": FLattenPVT("tiny").state_dict()}, source)
-    assert "flatten-pvt-t: written to" in run(command, cwd)
+    assert "flatten-pvt-t: written to" in run_here(command)
     assert destination.stat().st_size > 0
 
 
 @pytest.mark.parametrize("command", ON_LARGE_IMAGES)
-def test_large_images(command, tmp_path):
-    cwd = workspace(tmp_path)
+def test_large_images(command, run_here, tmp_path):
     config, checkpoint, image = command.split()[3:6]
-    save_random_weights(config, cwd / checkpoint)
-    cv2.imwrite(str(cwd / image), np.zeros((300, 500, 3), np.uint8))
-    run(command, cwd)
-    prediction = json.loads((cwd / "outputs" / "preds" / "my_large_image.json").read_text())
+    save_random_weights(config, tmp_path / checkpoint)
+    cv2.imwrite(str(tmp_path / image), np.zeros((300, 500, 3), np.uint8))
+    run_here(command)
+    prediction = json.loads((tmp_path / "outputs" / "preds" / "my_large_image.json").read_text())
     assert (prediction["height"], prediction["width"]) == (300, 500)
 
 
@@ -147,8 +161,8 @@ def test_benchmark(tmp_path):
     assert all(cell["figures"]["speedup"] for cell in cells)
 
 
-def test_flops(tmp_path):
-    assert "11.64 M parameters, 41.57 G multiply-adds" in run(FLOPS, workspace(tmp_path))
+def test_flops(run_here):
+    assert "11.64 M parameters, 41.57 G multiply-adds" in run_here(FLOPS)
 
 
 @pytest.mark.slow

@@ -170,6 +170,12 @@ def test_what_is_returned_and_what_is_said_of_it(family, given, stages):
     assert [o.shape for o in outs] == [(1, dim, 64 // s, 96 // s) for dim, s in sizes]
 
 
+@pytest.mark.filterwarnings(
+    "ignore::torch.jit.TracerWarning",
+    "ignore:.torch.jit.trace",
+    "ignore:The feature will be removed:DeprecationWarning:torch",
+    "ignore:You are using the legacy TorchScript-based ONNX export:DeprecationWarning",
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_calls_take_what_forward_takes(family):
     """ONNX's exporter calls a module by the signature of its ``forward``."""

@@ -202,6 +202,7 @@ def test_what_is_changed_is_called(family, change):
     assert changes
 
 
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")
 @pytest.mark.parametrize("family", ARCHS)
 def test_pruned_models_train(family):
     model, image = build(family).train(), torch.randn(1, 3, 40, 56)
@@ -221,6 +222,10 @@ def test_pruned_models_train(family):
         assert not gradient[mask == 0].any()
 
 
+@pytest.mark.filterwarnings(
+    "ignore:torch.ao.quantization is deprecated:DeprecationWarning",
+    "ignore:torch.quantize_per_tensor:UserWarning:torch",
+)
 @pytest.mark.usefixtures("small_portions")
 @pytest.mark.parametrize("family", ARCHS)
 def test_dynamic_quantisation(family):

@@ -66,6 +66,9 @@ def _tensors(prediction: DetDataSample) -> dict[str, torch.Tensor]:
 
 
 def differ(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    if "panoptic" in a:
+        # Of random weights: where two labels are equally likely, rounding decides. Padding changes 2 to 4 %.
+        return (a["panoptic"] != b["panoptic"]).float().mean() > 0.015
     return any(
         a[name].shape != b[name].shape
         or not torch.allclose(a[name].float(), b[name].float(), rtol=1e-4, atol=1e-4)
@@ -84,6 +87,9 @@ def test_predictions_do_not_depend_on_batch_mates(method, tmp_path):
         unmasked = predict(model, inputs)
         unmasked_alone = [predict(model, [image])[0] for image in inputs]
     assert not any(differ(a, b) for a, b in zip(together, alone, strict=True))
+    if method == "mask2former":
+        pairs = zip(together, alone, strict=True)
+        assert all((a["panoptic"] == b["panoptic"]).float().mean() > 0.999 for a, b in pairs)
     # All but the largest are padded.
     found = [differ(a, b) for a, b in zip(unmasked, unmasked_alone, strict=True)]
     assert found == [True, False, True, True]
