@@ -33,6 +33,8 @@ import torch
 
 from ...errors import OUT_OF_MEMORY, describe_failure
 
+# What is imported before a measurement, for what an import leaves in the heap would change it.
+_PRELOADED = [f"{__package__}.{name}" for name in ("attention", "models")]
 _STATUS = Path("/proc/self/status")
 _MEMORY = Path("/proc/meminfo")
 LINUX_ONLY = "peak memory on the CPU is measured on Linux only"
@@ -153,7 +155,7 @@ def _bytes_of(file: Path, field: str) -> int:
 @cache
 def _fresh_processes() -> BaseContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload(_PRELOADED)
     # The frameworks print remarks when the server imports them, which belong into no table.
     sys.stdout.flush()
     kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
