@@ -79,7 +79,7 @@ def bands_always(monkeypatch) -> list[bool]:
         predict_in_bands_when_large(model, limit=0)
         banded.append("predict" in vars(model))
 
-    for user in ("engine.predictor", "large_images.segmentation"):
+    for user in ("predict.predictor", "predict.segmentation"):
         monkeypatch.setattr(f"flatten_det.{user}.predict_in_bands_when_large", always)
     return banded
 
