@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from ..attention import FocusedLinearAttention
-from ..attention.eager import is_known, is_plain, keeps_tensors
+from ..attention.eager import is_from_known_library, is_plain, keeps_tensors
 
 
 class AutocastWeights:
@@ -93,7 +93,7 @@ def _cast(
 def _called_layers(backbone: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
     """The layers whose weights nothing but autocast's products and convolutions read, each with its place."""
     for parent in backbone.modules():
-        if not is_known(type(parent)):
+        if not is_from_known_library(type(parent)):
             continue
         for name, layer in parent.named_children():
             is_read = isinstance(parent, FocusedLinearAttention) and name == "dwc"

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from ..attention.eager import has_hooks_or_own_forward, is_known, is_plain_eager
+from ..attention.eager import has_hooks_or_own_forward, is_from_known_library, is_plain_eager
 from ..attention.maps import as_image
 
 # Entries of a portion of tokens: 1 MB in float32.
@@ -23,7 +23,9 @@ def computes_in_place(module: nn.Module, x: Tensor) -> bool:
         return False
     parts = module.modules()
     next(parts)  # Hooks of the module itself are given its inputs and outputs alone.
-    return all(is_known(type(part)) and not has_hooks_or_own_forward(part) for part in parts)
+    return all(
+        is_from_known_library(type(part)) and not has_hooks_or_own_forward(part) for part in parts
+    )
 
 
 def apply_in_place(norm: nn.Module, x: Tensor) -> Tensor:
