@@ -79,7 +79,7 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 @cache
-def is_known(kind: type[nn.Module]) -> bool:
+def is_from_known_library(kind: type[nn.Module]) -> bool:
     """Whether modules of a class call what is in them, and keep nothing that they are given or return."""
     own = __name__.partition(".")[0]
     return kind.__module__.startswith((f"{own}.", "torch.nn.modules.", "timm.layers."))

@@ -34,7 +34,7 @@ from torch.utils.checkpoint import (
 from ..attention import FocusedLinearAttention
 from ..attention.eager import (
     has_hooks_or_own_forward,
-    is_known,
+    is_from_known_library,
     is_plain,
     is_plain_depthwise,
     is_plain_eager,
@@ -74,7 +74,7 @@ def computes_in_place(module: nn.Module, x: Tensor) -> bool:
     if not _is_cpu_inference(x):
         return False
     parts = list(module.modules())[1:]  # Its own hooks are given its inputs and outputs alone.
-    return all(map(is_known, map(type, parts))) and not any(map(has_hooks_or_own_forward, parts))
+    return all(map(is_from_known_library, map(type, parts))) and not any(map(has_hooks_or_own_forward, parts))
 
 
 def _is_cpu_inference(x: Tensor) -> bool:

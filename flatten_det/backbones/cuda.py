@@ -30,7 +30,7 @@ from ..attention import FocusedLinearAttention
 from ..attention.dispatch import VARIABLE
 from ..attention.eager import (
     has_hooks,
-    is_known,
+    is_from_known_library,
     is_plain,
     is_plain_eager,
     keeping_nothing,
@@ -114,7 +114,7 @@ def _cast(
 def _called_layers(backbone: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
     """The layers whose weights nothing but autocast's products and convolutions read, each with its place."""
     for parent in backbone.modules():
-        if not is_known(type(parent)):
+        if not is_from_known_library(type(parent)):
             continue
         for name, layer in parent.named_children():
             is_read = isinstance(parent, FocusedLinearAttention) and name == "dwc"

@@ -16,7 +16,7 @@ from functools import partial
 import triton
 import triton.language as tl
 
-# A kernel. What differs between images is no reason to compile it anew.
+# Sizes and strides are no reason to compile a kernel anew.
 kernel = partial(
     triton.jit,
     do_not_specialize=[

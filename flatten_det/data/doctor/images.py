@@ -67,8 +67,8 @@ def opened(path: str, kinds: FileFaults) -> Image.Image:
                 return image
     except Exception as error:
         # Decoders of damaged content raise anything: OSError, SyntaxError, struct.error, ...
-        is_known = not isinstance(error, UnidentifiedImageError)
-        reason = quoted(error) if is_known else "its content is no image"
+        is_from_known_library = not isinstance(error, UnidentifiedImageError)
+        reason = quoted(error) if is_from_known_library else "its content is no image"
         raise ImageFault(kinds.unreadable, f"cannot be decoded: {reason}") from error
 
 

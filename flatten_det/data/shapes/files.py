@@ -132,8 +132,8 @@ def _reserve(root: Path) -> None:
 def _read_manifest(root: Path) -> dict | None:
     """The manifest of a folder, or None where there is none that this version understands."""
     manifest = _any_manifest(root)
-    is_known = manifest.get("format") == _FORMAT
-    return manifest if is_known and manifest.keys() >= {"options", "files"} else None
+    is_from_known_library = manifest.get("format") == _FORMAT
+    return manifest if is_from_known_library and manifest.keys() >= {"options", "files"} else None
 
 
 def _any_manifest(root: Path) -> dict:
