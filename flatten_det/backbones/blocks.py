@@ -250,7 +250,8 @@ class DepthwiseMlp(nn.Module):
     def add_in_tiles(self, x: Tensor, hw_shape: tuple[int, int], norm: nn.LayerNorm) -> None:
         """As :meth:`TokenMlp.add_in_tiles`."""
         width, above = hw_shape[1], x[:, :0]
-        for tile in list(tiles(len(x), hw_shape, self.fc1.out_features)):
+        # Twice as large as usual: two rows of every tile are computed once more by its neighbours.
+        for tile in list(tiles(len(x), hw_shape, max(self.fc1.out_features // 2, 1))):
             maps, own = x[tile.batch], tile.tokens
             # One row more on either side, which the convolution sees; that above as before its own sum.
             above = above if own.start else maps[:, :0]
