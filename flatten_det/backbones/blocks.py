@@ -171,15 +171,20 @@ class TokenMlp(TimmMlp):
         """``(B, N, C)`` -> ``(B, N, C)``; where the tokens lie on the map does not matter."""
         return super().forward(x)
 
-    def is_plain(self) -> bool:
-        """Whether the parts may be read, and do the same to a tile as to the whole map."""
+    def adds_in_tiles(self, x: Tensor, norm: nn.Module) -> bool:
+        """Whether :meth:`add_in_tiles` can be called; parts that are not plain may see all tokens at once."""
         drops = (self.drop1, self.drop2)
-        parts = (self.fc1, self.act, self.norm, self.fc2, *drops)
-        kinds = (nn.Linear, nn.GELU, nn.Identity, nn.Linear, nn.Dropout, nn.Dropout)
-        return all(map(is_plain, parts, kinds)) and not any(d.training and d.p for d in drops)
+        parts = (norm, self.fc1, self.act, self.norm, self.fc2, *drops)
+        kinds = (nn.LayerNorm, nn.Linear, nn.GELU, nn.Identity, nn.Linear, nn.Dropout, nn.Dropout)
+        return (
+            x.is_contiguous()
+            and all(map(is_plain, parts, kinds))
+            and norm.normalized_shape == x.shape[-1:]
+            and not any(drop.training and drop.p for drop in drops)
+        )
 
     def add_in_tiles(self, x: Tensor, hw_shape: tuple[int, int], norm: nn.LayerNorm) -> None:
-        """Add the MLP of ``norm(x)`` to the contiguous ``x (B, N, C)``, in place; for a plain MLP."""
+        """Add the MLP of ``norm(x)`` to ``x (B, N, C)``, in place."""
         fc1, fc2, hidden = self.fc1, self.fc2, None
         is_exact = (
             not torch.is_autocast_enabled("cpu")
@@ -230,16 +235,23 @@ class DepthwiseMlp(nn.Module):
         image = self.dwconv(as_image(hidden, hw_shape))
         return self.fc2(self.act(as_tokens(image[:, :, rows])))
 
-    def is_plain(self) -> bool:
-        """Whether the parts may be read, and do the same to rows of the map as to all of it."""
-        parts, kinds = (self.fc1, self.act, self.fc2), (nn.Linear, nn.GELU, nn.Linear)
-        is_3x3 = is_plain_depthwise(self.dwconv) and self.dwconv.kernel_size == (3, 3)
-        return is_3x3 and all(map(is_plain, parts, kinds))
+    def adds_in_tiles(self, x: Tensor, norm: nn.Module) -> bool:
+        """As :meth:`TokenMlp.adds_in_tiles`."""
+        parts = (norm, self.fc1, self.act, self.fc2)
+        kinds = (nn.LayerNorm, nn.Linear, nn.GELU, nn.Linear)
+        return (
+            x.is_contiguous()
+            and all(map(is_plain, parts, kinds))
+            and norm.normalized_shape == x.shape[-1:]
+            and is_plain_depthwise(self.dwconv)
+            and self.dwconv.kernel_size == (3, 3)
+        )
 
     def add_in_tiles(self, x: Tensor, hw_shape: tuple[int, int], norm: nn.LayerNorm) -> None:
-        """Add the MLP of ``norm(x)`` to the contiguous ``x (B, N, C)``, in place; for a plain MLP."""
+        """As :meth:`TokenMlp.add_in_tiles`."""
         width, above = hw_shape[1], x[:, :0]
-        for tile in list(tiles(len(x), hw_shape, self.fc1.out_features)):
+        # Twice as large as usual: two rows of every tile are computed once more by its neighbours.
+        for tile in list(tiles(len(x), hw_shape, max(self.fc1.out_features // 2, 1))):
             maps, own = x[tile.batch], tile.tokens
             # One row more on either side, which the convolution sees; that above as before its own sum.
             above = above if own.start else maps[:, :0]
@@ -329,18 +341,16 @@ class TransformerBlock(nn.Module):
 
     def _forward_in_place(self, x: Tensor, hw_shape: tuple[int, int], inplace: bool) -> Tensor:
         """The same in one tensor of x's size, or, if ``inplace``, in x itself."""
-        attn, mlp, norm = self.attn, self.mlp, self.norm2
+        attn, mlp = self.attn, self.mlp
         if isinstance(attn, FocusedLinearAttention) and attn.adds_in_tiles(x, self.norm1):
             x = attn.add_in_tiles(x, hw_shape, self.norm1, inplace)
         else:
             attended = attn(self.norm1(x), hw_shape)
             x = attended.add_(x) if attended.dtype == x.dtype else attended + x
-        is_norm = is_plain(norm, nn.LayerNorm) and norm.normalized_shape == (x.shape[-1],)
-        is_mlp = isinstance(mlp, TokenMlp | DepthwiseMlp) and mlp.is_plain()
-        if not (is_norm and is_mlp and x.is_contiguous()):
-            return self._add_mlp(x, hw_shape)  # What is not plain may see all tokens at once.
-        mlp.add_in_tiles(x, hw_shape, norm)
-        return x
+        if isinstance(mlp, TokenMlp | DepthwiseMlp) and mlp.adds_in_tiles(x, self.norm2):
+            mlp.add_in_tiles(x, hw_shape, self.norm2)
+            return x
+        return self._add_mlp(x, hw_shape)
 
 
 def _keep_products(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
