@@ -37,7 +37,7 @@ from flatten_det.lab.benchmark.report import (
     save_results,
     show_results,
 )
-from flatten_det.lab.benchmark.run import Plan, Result, Setting, benchmark_settings
+from flatten_det.lab.benchmark.run import BenchmarkPlan, Result, Setting, benchmark_settings
 from flatten_det.lab.benchmark.sources import find_size, find_source
 
 MODELS = ["flatten-pvt-t", "pvt-t", "flatten-swin-t", "mmdet:swin-t"]
@@ -180,7 +180,7 @@ def run(args: argparse.Namespace) -> None:
             "--max-memory: on a CPU it is what the measurement of memory may take; drop --no-memory"
         )
     benchmark, memory = ModelBenchmark(), not args.no_memory
-    plan = Plan(
+    plan = BenchmarkPlan(
         benchmark, candidates, args.rounds, args.warmup, memory, args.max_seconds, max_memory
     )
     how = describe(plan, device)

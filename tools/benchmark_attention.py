@@ -29,7 +29,13 @@ from flatten_det.lab.benchmark.machine import (
     find_device,
 )
 from flatten_det.lab.benchmark.report import save_results, show_results
-from flatten_det.lab.benchmark.run import Comparison, Plan, Result, Setting, benchmark_settings
+from flatten_det.lab.benchmark.run import (
+    BenchmarkPlan,
+    Comparison,
+    Result,
+    Setting,
+    benchmark_settings,
+)
 from flatten_det.lab.benchmark.timing import copy_bandwidth
 
 
@@ -115,7 +121,7 @@ def run(args: argparse.Namespace) -> None:
         for case, dtype, mode in product(cases, args.dtype, args.mode)
     ]
     benchmark, memory = AttentionBenchmark(copy_bandwidth(device)), not args.no_memory
-    plan = Plan(benchmark, candidates, args.rounds, args.warmup, memory, args.max_seconds)
+    plan = BenchmarkPlan(benchmark, candidates, args.rounds, args.warmup, memory, args.max_seconds)
     how = {"rounds": args.rounds, "warmup": args.warmup}
 
     def save(results: Sequence[Result]) -> None:

@@ -121,9 +121,9 @@ def _capability_obstacle(device: torch.device) -> str | None:
 def _drop_factors(branch: Tensor, drop_path: nn.Module) -> tuple[Tensor, Tensor | None]:
     """The branch, and factors ``(B,)`` that stochastic depth still has to multiply it with."""
     # Of timm alone is known what it does, but only torch is needed here.
-    is_from_known_library = type(drop_path).__module__.startswith("timm.") and not has_hooks_or_own_forward(
-        drop_path
-    )
+    is_from_known_library = type(drop_path).__module__.startswith(
+        "timm."
+    ) and not has_hooks_or_own_forward(drop_path)
     probability = drop_path.drop_prob if is_from_known_library else None
     if probability is None:
         return drop_path(branch), None

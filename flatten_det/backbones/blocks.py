@@ -74,7 +74,9 @@ def computes_in_place(module: nn.Module, x: Tensor) -> bool:
     if not _is_cpu_inference(x):
         return False
     parts = list(module.modules())[1:]  # Its own hooks are given its inputs and outputs alone.
-    return all(map(is_from_known_library, map(type, parts))) and not any(map(has_hooks_or_own_forward, parts))
+    return all(map(is_from_known_library, map(type, parts))) and not any(
+        map(has_hooks_or_own_forward, parts)
+    )
 
 
 def _is_cpu_inference(x: Tensor) -> bool:

@@ -138,7 +138,7 @@ def floor_bytes(setting: Setting) -> int | None:
 
 
 @dataclass(frozen=True)
-class Inputs:
+class LayerInputs:
     """Tensors that all candidates of a setting share.
 
     Attributes:
@@ -151,16 +151,16 @@ class Inputs:
     tensors: dict[str, Tensor]
     grad: Tensor
 
-    def exact(self) -> "Inputs":
+    def exact(self) -> "LayerInputs":
         """The same numbers in float64, without autocast."""
-        return Inputs(
+        return LayerInputs(
             replace(self.setting, amp=False),
             {name: x.double() for name, x in self.tensors.items()},
             self.grad.double(),
         )
 
 
-def make_inputs(setting: Setting) -> Inputs:
+def make_inputs(setting: Setting) -> LayerInputs:
     """Random inputs, the same for the same setting.
 
     At the core level q, k and v are views of one tensor, as a projection returns them. Under AMP they are
@@ -191,7 +191,7 @@ def make_inputs(setting: Setting) -> Inputs:
         factor = _FACTORS.get(kind, 1 / sqrt(prod(shape[1:])))
         values[name] = (normal(*shape) * factor).to(setting.parameter_dtype)
     grad = normal(setting.batch, tokens, channels).to(dtype)
-    return Inputs(setting, values, grad)
+    return LayerInputs(setting, values, grad)
 
 
 def default_candidates(level: str, device: torch.device) -> tuple[str, ...]:
@@ -202,7 +202,7 @@ def default_candidates(level: str, device: torch.device) -> tuple[str, ...]:
     return (ours, REFERENCE, *_PEERS)
 
 
-def prepare(inputs: Inputs, candidate: str) -> Work:
+def prepare(inputs: LayerInputs, candidate: str) -> Work:
     """A candidate with its inputs, ready to be called.
 
     Args:
@@ -232,7 +232,7 @@ def prepare(inputs: Inputs, candidate: str) -> Work:
     return Work(setting, call, list(leaves.values()), [inputs.grad])
 
 
-def compute(inputs: Inputs, candidate: str) -> dict[str, Tensor | None]:
+def compute(inputs: LayerInputs, candidate: str) -> dict[str, Tensor | None]:
     """``output``, and in training the gradients by name; None for what it does not depend on."""
     (output,), gradients = prepare(inputs, candidate).compute()
     return {"output": output.detach(), **dict(zip(inputs.tensors, gradients, strict=False))}

@@ -17,7 +17,7 @@ from .growth import COMPILED, GRAPHS, Growth
 from .machine import device_name
 from .memory import Peak
 from .report import milliseconds, number, time_cells
-from .run import Benchmark, Cost, Plan, Result, Setting, Work
+from .run import Benchmark, BenchmarkPlan, Cost, Result, Setting, Work
 from .sources import Size, find_source, loss_call, network_call, short_name
 from .timing import Timing
 
@@ -238,7 +238,7 @@ class ModelBenchmark(Benchmark):
         draw_curves(comparison, title, path)
 
 
-def describe(plan: Plan, device: torch.device) -> dict[str, object]:
+def describe(plan: BenchmarkPlan, device: torch.device) -> dict[str, object]:
     """How models are measured, for a JSON file, under the names of the tool's options."""
     candidates: Sequence[Candidate] = plan.candidates
     return {

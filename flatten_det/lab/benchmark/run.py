@@ -275,7 +275,7 @@ class Benchmark:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BenchmarkPlan:
     """How to measure.
 
     Attributes:
@@ -305,7 +305,7 @@ class Plan:
 
 def benchmark_settings(
     settings: Sequence[Setting],
-    plan: Plan,
+    plan: BenchmarkPlan,
     results: Sequence[Result],
     save: Callable[[Sequence[Result]], object],
 ) -> list[Result]:
@@ -330,7 +330,7 @@ def benchmark_settings(
 
 def benchmark_setting(
     setting: Setting,
-    plan: Plan,
+    plan: BenchmarkPlan,
     earlier: Sequence[Result],
     advance: Callable[[str, int], object],
 ) -> list[Result]:

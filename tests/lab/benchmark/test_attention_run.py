@@ -16,7 +16,7 @@ from flatten_det.lab.benchmark.attention import (
     verdict,
 )
 from flatten_det.lab.benchmark.report import make_table, tables
-from flatten_det.lab.benchmark.run import Comparison, Plan, Setting, benchmark_setting
+from flatten_det.lab.benchmark.run import BenchmarkPlan, Comparison, Setting, benchmark_setting
 
 CASE = find_case("32,2,5,7", CORE)
 BENCHMARK = AttentionBenchmark(bandwidth=1e9)
@@ -42,7 +42,7 @@ def peers(tmp_path, monkeypatch):
 
 def measure(*candidates, mode=MODES[1], memory=False, max_seconds=5.0):
     """Results by candidate."""
-    plan = Plan(BENCHMARK, candidates, 3, 1, memory, max_seconds)
+    plan = BenchmarkPlan(BENCHMARK, candidates, 3, 1, memory, max_seconds)
     told = []
     results = benchmark_setting(
         Setting(CASE, mode), plan, [], lambda done, steps: told.append(steps)

@@ -11,7 +11,7 @@ from flatten_det.lab.benchmark.growth import Growth
 from flatten_det.lab.benchmark.memory import LINUX_ONLY, Peak
 from flatten_det.lab.benchmark.models import ModelBenchmark, make_candidates
 from flatten_det.lab.benchmark.report import make_table, tables
-from flatten_det.lab.benchmark.run import Cost, Plan, Setting, benchmark_setting
+from flatten_det.lab.benchmark.run import BenchmarkPlan, Cost, Setting, benchmark_setting
 from flatten_det.lab.benchmark.sources import Size
 
 SETTING = Setting(Size(32, 64))
@@ -42,7 +42,7 @@ def measure(
     *names, setting=SETTING, memory=False, max_seconds=None, earlier=(), rounds=3, graphs=False
 ):
     candidates = make_candidates(names, False, True, graphs)
-    plan = Plan(ModelBenchmark(), candidates, rounds, 1, memory, max_seconds)
+    plan = BenchmarkPlan(ModelBenchmark(), candidates, rounds, 1, memory, max_seconds)
     advanced = []
     results = benchmark_setting(
         setting, plan, list(earlier), lambda done, steps: advanced.append(steps)
