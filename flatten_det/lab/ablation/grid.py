@@ -114,7 +114,7 @@ def make_grid(
         configs: folder of the variants' configs.
         out: folder of the runs; each has ``<variant>/seed<seed>`` in it.
         cfg_options: changes of all configs, dotted keys and values.
-        config: another training, whose attention is exchanged by :func:`~.variants.vary`; ``configs`` is
+        config: another training, whose attention is exchanged by :func:`vary`; ``configs`` is
             of no concern then.
 
     Raises:

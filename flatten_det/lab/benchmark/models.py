@@ -34,7 +34,7 @@ class Candidate:
     Attributes:
         model: see :func:`~.sources.find_source`.
         compiled: by ``torch.compile``, for each size anew, so that it is at its best.
-        fused: at inference, fold what :meth:`~...DenseBackbone.fuse_for_inference` folds.
+        fused: at inference, fold what ``fuse_for_inference`` of a backbone folds.
         graphs: replayed from CUDA graphs; of a whole model, its backbone.
     """
 
