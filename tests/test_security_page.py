@@ -1,10 +1,12 @@
 """SECURITY.md names what exists, and its example runs."""
 
 import re
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from tool_modules import load_tool
 
 from flatten_det.files.checkpoints import is_trusting, trusted_checkpoints
 
@@ -21,7 +23,16 @@ def test_tools_have_the_option(tool):
     assert f"{tool}.py" in PAGE
     source = (ROOT / "tools" / f"{tool}.py").read_text(encoding="utf-8")
     assert "add_trust_option(parser)" in source
-    assert "trusted_checkpoints(args.trust_checkpoint)" in source
+    assert "_tool.run(" in source
+
+
+def test_the_option_means_trust():
+    tool = load_tool("infer")._tool
+    seen = []
+    for trust in (False, True):
+        args = Namespace(trust_checkpoint=trust, debug=False)
+        assert tool.run(lambda _: seen.append(is_trusting()), args) == 0
+    assert seen == [False, True]
 
 
 def test_the_example_runs():
