@@ -2,7 +2,7 @@
 
 ``reference`` reads like the paper. ``dispatch`` chooses among it, ``plain`` (few operations of torch),
 ``tiled`` (tiles that stay in the CPU's cache) and ``gpu`` (Triton kernels); ``ops`` registers the last two as
-operators of torch. ``module`` is the layer, which ``tiled_layer`` computes as a whole.
+operators of torch. ``module`` is the layer, which ``tiles`` computes as a whole.
 """
 
 from .dispatch import focused_linear_attention

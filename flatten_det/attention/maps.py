@@ -113,50 +113,6 @@ def reduce_tokens(
     return layer_norm(as_tokens(image), norm, for_product=True), tuple(image.shape[2:])
 
 
-class GridRows:
-    """Rows of a learned grid resized as by :func:`resize_grid`, which never exists as a whole.
-
-    The grid is stretched along its width at once, which keeps it small, and along its height as rows are
-    asked for.
-
-    Args:
-        grid: ``(1, h*w, C)``, without gradients.
-        from_hw: ``(h, w)`` that the grid was learned on.
-        to_hw: ``(H, W)`` of the feature map.
-    """
-
-    def __init__(self, grid: Tensor, from_hw: tuple[int, int], to_hw: tuple[int, int]) -> None:
-        rows = grid.reshape(*from_hw, -1)  # A parametrised one may have any layout.
-        heights, widths = (
-            shares_of_grid(
-                torch.tensor(to_size, dtype=torch.float64), torch.tensor(size), to_size, size
-            )
-            for to_size, size in zip(to_hw, from_hw, strict=True)
-        )
-        if from_hw[1] != to_hw[1]:
-            rows = torch.matmul(widths.to(rows), rows)
-        self._shares = heights  # [H, h]
-        self._rows = rows.flatten(1)  # [h, W*C]
-
-    def of_rows(self, rows: slice, out: Tensor) -> Tensor:
-        """Those of the map's ``rows`` into ``out (n, C)``, contiguous."""
-        shares, source = self._interpolation(rows)
-        torch.mm(shares, source, out=out.view(len(shares), -1))
-        return out
-
-    def add_to(self, tokens: Tensor, rows: slice) -> None:
-        """Add those of the map's ``rows`` to ``tokens (n, C)``, contiguous, in place."""
-        shares, source = self._interpolation(rows)
-        tokens.view(len(shares), -1).addmm_(shares, source)
-
-    def _interpolation(self, rows: slice) -> tuple[Tensor, Tensor]:
-        """Shares of the grid's rows in ``rows``, and the grid's rows that have one."""
-        shares = self._shares[rows]
-        # Each row has a share of two neighbours at most, which are further down for lower rows.
-        own = slice(int(shares[0].nonzero()[0]), int(shares[-1].nonzero()[-1]) + 1)
-        return shares[:, own].to(self._rows), self._rows[own]
-
-
 def resize_grid(grid: Tensor, from_hw: tuple[int, int], to_hw: tuple[int, int]) -> Tensor:
     """Resize a learned grid bilinearly (``align_corners=False``) from one map size to another.
 

@@ -1,10 +1,12 @@
 """Focused Linear Attention as a layer: projections, learned grid, depthwise convolution."""
 
+from itertools import repeat
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import ops, tiled_layer
+from . import ops, tiles
 from .dispatch import TILED_LAYER, TRITON, Choice, Kind, choose, run
 from .eager import is_plain, is_plain_depthwise, is_plain_eager
 from .maps import (
@@ -18,8 +20,8 @@ from .maps import (
     window_merge,
     window_partition,
 )
-from .reference import FoldedProjections, Inputs, fold_projections, values_as_image
-from .tiled import Convolution
+from .reference import Inputs, values_as_image
+from .tiles import FoldedProjections, fold_projections
 
 EPS = 1e-6
 
@@ -136,9 +138,11 @@ class FocusedLinearAttention(nn.Module):
     def _can_be_folded(self) -> bool:
         """Whether the projections may be read, and are of one kind."""
         parts = self._projections()
-        if not all(is_plain(part, nn.Linear) for part in parts):
-            return False
-        return len({part.bias is None for part in parts}) == 1
+        return all(map(is_plain, parts, repeat(nn.Linear))) and self._have_biases_alike(parts)
+
+    @staticmethod
+    def _have_biases_alike(parts: list[nn.Module]) -> bool:
+        return (parts[0].bias is None) == (parts[-1].bias is None)
 
     def _fold(self) -> FoldedProjections:
         parts = self._projections()
@@ -196,17 +200,18 @@ class FocusedLinearAttention(nn.Module):
             inplace: overwrite x, which must be contiguous.
         """
         pairs = ((self.dwc, self.num_heads), (self.lepe, 1))
-        layer = tiled_layer.Layer(
+        convolutions = [(c.weight, c.bias, heads) for c, heads in pairs if c is not None]
+        layer = tiles.Layer(
             self._fold(),
             self.grid_size,
-            [Convolution(c.weight, c.bias, heads) for c, heads in pairs if c is not None],
+            convolutions,
             self.proj.weight,
             self.proj.bias,
             self.num_heads,
             EPS,
         )
-        norm = tiled_layer.Norm(norm.weight, norm.bias, norm.eps)
-        return tiled_layer.forward(x, layer, hw_shape, norm, inplace)
+        norm = tiles.Norm(norm.weight, norm.bias, norm.eps)
+        return tiles.forward(x, layer, hw_shape, norm, inplace)
 
     def _choose(self, x: Tensor) -> Choice:
         """What computes the layer for x."""
@@ -312,15 +317,15 @@ class FocusedLinearAttention(nn.Module):
             return False
         if self.window_size is not None or self.sr_ratio > 1:
             return False
-        convolutions = (part for part in (self.dwc, self.lepe) if part is not None)
+        projections = self._projections()
+        linear = (*projections, self.proj)
+        convolutions = [part for part in (self.dwc, self.lepe) if part is not None]
         return (
-            self._can_be_folded()
-            and is_plain(self.proj, nn.Linear)
+            all(map(is_plain, linear, repeat(nn.Linear)))
+            and all(map(is_plain_depthwise, convolutions))
+            and self._have_biases_alike(projections)
             and self.proj.bias is not None
-            and all(
-                part.weight.dtype == torch.float32 for part in (*self._projections(), self.proj)
-            )
-            and all(is_plain_depthwise(part) for part in convolutions)
+            and all(part.weight.dtype == torch.float32 for part in linear)
         )
 
     def _forward_in_tiles(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:

@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
-from . import gpu, plain, tiled, tiled_layer
+from . import gpu, plain, tiled, tiles
 from .eager import is_plain_eager, without_autocast
-from .reference import FoldedProjections, Inputs
+from .reference import Inputs
+from .tiles import FoldedProjections
 
 # Schemas are flat: `_unpack` takes `Inputs` apart for a call, `_pack` puts them together again.
 _TENSORS = (
@@ -277,24 +278,24 @@ def layer(
     Args:
         x: ``(B, N, C)``.
         weight, bias, positions, position_scale, floor: see
-            :class:`~flatten_det.attention.reference.FoldedProjections`.
+            :class:`~flatten_det.attention.tiles.FoldedProjections`.
         grid_height, grid_width: of the positions.
         dwc_weight, dwc_bias: depthwise convolution of V, the same for all heads, or None.
         lepe_weight, lepe_bias: one with a kernel for every channel, or None.
         proj_weight, proj_bias: the output projection.
     """
     pairs = ((dwc_weight, dwc_bias, num_heads), (lepe_weight, lepe_bias, 1))
-    parameters = tiled_layer.Layer(
+    parameters = tiles.Layer(
         FoldedProjections(weight, bias, positions, position_scale, floor),
         (grid_height, grid_width),
-        [tiled.Convolution(*pair) for pair in pairs if pair[0] is not None],
+        [pair for pair in pairs if pair[0] is not None],
         proj_weight,
         proj_bias,
         num_heads,
         eps,
     )
     with without_autocast(_CPU):
-        return tiled_layer.forward(x, parameters, (height, width))
+        return tiles.forward(x, parameters, (height, width))
 
 
 @layer.register_fake

@@ -9,7 +9,7 @@ results are written to fresh memory:
   the first query); the depthwise convolution is added tile by tile, while the output is in the cache;
 - ``backward``: written by hand. It keeps q, k, v and the sums over the keys, nothing of the feature
   map, and recomputes that per tile. The gradient of a row's norm needs sums over the row only;
-- :mod:`.tiled_layer`: at inference the projections are part of the tiles too: neither q nor k ever
+- :mod:`.tiles`: at inference the projections are part of the tiles too: neither q nor k ever
   exists as a whole.
 
 A positive factor per row of q cancels but for the eps of the normaliser, so q is never brought back to
@@ -23,7 +23,6 @@ one pass more. ``einsum`` for row sums is three times slower than a product and 
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .maps import as_image
@@ -32,82 +31,16 @@ from .tiles import (
     LENGTH,
     Activation,
     Buffers,
+    Convolution,
     Focused,
+    KeySums,
     Tile,
+    attend,
     focus,
     merge_heads,
     split_heads,
     tiles,
 )
-
-
-class KeySums:
-    """What the queries need of all keys and values.
-
-    Attributes:
-        kv: mean of f(k)ᵀ v per head, ``(B, h, d, d)``.
-        k: mean of f(k), ``(B, h, d)``.
-    """
-
-    def __init__(self, batch: int, num_heads: int, head_dim: int) -> None:
-        self.kv = torch.zeros(batch, num_heads, head_dim, head_dim)
-        self.k = torch.zeros(batch, num_heads, head_dim)
-
-    def add(self, tile: Tile, keys: Focused, values: Tensor) -> None:
-        """Add a tile of keys and its ``values (b, n, C)``; it overwrites ``keys.cube``."""
-        maps, tokens = tile.size
-        heads = self.k.shape[1]
-        focused = keys.values().view(maps, tokens, -1)
-        self.k[tile.batch] += focused.sum(dim=1).unflatten(-1, (heads, -1))
-        transposed = split_heads(focused, heads).transpose(1, 2)
-        self.kv[tile.batch].flatten(0, 1).baddbmm_(transposed, split_heads(values, heads))
-
-    def finish(self, num_tokens: int) -> None:
-        """Sums to means."""
-        self.kv /= num_tokens
-        self.k /= num_tokens
-
-
-def attend(queries: Focused, sums: KeySums, tile: Tile, eps: float, out: Tensor) -> Tensor:
-    """The normalised attention of a tile of queries into ``out (b, n, C)``, contiguous float32."""
-    maps, tokens = tile.size
-    heads = sums.k.shape[1]
-    cube = split_heads(queries.cube.view(maps, tokens, -1), heads)
-    eps_term = (queries.cube_norm * (eps / queries.norm)).view(maps, 1, tokens, 1)
-    k, kv = sums.k[tile.batch].flatten(0, 1), sums.kv[tile.batch].flatten(0, 1)
-    normaliser = torch.bmm(cube, k.unsqueeze(-1)).unflatten(0, (maps, heads)).add_(eps_term)
-    if heads == 1:
-        torch.bmm(cube, kv, out=out)
-        return out.div_(normaliser[:, 0])
-    attended = torch.bmm(cube, kv)
-    merged = out.unflatten(-1, (heads, -1))
-    torch.div(merge_heads(attended, heads), normaliser.transpose(1, 2), out=merged)
-    return out
-
-
-class Convolution:
-    """The depthwise convolution of V for the rows of a tile.
-
-    Args:
-        weight: ``(d, 1, K, K)``, shared by all heads.
-        bias: ``(d,)`` or None.
-        num_heads: h.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, num_heads: int) -> None:
-        self.weight = weight.detach().float().repeat(num_heads, 1, 1, 1)
-        self.bias = None if bias is None else bias.detach().float().repeat(num_heads)
-
-    def of_rows(self, image: Tensor, rows: slice) -> Tensor:
-        """Rows of the convolution of ``image (b, C, H, W)``, zero-padded, as ``(b, n, C)``."""
-        padding = self.weight.shape[-1] // 2
-        top, bottom = max(rows.start - padding, 0), min(rows.stop + padding, image.shape[2])
-        band = image[:, :, top:bottom].float()
-        convolved = F.conv2d(
-            band, self.weight, self.bias, padding=padding, groups=self.weight.shape[0]
-        )
-        convolved = convolved[:, :, rows.start - top : rows.stop - top]
-        return convolved.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def positioned_keys(k: Tensor, positions: Tensor | None, tile: Tile, out: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..attention import FocusedLinearAttention
-from ..attention.maps import GridRows, Padding, resize_grid, resize_grid_to_each
-from ..attention.tiles import tiles
+from ..attention.maps import Padding, resize_grid, resize_grid_to_each
+from ..attention.tiles import GridRows, tiles
 from .base import PyramidBackbone
 from .blocks import PatchEmbed
 from .options import check_options

@@ -4,13 +4,8 @@ import pytest
 import torch
 
 from flatten_det.attention import resize_grid
-from flatten_det.attention.maps import (
-    GridRows,
-    Padding,
-    is_padding,
-    resize_grid_to_each,
-    shares_of_grid,
-)
+from flatten_det.attention.maps import Padding, is_padding, resize_grid_to_each, shares_of_grid
+from flatten_det.attention.tiles import GridRows
 
 
 @pytest.mark.parametrize("from_hw", [(7, 5), (1, 1), (56, 3)])
