@@ -199,7 +199,7 @@ def test_a_plain_script_that_imports_flatten_det(tmp_path, marker):
     root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(tmp_path), str(path)],
-        env={**os.environ, "PYTHONPATH": f"{root}:{root / 'tests'}"},
+        env={**os.environ, "PYTHONPATH": f"{root}:{root / 'tests' / 'helpers'}"},
         capture_output=True,
         text=True,
     )

@@ -104,7 +104,7 @@ def _kill_and_resume(tmp_path: Path, by_epoch: bool, started: list) -> None:
 @pytest.mark.parametrize("by_epoch", [True, False], ids=["epochs", "iterations"])
 def test_the_weights_are_those_of_a_run_that_nobody_killed(tmp_path, by_epoch):
     # This process has threads of earlier tests, which a fork would wait for in vain.
-    path = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
+    path = os.pathsep.join([str(Path(__file__).parents[1] / "helpers"), *sys.path])
     subprocess.run(
         [sys.executable, __file__, str(tmp_path), str(int(by_epoch))],
         env=os.environ | {"PYTHONPATH": path},

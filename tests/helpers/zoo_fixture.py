@@ -8,7 +8,7 @@ import yaml
 from flatten_det.lab.zoo import inspect_zoo
 from flatten_det.lab.zoo.metafiles import METAFILES
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FLATTEN = "configs/mask_rcnn/mask-rcnn_flatten-swin-t_fpn_1x_coco.py"
 BASELINE = "configs/mask_rcnn/mask-rcnn_swin-t_fpn_1x_coco.py"
 METAFILE = "configs/flatten_swin/metafile.yml"

@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 from mmengine.utils import ManagerMixin
 
-TOOLS = Path(__file__).parents[1] / "tools"
+TOOLS = Path(__file__).parents[2] / "tools"
 
 
 def forget_named_instances() -> None:
