@@ -9,6 +9,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 from PIL import Image
+from rich.progress import Progress
 from tool_modules import load_tool
 
 from flatten_det.lab.ablation import run as run_module
@@ -177,9 +178,9 @@ def test_two_runs_side_by_side(tool, data, finished_grid, tmp_path, monkeypatch,
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "own_hooks.py").write_text(NOTE_PROCESS)
     bars = []
-    update = tool.Progress.update
+    update = Progress.update
     monkeypatch.setattr(
-        tool.Progress,
+        Progress,
         "update",
         lambda self, task, **fields: bars.append(fields) or update(self, task, **fields),
     )
