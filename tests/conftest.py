@@ -6,7 +6,6 @@ import gc
 import os
 import signal
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,9 +21,6 @@ from timm.layers import weight_init
 from yapf.yapflib import yapf_api
 
 from flatten_det.files import atomic as atomic_files
-
-# For every base config in another package, mmengine reads all metafiles of that package: half a second.
-config_utils.load = cache(config_utils.load)
 
 
 def pytest_configure() -> None:
