@@ -18,7 +18,7 @@ from mmengine.logging import MMLogger
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
-from .config import CfgOptions
+from .config import IN_CHECKOUT, CfgOptions
 from .errors import UserError, explain, printable
 
 # A pipe without a reader, as after ``| head``, and a terminal that was closed.
@@ -176,9 +176,10 @@ def set_local_rank(args: argparse.Namespace) -> None:
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
 
 
-def command_line(tool: str, argv: Sequence[str] | None = None) -> str:
-    """How to run a tool again: ``uv run tools/<tool>`` with its arguments, by default this process's."""
-    return f"uv run {tool} {shlex.join(sys.argv[1:] if argv is None else argv)}".strip()
+def command_line(command: str, argv: Sequence[str] | None = None) -> str:
+    """How to run a command of ``flatten-det``, with its arguments, by default this process's."""
+    start = "uv run flatten-det" if IN_CHECKOUT else "flatten-det"
+    return f"{start} {command} {shlex.join(sys.argv[1:] if argv is None else argv)}".strip()
 
 
 _LEAST_WIDTH = 130  # of tables, in characters, where no terminal says how wide it is

@@ -6,6 +6,7 @@ import contextlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,11 @@ from mmengine.runner import Runner
 from .errors import UserError, explain, printable
 from .files.user_files import NotUtf8Error, utf8_text
 
+_PACKAGE = Path(__file__).parent
+IN_CHECKOUT = not (_PACKAGE / ".mim").is_dir()
+# A wheel carries them where OpenMMLab's packages have theirs.
+CONFIGS = (_PACKAGE.parent if IN_CHECKOUT else _PACKAGE / ".mim") / "configs"
+_SCOPE = "flatten_det::"  # of our configs' names, as mmdet:: is of MMDetection's
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
 
 
@@ -137,13 +143,48 @@ def _parse_word(text: str) -> bool | int | float | str:
     return text
 
 
+def our_configs() -> dict[str, Path]:
+    """Files of this package's configs that can be trained, by name: the file's, without ``.py``."""
+    files = sorted(CONFIGS.glob("*/*.py"))
+    return {file.stem: file for file in files if file.parent.name != "_base_"}
+
+
+def find_config(name: str | Path) -> Path:
+    """The file of a config: a path, or the name of one of this package's.
+
+    Args:
+        name: a path, absolute or relative to the current directory;
+            ``mask-rcnn_flatten-pvt-t_fpn_1x_coco``; or ``flatten_det::mask_rcnn/<name>.py``.
+
+    Raises:
+        UserError: there is no such file, and no config of this name.
+    """
+    path, text = Path(name), str(name)
+    if path.is_file():
+        return path
+    if text.startswith(_SCOPE):
+        inside = CONFIGS / text.removeprefix(_SCOPE)
+        if inside.is_file() and inside.resolve().is_relative_to(CONFIGS.resolve()):
+            return inside
+    configs = our_configs()
+    stem = text.rpartition("/")[2].removesuffix(".py")
+    if stem == text and stem in configs:
+        return configs[stem]
+    similar = get_close_matches(stem, configs, n=3)
+    meant = f"did you mean {' or '.join(similar)}?" if similar else "check the path"
+    raise UserError(
+        f"config file {name} not found, and no model is called so: {meant} (flatten-det models lists them; "
+        f"here: {Path.cwd()})"
+    )
+
+
 def load_config(
     path: str | Path, cfg_options: dict[str, Any] | None = None, work_dir: str | None = None
 ) -> Config:
     """Read a config file and apply what the command line overrides.
 
     Args:
-        path: Config file of mmengine, absolute or relative to the current directory.
+        path: Config file of mmengine, or the name of one of ours, see :func:`find_config`.
         cfg_options: Dotted keys and their new values (``--cfg-options``).
         work_dir: Output folder. Default: the config's own ``work_dir``, else
             ``./work_dirs/<config stem>``.
@@ -151,9 +192,7 @@ def load_config(
     Raises:
         UserError: The file is missing, is no config, or an option does not fit it.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"config file {path} not found: check the path (here: {Path.cwd()})")
+    path = find_config(path)
     try:
         utf8_text(path.read_bytes())  # mmengine's own error does not tell of a byte order mark.
         cfg = Config.fromfile(path)

@@ -26,6 +26,7 @@ FLOORS = (
     "train",
     "predict",
     "lab",
+    "commands",
 )
 SMALLEST = 40  # lines of a file that fewer than three others import
 
@@ -67,7 +68,10 @@ def _floor(name: str) -> int | None:
 
 
 def test_every_module_has_a_floor():
-    assert [name for name in MODULES if _floor(name) is None] == ["flatten_det"]
+    assert [name for name in MODULES if _floor(name) is None] == [
+        "flatten_det",
+        "flatten_det.__main__",
+    ]
 
 
 def test_imports_run_downward():

@@ -4,9 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-import _tool
-
 from flatten_det.cli import add_debug_option
+from flatten_det.commands import run_command
 from flatten_det.errors import UserError
 from flatten_det.lab.zoo import inspect_zoo
 
@@ -58,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the tool; returns the exit code."""
-    return _tool.run(run, parse_args(argv))
+    return run_command(run, parse_args(argv))
 
 
 if __name__ == "__main__":

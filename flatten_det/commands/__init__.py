@@ -1,37 +1,72 @@
-"""What all tools share: importing it imports flatten_det, without the frameworks' useless remarks."""
+"""The commands of ``flatten-det``, one module each; files in ``tools/`` do the same from a checkout."""
 
 import argparse
-import contextlib
-import io
+import sys
 import warnings
 from collections.abc import Callable
+from difflib import get_close_matches
+from importlib import import_module
 
+from .. import __version__
+from ..cli import outlive_readers, run_tool
+from ..compat.patches import atomic_local_files
+from ..files.checkpoints import checkpoints_read_once, trusted_checkpoints
+
+COMMANDS = {
+    "train": "train a detector or a segmentor",
+    "test": "evaluate a checkpoint on a config's test data",
+    "infer": "predict images: pictures, JSON and label maps",
+    "models": "list the configs that commands take by name",
+    "prepare": "get public data sets, or write a config for your own",
+    "check": "find what is wrong with a config's data",
+    "convert": "make a backbone file for init_cfg of a checkpoint",
+    "benchmark": "compare speed and memory of models over image sizes",
+    "benchmark-attention": "compare implementations of the attention",
+    "flops": "count parameters and multiply-adds",
+    "analyze": "draw and measure attention weights",
+    "ablate": "train variants of the attention and compare them",
+}
+# What the frameworks say of themselves whenever they run.
 for _remark in (
-    "faster_coco_eval is not installed",
     "Default ``avg_non_ignore`` is False",
     "The draw is False",
     "`reduce_zero_label` will be deprecated",
     "torch.meshgrid",  # MMDetection's call, which goes on to work.
 ):
     warnings.filterwarnings("ignore", message=_remark)
-_printed = io.StringIO()
-try:
-    with contextlib.redirect_stdout(_printed):
-        import flatten_det  # noqa: F401
-finally:
-    for _line in _printed.getvalue().splitlines():
-        if not _line.startswith("Could not import OneDL"):
-            print(_line)
-
-from flatten_det.cli import outlive_readers, run_tool  # noqa: E402
-from flatten_det.compat.patches import atomic_local_files  # noqa: E402
-from flatten_det.files.checkpoints import checkpoints_read_once, trusted_checkpoints  # noqa: E402
-
 outlive_readers()
 
 
-def run(work: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> int:
-    """Do a tool's work; returns the exit code.
+def main(argv: list[str] | None = None) -> int:
+    """Run ``flatten-det COMMAND ...``; returns the exit code.
+
+    Args:
+        argv: what comes after the program's name; None: this process's.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    width = max(map(len, COMMANDS))
+    parser = argparse.ArgumentParser(
+        prog="flatten-det",
+        usage="flatten-det [-h] [--version] COMMAND ...",
+        description="Dense prediction with the FLatten Transformer.",
+        epilog="commands (each has a --help of its own):\n"
+        + "\n".join(f"  {name:{width}}  {does}" for name, does in COMMANDS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"flatten-det {__version__}")
+    parser.add_argument("command", metavar="COMMAND", help="one of those below")
+    command = parser.parse_args(argv[:1]).command
+    if command not in COMMANDS:
+        similar = get_close_matches(command, COMMANDS, n=1)
+        meant = f"did you mean {similar[0]}? " if similar else ""
+        parser.error(f"there is no command {command}: {meant}Commands are {', '.join(COMMANDS)}")
+    # Usage errors begin with the first of them, and commands quote the others.
+    sys.argv = [f"flatten-det {command}", *argv[1:]]
+    return import_module(f".{command.replace('-', '_')}", __name__).main()
+
+
+def run_command(work: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> int:
+    """Do a command's work; returns the exit code.
 
     Files that mmengine writes are whole or not there, no checkpoint is read twice, and those of
     ``--trust-checkpoint`` are trusted.

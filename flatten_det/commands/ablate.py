@@ -1,12 +1,9 @@
-"""Train variants of the attention and compare them: ``tools/ablate.py [--variants ...] [--seeds ...]``."""
+"""Train variants of the attention and compare them: ``flatten-det ablate [--variants ...] [--seeds ...]``."""
 
 import argparse
-import sys
 from pathlib import Path
 
-import _tool
-
-from flatten_det.cli import (
+from ..cli import (
     add_common_options,
     command_line,
     make_console,
@@ -14,13 +11,13 @@ from flatten_det.cli import (
     say,
     use_matplotlib_without_display,
 )
-from flatten_det.errors import UserError
-from flatten_det.lab.ablation.grid import DEFAULT_SEEDS, DEFAULT_VARIANTS, known_variants, make_grid
-from flatten_det.lab.ablation.jobs import finish_all
-from flatten_det.lab.ablation.report import chance_levels, save
-from flatten_det.lab.ablation.run import Finished, Run
-
-CONFIGS = Path(__file__).parents[1] / "configs" / "ablation"
+from ..config import CONFIGS
+from ..errors import UserError
+from ..lab.ablation.grid import DEFAULT_SEEDS, DEFAULT_VARIANTS, known_variants, make_grid
+from ..lab.ablation.jobs import finish_all
+from ..lab.ablation.report import chance_levels, save
+from ..lab.ablation.run import Finished, Run
+from . import run_command
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -71,7 +68,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.out is None:
         args.out = Path("work_dirs", f"ablation-{args.config.stem}" if args.config else "ablation")
-    args.command = command_line("tools/ablate.py", argv)
+    args.command = command_line("ablate", argv)
     return args
 
 
@@ -84,7 +81,9 @@ def _jobs(text: str) -> int:
 def run(args: argparse.Namespace) -> None:
     """Train what is left to train, and write the comparison after every run."""
     use_matplotlib_without_display()
-    runs = make_grid(args.variants, args.seeds, CONFIGS, args.out, args.cfg_options, args.config)
+    runs = make_grid(
+        args.variants, args.seeds, CONFIGS / "ablation", args.out, args.cfg_options, args.config
+    )
     names = list(dict.fromkeys(run.variant for run in runs))
     baseline = args.baseline or names[0]
     if baseline not in names:
@@ -123,9 +122,5 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the tool; returns the exit code."""
-    return _tool.run(run, parse_args(argv))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    """Run the command; returns the exit code."""
+    return run_command(run, parse_args(argv))

@@ -1,12 +1,10 @@
-"""Draw and measure attention weights: ``tools/analyze_attention.py CONFIG [CKPT] IMAGE ...``."""
+"""Draw and measure attention weights: ``flatten-det analyze CONFIG [CKPT] IMAGE ...``."""
 
 import argparse
 import sys
 from pathlib import Path
 
-import _tool
-
-from flatten_det.cli import (
+from ..cli import (
     CHECKPOINT_SUFFIXES,
     add_common_options,
     add_trust_option,
@@ -16,14 +14,15 @@ from flatten_det.cli import (
     split_off_checkpoint,
     use_matplotlib_without_display,
 )
-from flatten_det.data.loading import left_out
-from flatten_det.errors import UserError
-from flatten_det.files.images import find_images
-from flatten_det.lab.analysis.layers import attention_layers, choose_layers
-from flatten_det.lab.analysis.measure import Measures, order_lines, rank_table, sharpness_table
-from flatten_det.lab.analysis.model import DEIT_ABLATION, NAMES, load_model, named_target
-from flatten_det.lab.analysis.run import CENTRE, JSON, Options, analyse, layers_with_heads
-from flatten_det.lab.complexity.target import Target, find_target
+from ..data.loading import left_out
+from ..errors import UserError
+from ..files.images import find_images
+from ..lab.analysis.layers import attention_layers, choose_layers
+from ..lab.analysis.measure import Measures, order_lines, rank_table, sharpness_table
+from ..lab.analysis.model import DEIT_ABLATION, NAMES, load_model, named_target
+from ..lab.analysis.run import CENTRE, JSON, Options, analyse, layers_with_heads
+from ..lab.complexity.target import Target, find_target
+from . import run_command
 
 LEAST_SIDE = 32  # pixels, the stride of the last stage
 
@@ -185,9 +184,5 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the tool; returns the exit code."""
-    return _tool.run(run, parse_args(argv))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    """Run the command; returns the exit code."""
+    return run_command(run, parse_args(argv))

@@ -1,17 +1,15 @@
-"""Compare backbones, detectors and segmentors over image sizes: ``tools/benchmark.py [--models ...]``."""
+"""Compare backbones, detectors and segmentors over image sizes: ``flatten-det benchmark [--models ...]``."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from itertools import product
 
-import _tool
 import torch
 
-from flatten_det.cli import command_line, say
-from flatten_det.errors import UserError
-from flatten_det.lab.benchmark.growth import Growth
-from flatten_det.lab.benchmark.machine import (
+from ..cli import command_line, say
+from ..errors import UserError
+from ..lab.benchmark.growth import Growth
+from ..lab.benchmark.machine import (
     add_measuring_options,
     add_out_option,
     add_precision_options,
@@ -20,7 +18,7 @@ from flatten_det.lab.benchmark.machine import (
     device_name,
     find_device,
 )
-from flatten_det.lab.benchmark.models import (
+from ..lab.benchmark.models import (
     MODES,
     Candidate,
     ModelBenchmark,
@@ -28,7 +26,7 @@ from flatten_det.lab.benchmark.models import (
     load_results,
     make_candidates,
 )
-from flatten_det.lab.benchmark.report import (
+from ..lab.benchmark.report import (
     CSV,
     FIGURE,
     JSON,
@@ -37,8 +35,9 @@ from flatten_det.lab.benchmark.report import (
     save_results,
     show_results,
 )
-from flatten_det.lab.benchmark.run import BenchmarkPlan, Result, Setting, benchmark_settings
-from flatten_det.lab.benchmark.sources import find_size, find_source
+from ..lab.benchmark.run import BenchmarkPlan, Result, Setting, benchmark_settings
+from ..lab.benchmark.sources import find_size, find_source
+from . import run_command
 
 MODELS = ["flatten-pvt-t", "pvt-t", "flatten-swin-t", "mmdet:swin-t"]
 SIZES = ["224", "512", "800x1280", "1024"]
@@ -133,7 +132,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         if args.mode != ["inference"]:
             parser.error("argument --cuda-graphs: needs --mode inference, without training")
         args.warmup = max(args.warmup, 2)
-    args.command = command_line("tools/benchmark.py", argv)
+    args.command = command_line("benchmark", argv)
     return args
 
 
@@ -210,9 +209,5 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the tool; returns the exit code."""
-    return _tool.run(run, parse_args(argv))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    """Run the command; returns the exit code."""
+    return run_command(run, parse_args(argv))

@@ -1,16 +1,14 @@
-"""Compare implementations of the attention: ``tools/benchmark_attention.py [--shape ...] [--out DIR]``."""
+"""Compare implementations of the attention: ``flatten-det benchmark-attention [--shape ...] [--out DIR]``."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from itertools import product
 
-import _tool
 import torch
 
-from flatten_det.cli import command_line, say
-from flatten_det.errors import UserError
-from flatten_det.lab.benchmark.attention import (
+from ..cli import command_line, say
+from ..errors import UserError
+from ..lab.benchmark.attention import (
     CASES,
     EAGER,
     LEVELS,
@@ -20,7 +18,7 @@ from flatten_det.lab.benchmark.attention import (
     find_case,
     load_peer,
 )
-from flatten_det.lab.benchmark.machine import (
+from ..lab.benchmark.machine import (
     add_measuring_options,
     add_out_option,
     add_precision_options,
@@ -28,15 +26,16 @@ from flatten_det.lab.benchmark.machine import (
     device_name,
     find_device,
 )
-from flatten_det.lab.benchmark.report import save_results, show_results
-from flatten_det.lab.benchmark.run import (
+from ..lab.benchmark.report import save_results, show_results
+from ..lab.benchmark.run import (
     BenchmarkPlan,
     Comparison,
     Result,
     Setting,
     benchmark_settings,
 )
-from flatten_det.lab.benchmark.timing import copy_bandwidth
+from ..lab.benchmark.timing import copy_bandwidth
+from . import run_command
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -87,7 +86,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_out_option(parser, "results.json, results.csv, figure.png")
     args = parser.parse_args(argv)
     check_measuring_options(parser, args, {"batch": 1})
-    args.command = command_line("tools/benchmark_attention.py", argv)
+    args.command = command_line("benchmark-attention", argv)
     return args
 
 
@@ -140,9 +139,5 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the tool; returns the exit code."""
-    return _tool.run(run, parse_args(argv))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    """Run the command; returns the exit code."""
+    return run_command(run, parse_args(argv))

@@ -1,20 +1,19 @@
-"""Find what is wrong with the data sets of a config: ``tools/check_data.py CONFIG``."""
+"""Find what is wrong with the data sets of a config: ``flatten-det check CONFIG``."""
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
-import _tool
 from rich.console import Console
 
-from flatten_det.cli import add_common_options
-from flatten_det.config import blame_config, load_config
-from flatten_det.data.doctor.check import check_data
-from flatten_det.data.doctor.faults import count_errors
-from flatten_det.data.doctor.report import findings_of, print_report, write_json
-from flatten_det.errors import UserError
-from flatten_det.files.atomic import refuse_overwriting
+from ..cli import add_common_options
+from ..config import blame_config, load_config
+from ..data.doctor.check import check_data
+from ..data.doctor.faults import count_errors
+from ..data.doctor.report import findings_of, print_report, write_json
+from ..errors import UserError
+from ..files.atomic import refuse_overwriting
+from . import run_command
 
 FAULTS_EXIT = 1
 
@@ -73,9 +72,5 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the tool; returns the exit code."""
-    return _tool.run(run, parse_args(argv))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    """Run the command; returns the exit code."""
+    return run_command(run, parse_args(argv))

@@ -1,13 +1,11 @@
-"""Make a small backbone file of a classification checkpoint: ``tools/convert_checkpoint.py SRC DST``."""
+"""Make a small backbone file of a classification checkpoint: ``flatten-det convert SRC DST``."""
 
 import argparse
-import sys
 
-import _tool
-
-from flatten_det.backbones import BACKBONES
-from flatten_det.backbones.weights import SUFFIXES, convert_checkpoint
-from flatten_det.cli import add_debug_option, add_trust_option
+from ..backbones import BACKBONES
+from ..backbones.weights import SUFFIXES, convert_checkpoint
+from ..cli import add_debug_option, add_trust_option
+from . import run_command
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -54,9 +52,5 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the tool; returns the exit code."""
-    return _tool.run(run, parse_args(argv))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    """Run the command; returns the exit code."""
+    return run_command(run, parse_args(argv))

@@ -1,27 +1,25 @@
-"""Count parameters and multiply-adds: ``tools/get_flops.py CONFIG|BACKBONE [--shape H W] [--paper]``."""
+"""Count parameters and multiply-adds: ``flatten-det flops CONFIG|BACKBONE [--shape H W] [--paper]``."""
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
-import _tool
 from rich.console import Console
 from rich.progress import track
 
-from flatten_det.cli import add_common_options, make_console, say
-from flatten_det.files.atomic import refuse_overwriting, write_atomically
-from flatten_det.lab.complexity.paper import PUBLISHED, compare_config, compare_published
-from flatten_det.lab.complexity.table import (
+from ..cli import add_common_options, make_console, say
+from ..files.atomic import refuse_overwriting, write_atomically
+from ..lab.complexity.paper import PUBLISHED, compare_config, compare_published
+from ..lab.complexity.table import (
     as_json,
     module_table,
     paper_json,
     paper_table,
     uncounted_lines,
 )
-from flatten_det.lab.complexity.target import find_target
+from ..lab.complexity.target import find_target
+from . import run_command
 
-ROOT = Path(__file__).resolve().parents[1]
 LEAST_SIDE = 32  # pixels, the stride of the last stage
 ABOUT_STYLES = (
     "Complete: all matrix products and convolutions that run. Paper style: modules with biases and norms, as "
@@ -91,7 +89,7 @@ def compare_with_paper(args: argparse.Namespace, console: Console) -> list[dict]
     """Count one config, or all that the paper reports, in both styles."""
     if args.target is None:
         progress = dict(console=Console(stderr=True), transient=True)
-        rows = list(track(compare_published(ROOT), "Counting", len(PUBLISHED), **progress))
+        rows = list(track(compare_published(), "Counting", len(PUBLISHED), **progress))
     else:
         target = find_target(args.target, args.cfg_options)
         rows = [compare_config(target, args.shape and tuple(args.shape))]
@@ -117,9 +115,5 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the tool; returns the exit code."""
-    return _tool.run(run, parse_args(argv))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    """Run the command; returns the exit code."""
+    return run_command(run, parse_args(argv))

@@ -1,12 +1,10 @@
-"""Predict with a detector or a segmentor: ``tools/infer.py CONFIG [CHECKPOINT] INPUT ...``."""
+"""Predict with a detector or a segmentor: ``flatten-det infer CONFIG [CHECKPOINT] INPUT ...``."""
 
 import argparse
-import sys
 
-import _tool
 import torch
 
-from flatten_det.cli import (
+from ..cli import (
     CHECKPOINT_SUFFIXES,
     add_common_options,
     add_cuda_graphs_option,
@@ -14,9 +12,10 @@ from flatten_det.cli import (
     split_off_checkpoint,
     use_matplotlib_without_display,
 )
-from flatten_det.config import load_config
-from flatten_det.predict.infer import infer
-from flatten_det.predict.tiles import Tiling
+from ..config import load_config
+from ..predict.infer import infer
+from ..predict.tiles import Tiling
+from . import run_command
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -113,9 +112,5 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the tool; returns the exit code."""
-    return _tool.run(run, parse_args(argv))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    """Run the command; returns the exit code."""
+    return run_command(run, parse_args(argv))

@@ -1,15 +1,13 @@
-"""Get, convert and check data sets, or write a config for one's own: ``tools/prepare_data.py coco``."""
+"""Get, convert and check data sets, or write a config for one's own: ``flatten-det prepare coco``."""
 
 import argparse
-import sys
 from pathlib import Path
 
-import _tool
-
-from flatten_det.cli import add_debug_option
-from flatten_det.data.preparation import public
-from flatten_det.data.preparation.cityscapes import CITYSCAPES
-from flatten_det.data.preparation.custom import CustomDataOptions, write_config
+from ..cli import add_debug_option
+from ..data.preparation import public
+from ..data.preparation.cityscapes import CITYSCAPES
+from ..data.preparation.custom import CustomDataOptions, write_config
+from . import run_command
 
 INCOMPLETE_EXIT = 1
 
@@ -128,9 +126,5 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the tool; returns the exit code."""
-    return _tool.run(run, parse_args(argv))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    """Run the command; returns the exit code."""
+    return run_command(run, parse_args(argv))

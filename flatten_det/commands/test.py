@@ -1,11 +1,8 @@
-"""Test a detector or a segmentor: ``tools/test.py CONFIG CHECKPOINT``."""
+"""Test a detector or a segmentor: ``flatten-det test CONFIG CHECKPOINT``."""
 
 import argparse
-import sys
 
-import _tool
-
-from flatten_det.cli import (
+from ..cli import (
     add_common_options,
     add_cuda_graphs_option,
     add_launcher_options,
@@ -13,9 +10,10 @@ from flatten_det.cli import (
     set_local_rank,
     use_matplotlib_without_display,
 )
-from flatten_det.config import blame_config, load_config
-from flatten_det.predict.evaluate import evaluate
-from flatten_det.predict.tta import enable_tta
+from ..config import blame_config, load_config
+from ..predict.evaluate import evaluate
+from ..predict.tta import enable_tta
+from . import run_command
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -66,9 +64,5 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the tool; returns the exit code."""
-    return _tool.run(run, parse_args(argv))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    """Run the command; returns the exit code."""
+    return run_command(run, parse_args(argv))

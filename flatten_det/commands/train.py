@@ -1,11 +1,8 @@
-"""Train a detector or a segmentor: ``tools/train.py CONFIG``."""
+"""Train a detector or a segmentor: ``flatten-det train CONFIG``."""
 
 import argparse
-import sys
 
-import _tool
-
-from flatten_det.cli import (
+from ..cli import (
     add_common_options,
     add_launcher_options,
     add_trust_option,
@@ -13,11 +10,12 @@ from flatten_det.cli import (
     set_local_rank,
     use_matplotlib_without_display,
 )
-from flatten_det.config import blame_config, enable_auto_scale_lr, load_config
-from flatten_det.data.doctor.report import check_command
-from flatten_det.train.optimizer import AMP_DTYPES, enable_amp
-from flatten_det.train.resume import resume_from
-from flatten_det.train.run import train
+from ..config import blame_config, enable_auto_scale_lr, load_config
+from ..data.doctor.report import check_command
+from ..train.optimizer import AMP_DTYPES, enable_amp
+from ..train.resume import resume_from
+from ..train.run import train
+from . import run_command
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -50,7 +48,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--no-data-check",
         action="store_true",
-        help="do not look for errors in the annotations first (tools/check_data.py looks at all)",
+        help="do not look for errors in the annotations first (flatten-det check looks at all)",
     )
     add_common_options(parser)
     add_trust_option(parser)
@@ -80,9 +78,5 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the tool; returns the exit code."""
-    return _tool.run(run, parse_args(argv))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    """Run the command; returns the exit code."""
+    return run_command(run, parse_args(argv))

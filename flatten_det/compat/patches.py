@@ -3,7 +3,8 @@
 ``import flatten_det`` makes those that must hold before anything is read or built: mmengine reads files as
 data (:func:`read_mmengine_checkpoints_as_data`, :func:`read_mmengine_files_as_data`), and models and
 optimizers treat the backbones of this package, and no others, as these need it
-(:func:`tell_backbones_of_padding`, :func:`decay_layers_of_our_backbones`). :func:`atomic_local_files` holds
+(:func:`tell_backbones_of_padding`, :func:`decay_layers_of_our_backbones`), and configs of this package are
+found by name (:func:`find_our_configs_by_name`). :func:`atomic_local_files` holds
 for the time of a run.
 
 Elsewhere there is one: :mod:`.mmcv_ops.missing` hides ops in ``mmcv.ops``, which may be loaded before this
@@ -34,6 +35,7 @@ from mmengine.visualization import LocalVisBackend
 from torch import nn
 
 from ..backbones.base import DenseBackbone
+from ..config import find_config, our_configs
 from ..errors import CheckpointError
 from ..files.atomic import write_atomically
 from ..files.checkpoints import is_trusting
@@ -105,6 +107,29 @@ def tell_backbones_of_padding() -> None:
     Can go when tests/test_padding_in_frameworks.py passes without it.
     """
     BaseModel.__call__ = call
+
+
+def find_our_configs_by_name() -> None:
+    """Let configs inherit ``flatten_det::<folder>/<name>.py``, and inferencers take our configs' names.
+
+    mmengine knows the packages of OpenMMLab alone, in a table, and takes the configs of others for a scope
+    of their own; its inferencers want weights with each name. Names of other packages are found as ever.
+
+    Can go when mmengine.config.utils.MODULE2PACKAGE has a way in for others.
+    """
+    get_path, load_by_name = Config._get_cfg_path, BaseInferencer._load_model_from_metafile
+
+    def get_cfg_path(cfg_path: str, filename: str) -> tuple[str, str | None]:
+        if cfg_path.startswith("flatten_det::"):
+            return str(find_config(cfg_path)), None
+        return get_path(cfg_path, filename)
+
+    def load_model(self: BaseInferencer, model: str) -> tuple[Config, str | None]:
+        ours = our_configs().get(model)
+        return load_by_name(self, model) if ours is None else (Config.fromfile(ours), None)
+
+    Config._get_cfg_path = staticmethod(get_cfg_path)
+    BaseInferencer._load_model_from_metafile = load_model
 
 
 def decay_layers_of_our_backbones(constructor: type[DefaultOptimWrapperConstructor]) -> None:

@@ -174,7 +174,7 @@ class CheckedPipeline(Compose):
             if math.prod(size) > self._max_pixels:
                 return (
                     f"one of its masks claims {' x '.join(map(str, size))} pixels: correct its annotations "
-                    "(tools/check_data.py lists all that are wrong)"
+                    "(flatten-det check lists all that are wrong)"
                 )
         return None
 

@@ -1,13 +1,13 @@
-"""The tools as modules, to be called within the process of the tests."""
+"""Commands as modules, to be called within the process of the tests."""
 
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 
-import pytest
 from mmengine.utils import ManagerMixin
 
-TOOLS = Path(__file__).parents[2] / "tools"
+ROOT = Path(__file__).parents[2]
 
 
 def forget_named_instances() -> None:
@@ -23,12 +23,15 @@ def forget_named_instances() -> None:
 
 
 def load_tool(name: str) -> ModuleType:
-    """Import ``tools/<name>.py``, to be called any number of times."""
-    spec = importlib.util.spec_from_file_location(f"tools_{name}", TOOLS / f"{name}.py")
+    """Import the command of ``tools/<name>.py``, or else the file itself, to be called many times."""
+    file = ROOT / "tools" / f"{name}.py"
+    command = re.search(r"flatten_det\.commands\.(\w+) import main", file.read_text())
+    if command:
+        file = ROOT / "flatten_det" / "commands" / f"{command[1]}.py"
+    # With the package's own name, by which modules import their neighbours.
+    spec = importlib.util.spec_from_file_location(f"flatten_det.commands.{file.stem}", file)
     module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(TOOLS))
-        spec.loader.exec_module(module)
+    spec.loader.exec_module(module)
     main = module.main
 
     def main_as_in_a_fresh_process(argv: list[str]) -> int:

@@ -1,22 +1,18 @@
 """tools/benchmark_attention.py: its tables and files, and its one-line errors."""
 
 import csv
-import importlib
 import json
-from pathlib import Path
 
 import pytest
 from PIL import Image
+from tool_modules import load_tool
 
-TOOLS = Path(__file__).parents[2] / "tools"
 QUICK = ["--shape", "32,2,9,7", "--rounds", "2", "--warmup", "1", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
 def tool():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(TOOLS))
-        return importlib.import_module("benchmark_attention")
+    return load_tool("benchmark_attention")
 
 
 def test_tables_and_files(tool, tmp_path, capsys):
@@ -25,7 +21,7 @@ def test_tables_and_files(tool, tmp_path, capsys):
     command = [*QUICK, "--batch", "2", "--candidates", *names, "--out", str(out)]
     assert tool.main(command) == 0
     printed = capsys.readouterr().out
-    assert f"uv run tools/benchmark_attention.py {' '.join(command)}" in printed
+    assert f"uv run flatten-det benchmark-attention {' '.join(command)}" in printed
     assert "module, forward, fp32; speed-up over eager" in printed
     assert "module, forward+backward, fp32; speed-up over eager" in printed
     assert "other function" in printed

@@ -26,7 +26,7 @@ def test_tables_and_files(benchmark_tool, tmp_path, capsys):
     command = [*QUICK, "--models", *names, *sizes, "--out", str(out)]
     assert benchmark_tool.main(command) == 0
     printed = capsys.readouterr().out
-    assert f"uv run tools/benchmark.py {' '.join(command)}" in printed
+    assert f"uv run flatten-det benchmark {' '.join(command)}" in printed
     assert "inference, fp32; speed-up over flatten-pvtv2-b0" in printed
 
     content = read(out)

@@ -94,7 +94,7 @@ def test_custom_folder_is_trained_on(
     assert prepare_tool.main(["custom", str(folder), "--config", MASK_RCNN, "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert f"train: 12 images in {folder / 'train'}, 36 objects" in printed
-    assert printed.endswith(f"train with\n  uv run tools/train.py {out}\n")
+    assert printed.endswith(f"train with\n  uv run flatten-det train {out}\n")
     monkeypatch.chdir(tmp_path)
     options = ["train_cfg.max_iters=2", "train_cfg.val_interval=2", "train_dataloader.batch_size=2"]
     assert train_tool.main([str(out), "--cfg-options", *options]) == 0

@@ -199,7 +199,7 @@ def test_options_are_repeated_where_all_errors_are_shown(train_tool, tmp_path, m
     options = ["x=/my run/a b", "y='it''s'"]
     assert train_tool.main([f"{config}", "--cfg-options", *options, "--no-data-check"]) == 0
     assert train_tool.main([f"{config}"]) == 0
-    start = ["uv", "run", "tools/check_data.py", f"{config}"]
+    start = ["uv", "run", "flatten-det", "check", f"{config}"]
     assert [shlex.split(command) for command in commands] == [
         [*start, "--cfg-options", *options],
         start,
@@ -251,7 +251,7 @@ class TestBrokenData:
         assert train(config) == 2
         error = one_line_error(capsys)
         assert f"error: the data has 1 error, the first: {path}: annotation 1 of image 999" in error
-        assert f"uv run tools/check_data.py {config} ;" in error
+        assert f"uv run flatten-det check {config} ;" in error
         assert not list(tmp_path.rglob("*.pth"))
         # pycocotools passes over it.
         assert train(config, "--no-data-check", "--cfg-options", "val_cfg=None", *_NO_VAL) == 0

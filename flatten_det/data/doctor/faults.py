@@ -36,7 +36,7 @@ _error, _warning = partial(FaultKind, ERROR), partial(FaultKind, WARNING)
 ANNOTATION_FILE = _error("annotation-file", "annotation files that cannot be used",
     "correct ann_file in the config, or get or export the file again")
 FOLDER_MISSING = _error("folder-missing", "folders that are not there",
-    "correct data_root and data_prefix in the config, or get the data (tools/prepare_data.py)")
+    "correct data_root and data_prefix in the config, or get the data (flatten-det prepare)")
 NO_IMAGES = _error("no-images", "data sets without images",
     "correct the folder, the suffixes or ann_file in the config")
 CLASS_COUNT = _error("class-count", "heads whose number of classes is not that of the data",
@@ -52,15 +52,15 @@ IGNORED_CATEGORY = _warning("ignored-category", "categories that the config leav
     "add them to the classes in the config's metainfo, unless their objects should be background")
 ROOT_CATEGORY = _error("root-category",
     "categories above all classes that are named like one of them",
-    "remove them from the file; tools/prepare_data.py custom does so")
+    "remove them from the file; flatten-det prepare custom does so")
 UNUSED_CATEGORY = _warning("unused-category", "classes of which there is no example",
     "add examples, or remove the class: it is neither learned nor measured")
 MALFORMED_ENTRY = _error("malformed-entry", "entries without what the format asks for",
-    "complete or remove them; tools/prepare_data.py custom completes sizes, area and iscrowd")
+    "complete or remove them; flatten-det prepare custom completes sizes, area and iscrowd")
 MISREAD_ID = _error("misread-id",
     "ids that an evaluation with pycocotools cannot take, or misreads",
     "number annotations from 1 on, and images, and categories, all by numbers or all by texts; "
-    "tools/prepare_data.py custom does so")
+    "flatten-det prepare custom does so")
 NOTHING_TO_LEARN = _error("nothing-to-learn", "data sets from which nothing can be learned",
     "add annotated objects, or correct what leaves them out")
 NOTHING_TO_MEASURE = _error("nothing-to-measure", "data sets on which nothing can be measured",
@@ -80,7 +80,7 @@ FILE_NAME_LEAVES = _error("file-name-leaves-folder",
     "file names that leave the data folder (they were not opened)",
     "make them relative to the image folder, without '..'")
 FILE_NAME_BACKSLASHES = _error("file-name-backslashes", "file names as Windows writes them",
-    "write / instead of \\; tools/prepare_data.py custom does so")
+    "write / instead of \\; flatten-det prepare custom does so")
 UNKNOWN_IMAGE = _error("unknown-image", "annotations of images that the file does not list",
     "add the image, or remove the annotation")
 UNKNOWN_CATEGORY = _error("unknown-category",

@@ -1,7 +1,6 @@
 """What a check found: for people, for programs, and at the beginning of a training."""
 
 import json
-import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from mmengine.logging import MMLogger
 from rich.console import Console
 from rich.text import Text
 
+from ...cli import command_line
 from ...errors import UserError, explain, listed, printable
 from ...files.atomic import write_atomically
 from .check import Checked, check_annotations
@@ -106,14 +106,14 @@ def write_json(path: Path, config: str, checked: Sequence[Checked]) -> None:
 def check_command(config: str, cfg_options: Sequence[str] = ()) -> str:
     """The command line that shows all that is wrong with the data of a config file."""
     options = ["--cfg-options", *cfg_options] if cfg_options else []
-    return shlex.join(["uv", "run", "tools/check_data.py", config, *options])
+    return command_line("check", [config, *options])
 
 
 def check_before_training(cfg: Config, logger: MMLogger, command: str = "") -> None:
     """Check the annotations of the config's data sets, see :func:`.check.check_annotations`.
 
     One process of a distributed run reads the files, and all end if it finds errors. ``command`` shows all
-    that is wrong; by default it is ``tools/check_data.py`` with the config's file.
+    that is wrong; by default it is ``flatten-det check`` with the config's file.
 
     Raises:
         UserError: There are errors, or the config's data sets cannot be built.

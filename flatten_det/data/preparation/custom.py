@@ -3,13 +3,13 @@
 import colorsys
 import json
 import os
-import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ...backbones.weights import RELEASE_PAGE
-from ...config import has_mask_head
+from ...cli import command_line
+from ...config import CONFIGS, find_config, has_mask_head
 from ...errors import UserError, listed
 from ...files.atomic import UnwritableError, refuse_overwriting, write_atomically
 from .coco_file import (
@@ -35,7 +35,7 @@ from .zoo_config import (
 )
 
 _DOCSTRING = (
-    '"""A config of the zoo on data of one\'s own, written by tools/prepare_data.py custom."""'
+    '"""A config of the zoo on data of one\'s own, written by flatten-det prepare custom."""'
 )
 _GOLDEN_RATIO = 0.618034
 
@@ -66,7 +66,7 @@ def write_config(folder: Path, zoo_config: Path, out: Path, options: CustomDataO
 
     Args:
         folder: the data.
-        zoo_config: a detector's config.
+        zoo_config: a detector's config, or its name.
         out: the file to write (``.py``).
         options: what is not to be found out.
 
@@ -78,6 +78,7 @@ def write_config(folder: Path, zoo_config: Path, out: Path, options: CustomDataO
     for path in (folder, *options.annotations.values(), *options.images.values()):
         if not path.exists():
             raise UserError(f"{path} not found: check the path (here: {Path.cwd()})")
+    zoo_config = find_config(zoo_config)
     refuse_overwriting([zoo_config], [out], "--out")
     folder = folder.resolve()
     cfg = load_zoo_config(zoo_config)
@@ -184,10 +185,12 @@ def _relative_to(path: Path, folder: Path) -> str:
 
 
 def _base_path(zoo_config: Path, out: Path) -> str:
-    """Relative as long as both lie below the current folder, so that a checkout can be moved."""
+    """Relative if both lie below the current folder, so that it can be moved; ours by its name elsewhere."""
     here, base, place = Path.cwd().resolve(), zoo_config.resolve(), out.parent.resolve()
     if base.is_relative_to(here) and place.is_relative_to(here):
         return Path(os.path.relpath(base, place)).as_posix()
+    if base.is_relative_to(CONFIGS):
+        return f"flatten_det::{base.relative_to(CONFIGS).as_posix()}"
     return base.as_posix()
 
 
@@ -224,4 +227,4 @@ def _report(cfg: Any, out: Path, splits: dict[str, CocoFile], from_scratch: bool
             f"{weights} is not there yet: get it from {RELEASE_PAGE}, or write the config "
             "with --from-scratch"
         )
-    print(f"written to {out}; train with\n  uv run tools/train.py {shlex.quote(str(out))}")
+    print(f"written to {out}; train with\n  {command_line('train', [str(out)])}")

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from ...backbones import BACKBONES, build_backbone
-from ...config import load_config, parse_cfg_options, split_outside
+from ...config import load_config, our_configs, parse_cfg_options, split_outside
 from ...errors import UserError
 from .run import Setting
 
@@ -99,9 +99,12 @@ def as_config(model: str) -> tuple[str, list[str]] | None:
         UserError: if brackets or quotes of the options are not closed.
     """
     parts = re.fullmatch(r"[\"']?(.+?\.py)[\"']?(?:\s+(.*))?", model.strip(), re.DOTALL)
-    if parts is None:
-        return None
-    path, options = parts.groups(default="")
+    if parts is not None:
+        path, options = parts.groups(default="")
+    else:
+        path, _, options = model.strip().partition(" ")
+        if path not in our_configs():
+            return None
     try:
         pairs = split_outside(options, " ")
     except ValueError as error:

@@ -207,14 +207,14 @@ class PaperComparison:
         )
 
 
-def compare_published(root: Path) -> Iterator[PaperComparison]:
-    """All models of the paper's Tables 1 and 2, from the configs of the checkout ``root``.
+def compare_published() -> Iterator[PaperComparison]:
+    """All models of the paper's Tables 1 and 2, from their configs.
 
     Raises:
         UserError: a config cannot be read.
     """
     for published in PUBLISHED:
-        cfg = load_config(root / published.config)
+        cfg = load_config(Path(published.config).stem)
         count = count_as_published(cfg, published.size, **published.changes)
         yield PaperComparison(published.title, published, count)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ...backbones import BACKBONES, build_backbone
-from ...config import blame_config, datasets_under_test, load_config, type_name
+from ...config import blame_config, datasets_under_test, load_config, our_configs, type_name
 from ...data.shapes.options import ShapesOptions
 from ...errors import UserError
 from .counter import Complexity, count_macs
@@ -75,8 +75,8 @@ def find_target(text: str, cfg_options: dict[str, Any] | None = None) -> Target:
         if cfg_options:
             raise UserError(f"--cfg-options changes configs, and {text} is a backbone: drop it")
         return Target(text, None)
-    if not text.endswith(".py") and not Path(text).is_file():
-        close = get_close_matches(text, BACKBONES, n=1)
+    if not text.endswith(".py") and not Path(text).is_file() and text not in our_configs():
+        close = get_close_matches(text, [*BACKBONES, *our_configs()], n=1)
         hint = f"did you mean {close[0]}? " if close else ""
         raise UserError(
             f"{text} is neither a config file nor a backbone: {hint}Backbones are {', '.join(BACKBONES)}"
@@ -111,7 +111,7 @@ def training_size(cfg: Config) -> tuple[int, int]:
         if scale is None:
             raise UserError(
                 f"config file {cfg.filename}: no image size, neither in data_preprocessor nor in a Resize "
-                "of the test pipeline: add one, or give tools/get_flops.py --shape H W"
+                "of the test pipeline: add one, or give --shape H W"
             )
         size = (min(scale), max(scale))
     return _COUNTED_INSTEAD.get(tuple(size), tuple(size))

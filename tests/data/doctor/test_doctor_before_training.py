@@ -58,7 +58,7 @@ def test_errors_end_it_with_one_line(patient, logger, warnings):
         f"the data has 2 errors, the first: {patient.path('annotations/instances_train.json')}: "
         "annotation 2 of image 0 has the box [90, 0, 5, 5], image 64x64 (box-outside: correct "
     )
-    assert "The whole list: uv run tools/check_data.py" in message
+    assert "The whole list: uv run flatten-det check" in message
     assert message.endswith("--no-data-check")
     assert "\n" not in message
     assert warnings == []
@@ -72,7 +72,7 @@ def test_the_command_that_shows_all_is_complete(patient, logger):
         check_before_training(patient.config("instances"), logger, command)
     (shown,) = re.findall("The whole list: (.*) ; to train", str(caught.value))
     assert shlex.split(shown) == [
-        *("uv", "run", "tools/check_data.py", "my config.py", "--cfg-options"),
+        *("uv", "run", "flatten-det", "check", "my config.py", "--cfg-options"),
         *options,
     ]
 
