@@ -206,7 +206,7 @@ def test_two_runs_side_by_side(tool, data, finished_grid, tmp_path, monkeypatch,
 
 def test_without_options_it_is_five_variants_with_three_seeds(tool, tmp_path):
     args = tool.parse_args([])
-    assert len(make_grid(args.variants, args.seeds, tool.CONFIGS, tmp_path)) == 15
+    assert len(make_grid(args.variants, args.seeds, tool.CONFIGS / "ablation", tmp_path)) == 15
 
 
 @pytest.mark.parametrize("number", ["0", "-1", "two"])
