@@ -6,8 +6,8 @@ import warnings
 from collections.abc import Callable
 from difflib import get_close_matches
 from importlib import import_module
+from importlib.metadata import version
 
-from .. import __version__
 from ..cli import outlive_readers, run_tool
 from ..compat.patches import atomic_local_files
 from ..files.checkpoints import checkpoints_read_once, trusted_checkpoints
@@ -53,7 +53,9 @@ def main(argv: list[str] | None = None) -> int:
         + "\n".join(f"  {name:{width}}  {does}" for name, does in COMMANDS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"flatten-det {__version__}")
+    parser.add_argument(
+        "--version", action="version", version=f"flatten-det {version('flatten-det')}"
+    )
     parser.add_argument("command", metavar="COMMAND", help="one of those below")
     command = parser.parse_args(argv[:1]).command
     if command not in COMMANDS:
