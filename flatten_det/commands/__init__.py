@@ -28,6 +28,7 @@ COMMANDS = {
 }
 # What the frameworks say of themselves whenever they run.
 for _remark in (
+    "faster_coco_eval is not installed",
     "Default ``avg_non_ignore`` is False",
     "The draw is False",
     "`reduce_zero_label` will be deprecated",

@@ -16,8 +16,8 @@ from . import run_command
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
-        description="List the configs of this package, which all commands take by name: what they are trained "
-        "on, their size for one image, and what the paper reports."
+        description="List the configs of this package, which all commands take by name: what they are "
+        "trained on, their size for one image, and what the paper reports."
     )
     parser.add_argument(
         "words",

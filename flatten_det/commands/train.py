@@ -1,6 +1,7 @@
 """Train a detector or a segmentor: ``flatten-det train CONFIG``."""
 
 import argparse
+from contextlib import nullcontext
 
 from ..cli import (
     add_common_options,
@@ -12,6 +13,7 @@ from ..cli import (
 )
 from ..config import blame_config, enable_auto_scale_lr, load_config
 from ..data.doctor.report import check_command
+from ..train.console import short_console
 from ..train.optimizer import AMP_DTYPES, enable_amp
 from ..train.resume import resume_from
 from ..train.run import train
@@ -50,6 +52,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="do not look for errors in the annotations first (flatten-det check looks at all)",
     )
+    parser.add_argument(
+        "--verbose",
+        action="store_true",
+        help="print all that goes to the log file, as MMEngine does",
+    )
     add_common_options(parser)
     add_trust_option(parser)
     add_launcher_options(parser)
@@ -70,11 +77,13 @@ def run(args: argparse.Namespace) -> None:
         if args.auto_scale_lr:
             enable_auto_scale_lr(cfg)
     resume_from(cfg, args.resume)
-    train(
-        cfg,
-        check_data=not args.no_data_check,
-        check_command=check_command(args.config, args.cfg_option_texts),
-    )
+    with nullcontext([]) if args.verbose else short_console(args.config) as hooks:
+        train(
+            cfg,
+            check_data=not args.no_data_check,
+            hooks=hooks,
+            check_command=check_command(args.config, args.cfg_option_texts),
+        )
 
 
 def main(argv: list[str] | None = None) -> int:

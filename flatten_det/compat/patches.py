@@ -4,8 +4,8 @@
 data (:func:`read_mmengine_checkpoints_as_data`, :func:`read_mmengine_files_as_data`), and models and
 optimizers treat the backbones of this package, and no others, as these need it
 (:func:`tell_backbones_of_padding`, :func:`decay_layers_of_our_backbones`), and configs of this package are
-found by name (:func:`find_our_configs_by_name`). :func:`atomic_local_files` holds
-for the time of a run.
+found by name (:func:`find_our_configs_by_name`). :func:`atomic_local_files` and
+:func:`loggers_print_by` hold for the time of a run.
 
 Elsewhere there is one: :mod:`.mmcv_ops.missing` hides ops in ``mmcv.ops``, which may be loaded before this
 package. What the frameworks' registries build is no patch: :mod:`flatten_det.train.run` registers classes
@@ -13,6 +13,7 @@ for the time of a training.
 """
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
 from functools import wraps
@@ -27,6 +28,7 @@ from mmengine.config import Config
 from mmengine.fileio import LocalBackend, get_file_backend, register_backend, register_handler
 from mmengine.fileio.io import backend_instances
 from mmengine.infer.infer import BaseInferencer
+from mmengine.logging import MMLogger
 from mmengine.model import BaseModel
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import VISBACKENDS
@@ -227,6 +229,31 @@ def atomic_local_files() -> Iterator[None]:
         yield
     finally:
         _have_mmengine_write(*before)
+
+
+@contextlib.contextmanager
+def loggers_print_by(handler: logging.Handler) -> Iterator[None]:
+    """Give loggers that mmengine makes within the block this handler instead of the one for standard output.
+
+    Its Runner makes its logger and writes the whole config and environment to it before anyone can reach
+    it, and has one level for console and file. What goes to files stays as it is.
+
+    Can go when the level of MMLogger's console can be set apart from that of its file.
+    """
+    make = MMLogger.__init__
+
+    def make_with_handler(self: MMLogger, *args: Any, **kwargs: Any) -> None:
+        make(self, *args, **kwargs)
+        # A FileHandler is a StreamHandler, too.
+        self.handlers = [h for h in self.handlers if type(h) is not logging.StreamHandler] + [
+            handler
+        ]
+
+    MMLogger.__init__ = make_with_handler
+    try:
+        yield
+    finally:
+        MMLogger.__init__ = make
 
 
 def _have_mmengine_write(backend: type, vis_backend: type, dump_config: Any) -> None:

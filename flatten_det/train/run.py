@@ -88,11 +88,11 @@ def train(
             check_before_training(cfg, runner.logger, check_command)
         runner.train()
     if runner.rank == 0:
-        print(_summary(runner))
+        print(summary(runner))
     return Path(runner.work_dir)
 
 
-def _summary(runner: Runner) -> str:
+def summary(runner: Runner) -> str:
     """Name the checkpoints, the log and the drawn validation pictures of a finished run."""
     info = runner.message_hub.runtime_info
     log_dir = Path(runner.log_dir)

@@ -1,0 +1,272 @@
+"""What a person sees of a training: what is trained on what, its progress, a table of metrics."""
+
+import contextlib
+import io
+import logging
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.dist import is_main_process, master_only
+from mmengine.hooks import Hook, LoggerHook
+from mmengine.runner import IterBasedTrainLoop, Runner
+from mmengine.utils import is_list_of
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+from torch.utils.data import DataLoader
+
+from ..cli import make_console, say
+from ..compat.patches import loggers_print_by
+from .run import summary
+
+_LOWER_IS_BETTER = ("loss", "error")
+# What the frameworks say of each other's calls.
+_OF_NO_USE = ("will be deprecated", "is the alias of")
+
+
+@contextlib.contextmanager
+def short_console(config: str) -> Iterator[list[Hook]]:
+    """Keep a run's log and what libraries print in its log file, and show a person what matters.
+
+    Yields:
+        The hooks that the run needs for it.
+
+    Args:
+        config: what the run is called, as the user wrote it.
+    """
+    console, printed = make_console(), _PrintedLines()
+    console.file = sys.stdout  # As it is now.
+    with (
+        loggers_print_by(_ConsoleHandler(console)),
+        contextlib.redirect_stdout(printed),
+        ConsoleHook(config, console, printed) as hook,
+    ):
+        yield [hook]
+
+
+class _PrintedLines(io.TextIOBase):
+    """A standard output whose lines go to a logger; those before there is one wait for it."""
+
+    def __init__(self) -> None:
+        self._text, self._logger = "", None
+
+    def write(self, text: str) -> int:
+        """Log whole lines."""
+        self._text += text
+        if self._logger is not None:
+            *lines, self._text = self._text.split("\n")
+            for line in filter(str.strip, lines):
+                self._logger.info(line)
+        return len(text)
+
+    def use(self, logger: logging.Logger) -> None:
+        """Log to ``logger`` from now on."""
+        self._logger = logger
+        self.write("")
+
+
+class _ConsoleHandler(logging.Handler):
+    """Warnings and errors, between the lines of the progress."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.WARNING)
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one; of other ranks than the first, errors alone."""
+        message = record.getMessage()
+        of_no_use = any(words in message for words in _OF_NO_USE) or not is_main_process()
+        if record.levelno >= logging.ERROR or not of_no_use:
+            say(self._console, f"{record.levelname.lower()}: {message}")
+
+
+class ConsoleHook(Hook):
+    """Prints a summary before a training, its progress, and a table after each validation.
+
+    On a terminal the progress is one line that is written anew; elsewhere it is one line for each interval
+    of the run's LoggerHook. It is a context manager, which ends the line when something fails.
+
+    Args:
+        config: what the run is called.
+        console: to print on.
+        printed: gets the run's logger.
+    """
+
+    priority = "LOWEST"
+
+    def __init__(self, config: str, console: Console, printed: _PrintedLines) -> None:
+        self._config, self._console, self._printed = config, console, printed
+        text = TextColumn("{task.fields[numbers]}")
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), text,
+            console=console, transient=True, redirect_stdout=False,
+        )  # fmt: skip
+        self._interval = 50
+
+    def __enter__(self) -> "ConsoleHook":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def before_run(self, runner: Runner) -> None:
+        """Send what is printed to the run's log from now on."""
+        self._printed.use(runner.logger)
+
+    @master_only
+    def before_train(self, runner: Runner) -> None:
+        """Print what is trained on what."""
+        self._interval = next((h.interval for h in runner.hooks if isinstance(h, LoggerHook)), 50)
+        say(self._console, *describe_run(runner, self._config))
+        if self._console.is_terminal:
+            self._task = self._progress.add_task("train", total=runner.max_iters, numbers="")
+            self._progress.start()
+
+    @master_only
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Show loss, speed, remaining time and memory."""
+        done = runner.iter + 1
+        if self._console.is_terminal:
+            numbers = "  ".join(_numbers(runner, done))
+            self._progress.update(self._task, completed=done, numbers=numbers)
+        elif done % self._interval == 0 or done == runner.max_iters:
+            place = f"[{done:>{len(str(runner.max_iters))}}/{runner.max_iters}]"
+            say(self._console, "  ".join([place, *_numbers(runner, done)]))
+
+    @master_only
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Print the metrics, each with its best value so far."""
+        rows = [(k, v) for k, v in (metrics or {}).items() if isinstance(v, int | float) and v >= 0]
+        if rows:
+            # After the last one the loop has counted on.
+            when = f"{_position(runner)} of {_length(runner)}"
+            table = Table(
+                "metric", "value", "best", title=f"validation, {when}", title_justify="left"
+            )
+            for name, value in rows:
+                best = _best(runner, name, value)
+                table.add_row(name, f"{value:.4g}", "*" if value == best else f"{best:.4g}")
+            self._console.print(table)
+
+    @master_only
+    def after_train(self, runner: Runner) -> None:
+        """End the line and name the results."""
+        self._progress.stop()
+        say(self._console, *summary(runner).split("\n"))
+
+
+def _is_by_iterations(runner: Runner) -> bool:
+    return isinstance(runner.train_loop, IterBasedTrainLoop)
+
+
+def _position(runner: Runner) -> str:
+    return f"iteration {runner.iter}" if _is_by_iterations(runner) else f"epoch {runner.epoch + 1}"
+
+
+def _length(runner: Runner) -> int:
+    return runner.max_iters if _is_by_iterations(runner) else runner.max_epochs
+
+
+def _best(runner: Runner, name: str, value: float) -> float:
+    """Of all validations, those before an interruption too, which the message hub keeps."""
+    scalars = runner.message_hub.log_scalars
+    earlier = scalars[f"val/{name}"].data[0].tolist() if f"val/{name}" in scalars else []
+    choose = min if any(word in name.lower() for word in _LOWER_IS_BETTER) else max
+    return choose([*earlier, value])
+
+
+def _numbers(runner: Runner, done: int) -> list[str]:
+    """Loss, learning rate, speed, remaining time and memory, each as far as it is known."""
+    scalars, texts = runner.message_hub.log_scalars, []
+    if "train/loss" in scalars:
+        texts.append(f"loss {scalars['train/loss'].mean(10):.4g}")
+    if "train/lr" in scalars:
+        texts.append(f"lr {scalars['train/lr'].current():.2g}")
+    if "train/time" in scalars:
+        seconds = scalars["train/time"].mean(100)
+        left = timedelta(seconds=round(seconds * (runner.max_iters - done)))
+        texts.append(f"{seconds:.3g} s/iter  eta {left}")
+    if torch.cuda.is_available():
+        texts.append(f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
+    return texts
+
+
+def describe_run(runner: Runner, config: str) -> list[str]:
+    """What is trained, on what, how long and where, in about ten lines."""
+    model = runner.model.module if hasattr(runner.model, "module") else runner.model
+    parameters = sum(p.numel() for p in model.parameters())
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    optimizer = getattr(runner.optim_wrapper, "optimizer", None)
+    rates = (
+        [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
+        if optimizer
+        else []
+    )
+    backbone = type(getattr(model, "backbone", model)).__name__
+    facts = {
+        "config": config,
+        "model": f"{type(model).__name__} with {backbone}, {parameters / 1e6:.1f} M parameters"
+        + (f", {frozen / 1e6:.1f} M of them frozen" if frozen else ""),
+        "weights": _weights(runner),
+        "train": _describe_data(runner.train_loop.dataloader, runner.world_size),
+        "validate": _describe_data(runner.val_loop.dataloader, runner.world_size)
+        + f", every {runner.train_loop.val_interval} "
+        + ("iterations" if _is_by_iterations(runner) else "epochs")
+        if runner.val_loop
+        else "no",
+        "schedule": f"{runner.max_iters} iterations"
+        + ("" if _is_by_iterations(runner) else f" in {runner.max_epochs} epochs")
+        + (f", {type(optimizer).__name__}, learning rate {max(rates):.2g}" if rates else ""),
+        "precision": _precision(runner),
+        "device": _device(runner),
+        "log": _shown(Path(runner.log_dir) / f"{runner.timestamp}.log"),
+    }
+    if runner.iter:
+        facts["resumed"] = f"after iteration {runner.iter}"
+    return [f"{name:<10} {fact}" for name, fact in facts.items()]
+
+
+def _weights(runner: Runner) -> str:
+    if runner.cfg.get("load_from"):
+        return str(runner.cfg.load_from)
+    init = runner.cfg.model.get("backbone", {}).get("init_cfg")
+    inits = init if is_list_of(init, dict) else [init] if init else []
+    files = [str(one["checkpoint"]) for one in inits if one.get("checkpoint")]
+    return f"{', '.join(files)} (backbone)" if files else "none, from scratch"
+
+
+def _describe_data(loader: DataLoader, world_size: int) -> str:
+    dataset = loader.dataset
+    classes = getattr(dataset, "metainfo", {}).get("classes") or ()
+    each = f"{world_size} x " if world_size > 1 else ""
+    return (
+        f"{type(dataset).__name__}: {len(dataset):,} images, {len(classes)} classes, "
+        f"batches of {each}{loader.batch_size or loader.batch_sampler.batch_size}"
+    )
+
+
+def _precision(runner: Runner) -> str:
+    kind = type(runner.optim_wrapper).__name__
+    return f"mixed ({runner.cfg.optim_wrapper.get('dtype') or 'fp16'})" if "Amp" in kind else "fp32"
+
+
+def _device(runner: Runner) -> str:
+    device = next(runner.model.parameters()).device
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{device.type}, {torch.get_num_threads()} threads"
+    )
+    return f"{runner.world_size} x {name}" if runner.world_size > 1 else name
+
+
+def _shown(path: Path) -> str:
+    """Relative to the current folder, if it lies there."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
