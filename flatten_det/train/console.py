@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from .run import summary
 
 _LOWER_IS_BETTER = ("loss", "error")
 # What the frameworks say of each other's calls.
-_OF_NO_USE = ("will be deprecated", "is the alias of")
+_OF_NO_USE = ("will be deprecated", "is the alias of", "The prefix is not set in metric")
 
 
 @contextlib.contextmanager
@@ -140,9 +141,18 @@ class ConsoleHook(Hook):
             say(self._console, "  ".join([place, *_numbers(runner, done)]))
 
     @master_only
+    def after_val_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Show how much of a validation is done."""
+        if self._console.is_terminal:
+            batches = len(runner.val_dataloader)
+            self._progress.update(self._task, numbers=f"validating, {batch_idx + 1}/{batches}")
+
+    @master_only
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Print the metrics, each with its best value so far."""
-        rows = [(k, v) for k, v in (metrics or {}).items() if isinstance(v, int | float) and v >= 0]
+        rows = [(k, v) for k, v in (metrics or {}).items() if isinstance(v, Real) and v >= 0]
         if rows:
             # After the last one the loop has counted on.
             when = f"{_position(runner)} of {_length(runner)}"
