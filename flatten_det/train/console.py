@@ -106,7 +106,7 @@ class ConsoleHook(Hook):
             TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), text,
             console=console, transient=True, redirect_stdout=False,
         )  # fmt: skip
-        self._interval = 50
+        self._interval, self._is_introduced = 50, False
 
     def __enter__(self) -> "ConsoleHook":
         return self
@@ -121,6 +121,17 @@ class ConsoleHook(Hook):
     @master_only
     def before_train(self, runner: Runner) -> None:
         """Print what is trained on what."""
+        self._introduce(runner)
+
+    @master_only
+    def before_val(self, runner: Runner) -> None:
+        """As before the training: one that is resumed makes up for a missed validation first."""
+        self._introduce(runner)
+
+    def _introduce(self, runner: Runner) -> None:
+        if self._is_introduced:
+            return
+        self._is_introduced = True
         self._interval = next((h.interval for h in runner.hooks if isinstance(h, LoggerHook)), 50)
         say(self._console, *describe_run(runner, self._config))
         if self._console.is_terminal:
@@ -156,9 +167,8 @@ class ConsoleHook(Hook):
         if rows:
             # After the last one the loop has counted on.
             when = f"{_position(runner)} of {_length(runner)}"
-            table = Table(
-                "metric", "value", "best", title=f"validation, {when}", title_justify="left"
-            )
+            say(self._console, f"validation, {when}")
+            table = Table("metric", "value", "best")
             for name, value in rows:
                 best = _best(runner, name, value)
                 table.add_row(name, f"{value:.4g}", "*" if value == best else f"{best:.4g}")

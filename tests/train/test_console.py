@@ -51,9 +51,9 @@ def test_summary_progress_and_metrics(train):
 
 def test_best_of_all_validations_after_a_resumption_too(train):
     (before,) = bests(train(1)[0])
-    p = train(2, "--resume")[0]
-    print(p)
-    (after,) = bests(p)
+    printed, _ = train(2, "--resume")
+    assert printed.startswith("config ")
+    after = bests(printed)[-1]
     best = max(before[0], after[0])
     assert before[1] == "*"
     assert after[1] == ("*" if after[0] == best else f"{best:.4g}")
