@@ -50,6 +50,8 @@ ANALYSE = [c for c in COMMANDS if c.startswith("uv run tools/analyze_attention.p
 ABLATE = [c for c in COMMANDS if c.startswith("uv run tools/ablate.py")]
 ON_GPU = "uv run pytest -m gpu"
 UPDATE_ZOO = "uv run tools/update_zoo.py --no-count"
+INSTALLED = [c for c in COMMANDS if c.startswith("flatten-det ")]
+PACKAGE = "pip install ."
 INSTALL = "pip install timm && pip install --no-deps ."
 
 # Commands start in processes that have imported the frameworks, which takes longer than most of them.
