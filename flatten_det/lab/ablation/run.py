@@ -27,12 +27,7 @@ Advance = Callable[[Run, int, int], object]
 
 @dataclass(frozen=True)
 class Validation:
-    """What a validation gave.
-
-    Attributes:
-        iteration: after which it took place.
-        metrics: by name.
-    """
+    """The metrics, by name, of the validation after an iteration."""
 
     iteration: int
     metrics: dict[str, float]
@@ -40,22 +35,14 @@ class Validation:
 
 @dataclass(frozen=True)
 class Finished:
-    """The outcome of a run.
-
-    Attributes:
-        variant, seed: of the run.
-        validations: in their order; the last one is at the end of the training.
-        iterations: of the whole training.
-        parameters: of the model.
-        seconds: of the training, all its parts together.
-    """
+    """The outcome of a run."""
 
     variant: str
     seed: int
-    validations: tuple[Validation, ...]
+    validations: tuple[Validation, ...]  # in their order; the last one is at the end
     iterations: int
-    parameters: int
-    seconds: float
+    parameters: int  # of the model
+    seconds: float  # of the training, all its parts together
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -66,10 +53,8 @@ class Finished:
 class _Watch(Hook):
     """Notes what the outcome consists of, and tells how far the training is.
 
-    Args:
-        advance: called with the iterations so far and in all.
-        validations: of the training so far; new ones are added.
-        keep: called after each of them.
+    ``advance`` is called with the iterations so far and in all, ``keep`` after each validation, which is
+    added to ``validations``.
     """
 
     def __init__(
@@ -99,11 +84,7 @@ class _Watch(Hook):
 
 
 def read_finished(run: Run) -> Finished | None:
-    """The outcome of a run that is finished already; None if it is not.
-
-    Raises:
-        UserError: The folder holds a run of another config.
-    """
+    """The outcome of a run that is finished already, else None; UserError for a run of another config."""
     record = _read_record(run)
     return _finished(run, record) if record["finished"] else None
 
@@ -111,9 +92,7 @@ def read_finished(run: Run) -> Finished | None:
 def finish(run: Run, advance: Advance = lambda run, done, total: None) -> Finished:
     """The outcome of a run, which is trained, or trained on, if need be.
 
-    Args:
-        run: of the grid.
-        advance: called with the run, its iterations so far and in all, for a finished one as well.
+    ``advance`` is called with the run, its iterations so far and in all, for a finished one as well.
 
     Raises:
         UserError: The folder holds a run of another config, or one that is under way, or the training
@@ -166,11 +145,7 @@ def _finish(run: Run, advance: Advance) -> Finished:
 
 def _finished(run: Run, record: dict) -> Finished:
     return Finished(
-        run.variant,
-        run.seed,
-        _validations(record),
-        seconds=record["seconds"],
-        **record["finished"],
+        run.variant, run.seed, _validations(record), seconds=record["seconds"], **record["finished"]
     )
 
 

@@ -1,6 +1,5 @@
 """Figures of attention: focus, maps of weights, spectra, and statistics."""
 
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 from pathlib import Path
@@ -14,17 +13,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter
-from PIL import Image
 
 from ...attention.reference import focused_map
-from ...files.atomic import write_atomically
+from ..benchmark.report import save_figure
 from .matrices import TOLERANCE, WeightMap
 from .measure import TOP, HeadSpectrum, LayerResult, LayerSummary
 
 WIDTH = 3.3  # inches
 FONT, SMALL_FONT = 7, 6
-_DPI = 220
-_PALETTE = 64  # colours, which make a file a third as large and look the same
 _ORDER = (
     "softmax",
     "softmax + conv.",
@@ -58,15 +54,6 @@ def bar_style(name: str) -> dict[str, Any]:
     )
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG; its folder is made."""
-    drawn, content = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, dpi=_DPI)
-    with Image.open(drawn) as image:
-        image.convert("RGB").quantize(_PALETTE).save(content, "png", optimize=True)
-    write_atomically(path, content.getvalue())
-
-
 POWERS = (1, 2, 3, 8)
 
 
@@ -77,12 +64,10 @@ def fan(count: int) -> torch.Tensor:
 
 
 def draw_focus(path: str | Path, powers: Sequence[float] = POWERS, count: int = 12) -> None:
-    """Draw ``count`` unit vectors of the first quadrant after f_p, one panel for each power.
+    """Draw ``count`` unit vectors of the first quadrant after f_p into a PNG, one panel for each power.
 
-    Args:
-        path: PNG.
-        powers: the p of the panels; 1 leaves the vectors as they are.
-        count: vectors; even, so that none lies on the diagonal, which f_p does not turn.
+    A power of 1 leaves the vectors as they are. The count is even, so that none lies on the diagonal, which
+    f_p does not turn.
 
     Raises:
         ValueError: for no powers, or a count that is not even and positive.
@@ -119,16 +104,11 @@ def draw_maps(
     point: tuple[float, float],
     path: Path,
 ) -> None:
-    """A row of maps for each layer; below each map its largest weight.
+    """A PNG with a row of maps for each layer, by its name; below each map its largest weight.
 
     The maps of a row share one scale, so that flat weights look flat. Those with a convolution, which may be
-    a hundred times as large, have one of their own.
-
-    Args:
-        grey: the image ``(H, W)``, 0 to 1.
-        rows: the maps by the name of their layer.
-        point: ``(x, y)`` of the query, 0 to 1: the ring.
-        path: PNG.
+    a hundred times as large, have one of their own. ``grey`` is the image ``(H, W)``, ``point`` the query
+    ``(x, y)``, all from 0 to 1.
     """
     names = in_order(m.variant.name for maps in rows.values() for m in maps)
     height, width = grey.shape
@@ -167,11 +147,7 @@ def draw_maps(
 
 
 def _draw_map(
-    axes: Axes,
-    grey: np.ndarray,
-    weights: np.ndarray,
-    point: tuple[float, float],
-    largest: float,
+    axes: Axes, grey: np.ndarray, weights: np.ndarray, point: tuple[float, float], largest: float
 ) -> None:
     height, width = grey.shape
     extent = (0, width, height, 0)
@@ -202,13 +178,9 @@ _LEAST = 1e-9  # below it there is only rounding
 
 
 def draw_spectra(results: Sequence[LayerResult], path: Path) -> None:
-    """A panel for each layer: singular values over their number, both logarithmic, and min(N, d).
+    """A PNG with a panel for each layer on one image: singular values over their number, and min(N, d).
 
     Of the first head, window and channel that were measured; ranks are in the order of the variants.
-
-    Args:
-        results: layers on one image, with spectra.
-        path: PNG.
     """
     figure = Figure((WIDTH, _PANEL * len(results) + _MARGINS), layout="constrained")
     panels = figure.subplots(len(results), 1, squeeze=False)[:, 0]
@@ -269,12 +241,7 @@ _GROUP = 0.84  # of the room of a layer
 
 
 def draw_statistics(summaries: Sequence[LayerSummary], path: Path) -> None:
-    """Four panels of bars by layer and variant, with the 95 % confidence interval over images.
-
-    Args:
-        summaries: of the layers.
-        path: PNG.
-    """
+    """A PNG of four panels of bars by layer and variant, with the 95 % confidence interval over images."""
     figure = Figure((WIDTH, _HEIGHT), layout="constrained")
     names = in_order(name for summary in summaries for name in summary.sharpness)
     panels = figure.subplots(2, 2, sharex=True).flat

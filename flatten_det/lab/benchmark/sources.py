@@ -71,11 +71,7 @@ class Size:
 
 
 def find_size(text: str) -> Size:
-    """The size of ``512`` (a square) or ``800x1280`` (height x width).
-
-    Raises:
-        UserError: if it is neither.
-    """
+    """The size of ``512`` (a square) or ``800x1280`` (height x width); UserError if the text is neither."""
     found = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
     if not found or 0 in (size := Size(int(found[1]), int(found[2] or found[1]))).hw:
         raise UserError(f"--sizes {text}: give pixels, such as 512, or height x width: 800x1280")
@@ -88,15 +84,14 @@ def short_name(model: str) -> str:
     if config is None:
         return model
     path, options = config
-    # Of the key, what follows the last dot; of the value, all.
+    # What follows the last dot of a key, and all of its value.
     return " ".join([Path(path).stem, *(re.sub(r"^[^=]*\.", "", option) for option in options)])
 
 
 def as_config(model: str) -> tuple[str, list[str]] | None:
     """Path and ``KEY=VALUE`` options of a model that is a config; None for others.
 
-    Raises:
-        UserError: if brackets or quotes of the options are not closed.
+    UserError if brackets or quotes of the options are not closed.
     """
     parts = re.fullmatch(r"[\"']?(.+?\.py)[\"']?(?:\s+(.*))?", model.strip(), re.DOTALL)
     if parts is None:
@@ -112,30 +107,22 @@ def as_config(model: str) -> tuple[str, list[str]] | None:
 
 @dataclass(frozen=True)
 class Source:
-    """A model that can be built.
+    """A model that can be built."""
 
-    Attributes:
-        build: makes it for images of a size, with random weights, on torch's default device.
-        whole: a detector or segmentor rather than a backbone.
-    """
-
-    build: Callable[[Size], nn.Module]
-    whole: bool = False
+    build: Callable[[Size], nn.Module]  # for a size, with random weights, on torch's default device
+    whole: bool = False  # a detector or segmentor rather than a backbone
 
 
 def find_source(name: str) -> Source:
-    """The model of a name; nothing is built yet.
+    """The model of a name; nothing is built yet, and a UserError says that there is no such model.
+
+    - ``flatten-pvt-t`` and all other :data:`~flatten_det.backbones.BACKBONES`;
+    - ``mmdet:swin-t`` and all of :data:`MMDET`;
+    - ``timm:NAME`` of a model with features;
+    - ``torchvision:NAME`` of a classification model, whose head is left out;
+    - the path of a config file (``.py``), and after it, by spaces, fields to override as ``KEY=VALUE``.
 
     Drop path is off everywhere: else training would differ by luck and by configuration.
-
-    Args:
-        name: ``flatten-pvt-t`` and all other :data:`~flatten_det.backbones.BACKBONES`; ``mmdet:swin-t``
-            and all of :data:`MMDET`; ``timm:NAME`` of a model with features; ``torchvision:NAME`` of a
-            classification model, whose head is left out; the path of a config file (``.py``), and after it,
-            separated by spaces, fields to override as ``KEY=VALUE``.
-
-    Raises:
-        UserError: if there is no such model.
     """
     config = as_config(name)
     if config is not None:

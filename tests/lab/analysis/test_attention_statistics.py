@@ -9,20 +9,19 @@ from flatten_det.lab.analysis.matrices import spectrum, spectrum_of_product
 from flatten_det.lab.analysis.measure import mean_sharpness, sharpness_of_rows
 
 
-def test_equal_weights():
+def test_equal_weights_and_one_key_alone():
     sharpness = mean_sharpness([sharpness_of_rows(torch.full((3, 40), 1 / 40))])
     assert sharpness.entropy == pytest.approx(log(40))
     assert sharpness.normalised_entropy == pytest.approx(1)
     assert sharpness.top_mass == pytest.approx(10 / 40)
     assert sharpness.effective_tokens == pytest.approx(40, rel=1e-5)
     assert sharpness.gini == pytest.approx(0, abs=1e-6)
-
-
-def test_one_key_alone():
-    sharpness = mean_sharpness([sharpness_of_rows(torch.eye(40)[:7])])
-    assert (sharpness.entropy, sharpness.normalised_entropy) == (0, 0)
-    assert (sharpness.top_mass, sharpness.effective_tokens) == (1, 1)
-    assert sharpness.gini == pytest.approx(39 / 40)
+    alone = mean_sharpness([sharpness_of_rows(torch.eye(40)[:7])])
+    assert (alone.entropy, alone.normalised_entropy) == (0, 0)
+    assert (alone.top_mass, alone.effective_tokens) == (1, 1)
+    assert alone.gini == pytest.approx(39 / 40)
+    # Where there is no other.
+    assert sharpness_of_rows(torch.ones(2, 1)).tolist() == [[0, 0, 1, 1, 0]] * 2
 
 
 def test_known_weights():
@@ -35,19 +34,11 @@ def test_known_weights():
     assert flat[4] == pytest.approx((2 * (0.18 + 2 * 0.19 + 3 * 0.26 + 4 * 0.37) - 5) / 4)
 
 
-def test_signs_and_scale_do_not_count():
-    rows = torch.rand(5, 30, dtype=torch.float64)
-    signs = torch.where(torch.rand(5, 30) < 0.5, -3.0, 3.0)
-    torch.testing.assert_close(sharpness_of_rows(rows * signs), sharpness_of_rows(rows))
-
-
-def test_one_key_only():
-    assert sharpness_of_rows(torch.ones(2, 1)).tolist() == [[0, 0, 1, 1, 0]] * 2
-
-
-def test_portions_change_nothing(monkeypatch):
-    rows = torch.rand(50, 30)
+def test_signs_scale_and_portions_do_not_count(monkeypatch):
+    rows = torch.rand(50, 30, dtype=torch.float64)
     whole = sharpness_of_rows(rows)
+    signs = torch.where(torch.rand(50, 30) < 0.5, -3.0, 3.0)
+    torch.testing.assert_close(sharpness_of_rows(rows * signs), whole)
     monkeypatch.setattr("flatten_det.lab.analysis.measure._ENTRIES", 70)
     torch.testing.assert_close(sharpness_of_rows(rows), whole)
 
@@ -64,7 +55,7 @@ def test_rank_of_a_product_without_the_product():
     assert spectrum_of_product(b[:5], b).values == pytest.approx(spectrum(b[:5] @ b.T).values)
 
 
-def test_tolerance():
+def test_ranks():
     found = spectrum(torch.diag(torch.tensor([2.0, 1e-4, 1e-6], dtype=torch.float64)))
     assert found.values == pytest.approx((1, 5e-5, 5e-7))
     assert found.rank == 2

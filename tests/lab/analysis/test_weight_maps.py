@@ -3,16 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from mmengine.registry import MODELS
-from nano_backbones import NANO
+from nano_backbones import build_nano
 
 from flatten_det.lab.analysis.layers import attention_layers, capture
 from flatten_det.lab.analysis.matrices import query_token, weight_maps
 
 
 def first_call(family, **options):
-    torch.manual_seed(0)
-    backbone = MODELS.build(dict(type=family, arch=NANO[family], **options)).eval()
+    backbone = build_nano(family, **options)
     layers = attention_layers(backbone)[1:2]
     (call,) = capture(backbone, layers, torch.randn(1, 3, 64, 72))
     return call
@@ -38,18 +36,15 @@ def test_convolution_is_around_the_query():
     assert maps["focused + conv."].channel is not None
 
 
-def test_windows_leave_the_rest_empty():
+def test_windows_leave_the_rest_empty_and_reduced_keys_have_their_own_map():
     call = first_call("FLattenSwin", attn_types="SSSS")
     softmax = weight_maps(call, 0, query_token((0, 0), call.hw_shape))[0].weights
     assert softmax.shape == (16, 18)
     seen = ~np.isnan(softmax)
     assert 0 < seen.sum() <= 49
     assert np.nansum(softmax) == pytest.approx(1)
-
-
-def test_reduced_keys():
-    call = first_call("FLattenPVT", attn_types="SSSS")
-    assert weight_maps(call, 0, 5)[0].weights.shape == (2, 3)
+    reduced = first_call("FLattenPVT", attn_types="SSSS")
+    assert weight_maps(reduced, 0, 5)[0].weights.shape == (2, 3)
 
 
 def test_heads_that_are_not_there():

@@ -6,13 +6,17 @@ import pytest
 import torch
 
 from flatten_det.errors import UserError
+from flatten_det.lab.benchmark import timing
 from flatten_det.lab.benchmark.machine import busy_remark, describe_machine, find_device
 from flatten_det.lab.benchmark.timing import copy_bandwidth
 
 
-def test_find_device():
+@pytest.mark.parametrize("name", ["gpu", "meta", "cuda:99"])
+def test_find_device(name):
     assert find_device("cpu") == torch.device("cpu")
     assert find_device(None).type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(UserError, match=f"--device {name}: "):
+        find_device(name)
 
 
 @pytest.mark.parametrize(("name", "index"), [(None, 0), ("cuda", 0), ("cuda:1", 1)])
@@ -25,12 +29,6 @@ def test_a_gpu_has_an_index_which_torch_needs(name, index, monkeypatch):
     assert chosen == [index]
 
 
-@pytest.mark.parametrize("name", ["gpu", "meta", "cuda:99"])
-def test_no_such_device(name):
-    with pytest.raises(UserError, match=f"--device {name}: "):
-        find_device(name)
-
-
 def test_machine():
     machine = describe_machine(torch.device("cpu"))
     assert machine["threads"] == torch.get_num_threads()
@@ -39,7 +37,6 @@ def test_machine():
 
 
 def test_copy_bandwidth_counts_both_directions(monkeypatch):
-    from flatten_det.lab.benchmark import timing
 
     monkeypatch.setitem(timing.COPIED_BYTES, "cpu", 1000)
     monkeypatch.setattr(timing, "clock_of", lambda device: lambda call: (call(), 0.5)[1])

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from flatten_det.lab.benchmark import timing
-from flatten_det.lab.benchmark.timing import Timing, alternate, host_seconds, paired_speedup
+from flatten_det.lab.benchmark.run import Result
+from flatten_det.lab.benchmark.timing import alternate, host_seconds, paired_speedup
 
 
 def make_clock(seconds):
@@ -25,20 +26,20 @@ def named(*names):
 
 def test_every_candidate_once_per_round_in_rotating_order():
     clock, calls = make_clock(lambda name, number: number)
-    timings, failures = alternate(named("a", "b", "c"), rounds=4, warmup=1, clock=clock)
+    times, failures = alternate(named("a", "b", "c"), rounds=4, warmup=1, clock=clock)
     assert calls == [*"abc", *"abc", *"bca", *"cab", *"abc"]
     assert not failures
     # What the warm-up took is no time of a round.
-    assert all(timing.seconds == (1, 2, 3, 4) for timing in timings.values())
+    assert times == dict.fromkeys("abc", (1, 2, 3, 4))
 
 
 def test_speedup_pairs_the_rounds():
     """The machine gets ten times slower half-way: medians of all rounds would mix that in."""
     seconds = {"baseline": [2, 2, 20, 20, 20], "fast": [1, 1, 10, 10, 1000]}
     clock, _ = make_clock(lambda name, number: seconds[name][number])
-    timings, _ = alternate(named(*seconds), rounds=5, warmup=0, clock=clock)
-    assert paired_speedup(timings["baseline"], timings["fast"]) == 2
-    assert paired_speedup(timings["baseline"], timings["baseline"]) == 1
+    times, _ = alternate(named(*seconds), rounds=5, warmup=0, clock=clock)
+    assert paired_speedup(times["baseline"], times["fast"]) == 2
+    assert paired_speedup(times["baseline"], times["baseline"]) == 1
 
 
 def test_time_of_the_host(monkeypatch):
@@ -53,10 +54,10 @@ def test_time_of_the_host(monkeypatch):
 
 
 def test_median_and_quartiles():
-    timing = Timing((5.0, 1.0, 4.0, 2.0, 3.0))
-    assert timing.median == 3
-    assert timing.quartiles == (2, 4)
-    assert Timing((7.0,)).quartiles == (7, 7)
+    result = Result(None, "a", times=(5.0, 1.0, 4.0, 2.0, 3.0))
+    assert result.seconds == 3
+    assert result.quartiles == (2, 4)
+    assert Result(None, "a", times=(7.0,)).quartiles == (7, 7)
 
 
 @pytest.mark.parametrize("fails_at", [0, 3])
@@ -67,7 +68,7 @@ def test_a_failing_candidate_leaves_the_others_alone(fails_at):
         return 1.0
 
     clock, calls = make_clock(seconds)
-    timings, failures = alternate(named("a", "b"), rounds=5, warmup=2, clock=clock)
+    times, failures = alternate(named("a", "b"), rounds=5, warmup=2, clock=clock)
     assert failures == {"b": "out of memory"}
-    assert timings == {"a": Timing((1.0,) * 5)}
+    assert times == {"a": (1.0,) * 5}
     assert calls.count("b") == fails_at + 1

@@ -19,12 +19,19 @@ from flatten_det.lab.complexity import (
 from flatten_det.lab.complexity.target import training_size
 
 CONFIGS = Path(__file__).parents[3] / "configs"
+CASCADE = "cascade_mask_rcnn/cascade-mask-rcnn_flatten-swin-t_fpn_3x_coco.py"
+UPERNET = "upernet/flatten-swin-t_upernet_8xb2-160k_ade20k-512x512.py"
 
 
 def count_config(name: str, size: tuple[int, int], **model) -> Complexity:
     cfg = Config.fromfile(CONFIGS / name)
     cfg.model.update(model)
     return count_model(build_without_values(cfg), size)
+
+
+def on_meta(name: str) -> nn.Module:
+    with torch.device("meta"):
+        return build_backbone(name)
 
 
 # Multiply-adds in G that fvcore counts, attention products included.
@@ -62,8 +69,7 @@ MORE_MULTIPLY_ADDS = [
     [*MULTIPLY_ADDS, *(pytest.param(*row, marks=pytest.mark.slow) for row in MORE_MULTIPLY_ADDS)],
 )
 def test_backbone(name, size, expected):
-    with torch.device("meta"):
-        backbone = build_backbone(name)
+    backbone = on_meta(name)
     parameters = sum(p.numel() for p in backbone.parameters())
     counted = count_backbone(backbone, size)
     assert counted.macs / 1e9 == pytest.approx(expected, rel=0.02)
@@ -71,9 +77,7 @@ def test_backbone(name, size, expected):
 
 
 def test_backbone_without_values_counts_as_with_them():
-    with torch.device("meta"):
-        backbone = build_backbone("flatten-swin-t")
-    by_shapes = count_backbone(backbone, (70, 90))
+    by_shapes = count_backbone(on_meta("flatten-swin-t"), (70, 90))
     real = build_backbone("flatten-swin-t")
     assert count_macs(real, lambda: real(torch.rand(1, 3, 70, 90))) == by_shapes
 
@@ -84,12 +88,7 @@ def test_backbone_without_values_counts_as_with_them():
     [
         ("mask_rcnn/mask-rcnn_pvt-t_fpn_1x_coco.py", (800, 1280), 240, 33),
         ("mask_rcnn/mask-rcnn_flatten-swin-t_fpn_1x_coco.py", (800, 1280), 268, 49),
-        (
-            "cascade_mask_rcnn/cascade-mask-rcnn_flatten-swin-t_fpn_3x_coco.py",
-            (800, 1280),
-            747,
-            87,
-        ),
+        ("cascade_mask_rcnn/cascade-mask-rcnn_flatten-swin-t_fpn_3x_coco.py", (800, 1280), 747, 87),
         ("semantic_fpn/pvt-t_semantic-fpn_4xb4-80k_ade20k-512x512.py", (512, 2048), 158, 17),
         ("upernet/swin-t_upernet_8xb2-160k_ade20k-512x512.py", (512, 2048), 945, 60),
     ],
@@ -112,8 +111,7 @@ def test_two_stages_are_counted_on_their_proposals():
 
 
 def test_every_stage_of_a_cascade_counts():
-    name = "cascade_mask_rcnn/cascade-mask-rcnn_flatten-swin-t_fpn_3x_coco.py"
-    macs = count_config(name, (128, 160)).macs_by_module
+    macs = count_config(CASCADE, (128, 160)).macs_by_module
     for heads in ("bbox_head", "mask_head"):
         stages = [macs[f"roi_head.{heads}.{stage}"] for stage in range(3)]
         assert len(set(stages)) == 1
@@ -121,12 +119,10 @@ def test_every_stage_of_a_cascade_counts():
 
 
 def test_auxiliary_head_has_parameters_only():
-    counted = count_config("upernet/flatten-swin-t_upernet_8xb2-160k_ade20k-512x512.py", (64, 64))
+    counted = count_config(UPERNET, (64, 64))
     assert counted.macs_by_module.keys() & {"auxiliary_head", "decode_head"} == {"decode_head"}
     assert counted.macs == sum(counted.macs_by_module[p] for p in ("backbone", "decode_head"))
-    without = count_config(
-        "upernet/flatten-swin-t_upernet_8xb2-160k_ade20k-512x512.py", (64, 64), auxiliary_head=None
-    )
+    without = count_config(UPERNET, (64, 64), auxiliary_head=None)
     assert counted.parameters > without.parameters
     assert counted.macs == without.macs
 
@@ -146,8 +142,7 @@ def test_models_that_look_at_values(name, head):
     macs = counted.macs_by_module
     # Mask2Former's decoder samples like DETR's relatives.
     assert counted.uncounted.keys() == {"aten.grid_sampler_2d"} <= SAMPLING
-    with torch.device("meta"):
-        backbone = build_backbone("flatten-pvtv2-b2" if "pvtv2" in name else "flatten-swin-t")
+    backbone = on_meta("flatten-pvtv2-b2" if "pvtv2" in name else "flatten-swin-t")
     assert macs["backbone"] == count_backbone(backbone, size).macs
     if "mask2former" in name:
         assert macs[""] == macs["backbone"] + macs[head]
