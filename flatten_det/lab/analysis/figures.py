@@ -122,22 +122,21 @@ def draw_maps(
         largest = max(np.nanmax(m.weights) for m in maps if not m.variant.convolution)
         for column_number, name in enumerate(names):
             axes = panels[row][column_number]
-            axes.set_xticks([])
-            axes.set_yticks([])
+            axes.set(xticks=[], yticks=[])
             if row == 0:
-                axes.set_title(_in_two_lines(name), fontsize=SMALL_FONT, pad=2)
+                title = name.replace(" ", "\n", 1) if " " in name else f"{name}\n"
+                axes.set_title(title, fontsize=SMALL_FONT, pad=2)
             if column_number == 0:
                 axes.set_ylabel(f"layer {layer}", fontsize=SMALL_FONT, labelpad=2)
-            if name in by_name:
-                found = by_name[name]
+            below = "none"
+            if found := by_name.get(name):
                 own = np.nanmax(np.abs(found.weights))
-                _draw_map(
-                    axes, grey, found.weights, point, own if found.variant.convolution else largest
-                )
-                axes.set_xlabel(f"{own:.2g}", fontsize=SMALL_FONT, labelpad=1)
+                scale = own if found.variant.convolution else largest
+                _draw_map(axes, grey, found.weights, point, scale)
+                below = f"{own:.2g}"
             else:
-                axes.set_xlabel("none", fontsize=SMALL_FONT, labelpad=1)
                 axes.set_box_aspect(height / width)
+            axes.set_xlabel(below, fontsize=SMALL_FONT, labelpad=1)
     figure.supxlabel(
         "ring: the query; below: the largest weight. The darker, the more:\n"
         "one scale a row, another with convolution",
@@ -162,13 +161,7 @@ def _draw_map(
             x, y, "o", markersize=5, markerfacecolor="none", markeredgecolor=colour,
             markeredgewidth=line,
         )  # fmt: skip
-    axes.set_xlim(0, width)
-    axes.set_ylim(height, 0)
-
-
-def _in_two_lines(name: str) -> str:
-    first, _, rest = name.partition(" ")
-    return f"{first}\n{rest}" if rest else f"{first}\n"
+    axes.set(xlim=(0, width), ylim=(height, 0))
 
 
 _PANEL, _MARGINS = 1.35, 0.85  # inches
@@ -202,8 +195,7 @@ def draw_spectra(results: Sequence[LayerResult], path: Path) -> None:
 
 
 def _draw_layer(axes: Axes, result: LayerResult) -> None:
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    axes.set(xscale="log", yscale="log")
     ranks = []
     for measured in result.variants:
         first = measured.spectra[0]
@@ -238,6 +230,7 @@ _PANELS = {
     "gini": "Gini coefficient",
 }
 _GROUP = 0.84  # of the room of a layer
+_ERROR_BAR = dict(ecolor="0.35", elinewidth=0.7, capsize=1.2)
 
 
 def draw_statistics(summaries: Sequence[LayerSummary], path: Path) -> None:
@@ -274,11 +267,8 @@ def _draw_panel(
                 places.append(group - _GROUP / 2 + (number + 0.5) * width)
                 values.append(found.mean)
                 errors.append(0 if found.half_width == inf else found.half_width)
-        axes.bar(places, values, width, **bar_style(name))
-        if any(errors):
-            axes.errorbar(
-                places, values, errors, fmt="none", ecolor="0.35", elinewidth=0.7, capsize=1.2
-            )
+        yerr = errors if any(errors) else None
+        axes.bar(places, values, width, yerr=yerr, error_kw=_ERROR_BAR, **bar_style(name))
     if statistic == "effective_tokens":
         axes.set_yscale("log")
     else:

@@ -37,9 +37,8 @@ class Windows:
     query_shape: tuple[int, int]  # (height, width) of a window, n = height * width
     key_shape: tuple[int, int]  # the same for keys
     feature_scale: Tensor | None = None  # (c,), what softplus(s) of the focused map divides by
-    score_bias: Tensor | None = (
-        None  # (G or 1, h, n, m), added to softmax's scores; -inf: no attention
-    )
+    # (G or 1, h, n, m), added to the scores of softmax attention; -inf: no attention.
+    score_bias: Tensor | None = None
     # Depthwise, of the values, added to what the attention gives, with zero padding: kernels (h, d, K, K)
     # for each head and channel with odd K, and biases (h, d).
     convolution: tuple[Tensor, Tensor] | None = None

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...attention.module import EPS
@@ -18,22 +19,14 @@ def convolution_matrix(kernel: Tensor, hw_shape: tuple[int, int]) -> Tensor:
     The kernel ``(K, K)``, K odd, is applied as torch does, unflipped, with zero padding of K // 2, on
     N = H*W row-major tokens. Sparse ``(N, N)``: at most K*K entries in a row, in bands; less at the borders.
     """
-    height, width = hw_shape
-    size = kernel.shape[-1]
-    tokens = torch.arange(height * width)
-    rows, cols = tokens // width, tokens % width
-    targets, sources, values = [], [], []
-    for dy in range(size):
-        for dx in range(size):
-            y, x = rows + dy - size // 2, cols + dx - size // 2
-            inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-            targets.append(tokens[inside])
-            sources.append((y * width + x)[inside])
-            values.append(kernel[dy, dx].expand(len(targets[-1])))
-    places = torch.stack([torch.cat(targets), torch.cat(sources)])
-    return torch.sparse_coo_tensor(
-        places, torch.cat(values), (len(tokens),) * 2, check_invariants=False
-    ).coalesce()
+    n, size = hw_shape[0] * hw_shape[1], kernel.shape[-1]
+    numbers = torch.arange(1, n + 1, dtype=torch.float64).view(1, 1, *hw_shape)
+    # [K*K, N], the token that an entry of the kernel meets at each token; -1 in the padding.
+    met = F.unfold(numbers, size, padding=size // 2)[0].long() - 1
+    entries, targets = (met >= 0).nonzero().T
+    places = torch.stack([targets, met[entries, targets]])
+    values = kernel.flatten()[entries]
+    return torch.sparse_coo_tensor(places, values, (n, n), check_invariants=False).coalesce()
 
 
 def after_stretching(matrix: Tensor, m: int) -> Tensor:
@@ -109,7 +102,7 @@ def own_variant(windows: Windows) -> Variant:
 
 
 class Weights:
-    """The weights of a variant in some windows; its convolution is :meth:`with_convolution`'s."""
+    """The weights of a variant in some windows; a head is named by its position in ``windows.heads``."""
 
     def __init__(self, windows: Windows, variant: Variant) -> None:
         self.windows = windows
@@ -123,31 +116,35 @@ class Weights:
                 for x in (self._q, self._k)
             )
 
-    def matrix(self, window: int, position: int, rows: Tensor | None = None) -> Tensor:
-        """M_attn: the weights of the head at a position in one window, ``(n, m)``, or ``(len(rows), m)``.
+    def channels(self, position: int, count: int) -> list[int | None]:
+        """Channels whose matrices to look at; None alone, where they do not differ."""
+        if not self.variant.convolution:
+            return [None]
+        return typical_channels(self.windows, position, count)
 
-        Rows sum to 1, with linear attention to a little less: eps is added to its normaliser.
-        """
-        q, k = (self.windows.of_head(x, window, position) for x in (self._q, self._k))
-        q = q if rows is None else q[rows]
-        bias = self._bias(window, position, rows)
-        if self.variant.power is None:
-            scores = q @ k.T * q.shape[-1] ** -0.5
-            return (scores if bias is None else scores + bias).softmax(-1)
-        scores = q @ k.T
-        if bias is not None:
-            # It has no place in linear attention; what must not be attended to has.
-            scores = scores.masked_fill(bias == float("-inf"), 0)
-        return scores / (scores.sum(-1, keepdim=True) + len(k) * EPS)
-
-    def with_convolution(
-        self, window: int, position: int, channel: int, rows: Tensor | None = None
+    def matrix(
+        self, window: int, position: int, rows: Tensor | None = None, channel: int | None = None
     ) -> Tensor:
-        """M_attn + M_DWC, which differs from channel to channel; arguments as for :meth:`matrix`."""
-        added = value_matrix(self.windows, position, channel)
-        if rows is not None:
-            added = added.index_select(0, rows)
-        return self.matrix(window, position, rows).add_(added)
+        """M_attn of a head in one window, with a channel plus M_DWC: ``(n, m)``, or ``(len(rows), m)``.
+
+        Rows of M_attn sum to 1, with linear attention to a little less: eps is added to its normaliser.
+        """
+        rows = torch.arange(self._q.shape[1]) if rows is None else rows
+        q, k = (self.windows.of_head(x, window, position) for x in (self._q, self._k))
+        scores, bias = q[rows] @ k.T, self.windows.score_bias
+        if bias is not None:
+            bias = bias[window if len(bias) > 1 else 0, position, rows]
+        if self.variant.power is None:
+            scores = scores * q.shape[-1] ** -0.5
+            weights = (scores if bias is None else scores + bias).softmax(-1)
+        else:
+            if bias is not None:
+                # It has no place in linear attention; what must not be attended to has.
+                scores = scores.masked_fill(bias == float("-inf"), 0)
+            weights = scores / (scores.sum(-1, keepdim=True) + len(k) * EPS)
+        if channel is not None:
+            weights += value_matrix(self.windows, position, channel).index_select(0, rows)
+        return weights
 
     def factors(self, window: int, position: int) -> tuple[Tensor, Tensor] | None:
         """``A (n, d)`` and ``B (m, d)`` with ``A @ B.T`` = M_attn; None where there are none."""
@@ -155,13 +152,6 @@ class Weights:
             return None
         q, k = (self.windows.of_head(x, window, position) for x in (self._q, self._k))
         return q / (q @ k.sum(0) + len(k) * EPS)[:, None], k
-
-    def _bias(self, window: int, position: int, rows: Tensor | None) -> Tensor | None:
-        bias = self.windows.score_bias
-        if bias is None:
-            return None
-        bias = bias[window if len(bias) > 1 else 0, position]
-        return bias if rows is None else bias[rows]
 
 
 def output_from_matrices(parts: Sequence[Windows], num_tokens: int) -> Tensor:
@@ -263,12 +253,9 @@ def weight_maps(call: LayerCall, head: int, token: int) -> list[WeightMap]:
     maps = []
     for variant in variants_of(part):
         weights = Weights(part, variant)
-        channel = typical_channels(part, position, 1)[0] if variant.convolution else None
-        if channel is None:
-            values = weights.matrix(window, position, row)
-        else:
-            values = weights.with_convolution(window, position, channel, row)
-        maps.append(WeightMap(variant, _as_map(values[0], part, window, call.hw_shape), channel))
+        (channel,) = weights.channels(position, 1)
+        (values,) = weights.matrix(window, position, row, channel)
+        maps.append(WeightMap(variant, _as_map(values, part, window, call.hw_shape), channel))
     return maps
 
 

@@ -1,11 +1,11 @@
 """Measuring attention over images: ranks, sharpness, their means and intervals, and tables of them."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
-from math import inf, log, sqrt
+from math import inf, log
 from operator import sub
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import torch
@@ -22,7 +22,6 @@ from .matrices import (
     own_variant,
     spectrum,
     spectrum_of_product,
-    typical_channels,
     variants_of,
 )
 
@@ -87,9 +86,7 @@ LARGEST_MATRIX = 4096**2
 class Measures:
     """What to measure."""
 
-    heads: tuple[int, ...] | None = (
-        None  # from 0; those that a layer has not are left out. None: all
-    )
+    heads: tuple[int, ...] | None = None  # from 0, of layers that have them; None: all
     spectra: bool = True  # singular values too, which take by far the longest
     channels: int = 1  # of a head with a convolution, whose matrices are looked at
     windows: int = 4  # of a layer that attends in windows, whose singular values are looked at
@@ -213,7 +210,8 @@ def _measure_variant(parts: Sequence[Windows], variant: Variant, measures: Measu
             seen[head] = first + len(part.tokens)
             for window in range(len(part.tokens)):
                 sample = _sample(part, window, generator)
-                for channel, matrix in _matrices(weights, window, position, sample, measures):
+                for channel in weights.channels(position, measures.channels):
+                    matrix = weights.matrix(window, position, sample, channel)
                     real = matrix[part.tokens[window] >= 0] if sample is None else matrix
                     rows.setdefault(head, []).append(sharpness_of_rows(real))
                     if window in chosen:
@@ -227,17 +225,6 @@ def _measure_variant(parts: Sequence[Windows], variant: Variant, measures: Measu
     everyone = mean_sharpness(torch.cat(of_head) for of_head in rows.values())
     is_own = variant == own_variant(parts[0])
     return Measured(variant, is_own, heads, everyone, tuple(spectra))
-
-
-def _matrices(
-    weights: Weights, window: int, position: int, rows: Tensor | None, measures: Measures
-) -> Iterator[tuple[int | None, Tensor]]:
-    """The matrix of a head, with a convolution one for each channel that is looked at."""
-    if not weights.variant.convolution:
-        yield None, weights.matrix(window, position, rows)
-        return
-    for channel in typical_channels(weights.windows, position, measures.channels):
-        yield channel, weights.with_convolution(window, position, channel, rows)
 
 
 def _sample(part: Windows, window: int, generator: torch.Generator) -> Tensor | None:
@@ -284,8 +271,8 @@ def estimate(values: Sequence[float]) -> Estimate:
     """The mean of a value of each image, with its confidence interval."""
     if len(values) < 2:
         return Estimate(values[0], inf, 1)
-    t = float(stats.t.ppf(0.975, len(values) - 1))
-    return Estimate(mean(values), t * stdev(values) / sqrt(len(values)), len(values))
+    half_width = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    return Estimate(mean(values), float(half_width), len(values))
 
 
 @dataclass(frozen=True)

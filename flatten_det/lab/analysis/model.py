@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import mmcv
 import numpy as np
 import torch
 from mmengine.config import Config
@@ -78,17 +79,13 @@ class AnalysedModel:
         method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
         image = cv2.resize(image, (width, height), interpolation=method)
         grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) / 255
-        pixels = torch.from_numpy(image).permute(2, 0, 1).float()
-        if self.normalisation["bgr_to_rgb"]:
-            pixels = pixels.flip(0)
-        mean, std = (
-            torch.tensor(self.normalisation[name]).view(-1, 1, 1) for name in ("mean", "std")
-        )
-        return grey, ((pixels - mean) / std)[None]
+        mean, std = (np.array(self.normalisation[name]) for name in ("mean", "std"))
+        pixels = mmcv.imnormalize(image, mean, std, self.normalisation["bgr_to_rgb"])
+        return grey, torch.from_numpy(pixels).permute(2, 0, 1)[None]
 
 
 def load_model(
-    target: Target, checkpoint: str | None, size: tuple[int, int] | None, seed: int = 0
+    target: Target, checkpoint: str | None, size: tuple[int, int] | None
 ) -> AnalysedModel:
     """Build what a command line names: the backbone of a config's model, or one of :data:`NAMES`.
 
@@ -100,7 +97,7 @@ def load_model(
     Raises:
         UserError: the checkpoint does not fit, or the config's model has no backbone.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     if target.cfg is None:
         backbone = build_named(target.name)
         if checkpoint is not None:

@@ -125,9 +125,8 @@ class LayerInputs:
     """Tensors that all candidates of a setting share."""
 
     setting: Setting
-    tensors: dict[
-        str, Tensor
-    ]  # to differentiate: q, k, v and the core's weights, or x and the layer's
+    # What is differentiated, by name: q, k, v and the core's parameters, or x and the layer's.
+    tensors: dict[str, Tensor]
     grad: Tensor  # of the output, (B, N, C)
 
     def exact(self) -> "LayerInputs":

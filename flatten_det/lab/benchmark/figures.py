@@ -72,17 +72,16 @@ def draw_bars(
         for index, name in enumerate(names):
             offset = (index - (len(names) - 1) / 2) * _BAR_SHARE / len(names)
             bars = [chosen.get((shape, name), (None, "")) for shape in shapes]
-            _draw_bars(axes, f"C{index}", name, offset, _BAR_SHARE / len(names), bars)
+            style = dict(width=0.92 * _BAR_SHARE / len(names), color=f"C{index}", label=name)
+            _draw_bars(axes, offset, bars, style)
+        unit = "units of batch x tokens x channels"
         if metrics[metric] is time_bar:
+            unit = "ms per call (median)"
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
-            axes.set_ylabel("ms per call (median)")
-        else:
-            axes.set_ylabel("units of batch x tokens x channels")
         axes.set_xticks(range(len(shapes)), shapes, fontsize=8)
-        axes.set_xlabel("shape x batch")
-        axes.set_xlim(-0.6, len(shapes) - 0.4)
+        axes.set(xlabel="shape x batch", ylabel=unit, xlim=(-0.6, len(shapes) - 0.4))
         axes.grid(axis="y", alpha=0.3)
         axes.set_axisbelow(True)
         axes.margins(y=0.15)
@@ -94,17 +93,12 @@ def draw_bars(
 
 
 def _draw_bars(
-    axes: Axes,
-    colour: str,
-    name: str,
-    offset: float,
-    width: float,
-    bars: list[tuple[float | None, str]],
+    axes: Axes, offset: float, bars: list[tuple[float | None, str]], style: dict
 ) -> None:
     """One candidate's bars, and what stands above each or in place of it."""
     places = [index + offset for index in range(len(bars))]
     heights = [float("nan") if value is None else value for value, _ in bars]
-    axes.bar(places, heights, 0.92 * width, color=colour, label=name)
+    axes.bar(places, heights, **style)
     for place, (value, label) in zip(places, bars, strict=True):
         xy, coords = (place, value), "data"
         if value is None:
@@ -170,8 +164,7 @@ def _draw_panel(
     axes: Axes, growth: Growth, kind: str, quantity: str, styles: dict[str, dict]
 ) -> None:
     unit = _UNITS[quantity][1]
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    axes.set(xscale="log", yscale="log")
     for name, style in styles.items():
         points = growth.curve(kind, name, quantity)
         label = number(growth.exponent(kind, name, quantity), ".2f")

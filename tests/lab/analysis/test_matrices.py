@@ -110,8 +110,8 @@ def test_rows_and_factors_are_those_of_the_matrix():
         weights = Weights(part, variant)
         whole = weights.matrix(0, 1)
         torch.testing.assert_close(weights.matrix(0, 1, rows), whole[rows])
-        both = weights.with_convolution(0, 1, 3)
-        torch.testing.assert_close(weights.with_convolution(0, 1, 3, rows), both[rows])
+        both = weights.matrix(0, 1, channel=3)
+        torch.testing.assert_close(weights.matrix(0, 1, rows, channel=3), both[rows])
         factors = weights.factors(0, 1)
         assert (factors is None) == (variant.power is None)
         if factors is not None:

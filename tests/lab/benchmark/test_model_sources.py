@@ -107,7 +107,6 @@ def test_fields_of_configs_can_be_overridden(tmp_path):
         ("timm:convnext_tini", "did you mean convnext_tiny"),
         ("torchvision:swim_t", "did you mean swin_t"),
         ("keras:vgg16", "models come from mmdet, timm, torchvision, not keras"),
-        ("configs/no_such.py", "config file configs/no_such.py not found"),
     ],
 )
 def test_unknown_names(name, message):
