@@ -3,7 +3,7 @@
 import gc
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -69,7 +69,7 @@ class Check:
     failure: str | None = None  # why it did not run; then there are no errors
 
 
-@dataclass(frozen=True)
+@dataclass
 class Result:
     """What is found out about one candidate in one setting."""
 
@@ -294,26 +294,24 @@ def benchmark_setting(
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(plan.max_memory / total, 1.0), device)
 
-    results: dict[Any, Result] = {}
-    for candidate in plan.candidates:
-        result, peak = benchmark.start(setting, candidate), None
-        failure = benchmark.reason_to_skip(result, earlier, plan.max_seconds)
-        if plan.memory and not on_cuda and failure is None:
-            peak = peak_in_fresh_process(
+    results = {candidate: benchmark.start(setting, candidate) for candidate in plan.candidates}
+    for candidate, result in results.items():
+        result.failure = benchmark.reason_to_skip(result, earlier, plan.max_seconds)
+        if plan.memory and not on_cuda and result.failure is None:
+            result.peak = peak_in_fresh_process(
                 benchmark.build,
                 setting,
                 candidate,
                 threads=torch.get_num_threads(),
                 most_bytes=plan.max_memory or available_memory(),
             )
-            failure = None if peak.failure == LINUX_ONLY else peak.failure
-        results[candidate] = replace(result, peak=peak, failure=failure)
+            result.failure = None if result.peak.failure == LINUX_ONLY else result.peak.failure
         advance(f"{candidate}: memory", 1)
 
     check = benchmark.checker(setting)
     for candidate, result in results.items():
         if result.failure is None:
-            results[candidate] = replace(result, check=check(candidate))
+            result.check = check(candidate)
         advance(f"{candidate}: check", 1)
     del check
     _release(on_cuda)
@@ -325,7 +323,7 @@ def benchmark_setting(
             try:
                 calls[candidate] = build(candidate)
             except Exception as error:
-                results[candidate] = replace(result, failure=describe_failure(error))
+                result.failure = describe_failure(error)
     steps = len(plan.candidates) * (plan.warmup + plan.rounds)
     clock = clock_of(device)
 
@@ -338,19 +336,13 @@ def benchmark_setting(
 
     times, failures = alternate(calls, plan.rounds, plan.warmup, telling_clock)
     for candidate in calls:
-        peak, host = results[candidate].peak, None
-        if on_cuda and candidate in times:
+        result = results[candidate]
+        result.times, result.failure = times.get(candidate), failures.get(candidate)
+        if on_cuda and result.times:
             if benchmark.times_host:
-                host = host_seconds(calls[candidate], device, plan.rounds)
+                result.host_seconds = host_seconds(calls[candidate], device, plan.rounds)
             if plan.memory and benchmark.measures_memory(candidate):
-                peak = peak_on_cuda(calls[candidate], device)
-        results[candidate] = replace(
-            results[candidate],
-            times=times.get(candidate),
-            host_seconds=host,
-            peak=peak,
-            failure=failures.get(candidate),
-        )
+                result.peak = peak_on_cuda(calls[candidate], device)
     advance("times", steps)
     del build
     calls.clear()

@@ -30,7 +30,7 @@ def _play(run: Run, advance) -> Finished:
         signal.signal(number, hook._on_signal)
     advance(run, 0, 2)
     (run.folder / "trains").touch()
-    if run.variant in ("killed", "mistaken", "broken"):
+    if run.variant in ("killed", "mistaken", "broken", "told"):
         while not (run.folder.parent / "long0" / "trains").exists():
             time.sleep(0.05)
         time.sleep(0.2)  # Until that is known to the other process.
