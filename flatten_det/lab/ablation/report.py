@@ -145,7 +145,7 @@ def _curve(runs: Sequence[Finished], metric: str) -> tuple[tuple[int, float], ..
     values: dict[int, list[float]] = {}
     for run in runs:
         for validation in run.validations:
-            values.setdefault(validation.iteration, []).append(validation.metrics[metric])
+            values.setdefault(validation["iteration"], []).append(validation["metrics"][metric])
     return tuple(
         (iteration, fmean(of_runs))
         for iteration, of_runs in sorted(values.items())

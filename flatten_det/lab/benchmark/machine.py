@@ -15,8 +15,9 @@ from ...errors import UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _PACKAGES = (
-    "flatten-det torch torchvision triton timm numpy onedl-mmcv onedl-mmdetection onedl-mmsegmentation"
-).split()
+    *("flatten-det", "torch", "torchvision", "triton", "timm", "numpy"),
+    *("onedl-mmcv", "onedl-mmdetection", "onedl-mmsegmentation"),
+)
 # Processes for each processor, in the last minute.
 _BUSY = 0.5
 

@@ -17,11 +17,12 @@ from flatten_det.lab.ablation.report import (
     summarize,
     unordered_accuracy,
 )
-from flatten_det.lab.ablation.run import Finished, Validation
+from flatten_det.lab.ablation.run import Finished
 
 
 def validations(value):
-    return Validation(450, {"mIoU": value / 2}), Validation(900, {"mIoU": value})
+    curve = {450: value / 2, 900: value}
+    return [dict(iteration=i, metrics={"mIoU": value}) for i, value in curve.items()]
 
 
 OUTCOMES = [

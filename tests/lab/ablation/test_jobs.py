@@ -16,7 +16,7 @@ from flatten_det.files.atomic import write_atomically
 from flatten_det.lab.ablation import jobs
 from flatten_det.lab.ablation.grid import Run
 from flatten_det.lab.ablation.jobs import finish_all
-from flatten_det.lab.ablation.run import TO_CONTINUE, Finished, Validation
+from flatten_det.lab.ablation.run import TO_CONTINUE, Finished
 from flatten_det.train.stop import InterruptHook, TrainingInterrupted, TrainingPreempted
 
 
@@ -51,7 +51,8 @@ def _play(run: Run, advance) -> Finished:
             kind = TrainingPreempted if hook._signal == signal.SIGTERM else TrainingInterrupted
             raise kind(f"{run.name}: saved{TO_CONTINUE}")
     advance(run, 2, 2)
-    return Finished(run.variant, run.seed, (Validation(2, {}),), 2, torch.get_num_threads(), 0.1)
+    validation = dict(iteration=2, metrics={})
+    return Finished(run.variant, run.seed, [validation], 2, torch.get_num_threads(), 0.1)
 
 
 @pytest.fixture
