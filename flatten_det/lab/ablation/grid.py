@@ -20,16 +20,10 @@ _LINEAR = re.compile(r"p(\d+(?:\.\d+)?)-k(\d+)")
 
 
 def vary(cfg: Config, name: str, path: str) -> None:
-    """Exchange the attention of a config's backbone for a variant's.
+    """Exchange the attention of a config's backbone for a variant's; UserError if that cannot be.
 
-    Args:
-        cfg: changed: ``model.backbone`` gets ``focusing_factor`` and ``kernel_size``, or softmax attention
-            in all of its stages.
-        name: ``p<focusing factor>-k<kernel size>``, or ``softmax``.
-        path: of the config, for messages.
-
-    Raises:
-        UserError: the name says no variant, or the backbone has no such attention.
+    ``model.backbone`` gets ``focusing_factor`` and ``kernel_size`` of ``p<factor>-k<size>``, or softmax
+    attention in all of its stages of ``softmax``. ``path`` of the config is for messages.
     """
     match = _LINEAR.fullmatch(name)
     if not match and name != SOFTMAX:
@@ -65,19 +59,12 @@ DEFAULT_SEEDS = (0, 1, 2)
 
 @dataclass(frozen=True)
 class Run:
-    """One training.
-
-    Attributes:
-        variant: name of the variant.
-        seed: of weights and order of the data.
-        folder: of its checkpoints, logs and ``run.json``.
-        cfg: complete config.
-    """
+    """One training."""
 
     variant: str
-    seed: int
-    folder: Path
-    cfg: Config
+    seed: int  # of weights and order of the data
+    folder: Path  # of its checkpoints, logs and run.json
+    cfg: Config  # complete
 
     @property
     def name(self) -> str:
@@ -109,17 +96,15 @@ def make_grid(
     """All runs, seed by seed, so that an ablation that was stopped early has whole comparisons.
 
     Args:
-        variants: names of configs in ``configs``, or paths of others.
-        seeds: from 0.
-        configs: folder of the variants' configs.
-        out: folder of the runs; each has ``<variant>/seed<seed>`` in it.
+        variants: names of configs in the folder ``configs``, or paths of others, each once.
+        seeds: from 0, each once.
+        configs: see ``variants``.
+        out: each run has a folder ``<variant>/seed<seed>`` in it.
         cfg_options: changes of all configs, dotted keys and values.
-        config: another training, whose attention is exchanged by :func:`vary`; ``configs`` is
-            of no concern then.
+        config: another training, whose attention is exchanged by :func:`vary`, instead of ``configs``.
 
     Raises:
-        UserError: A variant is unknown or given twice, a seed is negative or given twice, or a config
-            cannot be read.
+        UserError: for other variants and seeds, and configs that cannot be read.
     """
     if len(set(seeds)) < len(seeds) or any(seed < 0 for seed in seeds):
         raise UserError(f"seeds must be different numbers from 0, got {' '.join(map(str, seeds))}")

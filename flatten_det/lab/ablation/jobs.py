@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import parent_process, resource_tracker
 from multiprocessing.connection import Connection, wait
-from types import TracebackType
+from multiprocessing.pool import RemoteTraceback
 from typing import Any
 
 import torch
@@ -33,16 +33,11 @@ from .run import TO_CONTINUE, Advance, Finished, finish, read_finished
 
 
 class StopSignals:
-    """Within a ``with`` block, signals are noted here instead of ending the process.
-
-    Attributes:
-        number: of the first one, SIGTERM for SIGHUP; 0 as long as there is none.
-        at_once: whether Ctrl-C came again, or came while all was stopping already.
-    """
+    """Within a ``with`` block, signals are noted here instead of ending the process."""
 
     def __init__(self) -> None:
-        self.number = 0
-        self.at_once = False
+        self.number = 0  # of the first one, SIGTERM for SIGHUP; 0 as long as there is none
+        self.at_once = False  # Ctrl-C came again, or came while all was stopping already
         self._since = 0.0
         self._previous_handlers: dict[int, Any] = {}
 
@@ -76,12 +71,7 @@ _REPORT_EVERY_S = 0.2
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is. With the first one, it minds signals: InterruptHook saves its checkpoint.
-
-    Attributes:
-        done: its iterations so far.
-        total: in all.
-    """
+    """Iterations of a run so far and in all. From the first one on, it minds signals."""
 
     done: int
     total: int
@@ -89,35 +79,35 @@ class Progress:
 
 @dataclass(frozen=True)
 class Failure:
-    """What ended a run, in words: not every exception can be sent to another process.
+    """What ended a run, in words: not every exception can be sent to another process."""
 
-    Attributes:
-        message: of a mistake of the user; None for an unexpected exception.
-        traceback: as Python prints it.
-    """
-
-    message: str | None
-    traceback: str = ""
+    message: str | None  # of a mistake of the user; None for an unexpected exception
+    traceback: str = ""  # as Python prints it
 
     @property
     def summary(self) -> str:
         """One line."""
         return self.message or self.traceback.rstrip().rsplit("\n", 1)[-1]
 
+    def as_error(self, run: Run) -> Exception:
+        """To be raised in this process, caused by what happened in the other one."""
+        if self.message is not None:
+            error = UserError(self.message)
+        else:
+            error = RuntimeError(f"{run.name}: {self.summary}")
+        error.__cause__ = RemoteTraceback(f"\n{self.traceback}") if self.traceback else None
+        return error
+
 
 Report = Progress | Finished | TrainingInterrupted | Failure
 
 
 def work(connection: Connection, threads: int) -> None:
-    """Train every run that comes, and send reports, until None comes or the other process ends.
+    """Train every :class:`~.grid.Run` that comes, and send reports, until None comes or the parent ends.
 
     Between trainings signals do nothing, and SIGHUP never does. They may come from the terminal, or from
     a batch system, to all processes of a job; the other process knows what to do with one that does not
     train.
-
-    Args:
-        connection: gives :class:`~.grid.Run` or None, takes :data:`Report`.
-        threads: of PyTorch.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -181,18 +171,10 @@ _GOODBYE_S = 10
 
 
 class Worker:
-    """A process with at most one run in hand.
-
-    Attributes:
-        run: in hand; None if there is none.
-        connection: to the process.
-
-    Args:
-        threads: of PyTorch.
-    """
+    """A process with at most one run in hand."""
 
     def __init__(self, threads: int) -> None:
-        self.run: Run | None = None
+        self.run: Run | None = None  # in hand
         self._trains = False
         self.connection, other_end = CONTEXT.Pipe()
         # No daemon: those may not have data workers.
@@ -211,16 +193,14 @@ class Worker:
     def receive(self) -> Report | None:
         """The next report; None if there is none yet. All but :class:`Progress` end the run in hand."""
         # Asked first: whatever a dead process has sent is there by now.
-        alive = self._process.is_alive()
+        alive, report = self._process.is_alive(), None
         if self.connection.poll():
-            try:
+            with contextlib.suppress(EOFError, OSError):
                 report = self.connection.recv()
-            except (EOFError, OSError):
-                self._process.join(_GOODBYE_S)
-                report = self._death()
         elif alive:
             return None
-        else:
+        if report is None:
+            self._process.join(_GOODBYE_S)
             report = self._death()
         self._trains = isinstance(report, Progress)
         if not self._trains:
@@ -259,66 +239,35 @@ class Worker:
         return Failure(f"{self.run.name}: its process {how}{TO_CONTINUE}")
 
 
-class Team:
-    """Workers for a ``with`` block; none of them is left after it.
-
-    Args:
-        size: number of workers.
-        threads: of PyTorch, for each.
-    """
-
-    def __init__(self, size: int, threads: int) -> None:
-        self._size, self._threads = size, threads
-        self._workers: list[Worker] = []
-
-    def __enter__(self) -> "Team":
-        try:
-            for _ in range(self._size):
-                self._workers.append(Worker(self._threads))
-        except BaseException:
-            self._end()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._end()
-
-    @property
-    def busy(self) -> bool:
-        """Whether a worker has a run in hand."""
-        return any(worker.run for worker in self._workers)
-
-    @property
-    def idle(self) -> list[Worker]:
-        """Those without a run."""
-        return [worker for worker in self._workers if not worker.run]
-
-    def reports(self) -> Iterator[tuple[Run, Report]]:
-        """New reports with their runs, if any comes within a moment."""
-        busy = [worker for worker in self._workers if worker.run]
-        wait([worker.connection for worker in busy], _WAIT_S)
-        for worker in busy:
-            run = worker.run
-            if report := worker.receive():
-                yield run, report
-
-    def stop(self, number: int) -> None:
-        """Have all trainings save their checkpoints; see :meth:`Worker.stop`."""
-        for worker in self._workers:
-            worker.stop(number)
-
-    def _end(self) -> None:
-        for worker in self._workers:
+@contextlib.contextmanager
+def _workers(count: int, threads: int) -> Iterator[list[Worker]]:
+    """Workers for a ``with`` block; none of them is left after it."""
+    workers = []
+    try:
+        for _ in range(count):
+            workers.append(Worker(threads))
+        yield workers
+    finally:
+        for worker in workers:
             if worker.run:
                 worker.kill()
             worker.give(None)
-        for worker in self._workers:
+        for worker in workers:
             worker.wait()
+
+
+def _busy(workers: Sequence[Worker]) -> list[Worker]:
+    return [worker for worker in workers if worker.run]
+
+
+def _reports(workers: Sequence[Worker]) -> Iterator[tuple[Run, Report]]:
+    """New reports with their runs, if any comes within a moment."""
+    busy = _busy(workers)
+    wait([worker.connection for worker in busy], _WAIT_S)
+    for worker in busy:
+        run = worker.run
+        if report := worker.receive():
+            yield run, report
 
 
 @contextlib.contextmanager
@@ -339,13 +288,6 @@ def _signals_held_back() -> Iterator[None]:
 Each = Callable[[list[Finished]], object]
 
 
-class WorkerTraceback(Exception):
-    """The cause of an exception from another process, as text."""
-
-    def __str__(self) -> str:
-        return f"\n{self.args[0]}"
-
-
 def finish_all(
     runs: Sequence[Run],
     advance: Advance = lambda run, done, total: None,
@@ -354,23 +296,18 @@ def finish_all(
 ) -> list[Finished]:
     """The outcomes of all runs, in their order.
 
-    Args:
-        runs: of the grid.
-        advance: see :func:`~.run.finish`.
-        each: called with the outcomes so far, in the order of ``runs``, after every run.
-        jobs: runs trained at a time. With 1, in this process; else each in a process of its own, with
-            an equal share of PyTorch's threads.
+    Folders of other configs are found before the first training. ``each`` is called with the outcomes so far,
+    in the order of ``runs``, after every run. With one of ``jobs`` runs are trained in this process; else so
+    many at a time, each in a process of its own with an equal share of PyTorch's threads.
 
     Raises:
-        UserError: See :func:`~.run.finish`; or the process of a run died. Folders of other configs are
-            found before the first training. The other trainings are stopped with checkpoints.
-        TrainingInterrupted: by Ctrl-C, SIGTERM or SIGHUP; its message says how to go on.
+        UserError, TrainingInterrupted: see :func:`~.run.finish`; or the process of a run died. The other
+            trainings are stopped with checkpoints.
     """
-    for run in runs:
-        read_finished(run)
+    finished = [run for run in runs if read_finished(run)]
     jobs = min(jobs, len(runs))
     if jobs > 1:
-        return _finish_side_by_side(runs, advance, each, jobs)
+        return _finish_side_by_side(runs, finished, advance, each, jobs)
     outcomes = []
     for run in runs:
         outcomes.append(finish(run, advance))
@@ -379,9 +316,9 @@ def finish_all(
 
 
 def _finish_side_by_side(
-    runs: Sequence[Run], advance: Advance, each: Each, jobs: int
+    runs: Sequence[Run], finished: Sequence[Run], advance: Advance, each: Each, jobs: int
 ) -> list[Finished]:
-    outcomes = {run.name: finish(run, advance) for run in runs if read_finished(run)}
+    outcomes = {run.name: finish(run, advance) for run in finished}
 
     def in_order() -> list[Finished]:
         return [outcomes[run.name] for run in runs if run.name in outcomes]
@@ -391,13 +328,13 @@ def _finish_side_by_side(
     waiting = deque(run for run in runs if run.name not in outcomes)
     threads = max(1, torch.get_num_threads() // jobs)
     last: list[Report] = []
-    with StopSignals() as signals, Team(min(jobs, len(waiting)), threads) as team:
+    with StopSignals() as signals, _workers(min(jobs, len(waiting)), threads) as workers:
         try:
-            while (waiting or team.busy) and not signals.number:
-                for worker, run in zip(team.idle, list(waiting), strict=False):
-                    worker.give(run)
-                    waiting.popleft()
-                for run, report in team.reports():
+            while (waiting or _busy(workers)) and not signals.number:
+                for worker in workers:
+                    if waiting and not worker.run:
+                        worker.give(waiting.popleft())
+                for run, report in _reports(workers):
                     if isinstance(report, Progress):
                         advance(run, report.done, report.total)
                     elif isinstance(report, Finished):
@@ -409,22 +346,23 @@ def _finish_side_by_side(
                         preempted = isinstance(report, TrainingPreempted)
                         signals.stop(signal.SIGTERM if preempted else signal.SIGINT)
                     else:
-                        raise _error(run, report) from _cause(report)
+                        raise report.as_error(run)
         except BaseException:
             signals.stop()
-            _stop_team(team, signals)
+            _stop_all(workers, signals)
             raise
         if len(outcomes) < len(runs):
-            raise _interruption(signals, last + _stop_team(team, signals))
+            raise _interruption(signals, last + _stop_all(workers, signals))
     return in_order()
 
 
-def _stop_team(team: Team, signals: StopSignals) -> list[Report]:
-    """Stop all trainings; returns what they said at last."""
-    team.stop(signals.number)
+def _stop_all(workers: Sequence[Worker], signals: StopSignals) -> list[Report]:
+    """Have all trainings save their checkpoints and end; returns what they said at last."""
+    for worker in workers:
+        worker.stop(signals.number)
     last: list[Report] = []
-    while team.busy and not signals.at_once:
-        last += [report for _, report in team.reports() if not isinstance(report, Progress)]
+    while _busy(workers) and not signals.at_once:
+        last += [report for _, report in _reports(workers) if not isinstance(report, Progress)]
     return last
 
 
@@ -436,13 +374,3 @@ def _interruption(signals: StopSignals, last: Sequence[Report]) -> TrainingInter
     lines = [line.removesuffix(TO_CONTINUE) for line in lines]
     kind = TrainingPreempted if signals.number == signal.SIGTERM else TrainingInterrupted
     return kind("\n".join(lines or [SIGNAL_NAMES[signals.number]]) + TO_CONTINUE)
-
-
-def _error(run: Run, failure: Failure) -> Exception:
-    if failure.message is not None:
-        return UserError(failure.message)
-    return RuntimeError(f"{run.name}: {failure.summary}")
-
-
-def _cause(failure: Failure) -> WorkerTraceback | None:
-    return WorkerTraceback(failure.traceback) if failure.traceback else None

@@ -18,8 +18,8 @@ from scipy import stats
 from ...data.shapes.options import ShapesOptions
 from ...data.shapes.render import guessing_iou
 from ...errors import UserError
-from ..analysis.figures import save_figure
-from ..benchmark.report import make_markdown, number, write_json, write_text
+from ...files.atomic import write_atomically
+from ..benchmark.report import make_markdown, number, save_figure, write_json
 from .run import Finished
 
 _COLUMNS = {
@@ -71,21 +71,13 @@ def _with_background(iou: float, classes: int) -> float:
 
 @dataclass(frozen=True)
 class Paired:
-    """A variant compared with the baseline over the seeds that both have.
+    """A variant compared with the baseline over the seeds that both have."""
 
-    Attributes:
-        difference: mean of the differences, variant minus baseline.
-        error: standard error of that mean; None with fewer than two seeds.
-        t: difference / error; None where there is no error or it is 0.
-        p: two-sided p-value of ``t`` with ``pairs - 1`` degrees of freedom; None without ``t``.
-        pairs: seeds compared.
-    """
-
-    difference: float
-    error: float | None
-    t: float | None
-    p: float | None
-    pairs: int
+    difference: float  # mean of the differences, variant minus baseline
+    error: float | None  # standard error of that mean; None with fewer than two seeds
+    t: float | None  # difference / error; None where there is no error or it is 0
+    p: float | None  # two-sided p-value of t with pairs - 1 degrees of freedom; None without t
+    pairs: int  # seeds compared
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
@@ -95,23 +87,13 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def compare(variant: Mapping[int, float], baseline: Mapping[int, float]) -> Paired | None:
-    """Paired t-test over seeds: the order of the data is a pair's in common.
-
-    Args:
-        variant: seed -> value.
-        baseline: the same of the baseline.
-
-    Returns:
-        None if no seed is in both.
-    """
+    """Paired t-test over seeds of values by seed, None without pairs; the order of the data is in common."""
     seeds = sorted(variant.keys() & baseline.keys())
     if not seeds:
         return None
     difference, deviation = mean_and_deviation([variant[seed] - baseline[seed] for seed in seeds])
-    if deviation is None:
-        return Paired(difference, None, None, None, len(seeds))
-    error = deviation / math.sqrt(len(seeds))
-    if error == 0:
+    error = None if deviation is None else deviation / math.sqrt(len(seeds))
+    if not error:
         return Paired(difference, error, None, None, len(seeds))
     t = difference / error
     return Paired(difference, error, t, float(2 * stats.t.sf(abs(t), len(seeds) - 1)), len(seeds))
@@ -119,34 +101,21 @@ def compare(variant: Mapping[int, float], baseline: Mapping[int, float]) -> Pair
 
 @dataclass(frozen=True)
 class Summary:
-    """A variant over its seeds.
-
-    Attributes:
-        variant: name.
-        values: seed -> metric at the end.
-        curve: ``(iteration, metric)``, the mean over the seeds of validations that all of them have.
-        mean, deviation: of the values; see :func:`mean_and_deviation`.
-        paired: compared with the baseline; None for the baseline itself.
-        parameters: of the model.
-        seconds: of a training, mean.
-    """
+    """A variant over its seeds."""
 
     variant: str
-    values: dict[int, float]
+    values: dict[int, float]  # seed -> metric at the end
+    # (iteration, metric), the mean over the seeds of validations that all of them have.
     curve: tuple[tuple[int, float], ...]
-    mean: float
+    mean: float  # of the values, as the deviation: see :func:`mean_and_deviation`
     deviation: float | None
-    paired: Paired | None
-    parameters: int
-    seconds: float
+    paired: Paired | None  # compared with the baseline; None for the baseline itself
+    parameters: int  # of the model
+    seconds: float  # of a training, mean
 
 
 def summarize(outcomes: Sequence[Finished], metric: str, baseline: str) -> list[Summary]:
-    """One summary for each variant, in the order of their first outcomes.
-
-    Raises:
-        UserError: A run has no such metric.
-    """
+    """One summary for each variant, in the order of their first outcomes; UserError without such a metric."""
     values: dict[str, dict[int, float]] = {}
     for outcome in outcomes:
         if metric not in outcome.metrics:
@@ -176,7 +145,7 @@ def _curve(runs: Sequence[Finished], metric: str) -> tuple[tuple[int, float], ..
     values: dict[int, list[float]] = {}
     for run in runs:
         for validation in run.validations:
-            values.setdefault(validation.iteration, []).append(validation.metrics[metric])
+            values.setdefault(validation["iteration"], []).append(validation["metrics"][metric])
     return tuple(
         (iteration, fmean(of_runs))
         for iteration, of_runs in sorted(values.items())
@@ -212,18 +181,9 @@ def save(
     command: str,
     levels: Mapping[str, float],
 ) -> str:
-    """Write ``ablation.json``, ``ablation.md`` and ``ablation.png`` into a folder.
+    """Write ``ablation.json``, ``ablation.md`` and ``ablation.png``; returns the table.
 
-    Args:
-        outcomes: of the runs so far.
-        metric: which of their metrics is compared.
-        baseline: the variant that the others are compared with.
-        out: folder.
-        command: that made them.
-        levels: known values of the metric, by name, such as that of guessing.
-
-    Returns:
-        The table.
+    ``levels`` are known values of the metric, by name, such as that of guessing.
     """
     summaries = summarize(outcomes, metric, baseline)
     table = make_table(summaries, metric, baseline)
@@ -238,7 +198,7 @@ def save(
         },
         out / "ablation.json",
     )
-    write_text(table, out / "ablation.md")
+    write_atomically(out / "ablation.md", table.encode())
     draw(summaries, metric, levels, out / "ablation.png")
     return table
 
@@ -256,11 +216,7 @@ def draw(
 ) -> None:
     """Draw the variants' curves, if there is more than one validation, and beside them all runs.
 
-    Args:
-        summaries: of the variants.
-        metric: name of the axis that both panels share.
-        levels: values to mark by a horizontal line.
-        path: the PNG file.
+    Each of the ``levels``, values by name, is a horizontal line in both panels.
     """
     has_curves = any(len(summary.curve) > 1 for summary in summaries)
     figure = Figure(figsize=(6.5, 3.6), layout="constrained")

@@ -6,7 +6,7 @@ import io
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -26,60 +26,30 @@ Advance = Callable[[Run, int, int], object]
 
 
 @dataclass(frozen=True)
-class Validation:
-    """What a validation gave.
-
-    Attributes:
-        iteration: after which it took place.
-        metrics: by name.
-    """
-
-    iteration: int
-    metrics: dict[str, float]
-
-
-@dataclass(frozen=True)
 class Finished:
-    """The outcome of a run.
-
-    Attributes:
-        variant, seed: of the run.
-        validations: in their order; the last one is at the end of the training.
-        iterations: of the whole training.
-        parameters: of the model.
-        seconds: of the training, all its parts together.
-    """
+    """The outcome of a run."""
 
     variant: str
     seed: int
-    validations: tuple[Validation, ...]
+    # `iteration`, and `metrics` by name; in their order, the last one at the end of the training.
+    validations: Sequence[dict]
     iterations: int
-    parameters: int
-    seconds: float
+    parameters: int  # of the model
+    seconds: float  # of the training, all its parts together
 
     @property
     def metrics(self) -> dict[str, float]:
         """Of the last validation, by name."""
-        return self.validations[-1].metrics
+        return self.validations[-1]["metrics"]
 
 
 class _Watch(Hook):
-    """Notes what the outcome consists of, and tells how far the training is.
-
-    Args:
-        advance: called with the iterations so far and in all.
-        validations: of the training so far; new ones are added.
-        keep: called after each of them.
-    """
+    """Tells how far a training is, and notes its ``validations``, after each of which it calls ``keep``."""
 
     def __init__(
-        self,
-        advance: Callable[[int, int], object],
-        validations: Sequence[Validation],
-        keep: Callable[[], object],
+        self, advance: Callable[[int, int], object], validations: list[dict], keep: Callable
     ) -> None:
-        self._advance, self._keep = advance, keep
-        self.validations = tuple(validations)
+        self._advance, self._validations, self._keep = advance, validations, keep
         self.iterations = self.parameters = 0
 
     def before_train(self, runner: Runner) -> None:
@@ -93,17 +63,13 @@ class _Watch(Hook):
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         values = {name: float(value) for name, value in (metrics or {}).items()}
         # A training goes on from its last checkpoint: what came after that comes again.
-        earlier = (v for v in self.validations if v.iteration < runner.iter)
-        self.validations = (*earlier, Validation(runner.iter, values))
+        earlier = [v for v in self._validations if v["iteration"] < runner.iter]
+        self._validations[:] = [*earlier, dict(iteration=runner.iter, metrics=values)]
         self._keep()
 
 
 def read_finished(run: Run) -> Finished | None:
-    """The outcome of a run that is finished already; None if it is not.
-
-    Raises:
-        UserError: The folder holds a run of another config.
-    """
+    """The outcome of a run that is finished already, else None; UserError for a run of another config."""
     record = _read_record(run)
     return _finished(run, record) if record["finished"] else None
 
@@ -111,9 +77,7 @@ def read_finished(run: Run) -> Finished | None:
 def finish(run: Run, advance: Advance = lambda run, done, total: None) -> Finished:
     """The outcome of a run, which is trained, or trained on, if need be.
 
-    Args:
-        run: of the grid.
-        advance: called with the run, its iterations so far and in all, for a finished one as well.
+    ``advance`` is called with the run, its iterations so far and in all, for a finished one as well.
 
     Raises:
         UserError: The folder holds a run of another config, or one that is under way, or the training
@@ -129,7 +93,7 @@ def finish(run: Run, advance: Advance = lambda run, done, total: None) -> Finish
 
 def _finish(run: Run, advance: Advance) -> Finished:
     record = _read_record(run)
-    spent = record["seconds"]
+    spent, validations = record["seconds"], record["validations"]
     write_json(record, run.folder / RECORD)
     cfg = copy.deepcopy(run.cfg)
     if "visualizer" in cfg:
@@ -142,10 +106,9 @@ def _finish(run: Run, advance: Advance) -> Finished:
 
     def keep() -> None:
         record["seconds"] = spent + time.monotonic() - start
-        record["validations"] = [asdict(validation) for validation in watch.validations]
         write_json(record, run.folder / RECORD)
 
-    watch = _Watch(lambda done, total: advance(run, done, total), _validations(record), keep)
+    watch = _Watch(lambda done, total: advance(run, done, total), validations, keep)
     try:
         # The summary of each training is not for the terminal, which has the progress bar.
         with contextlib.redirect_stdout(io.StringIO()):
@@ -154,7 +117,7 @@ def _finish(run: Run, advance: Advance) -> Finished:
         raise type(stopped)(f"{run.name}: {stopped}") from stopped
     finally:
         keep()
-    if not watch.validations or watch.validations[-1].iteration < watch.iterations:
+    if not validations or validations[-1]["iteration"] < watch.iterations:
         raise UserError(
             f"config of variant {run.variant} has no validation at its end: set train_cfg.val_interval "
             "to a divisor of its iterations"
@@ -165,17 +128,8 @@ def _finish(run: Run, advance: Advance) -> Finished:
 
 
 def _finished(run: Run, record: dict) -> Finished:
-    return Finished(
-        run.variant,
-        run.seed,
-        _validations(record),
-        seconds=record["seconds"],
-        **record["finished"],
-    )
-
-
-def _validations(record: dict) -> tuple[Validation, ...]:
-    return tuple(Validation(**validation) for validation in record["validations"])
+    validations, seconds = record["validations"], record["seconds"]
+    return Finished(run.variant, run.seed, validations, seconds=seconds, **record["finished"])
 
 
 def _read_record(run: Run) -> dict:

@@ -1,6 +1,5 @@
 """Figures of attention: focus, maps of weights, spectra, and statistics."""
 
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 from pathlib import Path
@@ -14,17 +13,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter
-from PIL import Image
 
 from ...attention.reference import focused_map
-from ...files.atomic import write_atomically
+from ..benchmark.report import save_figure
 from .matrices import TOLERANCE, WeightMap
 from .measure import TOP, HeadSpectrum, LayerResult, LayerSummary
 
 WIDTH = 3.3  # inches
 FONT, SMALL_FONT = 7, 6
-_DPI = 220
-_PALETTE = 64  # colours, which make a file a third as large and look the same
 _ORDER = (
     "softmax",
     "softmax + conv.",
@@ -58,15 +54,6 @@ def bar_style(name: str) -> dict[str, Any]:
     )
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG; its folder is made."""
-    drawn, content = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, dpi=_DPI)
-    with Image.open(drawn) as image:
-        image.convert("RGB").quantize(_PALETTE).save(content, "png", optimize=True)
-    write_atomically(path, content.getvalue())
-
-
 POWERS = (1, 2, 3, 8)
 
 
@@ -77,12 +64,10 @@ def fan(count: int) -> torch.Tensor:
 
 
 def draw_focus(path: str | Path, powers: Sequence[float] = POWERS, count: int = 12) -> None:
-    """Draw ``count`` unit vectors of the first quadrant after f_p, one panel for each power.
+    """Draw ``count`` unit vectors of the first quadrant after f_p into a PNG, one panel for each power.
 
-    Args:
-        path: PNG.
-        powers: the p of the panels; 1 leaves the vectors as they are.
-        count: vectors; even, so that none lies on the diagonal, which f_p does not turn.
+    A power of 1 leaves the vectors as they are. The count is even, so that none lies on the diagonal, which
+    f_p does not turn.
 
     Raises:
         ValueError: for no powers, or a count that is not even and positive.
@@ -119,16 +104,11 @@ def draw_maps(
     point: tuple[float, float],
     path: Path,
 ) -> None:
-    """A row of maps for each layer; below each map its largest weight.
+    """A PNG with a row of maps for each layer, by its name; below each map its largest weight.
 
     The maps of a row share one scale, so that flat weights look flat. Those with a convolution, which may be
-    a hundred times as large, have one of their own.
-
-    Args:
-        grey: the image ``(H, W)``, 0 to 1.
-        rows: the maps by the name of their layer.
-        point: ``(x, y)`` of the query, 0 to 1: the ring.
-        path: PNG.
+    a hundred times as large, have one of their own. ``grey`` is the image ``(H, W)``, ``point`` the query
+    ``(x, y)``, all from 0 to 1.
     """
     names = in_order(m.variant.name for maps in rows.values() for m in maps)
     height, width = grey.shape
@@ -142,22 +122,21 @@ def draw_maps(
         largest = max(np.nanmax(m.weights) for m in maps if not m.variant.convolution)
         for column_number, name in enumerate(names):
             axes = panels[row][column_number]
-            axes.set_xticks([])
-            axes.set_yticks([])
+            axes.set(xticks=[], yticks=[])
             if row == 0:
-                axes.set_title(_in_two_lines(name), fontsize=SMALL_FONT, pad=2)
+                title = name.replace(" ", "\n", 1) if " " in name else f"{name}\n"
+                axes.set_title(title, fontsize=SMALL_FONT, pad=2)
             if column_number == 0:
                 axes.set_ylabel(f"layer {layer}", fontsize=SMALL_FONT, labelpad=2)
-            if name in by_name:
-                found = by_name[name]
+            below = "none"
+            if found := by_name.get(name):
                 own = np.nanmax(np.abs(found.weights))
-                _draw_map(
-                    axes, grey, found.weights, point, own if found.variant.convolution else largest
-                )
-                axes.set_xlabel(f"{own:.2g}", fontsize=SMALL_FONT, labelpad=1)
+                scale = own if found.variant.convolution else largest
+                _draw_map(axes, grey, found.weights, point, scale)
+                below = f"{own:.2g}"
             else:
-                axes.set_xlabel("none", fontsize=SMALL_FONT, labelpad=1)
                 axes.set_box_aspect(height / width)
+            axes.set_xlabel(below, fontsize=SMALL_FONT, labelpad=1)
     figure.supxlabel(
         "ring: the query; below: the largest weight. The darker, the more:\n"
         "one scale a row, another with convolution",
@@ -167,11 +146,7 @@ def draw_maps(
 
 
 def _draw_map(
-    axes: Axes,
-    grey: np.ndarray,
-    weights: np.ndarray,
-    point: tuple[float, float],
-    largest: float,
+    axes: Axes, grey: np.ndarray, weights: np.ndarray, point: tuple[float, float], largest: float
 ) -> None:
     height, width = grey.shape
     extent = (0, width, height, 0)
@@ -186,13 +161,7 @@ def _draw_map(
             x, y, "o", markersize=5, markerfacecolor="none", markeredgecolor=colour,
             markeredgewidth=line,
         )  # fmt: skip
-    axes.set_xlim(0, width)
-    axes.set_ylim(height, 0)
-
-
-def _in_two_lines(name: str) -> str:
-    first, _, rest = name.partition(" ")
-    return f"{first}\n{rest}" if rest else f"{first}\n"
+    axes.set(xlim=(0, width), ylim=(height, 0))
 
 
 _PANEL, _MARGINS = 1.35, 0.85  # inches
@@ -202,13 +171,9 @@ _LEAST = 1e-9  # below it there is only rounding
 
 
 def draw_spectra(results: Sequence[LayerResult], path: Path) -> None:
-    """A panel for each layer: singular values over their number, both logarithmic, and min(N, d).
+    """A PNG with a panel for each layer on one image: singular values over their number, and min(N, d).
 
     Of the first head, window and channel that were measured; ranks are in the order of the variants.
-
-    Args:
-        results: layers on one image, with spectra.
-        path: PNG.
     """
     figure = Figure((WIDTH, _PANEL * len(results) + _MARGINS), layout="constrained")
     panels = figure.subplots(len(results), 1, squeeze=False)[:, 0]
@@ -230,8 +195,7 @@ def draw_spectra(results: Sequence[LayerResult], path: Path) -> None:
 
 
 def _draw_layer(axes: Axes, result: LayerResult) -> None:
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    axes.set(xscale="log", yscale="log")
     ranks = []
     for measured in result.variants:
         first = measured.spectra[0]
@@ -266,15 +230,11 @@ _PANELS = {
     "gini": "Gini coefficient",
 }
 _GROUP = 0.84  # of the room of a layer
+_ERROR_BAR = dict(ecolor="0.35", elinewidth=0.7, capsize=1.2)
 
 
 def draw_statistics(summaries: Sequence[LayerSummary], path: Path) -> None:
-    """Four panels of bars by layer and variant, with the 95 % confidence interval over images.
-
-    Args:
-        summaries: of the layers.
-        path: PNG.
-    """
+    """A PNG of four panels of bars by layer and variant, with the 95 % confidence interval over images."""
     figure = Figure((WIDTH, _HEIGHT), layout="constrained")
     names = in_order(name for summary in summaries for name in summary.sharpness)
     panels = figure.subplots(2, 2, sharex=True).flat
@@ -307,11 +267,8 @@ def _draw_panel(
                 places.append(group - _GROUP / 2 + (number + 0.5) * width)
                 values.append(found.mean)
                 errors.append(0 if found.half_width == inf else found.half_width)
-        axes.bar(places, values, width, **bar_style(name))
-        if any(errors):
-            axes.errorbar(
-                places, values, errors, fmt="none", ecolor="0.35", elinewidth=0.7, capsize=1.2
-            )
+        yerr = errors if any(errors) else None
+        axes.bar(places, values, width, yerr=yerr, error_kw=_ERROR_BAR, **bar_style(name))
     if statistic == "effective_tokens":
         axes.set_yscale("log")
     else:

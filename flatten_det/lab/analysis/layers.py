@@ -1,8 +1,10 @@
 """The attention layers of a backbone, cut into windows, and the queries, keys and values that they see."""
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -21,49 +23,26 @@ PADDING = -1  # in place of a token's index
 
 
 @dataclass(frozen=True)
-class WindowConvolution:
-    """A depthwise convolution of the values, added to what the attention gives.
-
-    Attributes:
-        kernels: ``(h, d, K, K)`` for each head and channel; odd K, zero padding.
-        bias: ``(h, d)``.
-    """
-
-    kernels: Tensor
-    bias: Tensor
-
-
-@dataclass(frozen=True)
 class Windows:
     """G windows of the same shape, in each of which every query may attend to every key.
 
     Attention over the whole map is one window. c channels are those of the h heads here, d = c / h.
-
-    Attributes:
-        heads: the layer's numbers of these heads, which say where in its channels they stand.
-        queries: ``(G, n, c)``, before any scale, softmax or feature map.
-        keys: ``(G, m, c)``, likewise, with learned positions added; m < n where they are reduced.
-        values: ``(G, m, c)``.
-        tokens: ``(G, n)``, the index of each query in the map's row-major tokens; -1: padding.
-        query_shape: ``(height, width)`` of a window, n = height * width.
-        key_shape: the same for keys.
-        feature_scale: ``(c,)``, what :math:`softplus(s)` of the focused map divides by; None: nothing.
-        score_bias: ``(G or 1, h, n, m)``, added to the scores of softmax attention; -inf: no attention.
-        convolutions: of the values.
-        power: p, where the layer is linear attention; None: it is softmax attention.
     """
 
-    heads: tuple[int, ...]
-    queries: Tensor
-    keys: Tensor
-    values: Tensor
-    tokens: Tensor
-    query_shape: tuple[int, int]
-    key_shape: tuple[int, int]
-    feature_scale: Tensor | None = None
+    heads: tuple[int, ...]  # the layer's numbers of these heads: where in its channels they stand
+    queries: Tensor  # (G, n, c), before any scale, softmax or feature map
+    keys: Tensor  # (G, m, c), likewise, with learned positions added; m < n where they are reduced
+    values: Tensor  # (G, m, c)
+    tokens: Tensor  # (G, n), the index of each query in the map's row-major tokens; -1: padding
+    query_shape: tuple[int, int]  # (height, width) of a window, n = height * width
+    key_shape: tuple[int, int]  # the same for keys
+    feature_scale: Tensor | None = None  # (c,), what softplus(s) of the focused map divides by
+    # (G or 1, h, n, m), added to the scores of softmax attention; -inf: no attention.
     score_bias: Tensor | None = None
-    convolutions: tuple[WindowConvolution, ...] = ()
-    power: float | None = None
+    # Depthwise, of the values, added to what the attention gives, with zero padding: kernels (h, d, K, K)
+    # for each head and channel with odd K, and biases (h, d).
+    convolution: tuple[Tensor, Tensor] | None = None
+    power: float | None = None  # p of linear attention; None: it is softmax attention
 
     @property
     def head_dim(self) -> int:
@@ -77,16 +56,10 @@ class Windows:
 
 
 def project(layer: nn.Module, x: Tensor, hw_shape: tuple[int, int]) -> list[Windows]:
-    """The windows of an attention layer, in float64.
+    """The windows of one of :data:`ATTENTION_KINDS` for the tokens ``x (H*W, C)`` of one image, in float64.
 
-    Args:
-        layer: one of :data:`ATTENTION_KINDS`.
-        x: its input for one image, ``(N, C)`` with N = H*W tokens.
-        hw_shape: ``(H, W)``.
-
-    Returns:
-        Windows that are alike in shape and heads in one entry. Together they hold every token of every
-        head once as a query.
+    Windows that are alike in shape and heads are one entry. Together they hold every token of every head
+    once as a query.
 
     Raises:
         ValueError: the layer is of no known kind, or x has not H*W tokens.
@@ -114,24 +87,11 @@ def _focused(layer: FocusedLinearAttention, x: Tensor, hw_shape: tuple[int, int]
     else:
         q, (k, v) = layer.q(queries), layer.kv(reduced).chunk(2, dim=-1)
     positions = resize_grid(layer.positional_encoding, layer.grid_size, key_shape)
-    heads = layer.num_heads
-    # `dwc` has one kernel for the channels of a head, `lepe` one for each channel of the layer.
-    shared = [] if layer.dwc is None else [_convolution(layer.dwc, 1, repeat=heads)]
-    own = [] if layer.lepe is None else [_convolution(layer.lepe, heads)]
-    return [
-        Windows(
-            heads=tuple(range(heads)),
-            queries=q,
-            keys=k + positions,
-            values=v,
-            tokens=tokens[..., 0],
-            query_shape=window,
-            key_shape=key_shape,
-            feature_scale=F.softplus(layer.scale[0, 0]),
-            convolutions=(*shared, *own),
-            power=layer.focusing_factor,
-        )
-    ]
+    heads = tuple(range(layer.num_heads))
+    scale = F.softplus(layer.scale[0, 0])
+    convolution = _convolution([layer.dwc, layer.lepe], layer.num_heads, q.shape[-1])
+    windows = Windows(heads, q, k + positions, v, tokens[..., 0], window, key_shape, scale)
+    return [replace(windows, convolution=convolution, power=layer.focusing_factor)]
 
 
 def _reduced_softmax(
@@ -194,24 +154,27 @@ def _cross_shaped(
 def _stripes(
     layer: CrossShapedAttention, qkv: Tensor, tokens: Tensor, window: tuple[int, int], branch: int
 ) -> Windows:
-    count = layer.heads_per_branch
+    count, window = layer.heads_per_branch, tuple(window)
+    heads = tuple(range(branch * count, (branch + 1) * count))
     q, k, v = (_cut(part, window) for part in qkv.unbind(2))
-    return Windows(
-        heads=tuple(range(branch * count, (branch + 1) * count)),
-        queries=q,
-        keys=k,
-        values=v,
-        tokens=_cut(tokens, window)[..., 0],
-        query_shape=tuple(window),
-        key_shape=tuple(window),
-        convolutions=(_convolution(layer.lepe[branch], count),),
-    )
+    convolution = _convolution([layer.lepe[branch]], count, q.shape[-1])
+    tokens = _cut(tokens, window)[..., 0]
+    return Windows(heads, q, k, v, tokens, window, window, convolution=convolution)
 
 
-def _convolution(convolution: nn.Conv2d, heads: int, repeat: int = 1) -> WindowConvolution:
-    kernels = convolution.weight[:, 0].unflatten(0, (heads, -1))
-    bias = convolution.bias.unflatten(0, (heads, -1))
-    return WindowConvolution(kernels.repeat(repeat, 1, 1, 1), bias.repeat(repeat, 1))
+def _convolution(
+    layers: Iterable[nn.Conv2d | None], heads: int, channels: int
+) -> tuple[Tensor, Tensor] | None:
+    """The sum of depthwise convolutions, each of all channels, or of one head's for every head."""
+    found = [layer for layer in layers if layer is not None]
+    if not found:
+        return None
+    d, size = channels // heads, max(layer.kernel_size[0] for layer in found)
+    kernels = [layer.weight.view(-1, d, *layer.kernel_size) for layer in found]
+    # Smaller kernels have the same centre.
+    kernels = sum(F.pad(kernel, [(size - kernel.shape[-1]) // 2] * 4) for kernel in kernels)
+    bias = sum(layer.bias.view(-1, d) for layer in found)
+    return kernels.expand(heads, -1, -1, -1), bias.expand(heads, -1)
 
 
 def _token_map(hw_shape: tuple[int, int]) -> Tensor:
@@ -243,27 +206,16 @@ ATTENTION_KINDS = tuple(_PROJECTIONS)
 
 @dataclass(frozen=True)
 class AttentionLayer:
-    """An attention layer of a model.
+    """An attention layer of a model."""
 
-    Attributes:
-        name: ``STAGE.BLOCK``, both from 1.
-        path: the module's name in the model.
-        module: the layer.
-        is_last: of its stage.
-    """
-
-    name: str
-    path: str
+    name: str  # STAGE.BLOCK, both from 1
+    path: str  # the module's name in the model
     module: nn.Module
-    is_last: bool = False
+    is_last: bool = False  # of its stage
 
 
 def attention_layers(model: nn.Module) -> list[AttentionLayer]:
-    """All layers that can be analysed; those whose blocks are in one list are a stage.
-
-    Raises:
-        UserError: there is none.
-    """
+    """All layers that can be analysed, or UserError; those whose blocks are in one list are a stage."""
     stages: dict[str, list[tuple[str, nn.Module]]] = {}
     for path, module in model.named_modules():
         if isinstance(module, ATTENTION_KINDS):
@@ -284,13 +236,8 @@ def choose_layers(
 ) -> list[AttentionLayer]:
     """The layers asked for, in the order of the model.
 
-    Args:
-        layers: of the model.
-        wanted: ``STAGE.BLOCK`` or ``STAGE`` for all its blocks, or ``all``; None: the last block of each
-            stage.
-
-    Raises:
-        UserError: there is no such layer.
+    ``wanted`` are ``STAGE.BLOCK``, ``STAGE`` for all its blocks, or ``all``; None: the last block of each
+    stage. Raises UserError for a layer that there is not.
     """
     if wanted is None:
         return [layer for layer in layers if layer.is_last]
@@ -307,33 +254,18 @@ def _is_meant(layer: AttentionLayer, name: str) -> bool:
 
 @dataclass(frozen=True)
 class LayerCall:
-    """A call of an attention layer for one image.
-
-    Attributes:
-        layer: that was called.
-        tokens: its input ``(N, C)``.
-        hw_shape: ``(H, W)`` with N = H*W.
-        output: what the layer hands to its output projection, ``(N, C)``.
-    """
+    """A call of an attention layer for one image."""
 
     layer: AttentionLayer
-    tokens: Tensor
-    hw_shape: tuple[int, int]
-    output: Tensor
+    tokens: Tensor  # its input (N, C)
+    hw_shape: tuple[int, int]  # (H, W) with N = H*W
+    output: Tensor  # what the layer hands to its output projection, (N, C)
 
 
 def capture(
     model: nn.Module, layers: Iterable[AttentionLayer], image: Tensor
 ) -> Sequence[LayerCall]:
-    """Run a model on one image and keep what the layers were given.
-
-    Args:
-        model: a backbone in evaluation mode.
-        layers: of this model.
-        image: ``(1, channels, height, width)``.
-
-    Returns:
-        The calls on the CPU, in the order of the layers.
+    """Run a backbone in evaluation mode on ``(1, channels, height, width)``; the calls, in order, on the CPU.
 
     Raises:
         ValueError: there is more than one image, or a layer was not called exactly once.
@@ -341,31 +273,23 @@ def capture(
     if image.shape[0] != 1:
         raise ValueError(f"one image at a time, got {image.shape[0]}")
     layers = list(layers)
-    inputs: dict[str, list[tuple[Tensor, tuple[int, int]]]] = {layer.path: [] for layer in layers}
-    outputs: dict[str, list[Tensor]] = {layer.path: [] for layer in layers}
-    handles = []
-    for layer in layers:
+    seen: dict[str, list[tuple]] = {layer.path: [] for layer in layers}
 
-        def keep_input(_: nn.Module, args: tuple, path: str = layer.path) -> None:
-            tokens, hw_shape = args
-            # A copy: what comes after may compute in place.
-            inputs[path].append((tokens[0].detach().cpu().clone(), tuple(hw_shape)))
+    # Copies: what comes after may compute in place.
+    def keep_input(path: str, module: nn.Module, args: tuple) -> None:
+        tokens, hw_shape = args
+        seen[path].append((tokens[0].detach().cpu().clone(), tuple(hw_shape)))
 
-        def keep_output(_: nn.Module, args: tuple, path: str = layer.path) -> None:
-            outputs[path].append(args[0].detach().flatten(0, -2).cpu().clone())
+    def keep_output(path: str, module: nn.Module, args: tuple) -> None:
+        seen[path][-1] += (args[0].detach().flatten(0, -2).cpu().clone(),)
 
-        handles.append(layer.module.register_forward_pre_hook(keep_input))
-        handles.append(layer.module.proj.register_forward_pre_hook(keep_output))
-    try:
-        with torch.no_grad():
-            model(image)
-    finally:
-        for handle in handles:
-            handle.remove()
-    calls = []
-    for layer in layers:
-        if len(inputs[layer.path]) != 1:
-            raise ValueError(f"{layer.path} was called {len(inputs[layer.path])} times, not once")
-        tokens, hw_shape = inputs[layer.path][0]
-        calls.append(LayerCall(layer, tokens, hw_shape, outputs[layer.path][0]))
-    return calls
+    with ExitStack() as hooks, torch.no_grad():
+        for layer in layers:
+            for module, keep in ((layer.module, keep_input), (layer.module.proj, keep_output)):
+                hook = partial(keep, layer.path)
+                hooks.enter_context(module.register_forward_pre_hook(hook))
+        model(image)
+    for path, calls in seen.items():
+        if len(calls) != 1:
+            raise ValueError(f"{path} was called {len(calls)} times, not once")
+    return [LayerCall(layer, *seen[layer.path][0]) for layer in layers]

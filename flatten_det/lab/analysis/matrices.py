@@ -16,43 +16,24 @@ from .layers import LayerCall, Windows, project
 def convolution_matrix(kernel: Tensor, hw_shape: tuple[int, int]) -> Tensor:
     """The matrix M with ``M @ v`` = the convolution of one channel ``v (N,)``, without bias.
 
-    Args:
-        kernel: ``(K, K)``, K odd. It is applied as torch does, unflipped, with zero padding of K // 2.
-        hw_shape: ``(H, W)`` with N = H*W row-major tokens.
-
-    Returns:
-        Sparse ``(N, N)``: at most K*K entries in a row, in bands; less at the borders.
+    The kernel ``(K, K)``, K odd, is applied as torch does, unflipped, with zero padding of K // 2, on
+    N = H*W row-major tokens. Sparse ``(N, N)``: at most K*K entries in a row, in bands; less at the borders.
     """
-    height, width = hw_shape
-    size = kernel.shape[-1]
-    tokens = torch.arange(height * width)
-    rows, cols = tokens // width, tokens % width
-    targets, sources, values = [], [], []
-    for dy in range(size):
-        for dx in range(size):
-            y, x = rows + dy - size // 2, cols + dx - size // 2
-            inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-            targets.append(tokens[inside])
-            sources.append((y * width + x)[inside])
-            values.append(kernel[dy, dx].expand(len(targets[-1])))
-    places = torch.stack([torch.cat(targets), torch.cat(sources)])
-    return torch.sparse_coo_tensor(
-        places, torch.cat(values), (len(tokens),) * 2, check_invariants=False
-    ).coalesce()
+    n, size = hw_shape[0] * hw_shape[1], kernel.shape[-1]
+    numbers = torch.arange(1, n + 1, dtype=torch.float64).view(1, 1, *hw_shape)
+    # [K*K, N], the token that an entry of the kernel meets at each token; -1 in the padding.
+    met = F.unfold(numbers, size, padding=size // 2)[0].long() - 1
+    entries, targets = (met >= 0).nonzero().T
+    places = torch.stack([targets, met[entries, targets]])
+    values = kernel.flatten()[entries]
+    return torch.sparse_coo_tensor(places, values, (n, n), check_invariants=False).coalesce()
 
 
 def after_stretching(matrix: Tensor, m: int) -> Tensor:
-    """``matrix @ S`` for the S that stretches m values to n along the token axis.
+    """``matrix (l, n) @ S`` for the S that stretches m values to n along the token axis; both sparse.
 
     That is what comes before the convolution where PVT reduces keys and values: ``F.interpolate`` with
     ``mode="linear"``, which takes each value from two neighbours.
-
-    Args:
-        matrix: sparse ``(l, n)``.
-        m: values there are.
-
-    Returns:
-        Sparse ``(l, m)``.
     """
     targets, sources = matrix.indices()
     places = ((sources + 0.5).double() * (m / matrix.shape[1]) - 0.5).clamp(0, m - 1)
@@ -66,33 +47,20 @@ def after_stretching(matrix: Tensor, m: int) -> Tensor:
 
 
 def value_matrix(windows: Windows, position: int, channel: int) -> Tensor:
-    """M_DWC: all convolutions of the values of one channel, ``(n, m)``.
+    """M_DWC: the convolution of one channel of the head at a position, sparse ``(n, m)``.
 
-    Args:
-        windows: with a convolution at least.
-        position: of the head in ``windows.heads``.
-        channel: of the head, 0 to d-1: each has a kernel of its own, and so a matrix.
-
-    Returns:
-        Sparse. Where keys are reduced, values are stretched first.
+    Where keys are reduced, values are stretched first.
     """
     n, m = windows.queries.shape[1], windows.keys.shape[1]
-    kernels = [c.kernels[position, channel] for c in windows.convolutions]
-    matrix = sum_kernels(kernels, windows.query_shape)
+    kernels, _ = windows.convolution
+    matrix = convolution_matrix(kernels[position, channel], windows.query_shape)
     return matrix if n == m else after_stretching(matrix, m)
-
-
-def sum_kernels(kernels: Sequence[Tensor], hw_shape: tuple[int, int]) -> Tensor:
-    """The matrix of the sum of several convolutions; kernels of different sizes share their centre."""
-    size = max(kernel.shape[-1] for kernel in kernels)
-    total = sum(F.pad(kernel, [(size - kernel.shape[-1]) // 2] * 4) for kernel in kernels)
-    return convolution_matrix(total, hw_shape)
 
 
 def typical_channels(windows: Windows, position: int, count: int) -> list[int]:
     """Channels of a head by the size of their kernels: the median one, or ``count`` from small to large."""
-    norms = sum(c.kernels[position].flatten(1).square().sum(1) for c in windows.convolutions)
-    order = norms.argsort().tolist()
+    kernels, _ = windows.convolution
+    order = kernels[position].flatten(1).square().sum(1).argsort().tolist()
     if count == 1:
         return [order[(len(order) - 1) // 2]]
     count = min(count, len(order))
@@ -104,17 +72,11 @@ DEFAULT_POWER = 3  # of the focused map, for layers that have none of their own
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to turn queries and keys into weights.
+    """One way to turn queries and keys into weights."""
 
-    Attributes:
-        name: for tables and figures.
-        power: p of the focused map, 1: plain linear attention; None: softmax.
-        convolution: with the convolution of the values, as one matrix.
-    """
-
-    name: str
-    power: float | None
-    convolution: bool = False
+    name: str  # for tables and figures
+    power: float | None  # p of the focused map, 1: plain linear attention; None: softmax
+    convolution: bool = False  # with the convolution of the values, as one matrix
 
 
 def variants_of(windows: Windows) -> list[Variant]:
@@ -128,7 +90,7 @@ def variants_of(windows: Windows) -> list[Variant]:
     if power != 1:
         found.append(Variant("focused linear", power))
     own = found[0] if windows.power is None else found[-1]
-    if windows.convolutions:
+    if windows.convolution:
         short = own.name.removesuffix(" linear")
         found.insert(found.index(own) + 1, Variant(f"{short} + conv.", own.power, True))
     return found
@@ -136,17 +98,11 @@ def variants_of(windows: Windows) -> list[Variant]:
 
 def own_variant(windows: Windows) -> Variant:
     """The one of :func:`variants_of` that the layer computes."""
-    same = [variant for variant in variants_of(windows) if variant.power == windows.power]
-    return same[-1]
+    return [variant for variant in variants_of(windows) if variant.power == windows.power][-1]
 
 
 class Weights:
-    """The weights of a variant in some windows.
-
-    Args:
-        windows: queries and keys.
-        variant: softmax or a power; its convolution is :meth:`with_convolution`'s.
-    """
+    """The weights of a variant in some windows; a head is named by its position in ``windows.heads``."""
 
     def __init__(self, windows: Windows, variant: Variant) -> None:
         self.windows = windows
@@ -154,45 +110,41 @@ class Weights:
         self._q, self._k = windows.queries, windows.keys
         if variant.power is not None:
             # The norms of the focused map span the heads.
+            scale = 1 if windows.feature_scale is None else windows.feature_scale
             self._q, self._k = (
-                feature_map(x, None, variant.power, 0)
-                for x in _positive(windows.feature_scale, self._q, self._k)
+                feature_map((torch.relu(x) + EPS) / scale, None, variant.power, 0)
+                for x in (self._q, self._k)
             )
 
-    def matrix(self, window: int, position: int, rows: Tensor | None = None) -> Tensor:
-        """M_attn: the weights of one head in one window.
+    def channels(self, position: int, count: int) -> list[int | None]:
+        """Channels whose matrices to look at; None alone, where they do not differ."""
+        if not self.variant.convolution:
+            return [None]
+        return typical_channels(self.windows, position, count)
 
-        Rows sum to 1, with linear attention to a little less: eps is added to its normaliser.
-
-        Args:
-            window: 0 to G-1.
-            position: of the head in ``windows.heads``.
-            rows: the queries wanted; None: all.
-
-        Returns:
-            ``(n, m)`` or ``(len(rows), m)``.
-        """
-        q, k = (self.windows.of_head(x, window, position) for x in (self._q, self._k))
-        q = q if rows is None else q[rows]
-        bias = self._bias(window, position, rows)
-        if self.variant.power is None:
-            scores = q @ k.T * q.shape[-1] ** -0.5
-            return (scores if bias is None else scores + bias).softmax(-1)
-        scores = q @ k.T
-        if bias is not None:
-            # It has no place in linear attention; what must not be attended to has.
-            scores = scores.masked_fill(bias == float("-inf"), 0)
-        return scores / (scores.sum(-1, keepdim=True) + len(k) * EPS)
-
-    def with_convolution(
-        self, window: int, position: int, channel: int, rows: Tensor | None = None
+    def matrix(
+        self, window: int, position: int, rows: Tensor | None = None, channel: int | None = None
     ) -> Tensor:
-        """M_attn + M_DWC, which differs from channel to channel; arguments as for :meth:`matrix`."""
-        added = value_matrix(self.windows, position, channel)
-        if rows is not None:
-            added = added.index_select(0, rows)
-        matrix = self.matrix(window, position, rows)
-        return matrix.add_(added)
+        """M_attn of a head in one window, with a channel plus M_DWC: ``(n, m)``, or ``(len(rows), m)``.
+
+        Rows of M_attn sum to 1, with linear attention to a little less: eps is added to its normaliser.
+        """
+        rows = torch.arange(self._q.shape[1]) if rows is None else rows
+        q, k = (self.windows.of_head(x, window, position) for x in (self._q, self._k))
+        scores, bias = q[rows] @ k.T, self.windows.score_bias
+        if bias is not None:
+            bias = bias[window if len(bias) > 1 else 0, position, rows]
+        if self.variant.power is None:
+            scores = scores * q.shape[-1] ** -0.5
+            weights = (scores if bias is None else scores + bias).softmax(-1)
+        else:
+            if bias is not None:
+                # It has no place in linear attention; what must not be attended to has.
+                scores = scores.masked_fill(bias == float("-inf"), 0)
+            weights = scores / (scores.sum(-1, keepdim=True) + len(k) * EPS)
+        if channel is not None:
+            weights += value_matrix(self.windows, position, channel).index_select(0, rows)
+        return weights
 
     def factors(self, window: int, position: int) -> tuple[Tensor, Tensor] | None:
         """``A (n, d)`` and ``B (m, d)`` with ``A @ B.T`` = M_attn; None where there are none."""
@@ -201,58 +153,29 @@ class Weights:
         q, k = (self.windows.of_head(x, window, position) for x in (self._q, self._k))
         return q / (q @ k.sum(0) + len(k) * EPS)[:, None], k
 
-    def _bias(self, window: int, position: int, rows: Tensor | None) -> Tensor | None:
-        bias = self.windows.score_bias
-        if bias is None:
-            return None
-        bias = bias[window if len(bias) > 1 else 0, position]
-        return bias if rows is None else bias[rows]
-
-
-def _positive(scale: Tensor | None, *tensors: Tensor) -> Sequence[Tensor]:
-    """ReLU(x) + eps, divided by the learned scale."""
-    positive = [torch.relu(x) + EPS for x in tensors]
-    return positive if scale is None else [x / scale for x in positive]
-
 
 def output_from_matrices(parts: Sequence[Windows], num_tokens: int) -> Tensor:
     """``(M_attn + M_DWC) V + bias`` of all windows and heads: what the layer gives to its projection.
 
-    Args:
-        parts: all windows of a layer.
-        num_tokens: N of its map.
-
-    Returns:
-        ``(N, C)`` in float64.
+    ``parts`` are all windows of a layer, whose map has ``num_tokens``. Returns ``(N, C)`` in float64.
     """
     d = parts[0].head_dim
     heads = sum({part.heads: len(part.heads) for part in parts}.values())
     out = torch.zeros(num_tokens, heads * d, dtype=torch.float64)
     for part in parts:
-        weights = Weights(part, own_variant(part))
+        weights, inside = Weights(part, own_variant(part)), part.tokens >= 0
         for position, head in enumerate(part.heads):
             columns = slice(head * d, (head + 1) * d)
-            for window in range(len(part.tokens)):
-                result = weights.matrix(window, position) @ part.of_head(
-                    part.values, window, position
-                )
-                inside = part.tokens[window] >= 0
-                out[part.tokens[window][inside], columns] = result[inside]
-            if part.convolutions:
-                _add_convolutions(out, part, position, head)
+            for window, (tokens, real) in enumerate(zip(part.tokens, inside, strict=True)):
+                values = part.of_head(part.values, window, position)
+                out[tokens[real], columns] = (weights.matrix(window, position) @ values)[real]
+            for channel in range(d if part.convolution else 0):
+                # All windows at once: the kernel does not change from window to window.
+                values = part.values[:, :, position * d + channel].T  # [m, G]
+                bias = part.convolution[1][position, channel]
+                result = (value_matrix(part, position, channel) @ values + bias).T
+                out[part.tokens[inside], head * d + channel] += result[inside]
     return out
-
-
-def _add_convolutions(out: Tensor, part: Windows, position: int, head: int) -> None:
-    d = part.head_dim
-    for channel in range(d):
-        matrix = value_matrix(part, position, channel)
-        bias = sum(c.bias[position, channel] for c in part.convolutions)
-        # All windows at once: the kernel does not change from window to window.
-        values = part.values[:, :, position * d + channel].T  # [m, G]
-        result = (matrix @ values + bias).T
-        inside = part.tokens >= 0
-        out[part.tokens[inside], head * d + channel] += result[inside]
 
 
 TOLERANCE = 1e-5  # of the largest singular value
@@ -260,17 +183,11 @@ TOLERANCE = 1e-5  # of the largest singular value
 
 @dataclass(frozen=True)
 class Spectrum:
-    """The singular values of an ``(n, m)`` matrix.
+    """The singular values of an ``(n, m)`` matrix."""
 
-    Attributes:
-        shape: ``(n, m)``, of the rows looked at.
-        values: singular values as parts of the largest, falling.
-        is_lower_bound: rows were sampled: the rank of all of them may be higher.
-    """
-
-    shape: tuple[int, int]
-    values: tuple[float, ...]
-    is_lower_bound: bool = False
+    shape: tuple[int, int]  # (n, m), of the rows looked at
+    values: tuple[float, ...]  # as parts of the largest, falling
+    is_lower_bound: bool = False  # rows were sampled: the rank of all of them may be higher
 
     @property
     def rank(self) -> int:
@@ -309,18 +226,13 @@ def _relative(values: Tensor, shape: tuple[int, int], is_lower_bound: bool) -> S
 
 @dataclass(frozen=True)
 class WeightMap:
-    """What one query gives to every key.
-
-    Attributes:
-        variant: which weights.
-        weights: ``(height, width)`` of the map of the keys; NaN outside of the query's window. With a
-            convolution of the channel with the median kernel, and of either sign.
-        channel: with a convolution, of the head.
-    """
+    """What one query gives to every key."""
 
     variant: Variant
+    # (height, width) of the map of the keys; NaN outside of the query's window. With a convolution of the
+    # channel with the median kernel, and of either sign.
     weights: np.ndarray
-    channel: int | None
+    channel: int | None  # with a convolution, of the head
 
 
 def query_token(point: tuple[float, float], hw_shape: tuple[int, int]) -> int:
@@ -331,21 +243,9 @@ def query_token(point: tuple[float, float], hw_shape: tuple[int, int]) -> int:
 
 
 def weight_maps(call: LayerCall, head: int, token: int) -> list[WeightMap]:
-    """The weights of a query in all variants of a layer.
-
-    Args:
-        call: of the layer.
-        head: from 0.
-        token: the query.
-
-    Raises:
-        ValueError: there is no such head.
-    """
-    parts = [
-        part
-        for part in project(call.layer.module, call.tokens, call.hw_shape)
-        if head in part.heads
-    ]
+    """The weights of the query ``token`` in all variants of a layer; ValueError if it has no such head."""
+    parts = project(call.layer.module, call.tokens, call.hw_shape)
+    parts = [part for part in parts if head in part.heads]
     if not parts:
         raise ValueError(f"layer {call.layer.name} has no head {head}")
     part, window, row = _find(parts, token)
@@ -353,12 +253,9 @@ def weight_maps(call: LayerCall, head: int, token: int) -> list[WeightMap]:
     maps = []
     for variant in variants_of(part):
         weights = Weights(part, variant)
-        channel = typical_channels(part, position, 1)[0] if variant.convolution else None
-        if channel is None:
-            values = weights.matrix(window, position, row)
-        else:
-            values = weights.with_convolution(window, position, channel, row)
-        maps.append(WeightMap(variant, _as_map(values[0], part, window, call.hw_shape), channel))
+        (channel,) = weights.channels(position, 1)
+        (values,) = weights.matrix(window, position, row, channel)
+        maps.append(WeightMap(variant, _as_map(values, part, window, call.hw_shape), channel))
     return maps
 
 

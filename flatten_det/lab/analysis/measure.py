@@ -1,10 +1,11 @@
 """Measuring attention over images: ranks, sharpness, their means and intervals, and tables of them."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
-from math import inf, log, sqrt
-from statistics import mean, stdev
+from math import inf, log
+from operator import sub
+from statistics import mean
 from typing import Any
 
 import torch
@@ -21,7 +22,6 @@ from .matrices import (
     own_variant,
     spectrum,
     spectrum_of_product,
-    typical_channels,
     variants_of,
 )
 
@@ -31,31 +31,23 @@ _ENTRIES = 1 << 21  # of a portion of rows
 
 @dataclass(frozen=True)
 class Sharpness:
-    """Means over queries.
+    """Means over queries with m keys each."""
 
-    Attributes:
-        entropy: H of the weights of a query, in nats.
-        normalised_entropy: H / log m for m keys: 1 for equal weights, 0 for one key alone.
-        top_mass: what the :data:`TOP` keys with most weight have of all.
-        effective_tokens: exp(H), the number of equal weights with this entropy.
-        gini: Gini coefficient: 0 for equal weights, (m-1)/m for one key alone.
-    """
+    entropy: float  # H of the weights of a query, in nats
+    normalised_entropy: float  # H / log m: 1 for equal weights, 0 for one key alone
+    top_mass: float  # what the TOP keys with most weight have of all
+    effective_tokens: float  # exp(H), the number of equal weights with this entropy
+    gini: float  # 0 for equal weights, (m-1)/m for one key alone
 
-    entropy: float
-    normalised_entropy: float
-    top_mass: float
-    effective_tokens: float
-    gini: float
+
+_STATISTICS = tuple(field.name for field in fields(Sharpness))
 
 
 def sharpness_of_rows(matrix: Tensor) -> Tensor:
-    """The statistics of each row, ``(n, 5)`` in the order of :class:`Sharpness`.
+    """The statistics of each row of ``(n, m)``, none all zero: ``(n, 5)`` in the order of :class:`Sharpness`.
 
     Of the absolute values, divided by their sum: with a convolution, weights may be negative and do not sum
     to 1.
-
-    Args:
-        matrix: ``(n, m)``, no row all zero.
     """
     # A portion at a time: sorting and logarithms take several times the memory of what they are given.
     portion = max(_ENTRIES // matrix.shape[1], 1)
@@ -83,8 +75,7 @@ def _sharpness(rows: Tensor) -> Tensor:
 
 def mean_sharpness(of_rows: Iterable[Tensor]) -> Sharpness:
     """The means over the rows of all of ``of_rows``, each ``(n, 5)``."""
-    means = torch.cat(list(of_rows)).mean(0).tolist()
-    return Sharpness(**dict(zip((field.name for field in fields(Sharpness)), means, strict=True)))
+    return Sharpness(*torch.cat(list(of_rows)).mean(0).tolist())
 
 
 # float64 entries of the largest matrix at any time, 128 MiB: 4096 queries and keys.
@@ -93,57 +84,33 @@ LARGEST_MATRIX = 4096**2
 
 @dataclass(frozen=True)
 class Measures:
-    """What to measure.
+    """What to measure."""
 
-    Attributes:
-        heads: of each layer, from 0; those that it has not are left out. None: all.
-        spectra: singular values too, which take by far the longest.
-        channels: of a head with a convolution, whose matrices are looked at.
-        windows: of a layer that attends in windows, whose singular values are looked at.
-        seed: of the sample of queries, where a matrix would be too large.
-    """
-
-    heads: tuple[int, ...] | None = None
-    spectra: bool = True
-    channels: int = 1
-    windows: int = 4
-    seed: int = 0
+    heads: tuple[int, ...] | None = None  # from 0, of layers that have them; None: all
+    spectra: bool = True  # singular values too, which take by far the longest
+    channels: int = 1  # of a head with a convolution, whose matrices are looked at
+    windows: int = 4  # of a layer that attends in windows, whose singular values are looked at
 
 
 @dataclass(frozen=True)
 class HeadSpectrum:
-    """The singular values of a head's matrix in one window.
-
-    Attributes:
-        head: from 0.
-        window: from 0, among the layer's windows of the head.
-        channel: with a convolution, of the head.
-        spectrum: the singular values.
-    """
+    """The singular values of a head's matrix in one window; all numbers are from 0."""
 
     head: int
-    window: int
-    channel: int | None
+    window: int  # among the layer's windows of the head
+    channel: int | None  # with a convolution, of the head
     spectrum: Spectrum
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A variant in a layer on an image.
-
-    Attributes:
-        variant: which weights.
-        is_own: whether the layer computes with them.
-        heads: sharpness by head.
-        mean: over the heads.
-        spectra: of heads, windows and channels.
-    """
+    """A variant in a layer on an image."""
 
     variant: Variant
-    is_own: bool
+    is_own: bool  # the layer computes with it
     heads: dict[int, Sharpness]
-    mean: Sharpness
-    spectra: tuple[HeadSpectrum, ...]
+    mean: Sharpness  # over the heads
+    spectra: tuple[HeadSpectrum, ...]  # of heads, windows and channels
 
     def record(self) -> dict[str, Any]:
         """For JSON."""
@@ -172,33 +139,21 @@ class Measured:
 
 @dataclass(frozen=True)
 class LayerResult:
-    """A layer on an image.
+    """A layer on an image."""
 
-    Attributes:
-        layer: its name, ``STAGE.BLOCK``.
-        path: the module's name.
-        kind: the module's class.
-        hw_shape: ``(H, W)`` of its map.
-        num_windows: in which each head attends.
-        queries, keys: of the largest window.
-        head_dim: d, the bound of the rank of linear attention.
-        sampled: some queries only were looked at.
-        error: the largest difference of what the matrices and what the layer give, as a part of the
-            largest entry of the output; None: too large to be compared.
-        variants: from softmax on.
-    """
-
-    layer: str
-    path: str
-    kind: str
-    hw_shape: tuple[int, int]
-    num_windows: int
-    queries: int
+    layer: str  # its name, STAGE.BLOCK
+    path: str  # the module's name
+    kind: str  # the module's class
+    hw_shape: tuple[int, int]  # (H, W) of its map
+    num_windows: int  # in which each head attends
+    queries: int  # of the largest window, as the keys
     keys: int
-    head_dim: int
-    sampled: bool
+    head_dim: int  # d, the bound of the rank of linear attention
+    sampled: bool  # some queries only were looked at
+    # The largest difference of what the matrices and what the layer give, as a part of the largest entry
+    # of the output; None: too large to be compared.
     error: float | None
-    variants: tuple[Measured, ...]
+    variants: tuple[Measured, ...]  # from softmax on
 
     @property
     def bound(self) -> int:
@@ -210,18 +165,12 @@ class LayerResult:
 
     def record(self) -> dict[str, Any]:
         """For JSON."""
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        values["variants"] = [measured.record() for measured in self.variants]
-        return values | dict(rank_bound_of_linear_attention=self.bound)
+        variants = [measured.record() for measured in self.variants]
+        return vars(self) | dict(variants=variants, rank_bound_of_linear_attention=self.bound)
 
 
 def measure_layer(call: LayerCall, measures: Measures) -> LayerResult:
-    """Measure all variants of a layer on an image; one matrix is in memory at a time.
-
-    Args:
-        call: of the layer, which has one of the heads to measure.
-        measures: what to measure.
-    """
+    """Measure all variants of a layer, which has one of the heads; one matrix is in memory at a time."""
     parts = project(call.layer.module, call.tokens, call.hw_shape)
     n, m = (max(getattr(p, what).shape[1] for p in parts) for what in ("queries", "keys"))
     fits = n * m <= LARGEST_MATRIX
@@ -249,7 +198,7 @@ def measure_layer(call: LayerCall, measures: Measures) -> LayerResult:
 def _measure_variant(parts: Sequence[Windows], variant: Variant, measures: Measures) -> Measured:
     rows: dict[int, list[Tensor]] = {}
     spectra = []
-    generator = torch.Generator().manual_seed(measures.seed)
+    generator = torch.Generator().manual_seed(0)  # of the sample, where a matrix would be too large
     seen: dict[int, int] = {}  # windows of a head in the parts before
     for part in parts:
         weights = Weights(part, variant)
@@ -260,19 +209,17 @@ def _measure_variant(parts: Sequence[Windows], variant: Variant, measures: Measu
             first = seen.get(head, 0)
             seen[head] = first + len(part.tokens)
             for window in range(len(part.tokens)):
-                wanted = _queries(part, window, generator)
-                everything = wanted is None
-                inside = part.tokens[window] >= 0
-                for channel, matrix in _matrices(weights, window, position, wanted, measures):
-                    real = matrix if wanted is not None else matrix[inside]
+                sample = _sample(part, window, generator)
+                for channel in weights.channels(position, measures.channels):
+                    matrix = weights.matrix(window, position, sample, channel)
+                    real = matrix[part.tokens[window] >= 0] if sample is None else matrix
                     rows.setdefault(head, []).append(sharpness_of_rows(real))
                     if window in chosen:
                         factors = weights.factors(window, position) if channel is None else None
-                        found = (
-                            spectrum(matrix, not everything)
-                            if factors is None
-                            else spectrum_of_product(*factors)
-                        )
+                        if factors is None:
+                            found = spectrum(matrix, is_lower_bound=sample is not None)
+                        else:
+                            found = spectrum_of_product(*factors)
                         spectra.append(HeadSpectrum(head, first + window, channel, found))
     heads = {head: mean_sharpness(of_head) for head, of_head in sorted(rows.items())}
     everyone = mean_sharpness(torch.cat(of_head) for of_head in rows.values())
@@ -280,18 +227,7 @@ def _measure_variant(parts: Sequence[Windows], variant: Variant, measures: Measu
     return Measured(variant, is_own, heads, everyone, tuple(spectra))
 
 
-def _matrices(
-    weights: Weights, window: int, position: int, rows: Tensor | None, measures: Measures
-) -> Iterator[tuple[int | None, Tensor]]:
-    """The matrix of a head, with a convolution one for each channel that is looked at."""
-    if not weights.variant.convolution:
-        yield None, weights.matrix(window, position, rows)
-        return
-    for channel in typical_channels(weights.windows, position, measures.channels):
-        yield channel, weights.with_convolution(window, position, channel, rows)
-
-
-def _queries(part: Windows, window: int, generator: torch.Generator) -> Tensor | None:
+def _sample(part: Windows, window: int, generator: torch.Generator) -> Tensor | None:
     """The queries of a window to look at; None: all of them."""
     n, m = part.queries.shape[1], part.keys.shape[1]
     if n * m <= LARGEST_MATRIX:
@@ -309,20 +245,15 @@ def _spread(total: int, count: int) -> set[int]:
 
 # The claim of the paper: in this order, entropy grows.
 CLAIMED_ORDER = ("softmax", "focused linear", "plain linear")
+_VERDICTS = {1: "holds", -1: "is reversed", 0: "is not decided"}
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over images.
-
-    Attributes:
-        mean: of the images.
-        half_width: of the 95 % confidence interval by Student's t; infinite for one image.
-        images: how many there are.
-    """
+    """A mean over images, with half the width of its 95 % confidence interval by Student's t."""
 
     mean: float
-    half_width: float
+    half_width: float  # infinite for one image
     images: int
 
     @property
@@ -330,67 +261,37 @@ class Estimate:
         """-1 or 1 where the interval lies below or above zero; else 0."""
         return 0 if self.half_width >= abs(self.mean) else (1 if self.mean > 0 else -1)
 
-    def record(self) -> dict[str, Any]:
-        """For JSON, which knows no infinity."""
-        return asdict(self) | dict(half_width=None if self.half_width == inf else self.half_width)
+    def shown(self, form: str, form_of_width: str) -> str:
+        """Both numbers, or the mean alone of one image."""
+        width = "" if self.half_width == inf else f" ± {self.half_width:{form_of_width}}"
+        return f"{self.mean:{form}}{width}"
 
 
 def estimate(values: Sequence[float]) -> Estimate:
     """The mean of a value of each image, with its confidence interval."""
     if len(values) < 2:
         return Estimate(values[0], inf, 1)
-    t = float(stats.t.ppf(0.975, len(values) - 1))
-    return Estimate(mean(values), t * stdev(values) / sqrt(len(values)), len(values))
+    half_width = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    return Estimate(mean(values), float(half_width), len(values))
 
 
 @dataclass(frozen=True)
 class Step:
-    """Two neighbours in :data:`CLAIMED_ORDER`.
-
-    Attributes:
-        lower, higher: the variants; the claim is that the second has the higher entropy.
-        difference: of their normalised entropies, higher - lower, image by image.
-    """
+    """Two neighbours in :data:`CLAIMED_ORDER`; the claim is that the second has the higher entropy."""
 
     lower: str
     higher: str
-    difference: Estimate
-
-    @property
-    def verdict(self) -> str:
-        """``holds``, ``is reversed`` or ``is not decided``, at 95 % confidence."""
-        return {1: "holds", -1: "is reversed", 0: "is not decided"}[self.difference.sign]
-
-    def record(self) -> dict[str, Any]:
-        """For JSON."""
-        values = dict(lower=self.lower, higher=self.higher, verdict=self.verdict)
-        return values | dict(difference_of_normalised_entropy=self.difference.record())
+    verdict: str  # "holds", "is reversed" or "is not decided", at 95 % confidence
+    difference_of_normalised_entropy: Estimate  # higher - lower, image by image
 
 
 @dataclass(frozen=True)
 class LayerSummary:
-    """A layer over all images.
-
-    Attributes:
-        layer: its name.
-        sharpness: of each variant, the estimate of each statistic.
-        order: of their entropies.
-    """
+    """A layer over all images."""
 
     layer: str
-    sharpness: dict[str, dict[str, Estimate]]
-    order: tuple[Step, ...]
-
-    def record(self) -> dict[str, Any]:
-        """For JSON."""
-        return dict(
-            layer=self.layer,
-            sharpness={
-                variant: {name: value.record() for name, value in values.items()}
-                for variant, values in self.sharpness.items()
-            },
-            entropy_order=[step.record() for step in self.order],
-        )
+    sharpness: dict[str, dict[str, Estimate]]  # of each variant, of each statistic
+    entropy_order: tuple[Step, ...]
 
 
 def summarise(results: Iterable[LayerResult]) -> list[LayerSummary]:
@@ -402,27 +303,22 @@ def summarise(results: Iterable[LayerResult]) -> list[LayerSummary]:
 
 
 def _summarise(layer: str, results: Sequence[LayerResult]) -> LayerSummary:
-    values: dict[str, list[Sharpness]] = {}
+    values: dict[str, dict[str, list[float]]] = {}
     for result in results:
         for measured in result.variants:
-            values.setdefault(measured.variant.name, []).append(measured.mean)
+            of_variant = values.setdefault(measured.variant.name, {s: [] for s in _STATISTICS})
+            for name, of_images in of_variant.items():
+                of_images.append(getattr(measured.mean, name))
     sharpness = {
-        variant: {
-            field.name: estimate([getattr(s, field.name) for s in of_variant])
-            for field in fields(Sharpness)
-        }
+        variant: {name: estimate(of_images) for name, of_images in of_variant.items()}
         for variant, of_variant in values.items()
     }
-    present = [variant for variant in CLAIMED_ORDER if variant in values]
-    order = tuple(
-        Step(lower, higher, estimate(_differences(values[lower], values[higher])))
-        for lower, higher in pairwise(present)
-    )
-    return LayerSummary(layer, sharpness, order)
-
-
-def _differences(lower: Sequence[Sharpness], higher: Sequence[Sharpness]) -> list[float]:
-    return [b.normalised_entropy - a.normalised_entropy for a, b in zip(lower, higher, strict=True)]
+    order = []
+    for lower, higher in pairwise(name for name in CLAIMED_ORDER if name in values):
+        entropies = (values[name]["normalised_entropy"] for name in (higher, lower))
+        difference = estimate(list(map(sub, *entropies)))
+        order.append(Step(lower, higher, _VERDICTS[difference.sign], difference))
+    return LayerSummary(layer, sharpness, tuple(order))
 
 
 _COLUMNS = {
@@ -439,7 +335,8 @@ def sharpness_table(summaries: Sequence[LayerSummary]) -> Table:
     table = Table("layer", "weights", *_COLUMNS.values(), title="How sharp the weights are")
     for summary in summaries:
         for variant, values in summary.sharpness.items():
-            table.add_row(summary.layer, variant, *(_show(values[name]) for name in _COLUMNS))
+            shown = (values[name].shown(".3f", ".3f") for name in _COLUMNS)
+            table.add_row(summary.layer, variant, *shown)
         table.add_section()
     return table
 
@@ -459,12 +356,15 @@ def rank_table(results: Sequence[LayerResult]) -> Table:
 
 def order_lines(summaries: Sequence[LayerSummary]) -> list[str]:
     """Whether entropy grows from softmax over focused to plain linear attention, layer by layer."""
-    return [
-        f"layer {summary.layer}: entropy of {step.lower} < {step.higher} {step.verdict} "
-        f"({_show_difference(step.difference)} of log N, {step.difference.images} images)"
-        for summary in summaries
-        for step in summary.order
-    ]
+    lines = []
+    for summary in summaries:
+        for step in summary.entropy_order:
+            difference = step.difference_of_normalised_entropy
+            lines.append(
+                f"layer {summary.layer}: entropy of {step.lower} < {step.higher} {step.verdict} "
+                f"({difference.shown('+.2g', '.2g')} of log N, {difference.images} images)"
+            )
+    return lines
 
 
 def _ranks(measured: Measured) -> str:
@@ -472,13 +372,3 @@ def _ranks(measured: Measured) -> str:
     least = "≥ " if any(s.spectrum.is_lower_bound for s in measured.spectra) else ""
     span = f"{min(ranks)}" if min(ranks) == max(ranks) else f"{min(ranks)} to {max(ranks)}"
     return least + span
-
-
-def _show(value: Estimate) -> str:
-    shown = f"{value.mean:.3f}"
-    return shown if value.half_width == inf else f"{shown} ± {value.half_width:.3f}"
-
-
-def _show_difference(value: Estimate) -> str:
-    shown = f"{value.mean:+.2g}"
-    return shown if value.half_width == inf else f"{shown} ± {value.half_width:.2g}"

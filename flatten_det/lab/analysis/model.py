@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import mmcv
 import numpy as np
 import torch
 from mmengine.config import Config
@@ -34,11 +35,7 @@ NAMES = (*BACKBONES, *DEIT_ABLATION)
 
 
 def named_target(name: str) -> Target:
-    """The target of a backbone's name.
-
-    Raises:
-        UserError: there is no such name.
-    """
+    """The target of a backbone's name; UserError if there is no such name."""
     if name not in NAMES:
         close = get_close_matches(name, NAMES, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
@@ -58,28 +55,17 @@ _IMAGENET = dict(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375), bg
 
 @dataclass(frozen=True)
 class AnalysedModel:
-    """A backbone and the preparation of its images.
+    """A backbone and the preparation of its images."""
 
-    Attributes:
-        backbone: in evaluation mode, on the CPU.
-        size: ``(H, W)`` in pixels that images are resized to.
-        normalisation: ``mean``, ``std`` and ``bgr_to_rgb``, as of a data preprocessor.
-        max_pixels: of an image that is decoded.
-    """
-
-    backbone: nn.Module
-    size: tuple[int, int]
-    normalisation: Mapping[str, Any]
-    max_pixels: int
+    backbone: nn.Module  # in evaluation mode, on the CPU
+    size: tuple[int, int]  # (H, W) in pixels that images are resized to
+    normalisation: Mapping[str, Any]  # mean, std and bgr_to_rgb, as of a data preprocessor
+    max_pixels: int  # of an image that is decoded
 
     def read(self, path: str | Path) -> tuple[np.ndarray, Tensor]:
-        """An image, resized.
+        """An image, resized: ``(H, W)`` from 0 to 1 to draw upon, and ``(1, 3, H, W)`` for the backbone.
 
-        Returns:
-            ``(H, W)``, grey values from 0 to 1 to draw upon, and ``(1, 3, H, W)`` for the backbone.
-
-        Raises:
-            ImageError: it is missing, too large or cannot be decoded.
+        ImageError says that it is missing, too large or cannot be decoded.
         """
         set_pixel_limit(self.max_pixels)
         problem = why_not_decoded(path) if Path(path).is_file() else image_error(path)
@@ -93,33 +79,25 @@ class AnalysedModel:
         method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
         image = cv2.resize(image, (width, height), interpolation=method)
         grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) / 255
-        pixels = torch.from_numpy(image).permute(2, 0, 1).float()
-        if self.normalisation["bgr_to_rgb"]:
-            pixels = pixels.flip(0)
-        mean, std = (
-            torch.tensor(self.normalisation[name]).view(-1, 1, 1) for name in ("mean", "std")
-        )
-        return grey, ((pixels - mean) / std)[None]
+        mean, std = (np.array(self.normalisation[name]) for name in ("mean", "std"))
+        pixels = mmcv.imnormalize(image, mean, std, self.normalisation["bgr_to_rgb"])
+        return grey, torch.from_numpy(pixels).permute(2, 0, 1)[None]
 
 
 def load_model(
-    target: Target, checkpoint: str | None, size: tuple[int, int] | None, seed: int = 0
+    target: Target, checkpoint: str | None, size: tuple[int, int] | None
 ) -> AnalysedModel:
-    """Build what a command line names.
+    """Build what a command line names: the backbone of a config's model, or one of :data:`NAMES`.
 
     Args:
-        target: a config's model, of which the backbone is taken, or a backbone of
-            :data:`~flatten_det.lab.analysis.model.NAMES`.
         checkpoint: for a config what was trained with it, for a backbone official classification weights or
             its own; None: weights are random.
         size: ``(H, W)`` of the images; None: what the config trains on, 224 x 224 for a backbone.
-        seed: of random weights.
 
     Raises:
         UserError: the checkpoint does not fit, or the config's model has no backbone.
-        CheckpointError: likewise, for a backbone.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     if target.cfg is None:
         backbone = build_named(target.name)
         if checkpoint is not None:

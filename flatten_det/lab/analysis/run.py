@@ -1,8 +1,7 @@
 """From a model and images to figures and numbers."""
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,9 @@ import numpy as np
 
 from ...data.loading import ImageError, left_out
 from ...errors import UserError
-from ...files.atomic import refuse_overwriting, write_atomically
+from ...files.atomic import refuse_overwriting
 from ...files.images import output_names
+from ..benchmark.report import write_json
 from .figures import draw_maps, draw_spectra, draw_statistics
 from .layers import AttentionLayer, LayerCall, capture
 from .matrices import query_token, weight_maps
@@ -24,65 +24,34 @@ CENTRE = (0.5, 0.5)
 
 @dataclass(frozen=True)
 class Options:
-    """What to measure and to draw.
-
-    Attributes:
-        measures: of the measurements.
-        points: ``(x, y)`` of the queries drawn, 0 to 1.
-        map_heads: heads drawn.
-        drawn: how many of the images get maps and spectra; statistics are of all.
-    """
+    """What to measure and to draw."""
 
     measures: Measures = field(default_factory=Measures)
-    points: tuple[tuple[float, float], ...] = (CENTRE,)
-    map_heads: tuple[int, ...] = (0,)
-    drawn: int = 1
+    points: tuple[tuple[float, float], ...] = (CENTRE,)  # (x, y) of the queries drawn, 0 to 1
+    map_heads: tuple[int, ...] = (0,)  # heads drawn
+    drawn: int = 1  # of the images, which get maps and spectra; statistics are of all
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """All results.
+    """All results."""
 
-    Attributes:
-        images: paths, in order, of those that can be read.
-        results: for each of these images, of each layer.
-        summaries: of each layer over these images.
-        unreadable: one line for each other image.
-    """
-
-    images: list[str]
-    results: list[list[LayerResult]]
-    summaries: list[LayerSummary]
-    unreadable: list[str]
-
-    def record(self) -> dict[str, Any]:
-        """For JSON."""
-        return dict(
-            summary=[summary.record() for summary in self.summaries],
-            images=[
-                dict(image=image, layers=[result.record() for result in results])
-                for image, results in zip(self.images, self.results, strict=True)
-            ],
-            unreadable=self.unreadable,
-        )
+    images: list[str]  # paths, in order, of those that can be read
+    results: list[list[LayerResult]]  # for each of these images, of each layer
+    summaries: list[LayerSummary]  # of each layer over these images
+    unreadable: list[str]  # one line for each other image
 
 
 def layers_with_heads(
     layers: Sequence[AttentionLayer], heads: Sequence[int] | None
 ) -> list[AttentionLayer]:
-    """The layers that have at least one of the heads; None: all.
-
-    Raises:
-        UserError: one of the heads is in no layer.
-    """
-    if heads is None:
-        return list(layers)
+    """The layers that have at least one of the heads; None: all. UserError for a head that no layer has."""
     counts = {layer.name: head_count(layer) for layer in layers}
-    for head in heads:
+    for head in heads or ():
         if not 0 <= head < max(counts.values()):
             there = ", ".join(f"{count} in {name}" for name, count in counts.items())
             raise UserError(f"no chosen layer has a head {head}: heads count from 0; {there}")
-    return [layer for layer in layers if min(heads) < counts[layer.name]]
+    return [layer for layer in layers if heads is None or min(heads) < counts[layer.name]]
 
 
 def head_count(layer: AttentionLayer) -> int:
@@ -101,19 +70,10 @@ def analyse(
     about: dict[str, Any],
     advance: Callable[[str], None] = lambda what: None,
 ) -> Analysis:
-    """Measure, draw and write all into a folder.
+    """Measure, draw and write all into ``out_dir``, where each image drawn has a folder of its name.
 
-    Args:
-        model: with its images' size.
-        layers: of its backbone.
-        images: paths; the statistics are means over those that can be read.
-        options: what to do.
-        out_dir: :data:`JSON`, :data:`STATISTICS_FIGURE` and, for each image drawn, a folder of its name.
-        about: goes into the JSON: what was analysed.
-        advance: told what is done, for each layer of each image once.
-
-    Raises:
-        UserError: none of the images can be read, or a result would overwrite one.
+    ``about`` says in the JSON what was analysed. ``advance`` is told what is done, for each layer of each
+    image once. UserError if no image can be read, or a result would overwrite one.
     """
     names = output_names(images, reserved=(JSON, STATISTICS_FIGURE))
     drawn = [out_dir / names[image] / figure for image in images for figure in _figures(options)]
@@ -140,10 +100,16 @@ def analyse(
         raise left_out(unreadable, len(images))
     summaries = summarise(result for of_image in results for result in of_image)
     draw_statistics(summaries, out_dir / STATISTICS_FIGURE)
-    analysis = Analysis(read, results, summaries, unreadable)
-    content = json.dumps(about | analysis.record(), indent=1)
-    write_atomically(out_dir / JSON, content.encode())
-    return analysis
+    record = dict(
+        summary=[asdict(summary) for summary in summaries],
+        images=[
+            dict(image=image, layers=[result.record() for result in of_image])
+            for image, of_image in zip(read, results, strict=True)
+        ],
+        unreadable=unreadable,
+    )
+    write_json(about | record, out_dir / JSON)
+    return Analysis(read, results, summaries, unreadable)
 
 
 def _figures(options: Options) -> list[str]:

@@ -42,33 +42,20 @@ _FACTORS = {"scale": 0.5, "positions": 0.2, "positional_encoding": 0.2, "bias": 
 _TRIAL_TOKENS = 4096
 _OTHER_FUNCTION = "other function"
 # Of softmax attention. Without a fused kernel the matrix of all pairs of tokens would fit into no memory.
-_FUSED = [
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.CUDNN_ATTENTION,
-]
+_FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One layer.
+    """One layer of C channels, h heads and a map of N = height * width tokens."""
 
-    Attributes:
-        name: of the shape.
-        channels: C.
-        heads: h.
-        height, width: of the map; N = height * width.
-        fused_qkv: one projection (Swin), or one for q and one for k and v (PVT).
-        level: ``'core'`` (q, k and v are given) or ``'module'`` (with the projections).
-    """
-
-    name: str
+    name: str  # of the shape
     channels: int
     heads: int
     height: int
     width: int
-    fused_qkv: bool = True
-    level: str = MODULE
+    fused_qkv: bool = True  # one projection (Swin), or one for q and one for k and v (PVT)
+    level: str = MODULE  # "core": q, k and v are given; "module": with the projections
 
     def __str__(self) -> str:
         return self.name
@@ -102,11 +89,7 @@ CASES = {
 
 
 def find_case(text: str, level: str = MODULE) -> Case:
-    """The case of a name, or of ``C,heads,H,W``.
-
-    Raises:
-        UserError: if it is neither.
-    """
+    """The case of a name, or of ``C,heads,H,W``; UserError if the text is neither."""
     if text in CASES:
         return replace(CASES[text], level=level)
     try:
@@ -139,17 +122,12 @@ def floor_bytes(setting: Setting) -> int | None:
 
 @dataclass(frozen=True)
 class LayerInputs:
-    """Tensors that all candidates of a setting share.
-
-    Attributes:
-        setting: what they are for.
-        tensors: what is differentiated, by name: q, k, v and the core's parameters, or x and the layer's.
-        grad: of the output, ``(B, N, C)``.
-    """
+    """Tensors that all candidates of a setting share."""
 
     setting: Setting
+    # What is differentiated, by name: q, k, v and the core's parameters, or x and the layer's.
     tensors: dict[str, Tensor]
-    grad: Tensor
+    grad: Tensor  # of the output, (B, N, C)
 
     def exact(self) -> "LayerInputs":
         """The same numbers in float64, without autocast."""
@@ -203,15 +181,7 @@ def default_candidates(level: str, device: torch.device) -> tuple[str, ...]:
 
 
 def prepare(inputs: LayerInputs, candidate: str) -> Work:
-    """A candidate with its inputs, ready to be called.
-
-    Args:
-        inputs: see :func:`make_inputs`.
-        candidate: one of :func:`default_candidates`, or ``module:function`` of an outside implementation.
-
-    Raises:
-        UserError: if the outside implementation cannot be imported.
-    """
+    """A candidate of :func:`default_candidates` or :func:`load_peer` with its inputs, ready to be called."""
     setting = inputs.setting
     case, training = setting.case, setting.training
     if case.level == CORE:
@@ -239,11 +209,7 @@ def compute(inputs: LayerInputs, candidate: str) -> dict[str, Tensor | None]:
 
 
 def load_peer(text: str) -> Core:
-    """Import ``module:function``, from the working directory too.
-
-    Raises:
-        UserError: if there is no such module or function, or importing it fails.
-    """
+    """Import ``module:function``, from the working directory too; UserError if that fails."""
     module_name, _, function_name = text.partition(":")
     if not module_name or not function_name:
         raise UserError(
@@ -285,21 +251,16 @@ def _meta_layer(case: Case, core: Core | None = None) -> FocusedLinearAttention:
 
     Its learned grid has the size of the map, so that no candidate spends time on resizing it.
     """
-    arguments = dict(
-        dim=case.channels,
-        num_heads=case.heads,
-        grid_size=case.hw_shape,
-        fused_qkv=case.fused_qkv,
-    )
+    make = FocusedLinearAttention if core is None else partial(_Layer, core)
     with torch.device("meta"):
-        return FocusedLinearAttention(**arguments) if core is None else _Layer(core, **arguments)
+        return make(case.channels, case.heads, case.hw_shape, fused_qkv=case.fused_qkv)
 
 
 class _Layer(FocusedLinearAttention):
     """The same parameters, used plainly around another core."""
 
-    def __init__(self, core: Core, **arguments) -> None:
-        super().__init__(**arguments)
+    def __init__(self, core: Core, *args, **options) -> None:
+        super().__init__(*args, **options)
         self.core = core
 
     def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
@@ -371,10 +332,8 @@ def eager_attention(
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, num_heads: int, **_: object) -> Tensor:
     """PyTorch's fused softmax attention of q, k and v, each ``(B, N, C)``: another function.
 
-    Its cost is what the linear one is to beat; the other arguments of the core have no effect.
-
-    Raises:
-        RuntimeError: if there is no fused kernel for the device, the dtype and the shape.
+    Its cost is what the linear one is to beat; the other arguments of the core have no effect. RuntimeError
+    if there is no fused kernel for the device, the dtype and the shape.
     """
     q, k, v = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (q, k, v))
     with sdpa_kernel(_FUSED):
@@ -428,11 +387,7 @@ def _relative_error(found: Tensor | None, exact: Tensor) -> float:
 
 @dataclass(frozen=True)
 class AttentionBenchmark(Benchmark):
-    """Implementations of the attention; a candidate is its name.
-
-    Attributes:
-        bandwidth: of a copy on this machine, bytes per second.
-    """
+    """Implementations of the attention; a candidate is its name. ``bandwidth`` of a copy is in bytes/s."""
 
     bandwidth: float
     explanation = (
@@ -500,10 +455,7 @@ class AttentionBenchmark(Benchmark):
             "level": case.level,
             "shape": case.name,
             **{key: getattr(case, key) for key in ("channels", "heads", "height", "width")},
-            "batch": setting.batch,
-            "dtype": setting.dtype,
-            "amp": setting.amp,
-            "mode": setting.mode,
+            **{key: getattr(setting, key) for key in ("batch", "dtype", "amp", "mode")},
             "candidate": result.name,
             "median_s": result.seconds,
             "first_quartile_s": first,
@@ -519,10 +471,7 @@ class AttentionBenchmark(Benchmark):
         }
 
     def content(self, comparison: Comparison, how: Mapping[str, object]) -> dict[str, object]:
-        cells = [
-            self.row(comparison, r) | {"seconds": list(r.timing.seconds if r.timing else ())}
-            for r in comparison.results
-        ]
+        cells = [self.row(comparison, r) | {"seconds": r.times or ()} for r in comparison.results]
         copy = {"copy_bandwidth": self.bandwidth}
         return {"baseline": comparison.baseline, **how, **copy, "cells": cells}
 
@@ -535,7 +484,7 @@ class AttentionBenchmark(Benchmark):
         Above 1 where the tensors fit into a cache, which a large copy does not.
         """
         floor = floor_bytes(result.setting)
-        if floor is None or result.timing is None or not (result.check and result.check.passed):
+        if floor is None or result.times is None or not (result.check and result.check.passed):
             return None
         return floor / result.seconds / self.bandwidth
 

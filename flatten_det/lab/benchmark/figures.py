@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatter, LogLocator, NullFormatter, NullLocator
 
 from .growth import QUANTITIES, Growth, is_flatten
-from .report import number, write_figure
+from .report import number, save_figure
 from .run import Comparison, Result
 
 # In inches: of the bars.
@@ -40,22 +40,16 @@ def draw_bars(
     shape_of: Callable[[Result], str],
     memory_of: Callable[[Result], float | None],
 ) -> None:
-    """Bars per shape and candidate, a panel of times and one of memory for each kind of settings.
+    """A PNG of bars per shape and candidate, a panel of times and one of memory for each kind of settings.
 
     Above a bar of the times stands the speed-up over the baseline, or that the result was wrong.
-
-    Args:
-        comparison: the results.
-        title: such as the device.
-        path: PNG or whatever matplotlib knows.
-        shape_of: name of a result's shape.
-        memory_of: peak memory of a result, in tensors of batch x tokens x channels.
+    ``shape_of`` names a result's shape; ``memory_of`` is its peak in tensors of batch x tokens x channels.
     """
     results, names = comparison.results, comparison.names
     shapes = list(dict.fromkeys(map(shape_of, results)))
 
     def time_bar(result: Result) -> tuple[float | None, str]:
-        if result.timing is None:
+        if result.times is None:
             return None, _NOTHING
         label = _WRONG if result.is_wrong else number(comparison.speedup(result), ".2g", "x")
         return result.seconds * 1e3, label
@@ -78,17 +72,16 @@ def draw_bars(
         for index, name in enumerate(names):
             offset = (index - (len(names) - 1) / 2) * _BAR_SHARE / len(names)
             bars = [chosen.get((shape, name), (None, "")) for shape in shapes]
-            _draw_bars(axes, f"C{index}", name, offset, _BAR_SHARE / len(names), bars)
+            style = dict(width=0.92 * _BAR_SHARE / len(names), color=f"C{index}", label=name)
+            _draw_bars(axes, offset, bars, style)
+        unit = "units of batch x tokens x channels"
         if metrics[metric] is time_bar:
+            unit = "ms per call (median)"
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
-            axes.set_ylabel("ms per call (median)")
-        else:
-            axes.set_ylabel("units of batch x tokens x channels")
         axes.set_xticks(range(len(shapes)), shapes, fontsize=8)
-        axes.set_xlabel("shape x batch")
-        axes.set_xlim(-0.6, len(shapes) - 0.4)
+        axes.set(xlabel="shape x batch", ylabel=unit, xlim=(-0.6, len(shapes) - 0.4))
         axes.grid(axis="y", alpha=0.3)
         axes.set_axisbelow(True)
         axes.margins(y=0.15)
@@ -96,21 +89,16 @@ def draw_bars(
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6))
     figure.suptitle(title, fontsize=11)
-    write_figure(figure, path, 130)
+    save_figure(figure, path, dpi=130)
 
 
 def _draw_bars(
-    axes: Axes,
-    colour: str,
-    name: str,
-    offset: float,
-    width: float,
-    bars: list[tuple[float | None, str]],
+    axes: Axes, offset: float, bars: list[tuple[float | None, str]], style: dict
 ) -> None:
     """One candidate's bars, and what stands above each or in place of it."""
     places = [index + offset for index in range(len(bars))]
     heights = [float("nan") if value is None else value for value, _ in bars]
-    axes.bar(places, heights, 0.92 * width, color=colour, label=name)
+    axes.bar(places, heights, **style)
     for place, (value, label) in zip(places, bars, strict=True):
         xy, coords = (place, value), "data"
         if value is None:
@@ -129,15 +117,10 @@ def _draw_bars(
 
 
 def draw_curves(growth: Growth, title: str, path: Path) -> None:
-    """A column for each mode, dtype and batch, a panel in it for each quantity, logarithmic both ways.
+    """A PNG with a column for each mode, dtype and batch, a panel in it for each quantity, all logarithmic.
 
     The legends give the fitted exponents. A ring marks where a FLatten model falls below the one of the
     ring's colour.
-
-    Args:
-        growth: the results.
-        title: such as the device.
-        path: PNG or whatever matplotlib knows.
     """
     kinds, names = growth.kinds, growth.names
     quantities = [q for q in QUANTITIES if any(QUANTITIES[q](r) for r in growth.results)]
@@ -174,17 +157,16 @@ def draw_curves(growth: Growth, title: str, path: Path) -> None:
         frameon=False,
     )
     figure.suptitle(title, fontsize=_FONT)
-    write_figure(figure, path, 220)
+    save_figure(figure, path)
 
 
 def _draw_panel(
     axes: Axes, growth: Growth, kind: str, quantity: str, styles: dict[str, dict]
 ) -> None:
     unit = _UNITS[quantity][1]
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    axes.set(xscale="log", yscale="log")
     for name, style in styles.items():
-        points = growth.curve(kind, name, quantity).points
+        points = growth.curve(kind, name, quantity)
         label = number(growth.exponent(kind, name, quantity), ".2f")
         axes.plot(list(points), [y / unit for y in points.values()], **style, label=label)
     # Rings, where one curve falls below another.

@@ -1,9 +1,13 @@
-"""How models grow with the size of the image: exponents, and where one falls below another."""
+"""How models grow with the size of the image: exponents, and where one falls below another.
+
+A curve is a dict of one quantity of one candidate: pixels of an image -> value, ascending, both positive.
+"""
 
 import statistics
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import exp, log
+from typing import NamedTuple
 
 from .run import Comparison, Result
 
@@ -27,66 +31,44 @@ def _variant_of(name: str) -> str:
     return next((variant for variant in VARIANTS if name.endswith(variant)), "")
 
 
-@dataclass(frozen=True)
-class Curve:
-    """One quantity of one candidate, over sizes.
+def curve_of(results: Iterable[Result], quantity: str) -> dict[int, float]:
+    """The curve of results of one candidate that differ in size only; sizes without a value are left out.
 
-    Attributes:
-        points: pixels of an image -> value, ascending; both are positive.
+    Of several sizes with as many pixels, such as 512x2048 and 1024x1024, the mean counts.
     """
-
-    points: dict[int, float]
-
-    @classmethod
-    def of(cls, results: Iterable[Result], quantity: str) -> "Curve":
-        """From results of one candidate that differ in size only; sizes without a value are left out.
-
-        Of several sizes with as many pixels, such as 512x2048 and 1024x1024, the mean counts.
-        """
-        values: dict[int, list[float]] = {}
-        for result in results:
-            if value := QUANTITIES[quantity](result):
-                values.setdefault(result.setting.case.pixels, []).append(value)
-        return cls({pixels: statistics.fmean(values[pixels]) for pixels in sorted(values)})
-
-    def exponent(self, least_pixels: int) -> float | None:
-        """p of the best fit of c * pixels^p in logarithms; 1 is linear.
-
-        Args:
-            least_pixels: smaller images do not count: there, what is constant weighs too much.
-
-        Returns:
-            None with fewer than two points.
-        """
-        chosen = {pixels: value for pixels, value in self.points.items() if pixels >= least_pixels}
-        if len(chosen) < 2:
-            return None
-        return statistics.linear_regression(
-            [log(pixels) for pixels in chosen], [log(value) for value in chosen.values()]
-        ).slope
+    values: dict[int, list[float]] = {}
+    for result in results:
+        if value := QUANTITIES[quantity](result):
+            values.setdefault(result.setting.case.pixels, []).append(value)
+    return {pixels: statistics.fmean(values[pixels]) for pixels in sorted(values)}
 
 
-@dataclass(frozen=True)
-class Crossover:
-    """From where on one curve lies below another.
+def fit_exponent(curve: dict[int, float], least_pixels: int) -> float | None:
+    """p of the best fit of c * pixels^p in logarithms; 1 is linear; None with fewer than two points.
 
-    Attributes:
-        pixels: of the image, interpolated in logarithms; None if there is no such point among the sizes.
-        value: of both curves there.
-        verdict: ``'from 0.81 Mpx'``, ``'at all sizes'`` or ``'at no size'``.
+    Images of fewer than ``least_pixels`` do not count: there, what is constant weighs too much.
     """
+    chosen = {pixels: value for pixels, value in curve.items() if pixels >= least_pixels}
+    if len(chosen) < 2:
+        return None
+    pixels, values = map(log, chosen), map(log, chosen.values())
+    return statistics.linear_regression(list(pixels), list(values)).slope
 
-    pixels: float | None
-    value: float | None
-    verdict: str
+
+class Crossover(NamedTuple):
+    """From where on one curve lies below another."""
+
+    pixels: float | None  # of the image, interpolated in logarithms; None: at none of the sizes
+    value: float | None  # of both curves there
+    verdict: str  # "from 0.81 Mpx", "at all sizes" or "at no size"
 
 
-def find_crossover(ours: Curve, theirs: Curve) -> Crossover | None:
-    """Where ``ours`` falls below ``theirs`` and stays there; None with no common size."""
-    common = [pixels for pixels in ours.points if pixels in theirs.points]
+def find_crossover(ours: dict[int, float], theirs: dict[int, float]) -> Crossover | None:
+    """Where the curve ``ours`` falls below ``theirs`` and stays there; None with no common size."""
+    common = [pixels for pixels in ours if pixels in theirs]
     if not common:
         return None
-    excess = [log(ours.points[pixels] / theirs.points[pixels]) for pixels in common]
+    excess = [log(ours[pixels] / theirs[pixels]) for pixels in common]
     above = [index for index, value in enumerate(excess) if value >= 0]
     if not above:
         return Crossover(None, None, EVERYWHERE)
@@ -99,17 +81,13 @@ def find_crossover(ours: Curve, theirs: Curve) -> Crossover | None:
         return exp((1 - share) * log(start) + share * log(end))
 
     pixels = between(common[last], common[last + 1])
-    value = between(ours.points[common[last]], ours.points[common[last + 1]])
+    value = between(ours[common[last]], ours[common[last + 1]])
     return Crossover(pixels, value, f"from {pixels / 1e6:.3g} Mpx")
 
 
 @dataclass(frozen=True)
 class Growth(Comparison):
-    """Results of models, over sizes.
-
-    Attributes:
-        fit_from: exponents are fitted from so many pixels on.
-    """
+    """Results of models, over sizes; exponents are fitted from ``fit_from`` pixels on."""
 
     fit_from: int
 
@@ -117,25 +95,22 @@ class Growth(Comparison):
         """Results of one kind by ascending size; at each, candidates in their order."""
         return sorted(super().of(kind), key=lambda r: (r.setting.case.pixels, r.setting.case))
 
-    def curve(self, kind: str, name: str, quantity: str) -> Curve:
+    def curve(self, kind: str, name: str, quantity: str) -> dict[int, float]:
         """One of :data:`QUANTITIES` of one candidate."""
-        return Curve.of([r for r in self.of(kind) if r.name == name], quantity)
+        return curve_of([r for r in self.of(kind) if r.name == name], quantity)
 
     def exponent(self, kind: str, name: str, quantity: str) -> float | None:
-        """See :meth:`Curve.exponent`."""
-        return self.curve(kind, name, quantity).exponent(self.fit_from)
+        """See :func:`fit_exponent`."""
+        return fit_exponent(self.curve(kind, name, quantity), self.fit_from)
 
     def crossovers(self, kind: str, quantity: str) -> dict[tuple[str, str], Crossover]:
         """Of each FLatten candidate with each that is none, as they are or both of one variant."""
-        pairs = [
-            (ours, theirs)
+        curves = {name: self.curve(kind, name, quantity) for name in self.names}
+        found = {
+            (ours, theirs): find_crossover(curves[ours], curves[theirs])
             for ours in filter(is_flatten, self.names)
             for theirs in self.names
             if not is_flatten(theirs) and _variant_of(ours) == _variant_of(theirs)
-        ]
-        found = {
-            pair: find_crossover(*(self.curve(kind, name, quantity) for name in pair))
-            for pair in pairs
         }
         return {pair: crossover for pair, crossover in found.items() if crossover is not None}
 
@@ -152,7 +127,8 @@ class Growth(Comparison):
     def crossovers_record(self) -> list[dict[str, object]]:
         """All crossovers, for a JSON file."""
         return [
-            {"kind": kind, "quantity": quantity, "model": ours, "below": theirs} | asdict(crossover)
+            {"kind": kind, "quantity": quantity, "model": ours, "below": theirs}
+            | crossover._asdict()
             for kind in self.kinds
             for quantity in QUANTITIES
             for (ours, theirs), crossover in self.crossovers(kind, quantity).items()

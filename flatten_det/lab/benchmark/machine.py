@@ -15,15 +15,8 @@ from ...errors import UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _PACKAGES = (
-    "flatten-det",
-    "torch",
-    "torchvision",
-    "triton",
-    "timm",
-    "numpy",
-    "onedl-mmcv",
-    "onedl-mmdetection",
-    "onedl-mmsegmentation",
+    *("flatten-det", "torch", "torchvision", "triton", "timm", "numpy"),
+    *("onedl-mmcv", "onedl-mmdetection", "onedl-mmsegmentation"),
 )
 # Processes for each processor, in the last minute.
 _BUSY = 0.5
@@ -34,10 +27,7 @@ def add_measuring_options(
 ) -> None:
     """Add ``--rounds``, ``--warmup``, ``--device``, ``--threads``, ``--no-memory`` and ``--debug``.
 
-    Args:
-        parser: of the tool.
-        candidates: what is compared, in the singular.
-        rounds, warmup: the defaults.
+    ``candidates`` says what is compared, in the singular; ``rounds`` and ``warmup`` are the defaults.
     """
     parser.add_argument(
         "--rounds",
@@ -77,12 +67,9 @@ def add_precision_options(parser: argparse.ArgumentParser) -> None:
 def check_measuring_options(
     parser: argparse.ArgumentParser, args: argparse.Namespace, least: Mapping[str, int]
 ) -> None:
-    """Exit with a usage error for numbers too small, and for ``--amp`` of fp32.
+    """Exit with a usage error for ``--amp`` of fp32, and for numbers too small.
 
-    Args:
-        parser: with the options above.
-        args: what it parsed.
-        least: the least values of options besides those.
+    ``least`` are the least values of options besides those above.
     """
     for name, bound in ({"rounds": 1, "warmup": 0, "threads": 1} | least).items():
         value = getattr(args, name)
@@ -95,11 +82,7 @@ def check_measuring_options(
 
 
 def find_device(name: str | None, threads: int | None = None) -> torch.device:
-    """The device of that name; None: the GPU if there is one, or else the CPU. ``threads`` are set.
-
-    Raises:
-        UserError: if there is no such device here, or nothing is measured on its kind.
-    """
+    """The device of that name, or UserError; None: the GPU, or else the CPU. ``threads`` are set."""
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -145,9 +128,9 @@ def device_name(device: torch.device) -> str:
 def busy_remark() -> str | None:
     """One line if other processes keep the processors busy, to be asked before measuring; or None."""
     count = os.cpu_count()
-    if not hasattr(os, "getloadavg") or not count or os.getloadavg()[0] < _BUSY * count:
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0
+    if not count or load < _BUSY * count:
         return None
-    load = os.getloadavg()[0]
     return (
         f"this machine is busy: {load:.1f} processes on {count} processors; times are not its own"
     )

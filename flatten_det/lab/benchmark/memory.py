@@ -44,19 +44,10 @@ _ONEDNN = ("could not create a", "could not execute a")
 
 @dataclass(frozen=True)
 class Peak:
-    """Peak memory of a call, or why it is not known.
-
-    Attributes:
-        bytes: peak minus the level before the call; None where it could not be measured.
-        failure: then the reason, in a line.
-    """
+    """Peak memory of a call minus the level before it, or why it is not known, in a line."""
 
     bytes: int | None
     failure: str | None = None
-
-    @property
-    def is_out_of_memory(self) -> bool:
-        return self.failure is not None and self.failure.startswith(OUT_OF_MEMORY)
 
 
 def peak_on_cuda(call: Callable[[], object], device: torch.device) -> Peak:
@@ -82,15 +73,9 @@ def peak_in_fresh_process(
 ) -> Peak:
     """Resident memory that a call on the CPU takes at most, its result included.
 
-    Args:
-        build: a function of a module; returns the call, its inputs and weights allocated.
-        args: of ``build``; they must be picklable.
-        threads: of torch.
-        most_bytes: that the call may take; more is out of memory. None: as much as there is.
-
-    Returns:
-        The peak, or why there is none. Nothing that happens in the process is an exception here, not even
-        that the system kills it for want of memory.
+    Nothing that happens in the process is an exception here, not even that the system kills it for want of
+    memory. ``build``, a function of a module, returns the call, its inputs and weights allocated; ``args``
+    must be picklable. A call that takes more than ``most_bytes`` is out of memory; None: as much as there is.
     """
     if not sys.platform.startswith("linux"):
         return Peak(None, LINUX_ONLY)
@@ -116,16 +101,11 @@ def peak_of_this_process(call: Callable[[], object]) -> int:
 
 def available_memory() -> int | None:
     """Bytes that this machine can still give without swapping; None where that is not known."""
-    if not _MEMORY.is_file():
-        return None
-    return _bytes_of(_MEMORY, "MemAvailable")
+    return _bytes_of(_MEMORY, "MemAvailable") if _MEMORY.is_file() else None
 
 
 def _measure(
-    threads: int,
-    most_bytes: int | None,
-    build: Callable[..., Callable[[], object]],
-    *args: Any,
+    threads: int, most_bytes: int | None, build: Callable[..., Callable[[], object]], *args: Any
 ) -> Peak:
     torch.set_num_threads(threads)
     try:

@@ -19,7 +19,6 @@ from .memory import Peak
 from .report import milliseconds, number, time_cells
 from .run import Benchmark, BenchmarkPlan, Cost, Result, Setting, Work
 from .sources import Size, find_source, loss_call, network_call, short_name
-from .timing import Timing
 
 MODES = ("inference", "training")
 FORMAT = "flatten_det benchmark of models, 1"
@@ -29,19 +28,12 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class Candidate:
-    """One curve.
+    """One curve."""
 
-    Attributes:
-        model: see :func:`~.sources.find_source`.
-        compiled: by ``torch.compile``, for each size anew, so that it is at its best.
-        fused: at inference, fold what ``fuse_for_inference`` of a backbone folds.
-        graphs: replayed from CUDA graphs; of a whole model, its backbone.
-    """
-
-    model: str
-    compiled: bool = False
-    fused: bool = True
-    graphs: bool = False
+    model: str  # see :func:`~.sources.find_source`
+    compiled: bool = False  # by torch.compile, for each size anew, so that it is at its best
+    fused: bool = True  # at inference, fold what `fuse_for_inference` of a backbone folds
+    graphs: bool = False  # replayed from CUDA graphs; of a whole model, its backbone
 
     def __str__(self) -> str:
         """In tables and files; a config goes by its file name."""
@@ -52,11 +44,11 @@ def make_candidates(
     models: Iterable[str], compile: bool, fuse: bool, graphs: bool = False
 ) -> list[Candidate]:
     """Each model once, in the order given; once more for each of ``compile`` and ``graphs``."""
-    variants = [{}, *[{"compiled": True}] * compile, *[{"graphs": True}] * graphs]
+    variants = [(False, False), *[(True, False)] * compile, *[(False, True)] * graphs]
     return [
-        Candidate(model, fused=fuse, **variant)
+        Candidate(model, compiled, fuse, from_graphs)
         for model in dict.fromkeys(models)
-        for variant in variants
+        for compiled, from_graphs in variants
     ]
 
 
@@ -79,10 +71,7 @@ def build_work(setting: Setting, candidate: Candidate) -> Work:
     """A model with random weights and images of its own, ready to be called.
 
     Both are the same for the same setting and candidate. The backward pass starts from the sum of the
-    outputs times random numbers, or from the loss of a whole model.
-
-    Raises:
-        UserError: if there is no such model.
+    outputs times random numbers, or from the loss of a whole model. Raises UserError for an unknown model.
     """
     source, size = find_source(candidate.model), setting.case
     device, dtype = torch.device(setting.device), setting.parameter_dtype
@@ -108,44 +97,6 @@ def build_work(setting: Setting, candidate: Candidate) -> Work:
     return Work(setting, forward, [p for p in model.parameters() if p.requires_grad])
 
 
-def reason_to_skip(
-    result: Result, earlier: Iterable[Result], max_seconds: float | None
-) -> str | None:
-    """Why a model is left out, told from what smaller images took; None if it is to be measured.
-
-    The time is estimated from the next smaller size of the same model that has one, by the multiply-adds,
-    or by the pixels where those are unknown.
-
-    Args:
-        result: not measured yet.
-        earlier: measured before.
-        max_seconds: the most that a call may take; None for any time.
-    """
-    smaller = [
-        other
-        for other in sorted(earlier, key=_pixels)
-        if other.name == result.name
-        and other.setting.kind == result.setting.kind
-        and _pixels(other) < _pixels(result)
-    ]
-    for other in smaller:
-        for hopeless in (OUT_OF_MEMORY, _TOO_SLOW):
-            if other.failure is not None and other.failure.startswith(hopeless):
-                return f"{hopeless}: so it was at {other.setting.case} already"
-    timed = [other for other in smaller if other.timing is not None]
-    if not timed or max_seconds is None:
-        return None
-    last = timed[-1]
-    if result.cost.macs and last.cost.macs:
-        ratio = result.cost.macs / last.cost.macs
-    else:
-        ratio = _pixels(result) / _pixels(last)
-    seconds = last.seconds * ratio
-    if seconds <= max_seconds:
-        return None
-    return f"{_TOO_SLOW}: about {seconds:.0f} s per call, more than --max-seconds {max_seconds:g}"
-
-
 def _pixels(result: Result) -> int:
     return result.setting.case.pixels
 
@@ -160,6 +111,7 @@ class ModelBenchmark(Benchmark):
         "multiply-adds for one image, attention included."
     )
     times_host = True
+    draw = staticmethod(draw_curves)
 
     def builder(self, setting: Setting) -> Callable[[Candidate], Work]:
         return partial(build_work, setting)
@@ -169,21 +121,50 @@ class ModelBenchmark(Benchmark):
         return Result(setting, str(candidate), count_cost(candidate.model, setting.case))
 
     def reason_to_skip(
-        self, result: Result, earlier: Sequence[Result], max_seconds: float | None
+        self, result: Result, earlier: Iterable[Result], max_seconds: float | None
     ) -> str | None:
-        return reason_to_skip(result, earlier, max_seconds)
+        """Why a model is left out, told from what smaller images took.
+
+        The time is estimated from the next smaller size of the same model that has one, by the
+        multiply-adds, or by the pixels where those are unknown.
+        """
+        smaller = [
+            other
+            for other in sorted(earlier, key=_pixels)
+            if other.name == result.name
+            and other.setting.kind == result.setting.kind
+            and _pixels(other) < _pixels(result)
+        ]
+        for other in smaller:
+            for hopeless in (OUT_OF_MEMORY, _TOO_SLOW):
+                if other.failure is not None and other.failure.startswith(hopeless):
+                    return f"{hopeless}: so it was at {other.setting.case} already"
+        timed = [other for other in smaller if other.times is not None]
+        if not timed or max_seconds is None:
+            return None
+        last = timed[-1]
+        if result.cost.macs and last.cost.macs:
+            ratio = result.cost.macs / last.cost.macs
+        else:
+            ratio = _pixels(result) / _pixels(last)
+        seconds = last.seconds * ratio
+        if seconds <= max_seconds:
+            return None
+        return (
+            f"{_TOO_SLOW}: about {seconds:.0f} s per call, more than --max-seconds {max_seconds:g}"
+        )
 
     def measures_memory(self, candidate: Candidate) -> bool:
         """A graph has had its memory since its capture."""
         return not candidate.graphs
 
     def cells(self, comparison: Growth, result: Result) -> dict[str, str]:
-        figures, times = self.row(comparison, result), time_cells(result)
+        figures = self.row(comparison, result)
         peak, macs, parameters = result.peak_bytes, result.cost.macs, result.cost.parameters
         return {
             "size": str(result.setting.case),
             "model": result.name,
-            **times,
+            **time_cells(result),
             "host ms": milliseconds(result.host_seconds),
             "speed-up": number(figures["speedup"], ".2f", "x"),
             "images/s": number(figures["images_per_second"], ".3g"),
@@ -197,15 +178,10 @@ class ModelBenchmark(Benchmark):
     def row(self, comparison: Growth, result: Result) -> dict[str, object]:
         setting, size = result.setting, result.setting.case
         first, third = result.quartiles
-        per_second = setting.batch / result.seconds if result.timing else None
+        per_second = setting.batch / result.seconds if result.times else None
         return {
-            "height": size.height,
-            "width": size.width,
-            "pixels": size.pixels,
-            "mode": setting.mode,
-            "dtype": setting.dtype,
-            "amp": setting.amp,
-            "batch": setting.batch,
+            **{key: getattr(size, key) for key in ("height", "width", "pixels")},
+            **{key: getattr(setting, key) for key in ("mode", "dtype", "amp", "batch")},
             "model": result.name,
             "median_s": result.seconds,
             "first_quartile_s": first,
@@ -234,9 +210,6 @@ class ModelBenchmark(Benchmark):
             ],
         }
 
-    def draw(self, comparison: Growth, title: str, path: Path) -> None:
-        draw_curves(comparison, title, path)
-
 
 def describe(plan: BenchmarkPlan, device: torch.device) -> dict[str, object]:
     """How models are measured, for a JSON file, under the names of the tool's options."""
@@ -259,12 +232,7 @@ def describe(plan: BenchmarkPlan, device: torch.device) -> dict[str, object]:
 def load_results(path: Path, how: Mapping[str, object]) -> list[Result]:
     """The results of an earlier run's ``results.json``; none if there is no such file.
 
-    Args:
-        path: of the file.
-        how: what must not have changed for results to stand side by side.
-
-    Raises:
-        UserError: if the file is none of this tool's, or was measured otherwise; it says what differs.
+    UserError if the file is none of this tool's, or was measured otherwise than ``how``, and what differs.
     """
     if not path.is_file():
         return []
@@ -301,15 +269,13 @@ def load_results(path: Path, how: Mapping[str, object]) -> list[Result]:
 
 def to_record(result: Result) -> dict[str, object]:
     """Everything, for a JSON file."""
-    setting = vars(result.setting)
+    setting = vars(result.setting) | {"size": result.setting.case.hw}
+    del setting["case"]
     return {
-        "setting": {
-            "size": setting["case"].hw,
-            **{k: v for k, v in setting.items() if k != "case"},
-        },
+        "setting": setting,
         "name": result.name,
         "cost": asdict(result.cost),
-        "seconds": list(result.timing.seconds) if result.timing else None,
+        "seconds": result.times,
         "peak": asdict(result.peak) if result.peak else None,
         "failure": result.failure,
         "host_seconds": result.host_seconds,
@@ -317,13 +283,12 @@ def to_record(result: Result) -> dict[str, object]:
 
 
 def _from_record(record: Mapping[str, Any]) -> Result:
-    setting = dict(record["setting"])
-    seconds, peak = record["seconds"], record["peak"]
+    setting, peak = dict(record["setting"]), record["peak"]
     return Result(
         Setting(Size(*setting.pop("size")), **setting),
         record["name"],
         Cost(**record["cost"]),
-        Timing(tuple(seconds)) if seconds else None,
+        tuple(record["seconds"]) if record["seconds"] else None,
         Peak(**peak) if peak else None,
         record["failure"],
         record.get("host_seconds"),

@@ -1,8 +1,9 @@
 """All candidates of a kind in the same settings: memory, checks, and times in alternating rounds."""
 
 import gc
+import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +14,7 @@ from ...cli import progress_bar
 from ...errors import describe_failure
 from .machine import DTYPES
 from .memory import LINUX_ONLY, Peak, available_memory, peak_in_fresh_process, peak_on_cuda
-from .timing import Call, Timing, alternate, clock_of, host_seconds, paired_speedup
+from .timing import Call, alternate, clock_of, host_seconds, paired_speedup
 
 # Whether there is a backward pass.
 _MODES = {"inference": False, "training": True, "forward": False, "forward+backward": True}
@@ -21,25 +22,12 @@ _MODES = {"inference": False, "training": True, "forward": False, "forward+backw
 
 @dataclass(frozen=True)
 class Setting:
-    """All that candidates have in common.
+    """All that candidates have in common; ValueError for another mode or dtype."""
 
-    Attributes:
-        case: what they run on: images of a :class:`~.sources.Size`, or a layer's :class:`~.attention.Case`.
-        mode: of a model ``'inference'`` or ``'training'``, of a layer ``'forward'`` or
-            ``'forward+backward'``.
-        dtype: key of :data:`DTYPES`.
-        amp: parameters in float32, the computation under autocast to ``dtype``.
-        batch: number of images.
-        device: as torch names it.
-
-    Raises:
-        ValueError: for another mode or dtype.
-    """
-
-    case: Any
-    mode: str = "inference"
-    dtype: str = "fp32"
-    amp: bool = False
+    case: Any  # images of a :class:`~.sources.Size`, or a layer's :class:`~.attention.Case`
+    mode: str = "inference"  # or "training" of a model; of a layer "forward" or "forward+backward"
+    dtype: str = "fp32"  # key of DTYPES
+    amp: bool = False  # parameters in float32, the computation under autocast to `dtype`
     batch: int = 1
     device: str = "cpu"
 
@@ -63,72 +51,50 @@ class Setting:
 
 @dataclass(frozen=True)
 class Cost:
-    """What can be counted of a model.
+    """What can be counted of a model; ``macs`` are multiply-adds for one image."""
 
-    Attributes:
-        macs: multiply-adds for one image, as :class:`~flatten_det.lab.complexity.Complexity` counts them;
-            None where that is not possible.
-        parameters: of the model; None like ``macs``.
-        note: then the reason, in a line; or which operators are not in the multiply-adds.
-    """
-
-    macs: int | None
+    macs: int | None  # None, as the parameters, where nothing can be counted
     parameters: int | None
-    note: str | None = None
+    note: str | None = None  # why not, or which operators the multiply-adds lack
 
 
 @dataclass(frozen=True)
 class Check:
-    """What came of the comparison with the equation.
+    """What came of the comparison with the equation."""
 
-    Attributes:
-        error: the relative error that is the largest for its tolerance; infinite for what is missing or
-            not finite; None if the candidate failed to run.
-        worst: the tensor that has it: ``output``, or the one whose gradient it is.
-        passed: whether all errors are within their tolerances.
-        failure: why it failed to run.
-    """
-
+    # The relative error that is the largest for its tolerance; infinite for what is missing or not finite.
     error: float | None
-    worst: str | None
-    passed: bool
-    failure: str | None = None
+    worst: str | None  # the tensor that has it: "output", or the one whose gradient it is
+    passed: bool  # all errors are within their tolerances
+    failure: str | None = None  # why it did not run; then there are no errors
 
 
-@dataclass(frozen=True)
+@dataclass
 class Result:
-    """What is found out about one candidate in one setting.
-
-    Attributes:
-        setting: case, mode, dtype, batch.
-        name: of the candidate.
-        cost: of a model; None for a layer.
-        timing: None if it did not run to the end.
-        peak: None if memory was not measured.
-        failure: why there are no times.
-        host_seconds: until a model's call on a GPU returns, its work launched; None elsewhere.
-        check: None where nothing is checked, and for what did not run.
-        remark: of what runs as it should.
-    """
+    """What is found out about one candidate in one setting."""
 
     setting: Setting
     name: str
-    cost: Cost | None = None
-    timing: Timing | None = None
-    peak: Peak | None = None
-    failure: str | None = None
-    host_seconds: float | None = None
-    check: Check | None = None
-    remark: str | None = None
+    cost: Cost | None = None  # None for a layer
+    times: tuple[float, ...] | None = None  # seconds of each round; None: it did not run to the end
+    peak: Peak | None = None  # None where memory was not measured
+    failure: str | None = None  # why there are no times
+    host_seconds: float | None = None  # until a call on a GPU returns, its work launched
+    check: Check | None = None  # None where nothing is checked, and for what did not run
+    remark: str | None = None  # on what runs as it should
 
     @property
     def seconds(self) -> float | None:
         """The median time of a call."""
-        return self.timing.median if self.timing else None
+        return statistics.median(self.times) if self.times else None
 
     @property
     def quartiles(self) -> tuple[float, float] | tuple[None, None]:
-        return self.timing.quartiles if self.timing else (None, None)
+        """The first and the third of the times, in seconds."""
+        if not self.times or len(self.times) == 1:
+            return self.seconds, self.seconds
+        first, _, third = statistics.quantiles(self.times, n=4, method="inclusive")
+        return first, third
 
     @property
     def peak_bytes(self) -> int | None:
@@ -155,12 +121,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All results, and what they are compared with.
-
-    Attributes:
-        results: one for each candidate and setting.
-        baseline: the candidate that speed-ups are over.
-    """
+    """All results, one for each candidate and setting, and the name of the speed-ups' baseline."""
 
     results: Sequence[Result]
     baseline: str
@@ -184,11 +145,11 @@ class Comparison:
 
         The baseline may have failed its own: plain code loses its gradients' digits in pure bf16.
         """
-        if result.timing is None or (result.check is not None and not result.check.passed):
+        if result.times is None or (result.check is not None and not result.check.passed):
             return None
         for other in self.results:
             if other.name == self.baseline and other.setting == result.setting:
-                return other.timing and paired_speedup(other.timing, result.timing)
+                return other.times and paired_speedup(other.times, result.times)
         return None
 
 
@@ -196,7 +157,7 @@ class Comparison:
 class Work:
     """One call of a candidate: forward, or forward and backward.
 
-    Attributes:
+    Args:
         setting: mode, dtype and device.
         forward: computes the outputs, tensors in whatever lists and dicts.
         leaves: what the backward pass is to differentiate.
@@ -241,15 +202,11 @@ class Benchmark:
       candidates of a setting, the second is their name;
     - ``row(comparison, result)``: flat, for a CSV file; None where there is nothing;
     - ``content(comparison, how)``: for a JSON file, how it was measured, and the times of all rounds;
-    - ``draw(comparison, title, path)``: a picture; the suffix says the format.
-
-    Attributes:
-        explanation: what the columns of the tables mean.
-        times_host: measure :attr:`Result.host_seconds` on a GPU.
+    - ``draw(comparison, title, path)``: a PNG.
     """
 
-    explanation: ClassVar[str]
-    times_host: ClassVar[bool] = False
+    explanation: ClassVar[str]  # of the tables' columns
+    times_host: ClassVar[bool] = False  # measure :attr:`Result.host_seconds` on a GPU
 
     def build(self, setting: Setting, candidate: Any) -> Work:
         """A candidate with inputs of its own, the same for the same setting."""
@@ -276,25 +233,15 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class BenchmarkPlan:
-    """How to measure.
+    """How to measure."""
 
-    Attributes:
-        benchmark: the kind of the candidates.
-        candidates: what to compare.
-        rounds: in each, every candidate runs once.
-        warmup: calls of each before the first round.
-        memory: measure peak memory.
-        max_seconds: leave out what would take longer a call; None: nothing.
-        max_memory: bytes that a call may take beyond weights and inputs; on CUDA, that torch may take in
-            all. None: what is free.
-    """
-
-    benchmark: Benchmark
+    benchmark: Benchmark  # the kind of the candidates
     candidates: Sequence[Any]
-    rounds: int
-    warmup: int
-    memory: bool
-    max_seconds: float | None
+    rounds: int  # in each, every candidate runs once
+    warmup: int  # calls of each before the first round
+    memory: bool  # measure its peak
+    max_seconds: float | None  # leave out what would take longer a call; None: nothing
+    # Bytes that a call may take beyond weights and inputs; on CUDA, torch in all. None: what is free.
     max_memory: int | None = None
 
     @property
@@ -334,19 +281,11 @@ def benchmark_setting(
     earlier: Sequence[Result],
     advance: Callable[[str, int], object],
 ) -> list[Result]:
-    """Measure all candidates in one setting.
+    """Measure all candidates in one setting; returns a result for each, in their order.
 
     What fails, takes too much memory or would take too long is recorded. On the CPU memory comes first,
-    in processes of its own: what fails or is killed there is not run here.
-
-    Args:
-        setting: case and the rest.
-        plan: how to measure.
-        earlier: results from before, to tell what would take too long.
-        advance: called with what is done and a number of steps, after these.
-
-    Returns:
-        One result for each candidate, in their order.
+    in processes of its own: what fails or is killed there is not run here. ``earlier`` are results from
+    before, to tell what would take too long; ``advance`` is called with what is done and its steps.
     """
     torch.compiler.reset()
     benchmark, device = plan.benchmark, torch.device(setting.device)
@@ -355,26 +294,24 @@ def benchmark_setting(
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(plan.max_memory / total, 1.0), device)
 
-    results: dict[Any, Result] = {}
-    for candidate in plan.candidates:
-        result, peak = benchmark.start(setting, candidate), None
-        failure = benchmark.reason_to_skip(result, earlier, plan.max_seconds)
-        if plan.memory and not on_cuda and failure is None:
-            peak = peak_in_fresh_process(
+    results = {candidate: benchmark.start(setting, candidate) for candidate in plan.candidates}
+    for candidate, result in results.items():
+        result.failure = benchmark.reason_to_skip(result, earlier, plan.max_seconds)
+        if plan.memory and not on_cuda and result.failure is None:
+            result.peak = peak_in_fresh_process(
                 benchmark.build,
                 setting,
                 candidate,
                 threads=torch.get_num_threads(),
                 most_bytes=plan.max_memory or available_memory(),
             )
-            failure = None if peak.failure == LINUX_ONLY else peak.failure
-        results[candidate] = replace(result, peak=peak, failure=failure)
+            result.failure = None if result.peak.failure == LINUX_ONLY else result.peak.failure
         advance(f"{candidate}: memory", 1)
 
     check = benchmark.checker(setting)
     for candidate, result in results.items():
         if result.failure is None:
-            results[candidate] = replace(result, check=check(candidate))
+            result.check = check(candidate)
         advance(f"{candidate}: check", 1)
     del check
     _release(on_cuda)
@@ -386,7 +323,7 @@ def benchmark_setting(
             try:
                 calls[candidate] = build(candidate)
             except Exception as error:
-                results[candidate] = replace(result, failure=describe_failure(error))
+                result.failure = describe_failure(error)
     steps = len(plan.candidates) * (plan.warmup + plan.rounds)
     clock = clock_of(device)
 
@@ -397,21 +334,15 @@ def benchmark_setting(
         advance("times", 1)
         return seconds
 
-    timings, failures = alternate(calls, plan.rounds, plan.warmup, telling_clock)
+    times, failures = alternate(calls, plan.rounds, plan.warmup, telling_clock)
     for candidate in calls:
-        peak, host = results[candidate].peak, None
-        if on_cuda and candidate in timings:
+        result = results[candidate]
+        result.times, result.failure = times.get(candidate), failures.get(candidate)
+        if on_cuda and result.times:
             if benchmark.times_host:
-                host = host_seconds(calls[candidate], device, plan.rounds)
+                result.host_seconds = host_seconds(calls[candidate], device, plan.rounds)
             if plan.memory and benchmark.measures_memory(candidate):
-                peak = peak_on_cuda(calls[candidate], device)
-        results[candidate] = replace(
-            results[candidate],
-            timing=timings.get(candidate),
-            host_seconds=host,
-            peak=peak,
-            failure=failures.get(candidate),
-        )
+                result.peak = peak_on_cuda(calls[candidate], device)
     advance("times", steps)
     del build
     calls.clear()

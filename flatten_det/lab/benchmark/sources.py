@@ -71,11 +71,7 @@ class Size:
 
 
 def find_size(text: str) -> Size:
-    """The size of ``512`` (a square) or ``800x1280`` (height x width).
-
-    Raises:
-        UserError: if it is neither.
-    """
+    """The size of ``512`` (a square) or ``800x1280`` (height x width); UserError if the text is neither."""
     found = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
     if not found or 0 in (size := Size(int(found[1]), int(found[2] or found[1]))).hw:
         raise UserError(f"--sizes {text}: give pixels, such as 512, or height x width: 800x1280")
@@ -88,15 +84,14 @@ def short_name(model: str) -> str:
     if config is None:
         return model
     path, options = config
-    # Of the key, what follows the last dot; of the value, all.
+    # What follows the last dot of a key, and all of its value.
     return " ".join([Path(path).stem, *(re.sub(r"^[^=]*\.", "", option) for option in options)])
 
 
 def as_config(model: str) -> tuple[str, list[str]] | None:
     """Path and ``KEY=VALUE`` options of a model that is a config; None for others.
 
-    Raises:
-        UserError: if brackets or quotes of the options are not closed.
+    UserError if brackets or quotes of the options are not closed.
     """
     parts = re.fullmatch(r"[\"']?(.+?\.py)[\"']?(?:\s+(.*))?", model.strip(), re.DOTALL)
     if parts is not None:
@@ -115,30 +110,22 @@ def as_config(model: str) -> tuple[str, list[str]] | None:
 
 @dataclass(frozen=True)
 class Source:
-    """A model that can be built.
+    """A model that can be built."""
 
-    Attributes:
-        build: makes it for images of a size, with random weights, on torch's default device.
-        whole: a detector or segmentor rather than a backbone.
-    """
-
-    build: Callable[[Size], nn.Module]
-    whole: bool = False
+    build: Callable[[Size], nn.Module]  # for a size, with random weights, on torch's default device
+    whole: bool = False  # a detector or segmentor rather than a backbone
 
 
 def find_source(name: str) -> Source:
-    """The model of a name; nothing is built yet.
+    """The model of a name; nothing is built yet, and a UserError says that there is no such model.
+
+    - ``flatten-pvt-t`` and all other :data:`~flatten_det.backbones.BACKBONES`;
+    - ``mmdet:swin-t`` and all of :data:`MMDET`;
+    - ``timm:NAME`` of a model with features;
+    - ``torchvision:NAME`` of a classification model, whose head is left out;
+    - the path of a config file (``.py``), and after it, by spaces, fields to override as ``KEY=VALUE``.
 
     Drop path is off everywhere: else training would differ by luck and by configuration.
-
-    Args:
-        name: ``flatten-pvt-t`` and all other :data:`~flatten_det.backbones.BACKBONES`; ``mmdet:swin-t``
-            and all of :data:`MMDET`; ``timm:NAME`` of a model with features; ``torchvision:NAME`` of a
-            classification model, whose head is left out; the path of a config file (``.py``), and after it,
-            separated by spaces, fields to override as ``KEY=VALUE``.
-
-    Raises:
-        UserError: if there is no such model.
     """
     config = as_config(name)
     if config is not None:
@@ -149,60 +136,51 @@ def find_source(name: str) -> Source:
     if not separator:
         _require(name, name, BACKBONES, "give one of flatten_det's, LIBRARY:NAME, or a config file")
         return Source(lambda size: build_backbone(name))
-    finders = {"mmdet": _find_mmdet, "timm": _find_timm, "torchvision": _find_torchvision}
-    if library not in finders:
-        raise UserError(f"--models {name}: models come from {', '.join(finders)}, not {library}")
-    build = finders[library](name, model)
-    return Source(lambda size: _without_drop_path(build(size)))
+    if library == "mmdet":
+        known, hint, build = MMDET, f"of mmdet there are {', '.join(MMDET)}", _build_mmdet
+    elif library == "timm":
+        known, hint, build = timm.list_models(), "see timm.list_models()", _build_timm
+    elif library == "torchvision":
+        known = torchvision.models.list_models(module=torchvision.models)
+        hint, build = "see torchvision.models.list_models()", _build_torchvision
+    else:
+        raise UserError(
+            f"--models {name}: models come from mmdet, timm, torchvision, not {library}"
+        )
+    # What follows a dot in timm's names is the tag of weights.
+    _require(name, model.partition(".")[0] if library == "timm" else model, known, hint)
+    return Source(lambda size: _without_drop_path(build(model, size)))
 
 
-def _find_mmdet(name: str, model: str) -> Callable[[Size], nn.Module]:
-    _require(name, model, MMDET, f"of mmdet there are {', '.join(MMDET)}")
+def _build_mmdet(model: str, size: Size) -> nn.Module:
     backbone = get_config(f"mmdet::{MMDET[model]}").model.backbone
     config = ConfigDict(backbone, out_indices=(0, 1, 2, 3), init_cfg=None)
     if "frozen_stages" in config:
         config.frozen_stages = -1
-
-    def build(size: Size) -> nn.Module:
-        # Whatever was built before may have left another scope.
-        with DefaultScope.overwrite_default_scope("mmdet"):
-            return MODELS.build(config)
-
-    return build
+    # Whatever was built before may have left another scope.
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        return MODELS.build(config)
 
 
-def _find_timm(name: str, model: str) -> Callable[[Size], nn.Module]:
-    _require(name, model.partition(".")[0], timm.list_models(), "see timm.list_models()")
+def _build_timm(model: str, size: Size) -> nn.Module:
     create = partial(timm.create_model, model, features_only=True)
-
-    def build(size: Size) -> nn.Module:
-        # Windows, grids of positions and checks of the input are made for a size, in models that have one.
-        try:
-            return create(img_size=size.hw)
-        except TypeError as error:
-            if "img_size" not in str(error):
-                raise
-            return create()
-
-    return build
+    # Windows, grids of positions and checks of the input are made for a size, in models that have one.
+    try:
+        return create(img_size=size.hw)
+    except TypeError as error:
+        if "img_size" not in str(error):
+            raise
+        return create()
 
 
-def _find_torchvision(name: str, model: str) -> Callable[[Size], nn.Module]:
-    known = torchvision.models.list_models(module=torchvision.models)
-    _require(name, model, known, "see torchvision.models.list_models()")
-
-    def build(size: Size) -> nn.Module:
-        classifier = torchvision.models.get_model(model, weights=None)
-        if hasattr(classifier, "features"):
-            return classifier.features
-        stages = [f"layer{number}" for number in range(1, 5)]
-        if all(hasattr(classifier, stage) for stage in stages):
-            return create_feature_extractor(classifier, stages)
-        raise ValueError(
-            f"torchvision's {model} has no part that gives feature maps of any image size"
-        )
-
-    return build
+def _build_torchvision(model: str, size: Size) -> nn.Module:
+    classifier = torchvision.models.get_model(model, weights=None)
+    if hasattr(classifier, "features"):
+        return classifier.features
+    stages = [f"layer{number}" for number in range(1, 5)]
+    if all(hasattr(classifier, stage) for stage in stages):
+        return create_feature_extractor(classifier, stages)
+    raise ValueError(f"torchvision's {model} has no part that gives feature maps of any image size")
 
 
 def _without_drop_path(model: nn.Module) -> nn.Module:

@@ -2,8 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 
@@ -13,54 +12,21 @@ Call = Callable[[], object]
 Clock = Callable[[Call], float]
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Times of one candidate.
-
-    Attributes:
-        seconds: one for each round.
-    """
-
-    seconds: tuple[float, ...]
-
-    @property
-    def median(self) -> float:
-        """In seconds."""
-        return statistics.median(self.seconds)
-
-    @property
-    def quartiles(self) -> tuple[float, float]:
-        """The first and the third, in seconds."""
-        if len(self.seconds) == 1:
-            return self.seconds[0], self.seconds[0]
-        first, _, third = statistics.quantiles(self.seconds, n=4, method="inclusive")
-        return first, third
-
-
-def paired_speedup(baseline: Timing, candidate: Timing) -> float:
+def paired_speedup(baseline: Sequence[float], candidate: Sequence[float]) -> float:
     """The median over the rounds of baseline time / candidate time of the same round.
 
     Unlike the ratio of two medians it does not mix rounds, between which a shared machine changes.
     """
-    pairs = zip(baseline.seconds, candidate.seconds, strict=True)
-    return statistics.median(ours / theirs for ours, theirs in pairs)
+    return statistics.median(b / c for b, c in zip(baseline, candidate, strict=True))
 
 
 def alternate(
     calls: dict[Hashable, Call], rounds: int, warmup: int, clock: Clock
-) -> tuple[dict[Hashable, Timing], dict[Hashable, str]]:
-    """Time candidates in rounds; in each, every candidate runs once.
+) -> tuple[dict[Hashable, tuple[float, ...]], dict[Hashable, str]]:
+    """Time candidates in rounds; in each, every candidate runs once, after ``warmup`` calls of each.
 
-    The order rotates from round to round, so that no candidate always follows the same one.
-
-    Args:
-        calls: what to time, by name.
-        rounds: at least 1.
-        warmup: calls of each candidate before the first round.
-        clock: see :func:`clock_of`.
-
-    Returns:
-        Times by name, and what went wrong by name. A candidate is in exactly one of them.
+    The order rotates from round to round, so that no candidate always follows the same one. Returns seconds
+    of the rounds by name, and what went wrong by name; a candidate is in one of them.
     """
     names = list(calls)
     seconds: dict[Hashable, list[float]] = {name: [] for name in names}
@@ -81,8 +47,7 @@ def alternate(
         for name in names[start:] + names[:start]:
             if name not in failures:
                 run(name, seconds[name])
-    timings = {name: Timing(tuple(s)) for name, s in seconds.items() if name not in failures}
-    return timings, failures
+    return {name: tuple(s) for name, s in seconds.items() if name not in failures}, failures
 
 
 def clock_of(device: torch.device) -> Clock:
@@ -127,5 +92,5 @@ def copy_bandwidth(device: torch.device) -> float:
     size = COPIED_BYTES[device.type]
     source = torch.zeros(size, dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
-    timings, _ = alternate({"copy": lambda: target.copy_(source)}, 10, 2, clock_of(device))
-    return 2 * size / timings["copy"].median
+    times, _ = alternate({"copy": lambda: target.copy_(source)}, 10, 2, clock_of(device))
+    return 2 * size / statistics.median(times["copy"])

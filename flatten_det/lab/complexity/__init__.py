@@ -8,12 +8,11 @@ linear layers, ``@``, ``einsum``, convolutions (depthwise, transposed and deform
 attention as its two products whatever kernel computes it, and focused linear attention as one operator
 with its products; its depthwise convolution is a module of its own, which a counter sees called.
 
-Not counted, as in papers: a few operations an element, which are biases, norms, activations, softmax,
-pooling and resizing, and the focused map's powers; post-processing such as NMS; auxiliary heads.
+Not counted, as in papers: biases, norms, activations, softmax, pooling, resizing and the focused map's
+powers; post-processing such as NMS; auxiliary heads.
 
-Named, because there is no formula (:attr:`Complexity.uncounted`): every other operator that runs. That
-is sampling (:data:`SAMPLING`), as in deformable attention, and what nothing is known of, such as an
-operator of an extension. ``torch.utils.flop_counter.register_flop_formula`` gives it one. What a compiled
+Named, because there is no formula (:attr:`Complexity.uncounted`): sampling (:data:`SAMPLING`), as in
+deformable attention, and what nothing is known of, such as an operator of an extension. What a compiled
 mmcv runs does not pass torch's dispatcher: nobody sees it.
 
 :mod:`~flatten_det.lab.complexity.paper` counts as published numbers do.

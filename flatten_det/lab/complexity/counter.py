@@ -63,35 +63,23 @@ SAMPLING = frozenset(
 class Complexity:
     """What a module costs.
 
-    Attributes:
-        parameters: all parameters of the module, trained or not.
-        macs: multiply-adds. Papers, MMDetection and MMSegmentation call this number FLOPs; it is half of
-            the floating-point operations. Norms, activations, resizing and sampling are not in it.
-        macs_by_module: multiply-adds by a submodule's dotted name, including those of what it calls;
-            ``""`` is the whole. A submodule that another one calls, such as DINO's box branches by its
-            decoder, is in the numbers of both.
-        parameters_by_module: parameters, likewise, in the order of the modules, called or not.
-        macs_by_operator: multiply-adds by the operator's name, such as ``aten.bmm``.
-        uncounted: calls of the operators that no formula is known for, by name, such as
-            ``torchvision.roi_align``. ``macs`` lacks what they do.
+    Modules go by dotted names, ``""`` is the whole; each number has those of what it calls. A submodule
+    that another one calls, such as DINO's box branches by its decoder, is in the numbers of both.
     """
 
-    parameters: int
-    macs: int
+    parameters: int  # all of the module, trained or not
+    macs: int  # multiply-adds
     macs_by_module: dict[str, int]
-    parameters_by_module: dict[str, int]
-    macs_by_operator: dict[str, int]
+    parameters_by_module: dict[str, int]  # in the order of the modules, called or not
+    macs_by_operator: dict[str, int]  # by names such as aten.bmm
+    # Calls of the operators that no formula is known for, such as torchvision.roi_align.
     uncounted: dict[str, int]
 
 
 def count_macs(module: nn.Module, call: Callable[[], Any]) -> Complexity:
-    """Count what a call does, in evaluation mode and without gradients.
+    """Count what a call of the module, or of those of its submodules that count, does.
 
-    Attention counts as its two matrix products, whichever kernel would compute it.
-
-    Args:
-        module: the module whose parameters and submodules are meant.
-        call: runs it, or those of its submodules that count.
+    It runs in evaluation mode and without gradients. Attention counts as its two products in any kernel.
     """
     was_training = module.training
     fast_path = torch.backends.mha.get_fastpath_enabled()

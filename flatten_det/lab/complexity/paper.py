@@ -50,22 +50,14 @@ _METHODS = {
 
 @dataclass(frozen=True)
 class Published:
-    """A model in Table 1 (ADE20K) or 2 (COCO) of arXiv 2308.00442.
+    """A model in Table 1 (ADE20K) or 2 (COCO) of arXiv 2308.00442."""
 
-    Attributes:
-        title: backbone and method.
-        config: of the zoo, relative to the checkout.
-        size: ``(H, W)`` of the image in pixels.
-        gflops: multiply-adds in G, as reported.
-        mparams: parameters in M, as reported.
-        changes: what makes the config's backbone the one that is meant.
-    """
-
-    title: str
-    config: str
-    size: tuple[int, int]
-    gflops: int
-    mparams: int
+    title: str  # backbone and method
+    config: str  # of the zoo, relative to the checkout
+    size: tuple[int, int]  # (H, W) of the image in pixels
+    gflops: int  # multiply-adds in G, as reported
+    mparams: int  # parameters in M, as reported
+    # What makes the config's backbone the one that is meant.
     changes: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -109,19 +101,12 @@ def find_published(config: str) -> Published | None:
 
 @dataclass(frozen=True)
 class PaperCount:
-    """One model, counted in both styles.
+    """One model, counted in both styles."""
 
-    Attributes:
-        size: ``(H, W)`` of the image in pixels.
-        complete: everything that runs.
-        modules: what mmcv's counter, which follows modules, finds.
-        softmax: the two products of the softmax baseline's attention in the backbone.
-    """
-
-    size: tuple[int, int]
-    complete: Complexity
-    modules: int
-    softmax: int
+    size: tuple[int, int]  # (H, W) of the image in pixels
+    complete: Complexity  # everything that runs
+    modules: int  # what mmcv's counter, which follows modules, finds
+    softmax: int  # the two products of the softmax baseline's attention in the backbone
 
     @property
     def paper_style(self) -> int:
@@ -131,10 +116,8 @@ class PaperCount:
 def count_as_published(cfg: Config, size: tuple[int, int], **backbone: Any) -> PaperCount:
     """Count a model on ``(H, W)`` pixels completely, and as the paper did.
 
-    ``backbone`` has arguments that replace or extend those of the config's backbone.
-
-    Raises:
-        ValueError: for a model that cannot be counted.
+    ``backbone`` has arguments that replace or extend those of the config's. ValueError for a model that
+    cannot be counted.
     """
     model = build_without_values(cfg, **backbone)
     with _modules_counted(model) as counts:
@@ -177,16 +160,10 @@ def _modules_counted(model: nn.Module) -> Iterator[dict[str, int]]:
 
 @dataclass(frozen=True)
 class PaperComparison:
-    """One model beside what the paper reports for it.
-
-    Attributes:
-        title: what it is called.
-        published: None: the paper reports nothing for it, at this size.
-        count: ours, in both styles.
-    """
+    """One model beside what the paper reports for it."""
 
     title: str
-    published: Published | None
+    published: Published | None  # None: the paper reports nothing for it, at this size
     count: PaperCount
 
     @property
@@ -208,11 +185,7 @@ class PaperComparison:
 
 
 def compare_published() -> Iterator[PaperComparison]:
-    """All models of the paper's Tables 1 and 2, from their configs.
-
-    Raises:
-        UserError: a config cannot be read.
-    """
+    """All models of the paper's Tables 1 and 2, from their configs."""
     for published in PUBLISHED:
         cfg = load_config(Path(published.config).stem)
         count = count_as_published(cfg, published.size, **published.changes)
@@ -220,14 +193,9 @@ def compare_published() -> Iterator[PaperComparison]:
 
 
 def compare_config(target: Target, size: tuple[int, int] | None) -> PaperComparison:
-    """A config beside what the paper reports for it.
+    """A config beside what the paper reports for it, at the paper's size, or else the config's own.
 
-    Args:
-        target: of a config.
-        size: ``(H, W)`` of the image in pixels; None: the paper's, or else the config's own.
-
-    Raises:
-        UserError: it is the name of a backbone, or a model that cannot be counted.
+    UserError for the name of a backbone, or a model that cannot be counted.
     """
     if target.cfg is None:
         raise UserError(

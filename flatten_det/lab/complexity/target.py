@@ -32,17 +32,11 @@ _HEADS = ("decode_head", "panoptic_head", "bbox_head")
 
 @dataclass(frozen=True)
 class Target:
-    """A config or a backbone.
+    """A config or a backbone."""
 
-    Attributes:
-        name: as given.
-        cfg: of the config file; None: ``name`` is a backbone.
-        is_changed: options on the command line changed the config.
-    """
-
-    name: str
-    cfg: Config | None
-    is_changed: bool = False
+    name: str  # as given
+    cfg: Config | None  # of the config file; None: `name` is a backbone
+    is_changed: bool = False  # options on the command line changed the config
 
     def size(self) -> tuple[int, int]:
         """``(H, W)`` of the images if nothing else is said: the config's, or 224x224."""
@@ -52,11 +46,7 @@ class Target:
             return training_size(self.cfg)
 
     def count(self, size: tuple[int, int]) -> Complexity:
-        """Count it for images of ``(H, W)`` pixels.
-
-        Raises:
-            UserError: it is no model that can be counted.
-        """
+        """Count it for images of ``(H, W)`` pixels; UserError for what is no model that can be counted."""
         if self.cfg is None:
             with torch.device("meta"):
                 backbone = build_backbone(self.name)
@@ -66,11 +56,7 @@ class Target:
 
 
 def find_target(text: str, cfg_options: dict[str, Any] | None = None) -> Target:
-    """The config file or backbone that is meant.
-
-    Raises:
-        UserError: it is neither, the file cannot be read, or it has no model.
-    """
+    """The config file or backbone that is meant; UserError for what is neither, or has no model."""
     if text in BACKBONES:
         if cfg_options:
             raise UserError(f"--cfg-options changes configs, and {text} is a backbone: drop it")
@@ -90,10 +76,8 @@ def find_target(text: str, cfg_options: dict[str, Any] | None = None) -> Target:
 def training_size(cfg: Config) -> tuple[int, int]:
     """``(H, W)`` in pixels of the images, or crops, that a config trains on.
 
-    Where they vary, it is the size that it tests at, or what papers count it as.
-
-    Raises:
-        UserError: the config does not say.
+    Where they vary, it is the size that it tests at, or what papers count it as. UserError if the config
+    does not say.
     """
     preprocessor = cfg.model.get("data_preprocessor") or {}
     fixed = [preprocessor, *(preprocessor.get("batch_augments") or ())]
@@ -130,10 +114,7 @@ def build_without_values(cfg: Config, **backbone: Any) -> nn.Module:
 
 
 def count_backbone(backbone: nn.Module, size: tuple[int, int]) -> Complexity:
-    """Count a backbone on an image of ``(H, W)`` pixels.
-
-    It is built on the meta device (``with torch.device("meta")``), and of no other use afterwards.
-    """
+    """Count a backbone, built on the meta device and of no other use afterwards, on ``(H, W)`` pixels."""
     return _count_by_shapes(backbone, size, backbone)
 
 
@@ -143,10 +124,8 @@ def count_model(model: nn.Module, size: tuple[int, int]) -> Complexity:
     Counted are the backbone, the neck and the heads that predict: of a two-stage detector the RPN, each
     box head on 1000 proposals and each mask head on 100 detections. A segmentor's auxiliary head counts
     as parameters only. Nothing is computed, except for DETR's and MaskFormer's relatives: what these
-    run depends on values, so that they take seconds. The model is built as for :func:`count_backbone`.
-
-    Raises:
-        ValueError: for a model of another make.
+    run depends on values, so that they take seconds. The model is built as for :func:`count_backbone`;
+    ValueError for one of another make.
     """
     # An image without padding.
     metainfo = dict(img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size)

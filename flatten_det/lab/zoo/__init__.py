@@ -31,17 +31,11 @@ _CURE = "run tools/update_zoo.py"
 
 @dataclass(frozen=True)
 class Zoo:
-    """The zoo's files as they should be.
+    """The zoo's files as they should be."""
 
-    Attributes:
-        files: path relative to the checkout -> content.
-        stale: one line for each difference of the files on disk, which writing ``files`` removes.
-        wrong: one line for each fault that only a person can put right.
-    """
-
-    files: dict[str, str]
-    stale: list[str]
-    wrong: list[str]
+    files: dict[str, str]  # path relative to the checkout -> content
+    stale: list[str]  # one line for each difference of the files on disk, which writing removes
+    wrong: list[str]  # one line for each fault that only a person can put right
 
     def write(self, root: Path) -> None:
         """Write the files into the checkout ``root``."""
@@ -50,15 +44,11 @@ class Zoo:
 
 
 def inspect_zoo(root: Path, count: bool = True) -> Zoo:
-    """Compute the metafiles, the model index and the zoo page from the configs.
+    """Compute the metafiles, the model index and the zoo page from the configs of the checkout ``root``.
 
-    Args:
-        root: the checkout.
-        count: count the parameters and FLOPs of all models, which takes minutes. False: believe what
-            the metafiles say, and count what they lack.
-
-    Raises:
-        UserError: a config or a metafile cannot be read, or something in a model cannot be counted.
+    ``count`` counts the parameters and FLOPs of all models, which takes minutes; False: believe what the
+    metafiles say, and count what they lack. UserError for a config or metafile that cannot be read, and for
+    a model that cannot be counted.
     """
     found = {path: read_metafile(root, path) for path in METAFILES}
     paths = find_configs(root)

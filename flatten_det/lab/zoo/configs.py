@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from inspect import signature
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -107,13 +108,7 @@ def _base_name(backbone: str) -> tuple[str, str, str]:
 
 @dataclass(frozen=True)
 class ZooConfig:
-    """One config file.
-
-    Attributes:
-        path: relative to the checkout, with forward slashes.
-        backbone: short name.
-        cfg: its content.
-    """
+    """One config file: its path relative to the checkout, its backbone's short name and its content."""
 
     path: str
     backbone: str
@@ -134,31 +129,23 @@ class ZooConfig:
             length = {"Epochs": cfg.train_cfg.max_epochs * repeats}
         else:
             length = {"Iterations": cfg.train_cfg.max_iters}
+        batch_size = cfg.get("auto_scale_lr", {}).get("base_batch_size")
+        if not batch_size:
+            # MMSegmentation says it in the file's name only: GPUs x images.
+            batch_size = prod(map(int, re.search(r"_(\d+)xb(\d+)-", self.name).groups()))
         height, width = training_size(cfg)
         return {
             "Training Data": DATASETS[dataset.type],
             **length,
-            "Batch Size": self._batch_size(),
+            "Batch Size": batch_size,
             "Architecture": [title_of(self.backbone), METHODS[self.path.split("/")[1]]],
             "Input Size": f"{height}x{width}",
             **_describe_pretraining(self.backbone, cfg.model.backbone.init_cfg.checkpoint),
         }
 
-    def _batch_size(self) -> int:
-        """Over all GPUs; MMSegmentation says it in the file's name only."""
-        base = self.cfg.get("auto_scale_lr", {}).get("base_batch_size")
-        if base:
-            return base
-        gpus, images = re.search(r"_(\d+)xb(\d+)-", self.name).groups()
-        return int(gpus) * int(images)
-
 
 def read_config(root: Path, path: str) -> ZooConfig:
-    """Read one of :func:`find_configs`.
-
-    Raises:
-        UserError: it cannot be read, or its name and its backbone are not the same.
-    """
+    """Read one of :func:`find_configs`; UserError if its name and its backbone are not the same."""
     backbone = backbone_of(path)
     if backbone is None:
         raise UserError(
@@ -193,16 +180,7 @@ def _identity(backbone: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _describe_pretraining(backbone: str, checkpoint: str) -> dict[str, str | int | float]:
-    """The metadata of a config's ImageNet weights.
-
-    ``Pretraining Weights``: ``checkpoint``. ``Pretraining Source``: where to get it, or
-    :data:`NOT_RELEASED`. ``Pretraining Resolution`` in pixels. ``Pretraining Top 1 Accuracy`` in percent,
-    as reported, where it is.
-
-    Args:
-        backbone: short name.
-        checkpoint: file or URL of the config's ``init_cfg``.
-    """
+    """The metadata of a config's ImageNet weights, the accuracy in percent where it is reported."""
     official = OFFICIAL_CHECKPOINTS.get(backbone.replace("-", "_"))
     if checkpoint.startswith("https://"):
         source, top1 = checkpoint, _BASELINE_TOP1.get(backbone)

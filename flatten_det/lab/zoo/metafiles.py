@@ -22,12 +22,7 @@ _FLOPS_STEP = 10_000_000  # The zoo page shows hundredths of G.
 
 
 def read_metafile(root: Path, path: str) -> dict[str, Any]:
-    """The content of a metafile.
-
-    Raises:
-        UserError: it is missing, no YAML, or its ``Collections``, ``Models`` or ``Results`` are
-            no lists.
-    """
+    """The content of a metafile; UserError if it is missing, no YAML, or has no lists where it needs them."""
     try:
         content = yaml.safe_load((root / path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -65,15 +60,10 @@ def misfits(path: str, content: dict[str, Any]) -> Iterator[str]:
 
 
 def make_entry(config: ZooConfig, old: dict[str, Any], count: bool) -> dict[str, Any]:
-    """The entry of a config: what is computed, then what ``old`` has besides.
+    """The entry of a config: what is computed, then what its entry so far, ``old``, has besides.
 
-    Args:
-        config: the config.
-        old: its entry so far; empty: none.
-        count: count parameters and FLOPs. False: only if ``old`` does not have them for this input size.
-
-    Raises:
-        UserError: something in the model cannot be counted.
+    ``count`` counts parameters and FLOPs, else only if ``old`` does not have them for this input size.
+    UserError if something in the model cannot be counted.
     """
     metadata = config.metadata()
     before = old.get("Metadata", {})

@@ -45,11 +45,7 @@ family of backbones: {{metafiles}}.
 
 
 def render_page(metafiles: dict[str, dict[str, Any]]) -> str:
-    """The zoo page.
-
-    Args:
-        metafiles: path relative to the checkout -> content.
-    """
+    """The zoo page from the contents of the metafiles, by path relative to the checkout."""
     names = ", ".join(
         f"[{PurePosixPath(path).parent.name}]({_from_page(path)})" for path in metafiles
     )
@@ -122,12 +118,9 @@ def _from_page(path: str) -> str:
 
 
 def dead_links(page: Path, text: str, planned: Container[Path] = ()) -> list[str]:
-    """The relative links of a page that lead to no file or folder.
+    """The relative links of a page's ``text`` that lead to no file or folder.
 
-    Args:
-        page: where the page is, or will be.
-        text: its content.
-        planned: resolved paths of files that will exist.
+    ``page`` is where it is, or will be; ``planned`` are resolved paths of files that will exist.
     """
     dead = []
     for link in dict.fromkeys(_LINK.findall(text)):

@@ -12,18 +12,17 @@ import torch
 from mmengine.config import Config
 
 from flatten_det.errors import UserError
-from flatten_det.lab.ablation import jobs as team
-from flatten_det.lab.ablation import jobs as worker
+from flatten_det.files.atomic import write_atomically
+from flatten_det.lab.ablation import jobs
 from flatten_det.lab.ablation.grid import Run
 from flatten_det.lab.ablation.jobs import finish_all
-from flatten_det.lab.ablation.run import TO_CONTINUE, Finished, Validation
-from flatten_det.lab.benchmark.report import write_text
+from flatten_det.lab.ablation.run import TO_CONTINUE, Finished
 from flatten_det.train.stop import InterruptHook, TrainingInterrupted, TrainingPreempted
 
 
 def _play(run: Run, advance) -> Finished:
     """What the variant's name says, in place of a training."""
-    write_text(str(os.getpid()), run.folder / "pid")
+    write_atomically(run.folder / "pid", str(os.getpid()).encode())
     if run.variant == "building":
         time.sleep(60)
     hook = InterruptHook()
@@ -31,7 +30,7 @@ def _play(run: Run, advance) -> Finished:
         signal.signal(number, hook._on_signal)
     advance(run, 0, 2)
     (run.folder / "trains").touch()
-    if run.variant in ("killed", "mistaken", "broken"):
+    if run.variant in ("killed", "mistaken", "broken", "told"):
         while not (run.folder.parent / "long0" / "trains").exists():
             time.sleep(0.05)
         time.sleep(0.2)  # Until that is known to the other process.
@@ -52,7 +51,8 @@ def _play(run: Run, advance) -> Finished:
             kind = TrainingPreempted if hook._signal == signal.SIGTERM else TrainingInterrupted
             raise kind(f"{run.name}: saved{TO_CONTINUE}")
     advance(run, 2, 2)
-    return Finished(run.variant, run.seed, (Validation(2, {}),), 2, torch.get_num_threads(), 0.1)
+    validation = dict(iteration=2, metrics={})
+    return Finished(run.variant, run.seed, [validation], 2, torch.get_num_threads(), 0.1)
 
 
 @pytest.fixture
@@ -61,8 +61,8 @@ def grid(monkeypatch, tmp_path):
 
     Their processes are forks, which have `_play` and need not import anything.
     """
-    monkeypatch.setattr(team, "CONTEXT", get_context("fork"))
-    monkeypatch.setattr(worker, "finish", _play)
+    monkeypatch.setattr(jobs, "CONTEXT", get_context("fork"))
+    monkeypatch.setattr(jobs, "finish", _play)
     return lambda *variants: [
         Run(variant, seed, tmp_path / f"{variant}{seed}", Config({}))
         for seed, variant in enumerate(variants)
@@ -84,8 +84,7 @@ class Press:
 
     def __init__(self, number: int, trainings: int) -> None:
         self.pressed = False
-        self._number, self._trainings = number, trainings
-        self._names: set[str] = set()
+        self._number, self._trainings, self._names = number, trainings, set()
 
     def __call__(self, run: Run, done: int, total: int) -> None:
         self._names.add(run.name)
@@ -116,8 +115,8 @@ def test_outcomes_are_in_the_order_of_the_grid(grid):
     assert [outcome.seed for outcome in outcomes] == [0, 1, 2]
     # Its own threads are what a played training has for parameters.
     assert [outcome.parameters for outcome in outcomes] == [2, 2, 2]
-    assert {run.name: (0, 2) for run in runs} == {name: p[0] for name, p in progress.items()}
-    assert {run.name: (2, 2) for run in runs} == {name: p[-1] for name, p in progress.items()}
+    for run in runs:
+        assert (progress[run.name][0], progress[run.name][-1]) == ((0, 2), (2, 2))
     # A hundred iterations in a second are told by a few reports.
     assert 4 <= len(progress["slow, seed 0"]) <= 9
     pids = [(run.folder / "pid").read_text() for run in runs]

@@ -49,10 +49,12 @@ def test_softmax_in_all_stages():
     assert FocusedLinearAttention not in _kinds(_backbone(DEIT, "softmax"))
 
 
+def grid_of(config, variants, out, seeds=(0,), **options):
+    return make_grid(variants, seeds, CONFIGS / "ablation", out, options, config)
+
+
 def test_a_grid_of_a_config(tmp_path):
-    runs = make_grid(
-        ("softmax", "p3-k0"), (0, 1), CONFIGS / "ablation", tmp_path, {"max_iters": 7}, QUICKSTART
-    )
+    runs = grid_of(QUICKSTART, ("softmax", "p3-k0"), tmp_path, (0, 1), max_iters=7)
     assert [run.name for run in runs] == [
         *("softmax, seed 0", "p3-k0, seed 0", "softmax, seed 1", "p3-k0, seed 1"),
     ]
@@ -63,22 +65,20 @@ def test_a_grid_of_a_config(tmp_path):
     assert len({run.fingerprint for run in runs}) == 4
 
 
-def test_a_variant_of_a_config_is_named_once(tmp_path):
-    with pytest.raises(UserError, match="variant p3-k5 is given twice"):
-        make_grid(("p3-k5", "p3-k5"), (0,), CONFIGS / "ablation", tmp_path, None, QUICKSTART)
-
-
 @pytest.mark.parametrize("name", ["p3", "p3-k5.py", "linear", "p-3-k5"])
-def test_a_name_that_says_no_variant(name, tmp_path):
+def test_names_that_say_no_variant_or_one_twice(name, tmp_path):
     with pytest.raises(UserError, match=f"variant {name} of --config: give p<focusing factor>"):
-        make_grid((name,), (0,), CONFIGS / "ablation", tmp_path, None, QUICKSTART)
+        grid_of(QUICKSTART, (name,), tmp_path)
+    with pytest.raises(UserError, match="variant p3-k5 is given twice"):
+        grid_of(QUICKSTART, ("p3-k5", "p3-k5"), tmp_path)
 
 
-def test_a_backbone_without_such_attention(tmp_path):
+@pytest.mark.parametrize(
+    ("base", "backbone"),
+    [("_base_ = 'mmseg::_base_/models/fpn_r50.py'\n", "ResNetV1c"), ("", None)],
+)
+def test_a_backbone_without_such_attention(base, backbone, tmp_path):
     config = tmp_path / "resnet.py"
-    config.write_text("_base_ = 'mmseg::_base_/models/fpn_r50.py'\ndefault_scope = 'mmseg'\n")
-    with pytest.raises(UserError, match="its backbone ResNetV1c has no focused linear attention"):
-        make_grid(("p3-k5",), (0,), CONFIGS / "ablation", tmp_path, None, config)
-    config.write_text("default_scope = 'mmseg'\n")
-    with pytest.raises(UserError, match="its backbone None has no"):
-        make_grid(("p3-k5",), (0,), CONFIGS / "ablation", tmp_path, None, config)
+    config.write_text(f"{base}default_scope = 'mmseg'\n")
+    with pytest.raises(UserError, match=f"backbone {backbone} has no focused linear attention"):
+        grid_of(config, ("p3-k5",), tmp_path)

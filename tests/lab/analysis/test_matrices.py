@@ -10,7 +10,7 @@ from flatten_det.backbones.softmax_attention import (
     ShiftedWindowAttention,
     SpatialReductionAttention,
 )
-from flatten_det.lab.analysis.layers import project
+from flatten_det.lab.analysis.layers import Windows, project
 from flatten_det.lab.analysis.matrices import (
     Weights,
     after_stretching,
@@ -21,10 +21,11 @@ from flatten_det.lab.analysis.matrices import (
 )
 
 DIM = 24
+TOKENS, HW_SHAPE = 63, (7, 9)
 
 
-def focused(heads=3, grid=(4, 5), **options):
-    return FocusedLinearAttention(DIM, heads, grid, **options)
+def focused(heads=3, **options):
+    return FocusedLinearAttention(DIM, heads, (4, 5), **options)
 
 
 LAYERS = {
@@ -54,6 +55,10 @@ def make(name: str) -> nn.Module:
     return layer
 
 
+def windows_of(name: str) -> list[Windows]:
+    return project(make(name), torch.randn(TOKENS, DIM), HW_SHAPE)
+
+
 def before_projection(layer: nn.Module, x, hw_shape):
     """What the layer hands to its output projection."""
     seen = []
@@ -78,16 +83,16 @@ def test_matrices_give_the_output_of_the_layer(name, hw_shape):
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_every_token_of_every_head_is_a_query_once(name):
-    windows = project(make(name), torch.randn(63, DIM), (7, 9))
+    windows = windows_of(name)
     for head in {head for part in windows for head in part.heads}:
         tokens = torch.cat([part.tokens.flatten() for part in windows if head in part.heads])
-        assert sorted(tokens[tokens >= 0].tolist()) == list(range(63))
+        assert sorted(tokens[tokens >= 0].tolist()) == list(range(TOKENS))
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_weights_are_positive_and_sum_to_one(name):
     """To less in linear attention, where a query has hardly a positive entry: eps is not small then."""
-    for part in project(make(name), torch.randn(63, DIM), (7, 9)):
+    for part in windows_of(name):
         for variant in variants_of(part):
             matrix = Weights(part, variant).matrix(0, 0)
             assert matrix.shape == (part.queries.shape[1], part.keys.shape[1])
@@ -99,30 +104,33 @@ def test_weights_are_positive_and_sum_to_one(name):
 
 
 def test_rows_and_factors_are_those_of_the_matrix():
-    (part,) = project(make("focused"), torch.randn(63, DIM), (7, 9))
+    (part,) = windows_of("focused")
     rows = torch.tensor([5, 60, 2])
     for variant in variants_of(part):
         weights = Weights(part, variant)
         whole = weights.matrix(0, 1)
         torch.testing.assert_close(weights.matrix(0, 1, rows), whole[rows])
-        both = weights.with_convolution(0, 1, 3)
-        torch.testing.assert_close(weights.with_convolution(0, 1, 3, rows), both[rows])
+        both = weights.matrix(0, 1, channel=3)
+        torch.testing.assert_close(weights.matrix(0, 1, rows, channel=3), both[rows])
         factors = weights.factors(0, 1)
         assert (factors is None) == (variant.power is None)
         if factors is not None:
             torch.testing.assert_close(factors[0] @ factors[1].T, whole)
 
 
-def test_variants_name_what_the_layer_is():
-    names = {name: [v.name for v in variants_of(project(make(name), torch.randn(63, DIM), (7, 9))[0])]
-             for name in ("focused", "focused, p=1, no convolution", "softmax", "stripes")}  # fmt: skip
-    assert names == {
-        "focused": ["softmax", "plain linear", "focused linear", "focused + conv."],
-        "focused, p=1, no convolution": ["softmax", "plain linear"],
-        "softmax": ["softmax", "plain linear", "focused linear"],
-        "stripes": ["softmax", "softmax + conv.", "plain linear", "focused linear"],
-    }
-    assert own_variant(project(make("stripes"), torch.randn(63, DIM), (7, 9))[0]).convolution
+@pytest.mark.parametrize(
+    ("name", "variants"),
+    [
+        ("focused", ["softmax", "plain linear", "focused linear", "focused + conv."]),
+        ("focused, p=1, no convolution", ["softmax", "plain linear"]),
+        ("softmax", ["softmax", "plain linear", "focused linear"]),
+        ("stripes", ["softmax", "softmax + conv.", "plain linear", "focused linear"]),
+    ],
+)
+def test_variants_name_what_the_layer_is(name, variants):
+    windows = windows_of(name)[0]
+    assert [variant.name for variant in variants_of(windows)] == variants
+    assert own_variant(windows).convolution == any("conv." in name for name in variants)
 
 
 @pytest.mark.parametrize("size", [1, 3, 5, 7])
@@ -138,7 +146,7 @@ def test_convolution_matrix(size, hw_shape):
 
 def test_values_stretched_before_a_convolution():
     values = torch.randn(6, dtype=torch.float64)
-    stretched = torch.nn.functional.interpolate(values[None, None], size=20, mode="linear")[0, 0]
+    stretched = nn.functional.interpolate(values[None, None], size=20, mode="linear")[0, 0]
     matrix = convolution_matrix(torch.randn(3, 3, dtype=torch.float64), (4, 5))
     composed = after_stretching(matrix, 6)
     assert composed.is_sparse
@@ -151,4 +159,4 @@ def test_values_stretched_before_a_convolution():
 )
 def test_what_cannot_be_projected(layer, tokens, message):
     with pytest.raises(ValueError, match=message):
-        project(layer or make("focused"), torch.randn(tokens, DIM), (7, 9))
+        project(layer or make("focused"), torch.randn(tokens, DIM), HW_SHAPE)

@@ -6,8 +6,9 @@ import modelindex
 import pytest
 import yaml
 
+from flatten_det.backbones import BACKBONES
 from flatten_det.lab.zoo import inspect_zoo
-from flatten_det.lab.zoo.configs import find_configs
+from flatten_det.lab.zoo.configs import collection_of, find_configs, metafile_of, title_of
 from flatten_det.lab.zoo.metafiles import METAFILES, MODEL_INDEX
 
 ROOT = Path(__file__).parents[3]
@@ -73,94 +74,79 @@ SEGMENTATION = {  # Table 1
 
 def test_results_are_the_papers_and_no_others():
     expected = {
-        name: [
-            ("Object Detection", {f"box {key}": v for key, v in zip(AP, row[:3], strict=True)}, 2),
-            (
-                "Instance Segmentation",
-                {f"mask {key}": v for key, v in zip(AP, row[3:], strict=True)},
-                2,
-            ),
-        ]
+        name: {
+            ("Object Detection", "COCO", 2): {f"box {key}": row[i] for i, key in enumerate(AP)},
+            ("Instance Segmentation", "COCO", 2): {
+                f"mask {key}": row[3 + i] for i, key in enumerate(AP)
+            },
+        }
         for name, row in DETECTION.items()
     }
-    expected |= {
-        name: [("Semantic Segmentation", {"mIoU": row[0], "mAcc": row[1]}, 1)]
-        for name, row in SEGMENTATION.items()
-    }
-    found = {name: entry["Results"] for name, entry in ENTRIES.items() if "Results" in entry}
-    assert found.keys() == expected.keys()
-    for name, results in found.items():
-        for result, (task, metrics, table) in zip(results, expected[name], strict=True):
-            assert (result["Task"], result["Metrics"]) == (task, metrics)
-            assert result["Source"] == f"reported in the paper, Table {table}"
-            assert result["Dataset"] == ("COCO" if table == 2 else "ADE20K")
+    for name, (miou, macc) in SEGMENTATION.items():
+        expected[name] = {("Semantic Segmentation", "ADE20K", 1): {"mIoU": miou, "mAcc": macc}}
+    found = {}
+    for name, entry in ENTRIES.items():
+        for result in entry.get("Results", ()):
+            source, table = result["Source"].rsplit(" ", 1)
+            assert source == "reported in the paper, Table"
+            key = result["Task"], result["Dataset"], int(table)
+            found.setdefault(name, {})[key] = result["Metrics"]
+    assert found == expected
     assert not any("Weights" in entry for entry in ENTRIES.values())
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        (
-            "mask-rcnn_flatten-swin-t_fpn_lsj-100e_coco",
-            {"Training Data": "COCO", "Epochs": 100, "Batch Size": 64, "Input Size": "1024x1024"},
-        ),
-        (
-            "mask-rcnn_flatten-swin-t_fpn_1x_cityscapes",
-            {"Training Data": "Cityscapes", "Epochs": 64, "Input Size": "1024x2048"},
-        ),
-        (
-            "mask-rcnn_pvtv2-b0_fpn_1x_coco",
-            {
-                "Architecture": ["PVTv2-B0", "Mask R-CNN"],
-                "Input Size": "800x1280",
-                "Batch Size": 16,
-                "Pretraining Top 1 Accuracy": None,
-                "Pretraining Source": "https://github.com/whai362/PVT/releases/download/v2/pvt_v2_b0.pth",
-            },
-        ),
-        (
-            "flatten-swin-b-384_upernet_8xb2-160k_ade20k-640x640",
-            {
-                "Architecture": ["FLatten-Swin-B-384", "UperNet"],
-                "Iterations": 160000,
-                "Batch Size": 16,
-                "Input Size": "640x640",
-                "Pretraining Weights": "checkpoints/flatten_swin_b_384.pth",
-                "Pretraining Source": "https://github.com/LeapLabTHU/FLatten-Transformer",
-                "Pretraining Resolution": 384,
-                "Pretraining Top 1 Accuracy": 85.0,
-            },
-        ),
-        (
-            "flatten-pvt-m_semantic-fpn_4xb4-80k_ade20k-512x512",
-            {"Pretraining Source": "not released", "Pretraining Top 1 Accuracy": None},
-        ),
-        (
-            "flatten-pvtv2-b2_segformer_8xb1-160k_cityscapes-1024x2048",
-            {"Batch Size": 8, "Input Size": "1024x2048", "Pretraining Top 1 Accuracy": 82.5},
-        ),
-        (
-            "mask2former_flatten-swin-t_8xb2-lsj-50e_coco-panoptic",
-            {"Training Data": "COCO panoptic", "Iterations": 368750, "Input Size": "1024x1024"},
-        ),
-        ("swin-t_upernet_8xb2-160k_ade20k-512x512", {"Pretraining Top 1 Accuracy": 81.3}),
-    ],
-)
-def test_metadata(name, expected):
+METADATA = yaml.safe_load("""
+mask-rcnn_flatten-swin-t_fpn_lsj-100e_coco:
+  {Training Data: COCO, Epochs: 100, Batch Size: 64, Input Size: 1024x1024}
+mask-rcnn_flatten-swin-t_fpn_1x_cityscapes:
+  {Training Data: Cityscapes, Epochs: 64, Input Size: 1024x2048}
+mask-rcnn_pvtv2-b0_fpn_1x_coco:
+  Architecture: [PVTv2-B0, Mask R-CNN]
+  Input Size: 800x1280
+  Batch Size: 16
+  Pretraining Top 1 Accuracy: null
+  Pretraining Source: https://github.com/whai362/PVT/releases/download/v2/pvt_v2_b0.pth
+flatten-swin-b-384_upernet_8xb2-160k_ade20k-640x640:
+  Architecture: [FLatten-Swin-B-384, UperNet]
+  Iterations: 160000
+  Batch Size: 16
+  Input Size: 640x640
+  Pretraining Weights: checkpoints/flatten_swin_b_384.pth
+  Pretraining Source: https://github.com/LeapLabTHU/FLatten-Transformer
+  Pretraining Resolution: 384
+  Pretraining Top 1 Accuracy: 85.0
+flatten-pvt-m_semantic-fpn_4xb4-80k_ade20k-512x512:
+  {Pretraining Source: not released, Pretraining Top 1 Accuracy: null}
+flatten-pvtv2-b2_segformer_8xb1-160k_cityscapes-1024x2048:
+  {Batch Size: 8, Input Size: 1024x2048, Pretraining Top 1 Accuracy: 82.5}
+mask2former_flatten-swin-t_8xb2-lsj-50e_coco-panoptic:
+  {Training Data: COCO panoptic, Iterations: 368750, Input Size: 1024x1024}
+swin-t_upernet_8xb2-160k_ade20k-512x512: {Pretraining Top 1 Accuracy: 81.3}
+""")
+
+
+@pytest.mark.parametrize("name", METADATA)
+def test_metadata(name):
     metadata = ENTRIES[name]["Metadata"]
-    assert {key: metadata.get(key) for key in expected} == expected
+    assert {key: metadata.get(key) for key in METADATA[name]} == METADATA[name]
 
 
 @pytest.mark.parametrize(
-    ("name", "flops", "parameters"),
+    ("backbone", "title", "collection", "folder"),
     [
-        ("mask-rcnn_pvt-t_fpn_1x_coco", 240e9, 33e6),
-        ("mask-rcnn_swin-t_fpn_3x_coco", 267e9, 48e6),
-        ("cascade-mask-rcnn_flatten-swin-t_fpn_3x_coco", 747e9, 87e6),
-        ("cascade-mask-rcnn_flatten-swin-s_fpn_3x_coco", 841e9, 108e6),
+        ("flatten-pvt-t", "FLatten-PVT-T", "FLatten-PVT", "flatten_pvt"),
+        ("pvtv2-b2", "PVTv2-B2", "PVTv2", "flatten_pvt_v2"),
+        ("flatten-swin-b-384", "FLatten-Swin-B-384", "FLatten-Swin", "flatten_swin"),
+        ("cswin-s", "CSwin-S", "CSwin", "flatten_cswin"),
+        ("flatten-deit-t", "FLatten-DeiT-T", "FLatten-DeiT", "flatten_deit"),
     ],
 )
-def test_counts_are_near_the_papers(name, flops, parameters):
-    metadata = ENTRIES[name]["Metadata"]
-    assert metadata["FLOPs"] == pytest.approx(flops, rel=0.015)
-    assert metadata["Parameters"] == pytest.approx(parameters, abs=0.6e6)
+def test_names(backbone, title, collection, folder):
+    assert title_of(backbone) == title
+    assert collection_of(backbone) == collection
+    assert metafile_of(backbone) == f"configs/{folder}/metafile.yml"
+
+
+def test_titles_are_unique_and_metafiles_known():
+    assert len({title_of(name) for name in BACKBONES}) == len(BACKBONES)
+    assert {metafile_of(name) for name in BACKBONES} == set(METAFILES)

@@ -1,18 +1,18 @@
-"""The map of one query: the right tokens at the right places."""
+"""The map of one query, and the figure of vectors that the focused map pulls to their axes."""
 
 import numpy as np
 import pytest
 import torch
-from mmengine.registry import MODELS
-from nano_backbones import NANO
+from matplotlib.image import imread
+from nano_backbones import build_nano
 
+from flatten_det.lab.analysis.figures import draw_focus, fan
 from flatten_det.lab.analysis.layers import attention_layers, capture
 from flatten_det.lab.analysis.matrices import query_token, weight_maps
 
 
 def first_call(family, **options):
-    torch.manual_seed(0)
-    backbone = MODELS.build(dict(type=family, arch=NANO[family], **options)).eval()
+    backbone = build_nano(family, **options)
     layers = attention_layers(backbone)[1:2]
     (call,) = capture(backbone, layers, torch.randn(1, 3, 64, 72))
     return call
@@ -38,20 +38,41 @@ def test_convolution_is_around_the_query():
     assert maps["focused + conv."].channel is not None
 
 
-def test_windows_leave_the_rest_empty():
+def test_windows_leave_the_rest_empty_and_reduced_keys_have_their_own_map():
     call = first_call("FLattenSwin", attn_types="SSSS")
     softmax = weight_maps(call, 0, query_token((0, 0), call.hw_shape))[0].weights
     assert softmax.shape == (16, 18)
     seen = ~np.isnan(softmax)
     assert 0 < seen.sum() <= 49
     assert np.nansum(softmax) == pytest.approx(1)
-
-
-def test_reduced_keys():
-    call = first_call("FLattenPVT", attn_types="SSSS")
-    assert weight_maps(call, 0, 5)[0].weights.shape == (2, 3)
+    reduced = first_call("FLattenPVT", attn_types="SSSS")
+    assert weight_maps(reduced, 0, 5)[0].weights.shape == (2, 3)
 
 
 def test_heads_that_are_not_there():
     with pytest.raises(ValueError, match=r"layer 1\.2 has no head 3"):
         weight_maps(first_call("FLattenPVT"), 3, 0)
+
+
+def test_the_fan_has_unit_vectors_off_the_axes_and_the_diagonal():
+    vectors = fan(12)
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(12, dtype=torch.float64))
+    assert (vectors > 0).all()
+    assert ((vectors[:, 0] - vectors[:, 1]).abs() > 0.05).all()
+
+
+def test_draws_one_panel_for_each_power(tmp_path):
+    draw_focus(tmp_path / "two.png", powers=(1, 3))
+    draw_focus(tmp_path / "four.png")
+    two, four = imread(tmp_path / "two.png"), imread(tmp_path / "four.png")
+    assert four.shape[1] > 1.5 * two.shape[1]
+    assert four[..., :3].min() < 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"powers": ()}, "powers"), ({"count": 3}, "even"), ({"count": 0}, "even")],
+)
+def test_names_a_wrong_option(tmp_path, options, words):
+    with pytest.raises(ValueError, match=words):
+        draw_focus(tmp_path / "none.png", **options)
