@@ -101,8 +101,7 @@ def _image_size(rng: np.random.Generator, options: ShapesOptions) -> tuple[int, 
     smallest, largest = options.image_size_range
     if smallest == largest:  # Nothing is drawn: what follows is as it was before there were ranges.
         return smallest
-    height, width = rng.integers(smallest, largest, endpoint=True).tolist()
-    return height, width
+    return tuple(rng.integers(smallest, largest, endpoint=True).tolist())
 
 
 def _background(rng: np.random.Generator, height: int, width: int, contrast: float) -> np.ndarray:
@@ -131,12 +130,12 @@ def _place(
     stop = np.minimum(np.ceil(corner + extent).astype(int), limit)
     # fillPoly counts from the centre of the first pixel, the outline from its corner.
     contours = [
-        ((contour + corner - start) * _SUPERSAMPLING - 0.5) * 2**_FRACTION_BITS
+        np.rint(((contour + corner - start) * _SUPERSAMPLING - 0.5) * 2**_FRACTION_BITS)
         for contour in outline
     ]
-    columns, rows = (int(length) for length in stop - start)
+    contours = [contour.astype(np.int32) for contour in contours]
+    columns, rows = (stop - start).tolist()
     fine = np.zeros((rows * _SUPERSAMPLING, columns * _SUPERSAMPLING), np.float32)
-    contours = [np.rint(contour).astype(np.int32) for contour in contours]
     cv2.fillPoly(fine, contours, 1.0, shift=_FRACTION_BITS)
     alpha = cv2.resize(fine, (columns, rows), interpolation=cv2.INTER_AREA)
     return (slice(start[1], stop[1]), slice(start[0], stop[0])), alpha
@@ -186,12 +185,7 @@ def _lab(rgb: np.ndarray) -> np.ndarray:
 
 
 class Legend(NamedTuple):
-    """The legend of one image.
-
-    Attributes:
-        classes: Class index of each cell, int64 (cells,).
-        hues: Angle of each cell's colour in radians, float64 (cells,).
-    """
+    """The legend of one image: each cell's class index, and the angle of its colour in radians; (cells,)."""
 
     classes: np.ndarray
     hues: np.ndarray
@@ -200,13 +194,9 @@ class Legend(NamedTuple):
     def draw(
         cls, rng: np.random.Generator, canvas: np.ndarray, cells: tuple[int, int], num_classes: int
     ) -> "Legend":
-        """Choose a legend, make the background grey and draw the legend into its uppermost rows.
+        """Choose a legend, and draw it into the uppermost rows of the background, which becomes grey.
 
-        Args:
-            rng: Source of cells, hues and classes.
-            canvas: The background, RGB, float32 (H, W, 3); overwritten.
-            cells: The smallest and the largest number of them; all have one width up to rounding.
-            num_classes: The classes are the first ones of this number.
+        The canvas is RGB, float32 (H, W, 3). ``cells`` are the smallest and the largest number of them.
         """
         count = int(rng.integers(*cells, endpoint=True))
         hues = rng.uniform(0, 2 * np.pi) + 2 * np.pi * np.arange(count) / count
