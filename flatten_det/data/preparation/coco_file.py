@@ -1,4 +1,8 @@
-"""COCO annotation files of strangers: found in a folder, checked, completed, divided."""
+"""COCO annotation files of strangers: found in a folder, checked, completed, divided.
+
+What they must have is in ``_OBJECT_NEEDS`` here, and in ``IMAGE_NEEDS`` and ``CATEGORY_NEEDS`` of
+:mod:`~flatten_det.data.coco`; what they may leave out is filled in by :func:`completed`.
+"""
 
 import hashlib
 import os
@@ -67,11 +71,12 @@ def read_json(path: Path) -> tuple[Any, bool]:
         text, has_mark = text_with_mark(path.read_bytes())
         return coco.parse_json(text), has_mark
     except OSError as error:
-        raise UserError(f"annotation file {path} cannot be read: {error.strerror}") from error
+        reason = f"cannot be read: {error.strerror}"
     except NotUtf8Error as error:
-        raise UserError(f"annotation file {path} is not valid JSON: it {error}") from error
+        reason = f"is not valid JSON: it {error}"
     except coco.NotJsonError as error:
-        raise UserError(f"annotation file {path} {error}: export it again") from error
+        reason = f"{error}: export it again"
+    raise UserError(f"annotation file {path} {reason}")
 
 
 def read_coco_file(path: Path) -> CocoFile:
@@ -120,7 +125,7 @@ def _check(path: Path, content: dict[str, list]) -> None:
     owners = [_owner_need("image_id", "images", images)]
     owners.append(_owner_need("category_id", "categories", categories))
     _check_entries(path, "annotations", annotations, [*coco.ID_NEEDS, *owners, *_OBJECT_NEEDS])
-    if not any(why_not_learned(annotation) is None for annotation in annotations):
+    if all(map(why_not_learned, annotations)):
         crowds = sum(bool(annotation.get("iscrowd")) for annotation in annotations)
         raise UserError(
             f"{path}: of its {len(annotations)} annotations, {crowds} are crowds (iscrowd 1), and the others "
@@ -339,11 +344,7 @@ def _folders_with(folder: Path, name: str) -> list[Path]:
 
 
 def check_images(images: Path, file: CocoFile, split: str) -> None:
-    """Make sure that all images of a file are there.
-
-    Raises:
-        UserError: Some are not.
-    """
+    """Make sure that all images of a file are there; UserError if some are not."""
     names = file.image_names
     missing = [name for name in names if not (images / name).is_file()]
     if missing:
@@ -353,7 +354,7 @@ def check_images(images: Path, file: CocoFile, split: str) -> None:
         )
 
 
-def divide(file: CocoFile, val_fraction: float) -> tuple[dict[str, Any], dict[str, Any]]:
+def divide(file: CocoFile, val_fraction: float) -> list[dict[str, Any]]:
     """Divide the images of a file, and their annotations, into those for training and for validation.
 
     By a hash of the images' names: always alike, and few move when images are added.
@@ -370,11 +371,11 @@ def divide(file: CocoFile, val_fraction: float) -> tuple[dict[str, Any], dict[st
     for part in (images[count:], images[:count]):
         ids = {image["id"] for image in part}
         annotations = [a for a in file.content["annotations"] if a["image_id"] in ids]
-        if not any(why_not_learned(annotation) is None for annotation in annotations):
+        if all(map(why_not_learned, annotations)):
             raise UserError(
                 f"{file.path}: {len(images)} images cannot be divided at --val-fraction {val_fraction} so "
                 "that both parts have objects: change it, or name validation annotations by --val-ann"
             )
         kept = [image for image in file.content["images"] if image["id"] in ids]
         parts.append({**file.content, "images": kept, "annotations": annotations})
-    return parts[0], parts[1]
+    return parts

@@ -31,8 +31,6 @@ _FITS = -(10**9)  # Characters before what is never broken.
 class Code(str):
     """An expression, to be written as it is."""
 
-    __slots__ = ()
-
 
 def assignments(values: dict[str, Any]) -> str:
     """One assignment per entry."""
@@ -93,8 +91,7 @@ def load_zoo_config(path: Path) -> Config:
         raise UserError(
             f"{path} is a semantic segmentor, which learns from label maps, not from COCO files: {hint}"
         )
-    missing = [name for name in _SECTIONS if not cfg.get(name)]
-    if missing:
+    if missing := [name for name in _SECTIONS if not cfg.get(name)]:
         raise UserError(f"{path} is no complete config, it has no {', '.join(missing)}: {hint}")
     if find_field(cfg.model, "num_stuff_classes") not in (None, 0):
         raise UserError(
@@ -107,8 +104,7 @@ def load_zoo_config(path: Path) -> Config:
 def model_changes(cfg: Config, from_scratch: bool) -> dict[str, Any]:
     """The model's fields that depend on the number of classes, in terms of ``num_classes``.
 
-    Raises:
-        UserError: A list in the model has to change in a way that is not known here.
+    UserError if a list in the model has to change in a way that is not known here.
     """
     changes = _count_changes(cfg.model.to_dict(), "_base_.model")
     if from_scratch and pretrained_weights(cfg) is not None:
@@ -146,8 +142,7 @@ def _count_changes(node: dict[str, Any], place: str) -> dict[str, Any]:
 def data_changes(cfg: Config, train: SplitInConfig, val: SplitInConfig) -> dict[str, Any]:
     """The data loaders and evaluators, in terms of ``data_root`` and ``metainfo``.
 
-    Raises:
-        UserError: The config has several data sets for a split, or no COCO evaluation.
+    UserError if the config has several data sets for a split, or no COCO evaluation.
     """
     changes = {"train_dataloader": _loader_changes(cfg, "train_dataloader", train)}
     for split in ("val", "test"):
@@ -167,26 +162,20 @@ def _loader_changes(cfg: Config, name: str, data: SplitInConfig) -> dict[str, An
         raise UserError(
             f"{name} joins several data sets: choose a config with one, such as {DETECTOR}"
         )
-    pipeline = _pipeline_changes(dataset.pipeline, cfg, data)
     changes = {
         "data_root": Code("data_root"),
         "ann_file": data.annotations,
         "data_prefix": {"img": data.images},
         "metainfo": Code("metainfo"),
     }
-    if pipeline is not None:
+    if (pipeline := _pipeline_changes(dataset.pipeline, cfg, data)) is not None:
         changes["pipeline"] = pipeline
-    if type_name(dataset) == "CocoDataset":
-        if set(dataset.get("data_prefix", {})) - {"img"}:
-            changes["data_prefix"] = {"_delete_": True, "img": data.images}
-    else:
-        changes = {
-            "_delete_": True,
-            "type": "CocoDataset",
-            **changes,
-            **{key: _plain(dataset[key]) for key in _KEPT if key in dataset},
-        }
+    if type_name(dataset) != "CocoDataset":
+        changes = {"_delete_": True, "type": "CocoDataset", **changes}
+        changes |= {key: _plain(dataset[key]) for key in _KEPT if key in dataset}
         changes.setdefault("pipeline", Code(f"{place}.pipeline"))
+    elif set(dataset.get("data_prefix", {})) - {"img"}:
+        changes["data_prefix"] = {"_delete_": True, "img": data.images}
     for _ in range(wrappers + 1):
         changes = {"dataset": changes}
     return changes
@@ -194,8 +183,7 @@ def _loader_changes(cfg: Config, name: str, data: SplitInConfig) -> dict[str, An
 
 def _pipeline_changes(pipeline: list, cfg: Config, data: SplitInConfig) -> list[dict] | None:
     """The steps that fit other people's data, or None if they do as they are."""
-    steps = [_plain(step) for step in pipeline]
-    changed = False
+    steps, changed = [_plain(step) for step in pipeline], False
     if not any(find_field(step, key) is not None for step in steps for key in ("scale", "scales")):
         # Made for images that all have the size of the training.
         test_steps = (_plain(step) for step in datasets_under_test(cfg)[0].pipeline)
