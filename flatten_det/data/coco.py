@@ -44,7 +44,7 @@ def parse_json(content: bytes | str) -> Any:
 
 
 def is_coco(content: Any) -> bool:
-    """Whether a JSON file's content has the lists that a COCO file needs: :data:`KEYS`."""
+    """Whether a JSON file's content has the lists of a COCO file."""
     return isinstance(content, dict) and all(isinstance(content.get(key), list) for key in KEYS)
 
 
@@ -69,10 +69,6 @@ def is_box(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 4 and all(map(is_number, value))
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
-
-
 # What the entries of each list need: in words that complete "it has ...", and a test for it.
 Needs = Sequence[tuple[str, Callable[[dict], bool]]]
 NO_ID = "no id that is a whole number or a text"
@@ -81,12 +77,10 @@ IMAGE_NEEDS: Needs = [
     *ID_NEEDS,
     ("no file_name", lambda e: bool(e.get("file_name")) and isinstance(e["file_name"], str)),
 ]
-CATEGORY_NEEDS: Needs = [*ID_NEEDS, ("no name", lambda e: _is_text(e.get("name")))]
-
-
-def lacking(entry: Any, needs: Needs) -> str | None:
-    """What an entry lacks first, in words that complete "it has ..."; None if nothing."""
-    return next((lack for lack, is_met in needs if not is_met(entry)), None)
+CATEGORY_NEEDS: Needs = [
+    *ID_NEEDS,
+    ("no name", lambda e: isinstance(e.get("name"), str) and bool(e["name"].strip())),
+]
 
 
 def repeated(values: Iterable[Hashable]) -> dict[Hashable, int]:
@@ -144,10 +138,8 @@ def why_not_learned(
 ) -> str | None:
     """Say why MMDetection leaves an annotation out, as of several ("are ..."); None if it learns from it.
 
-    Args:
-        annotation: of a COCO file of instances, whatever it is.
-        size: width and height of its image; None if they are not known.
-        min_size: the shorter side of the smallest images that are not left out, in pixels.
+    ``size`` is that of its image, (width, height), if it is known; ``min_size`` the shorter side of the
+    smallest images that are not left out, in pixels.
     """
     if annotation.get("iscrowd"):
         return CROWDS

@@ -34,12 +34,9 @@ _LEFT_OUT = 255
 class LabelRules:
     """How a data set of MMSegmentation reads its label maps.
 
-    Attributes:
-        image_suffix: how the names of images end.
-        label_suffix: how the names of label maps end.
-        ignore_index: the label of pixels that do not count.
-        reduce_zero_label: 0 does not count, and all others are lowered by one.
-        new_labels: pairs of a stored label and the one that a choice of classes makes of it.
+    ``ignore_index`` is the label of pixels that do not count. With ``reduce_zero_label``, 0 does not count,
+    and all others are lowered by one. ``new_labels`` are pairs of a stored label and the one that a choice
+    of classes makes of it.
     """
 
     image_suffix: str
@@ -81,7 +78,7 @@ class ConfiguredDataSet:
         annotation_file: path of the JSON file; for semantic data, of the list of images, or ``''``.
         images: image folder.
         label_maps: folder of the semantic or panoptic label maps; None if there is none.
-        loaders: those that use it, of ``'train'``, ``'val'`` and ``'test'``.
+        loaders: those of :data:`LOADERS` that use it.
         min_size: the shorter side of the smallest images that are not left out, in pixels.
         needs_objects: whether images without any are left out.
         learns_masks: whether the model learns instance masks.
@@ -155,8 +152,7 @@ def find_data_sets(cfg: Config, render: bool = False) -> list[ConfiguredDataSet]
         leaves = [node for node in nodes if "type" in node and not wrapped_datasets(node)]
         for number, leaf in enumerate(leaves):
             name = loader if len(leaves) == 1 else f"{loader}[{number}]"
-            dataset = _build(leaf, name, render)
-            data_set = _described(dataset, leaf, cfg)
+            data_set = _described(_build(leaf, name, render), leaf, cfg)
             found.setdefault(data_set, []).append((name, loader))
     if not found:
         raise UserError(f"config file {cfg.filename} has no data loader: there is nothing to check")
@@ -239,11 +235,11 @@ def _described(dataset: Any, leaf: ConfigDict, cfg: Config) -> ConfiguredDataSet
 
 def _image_reading(leaf: ConfigDict) -> dict[str, str]:
     """How the first step of a pipeline reads images, as far as it does not do so by default."""
-    steps = [step for step in leaf.get("pipeline") or () if isinstance(step, dict)]
-    if not steps or type_name(steps[0]).rpartition(".")[2] != "LoadImageFromFile":
+    first = next((step for step in leaf.get("pipeline") or () if isinstance(step, dict)), {})
+    if not first or type_name(first).rpartition(".")[2] != "LoadImageFromFile":
         return {}
     options = dict(color_type="color_type", backend="imdecode_backend")
-    return {ours: steps[0][theirs] for ours, theirs in options.items() if theirs in steps[0]}
+    return {ours: first[theirs] for ours, theirs in options.items() if theirs in first}
 
 
 def _task(dataset: Any) -> str:
@@ -262,17 +258,14 @@ def class_count_findings(cfg: Config, data_set: ConfiguredDataSet) -> Iterator[F
     """Heads that would be built for another number of classes than the data set's."""
     if not data_set.classes or data_set.open_vocabulary or not cfg.get("model"):
         return
+    names = ", ".join(map(quoted, data_set.classes[:3]))
+    names += ", ..." if len(data_set.classes) > 3 else ""
     for place, field, count in _counts(cfg.model.to_dict(), "model", in_head=False):
         expected = _expected(data_set, field)
         if isinstance(count, int) and count not in expected:
-            names = ", ".join(map(quoted, data_set.classes[:3]))
-            names += ", ..." if len(data_set.classes) > 3 else ""
-            yield data_set.finding(
-                CLASS_COUNT,
-                f"{place}.{field} is {count}, the data set has {expected[0]} ({names})",
-                f"{place}.{field}",
-                str(cfg.filename),
-            )
+            place = f"{place}.{field}"
+            what = f"{place} is {count}, the data set has {expected[0]} ({names})"
+            yield data_set.finding(CLASS_COUNT, what, place, str(cfg.filename))
 
 
 def _counts(node: Any, place: str, in_head: bool) -> Iterator[tuple[str, str, Any]]:
