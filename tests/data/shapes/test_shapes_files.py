@@ -19,12 +19,10 @@ from flatten_det.data.shapes.files import prepare_shapes
 from flatten_det.data.shapes.options import CLASSES, PALETTE, ShapesOptions
 from flatten_det.data.shapes.render import render
 
-OPTIONS = ShapesOptions(
-    image_size=(64, 80), num_images={"train": 6, "val": 4}, object_size=(8, 48), seed=5
-)
-OTHER = ShapesOptions(
-    image_size=(64, 80), num_images={"train": 5, "val": 4}, object_size=(8, 48), seed=6
-)
+SIZES = dict(image_size=(64, 80), object_size=(8, 48))
+OPTIONS = ShapesOptions(**SIZES, num_images={"train": 6, "val": 4}, seed=5)
+OTHER = ShapesOptions(**SIZES, num_images={"train": 5, "val": 4}, seed=6)
+FORK = multiprocessing.get_context("fork")
 
 
 def _contents(root: Path) -> dict[str, bytes]:
@@ -52,14 +50,6 @@ def root(tmp_path, release_folders) -> Path:
 
 
 @pytest.fixture
-def no_rendering(monkeypatch):
-    def fail(*args):
-        raise AssertionError("rendered")
-
-    monkeypatch.setattr(files, "render", fail)
-
-
-@pytest.fixture
 def log(monkeypatch) -> list[str]:
     """Messages logged so far."""
     messages = []
@@ -75,19 +65,14 @@ def test_bytes_do_not_depend_on_workers_or_place(complete, tmp_path):
 
 
 def test_layout(complete):
-    names = set(_contents(complete))
-
-    assert names == {
-        "shapes.json",
-        *(f"annotations/{k}_{s}.json" for k in ("instances", "panoptic") for s in ("train", "val")),
-        *(f"train/{kind}" for i in range(6) for kind in _names(i)),
-        *(f"val/{kind}" for i in range(4) for kind in _names(i)),
-    }
+    expected = {"shapes.json"}
+    for split, count in OPTIONS.num_images.items():
+        expected |= {f"annotations/{kind}_{split}.json" for kind in ("instances", "panoptic")}
+        for index in range(count):
+            expected.add(f"{split}/images/{index:06}.jpg")
+            expected |= {f"{split}/{kind}/{index:06}.png" for kind in ("semantic", "panoptic")}
+    assert set(_contents(complete)) == expected
     assert not [path for path in complete.parent.iterdir() if "rendering" in path.name]
-
-
-def _names(index: int) -> list[str]:
-    return [f"images/{index:06}.jpg", *(f"{k}/{index:06}.png" for k in ("semantic", "panoptic"))]
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -136,8 +121,8 @@ def test_annotations_name_the_size_of_each_image(tmp_path):
         assert len(set(sizes)) > 1
 
 
-@pytest.mark.usefixtures("no_rendering")
-def test_complete_folder_is_reused(complete):
+def test_complete_folder_is_reused(complete, monkeypatch):
+    monkeypatch.setattr(files, "render", lambda *args: pytest.fail("rendered"))
     before = {path: path.stat().st_mtime_ns for path in complete.rglob("*")}
     prepare_shapes(complete, OPTIONS)
     prepare_shapes(str(complete), OPTIONS)
@@ -169,37 +154,24 @@ def test_broken_manifest_is_rendered_anew(root, complete, content):
     assert _contents(root) == _contents(complete)
 
 
-def _edit_annotations(root: Path) -> Path:
-    path = root / "annotations/instances_train.json"
+def _edit_annotations(path: Path) -> None:
     content = json.loads(path.read_text())
     content["annotations"][0]["bbox"][0] += 1.25
     path.write_text(json.dumps(content, indent=1))
-    return path
 
 
-def _edit_image(root: Path) -> Path:
-    path = root / "train/images/000002.jpg"
+def _red_image(path: Path) -> None:
     Image.new("RGB", (80, 64), "red").save(path)
-    return path
 
 
-def _edit_within_the_size(root: Path) -> Path:
-    path = root / "annotations/instances_val.json"
+def _change_case(path: Path) -> None:
+    """Another content of the same size."""
     path.write_text(path.read_text().replace("circle", "CIRCLE"))
-    return path
 
 
-def _add_an_image(root: Path) -> Path:
-    path = root / "train/images/000077.jpg"
-    Image.new("RGB", (80, 64), "red").save(path)
-    return path
-
-
-def _shorten(root: Path) -> Path:
+def _shorten(path: Path) -> None:
     """Smaller, and no beginning of what it was."""
-    path = root / "annotations/panoptic_train.json"
     path.write_text(path.read_text()[1:])
-    return path
 
 
 def _refused(root: Path, options: ShapesOptions, name: str) -> None:
@@ -211,18 +183,18 @@ def _refused(root: Path, options: ShapesOptions, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("edit", "is_noticed_at_once"),
+    ("name", "edit", "is_noticed_at_once"),
     [
-        (_edit_annotations, True),
-        (_edit_image, True),
-        (_shorten, True),
-        (_edit_within_the_size, False),
-        (_add_an_image, False),
+        ("annotations/instances_train.json", _edit_annotations, True),
+        ("train/images/000002.jpg", _red_image, True),
+        ("annotations/panoptic_train.json", _shorten, True),
+        ("annotations/instances_val.json", _change_case, False),
+        ("train/images/000077.jpg", _red_image, False),
     ],
 )
-def test_what_was_changed_by_hand_is_not_replaced(root, edit, is_noticed_at_once):
-    path = edit(root)
-    name = path.relative_to(root).as_posix()
+def test_what_was_changed_by_hand_is_not_replaced(root, name, edit, is_noticed_at_once):
+    path = root / name
+    edit(path)
     if is_noticed_at_once:
         _refused(root, OPTIONS, name)
     _refused(root, OTHER, name)
@@ -232,7 +204,7 @@ def test_what_was_changed_by_hand_is_not_replaced(root, edit, is_noticed_at_once
 
 @pytest.mark.parametrize("manifest", ["", "of an older version"])
 def test_what_was_changed_by_hand_is_found_without_digests(root, manifest):
-    _edit_annotations(root)
+    _edit_annotations(root / "annotations/instances_train.json")
     if manifest:
         content = json.loads((root / "shapes.json").read_text())
         manifest = json.dumps({key: content[key] for key in ("format", "options", "files")})
@@ -245,14 +217,6 @@ def test_pipe_in_the_place_of_an_image(root):
     os.mkfifo(root / "val/images/000001.jpg")
     with pytest.raises(FileExistsError, match=r"such as 'val/images/000001\.jpg'"):
         prepare_shapes(root, OPTIONS)
-
-
-def test_damaged_folder_in_use_is_restored(complete, tmp_path):
-    prepare_shapes(tmp_path / "shapes", OPTIONS)
-    (tmp_path / "shapes/train/images/000000.jpg").unlink()
-    prepare_shapes(tmp_path / "shapes", OPTIONS)
-
-    assert _contents(tmp_path / "shapes") == _contents(complete)
 
 
 def test_other_options_are_rendered_anew_and_logged(root, log):
@@ -268,14 +232,14 @@ def test_other_options_are_rendered_anew_and_logged(root, log):
     )
 
 
-def test_folder_in_use_is_not_given_other_options(tmp_path):
+def test_folder_in_use_is_restored_but_not_given_other_options(complete, tmp_path):
     root = tmp_path / "shapes"
     prepare_shapes(root, OPTIONS)
-    before = _contents(root)
-
+    (root / "train/images/000000.jpg").unlink()
+    prepare_shapes(root, OPTIONS)
     with pytest.raises(RuntimeError, match=r"seed 5 instead of 6.* is in use .* another data_root"):
         prepare_shapes(root, OTHER)
-    assert _contents(root) == before
+    assert _contents(root) == _contents(complete)
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "train/images/cat.jpg"])
@@ -283,29 +247,26 @@ def test_foreign_folder_is_left_alone(tmp_path, name):
     file = tmp_path / "mine" / name
     file.parent.mkdir(parents=True)
     file.write_text("keep me")
-
     with pytest.raises(FileExistsError, match=f"did not render, such as '{name}'"):
         prepare_shapes(tmp_path / "mine", OPTIONS)
     assert _contents(tmp_path / "mine") == {name: b"keep me"}
 
 
-def test_coco_like_folder_without_manifest_is_left_alone(root):
-    (root / "shapes.json").unlink()
-    before = _contents(root)
-
-    with pytest.raises(FileExistsError, match="did not render"):
-        prepare_shapes(root, OPTIONS)
-    assert _contents(root) == before
-
-
-def test_own_folder_with_a_foreign_file_is_not_replaced(root, release_folders):
+def test_own_folder_with_a_foreign_file_or_without_manifest_is_not_replaced(root, release_folders):
     (root / "train/images/notes.txt").write_text("keep me")
     prepare_shapes(root, OPTIONS)  # Nothing needs to be replaced.
     release_folders()
-
+    before = _contents(root)
     with pytest.raises(FileExistsError, match=r"such as 'train/images/notes.txt'"):
         prepare_shapes(root, OTHER)
-    assert (root / "train/images/notes.txt").read_text() == "keep me"
+    assert _contents(root) == before
+
+    for name in ("shapes.json", "train/images/notes.txt"):
+        (root / name).unlink()
+        del before[name]
+    with pytest.raises(FileExistsError, match="did not render"):
+        prepare_shapes(root, OPTIONS)
+    assert _contents(root) == before
 
 
 def test_a_file_in_the_place_of_the_folder(tmp_path):
@@ -355,9 +316,7 @@ def _prepare_in_child(root: Path, options: ShapesOptions) -> None:
 
 
 def _start(root: Path, options: ShapesOptions) -> multiprocessing.Process:
-    process = multiprocessing.get_context("fork").Process(
-        target=_prepare_in_child, args=(root, options)
-    )
+    process = FORK.Process(target=_prepare_in_child, args=(root, options))
     process.start()
     return process
 
@@ -411,14 +370,14 @@ def test_of_several_processes_one_renders_and_all_wait(complete, tmp_path):
 
 
 def test_folder_in_use_by_another_process_is_kept(root, tmp_path):
-    barrier = multiprocessing.get_context("fork").Barrier(2)
+    barrier = FORK.Barrier(2)
 
     def read():
         prepare_shapes(root, OPTIONS)
         barrier.wait(60)
         barrier.wait(60)
 
-    process = multiprocessing.get_context("fork").Process(target=read)
+    process = FORK.Process(target=read)
     process.start()
     barrier.wait(60)
     with pytest.raises(RuntimeError, match="is in use"):

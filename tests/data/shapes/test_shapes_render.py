@@ -7,6 +7,7 @@ from flatten_det.data.shapes.options import CLASSES, ShapesOptions
 from flatten_det.data.shapes.render import render
 
 SMALL = {"image_size": (96, 128), "object_size": (8, 64)}
+LEGEND = dict(image_size=(128, 64), object_size=(10, 15), legend=(2, 6), legend_distance=72)
 
 
 def _boxes(drawn):
@@ -16,20 +17,16 @@ def _boxes(drawn):
     )
 
 
-def test_an_image_depends_on_seed_split_and_index_alone():
-    options = ShapesOptions(**SMALL)
+@pytest.mark.parametrize("values", [SMALL, LEGEND])
+def test_an_image_depends_on_seed_split_and_index_alone(values):
+    options = ShapesOptions(**values)
     first = render(options, "train", 3)
-    render(options, "train", 4)
-    more = ShapesOptions(**SMALL, num_images={"train": 7})
-
+    others = [render(options, "train", 4), render(options, "val", 3)]
+    others.append(render(ShapesOptions(**values, seed=1), "train", 3))
+    more = ShapesOptions(**values, num_images={"train": 7})
     for again in (render(options, "train", 3), render(more, "train", 3)):
-        for values, repeated in zip(first, again, strict=True):
-            np.testing.assert_array_equal(values, repeated)
-    others = [
-        render(options, "train", 4),
-        render(options, "val", 3),
-        render(ShapesOptions(**SMALL, seed=1), "train", 3),
-    ]
+        for array, repeated in zip(first, again, strict=True):
+            np.testing.assert_array_equal(array, repeated)
     assert all((other.image != first.image).mean() > 0.5 for other in others)
 
 
@@ -73,11 +70,8 @@ def test_sizes_are_log_uniform_within_the_range():
 
 
 def test_an_object_may_fill_the_image():
-    drawn = render(
-        ShapesOptions(image_size=64, object_size=(64, 64), objects_per_image=(1, 1)), "val", 0
-    )
-
-    assert _boxes(drawn)[0, 2:].max() >= 63
+    options = ShapesOptions(image_size=64, object_size=(64, 64), objects_per_image=(1, 1))
+    assert _boxes(render(options, "val", 0))[0, 2:].max() >= 63
 
 
 def test_number_of_objects_stays_in_its_range():
