@@ -83,15 +83,11 @@ def test_from_nothing_to_complete_and_then_nothing_more(dataset, served, root, c
     assert "nothing to do" in capsys.readouterr().out
 
 
-def test_only_what_is_missing_is_downloaded(dataset, served, root, coco_folder):
+def test_only_what_is_missing_is_downloaded_and_kept_on_request(dataset, served, root, coco_folder):
     shutil.copytree(coco_folder / "annotations", root / "annotations")
-    assert prepare(dataset, root, mirror=served.url) == []
+    assert prepare(dataset, root, mirror=served.url, keep_archives=True) == []
     assert served.asked == ["/zips/images.zip"]
-
-
-def test_downloaded_archives_are_kept_on_request(dataset, served, root):
-    prepare(dataset, root, mirror=served.url, keep_archives=True)
-    assert archives_in(root) == {"images.zip", "labels.zip"}
+    assert archives_in(root) == {"images.zip"}
 
 
 def test_archives_of_the_user_are_used_and_kept(dataset, served, root, tmp_path):
