@@ -15,7 +15,7 @@ from ...files.atomic import write_atomically
 from ...files.images import why_not_decoded
 from ..coco import mask_fields
 from ..threads import in_threads
-from .layout import Archive, Files, Layout, Listing, Pairs, PublicDataSet
+from .layout import Archive, Files, Listing, Pairs, PublicDataSet
 
 # Label ids in the order of the train ids 0 to 18; all others are 255, "not for training".
 LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
@@ -36,11 +36,9 @@ def cityscapes(counts: dict[str, int]) -> PublicDataSet:
         [Files(f"gtFine/{split}", f"_gtFine_{kind}.png", count) for split, count in splits]
         for kind in ("labelIds", "instanceIds", "labelTrainIds")
     )
-    layout = Layout(
-        files=(*images, *train_ids, *instances),
-        pairs=tuple(map(Pairs, images, train_ids)),
-        listings=tuple(map(Listing, map(instances_file, counts), images)),
-    )
+    pairs = map(Pairs, images, train_ids)
+    listings = map(Listing, map(instances_file, counts), images)
+    parts = (*images, *train_ids, *instances, *pairs, *listings)
     archives = (
         Archive("", "leftImg8bit_trainvaltest.zip", tuple(images), unpacked=11_700_000_000),
         Archive("", "gtFine_trainvaltest.zip", (*labels, *instances), unpacked=1_200_000_000),
@@ -51,7 +49,7 @@ def cityscapes(counts: dict[str, int]) -> PublicDataSet:
             write_train_ids(root, split)
             write_instances(root, split)
 
-    return PublicDataSet("Cityscapes", layout, archives, convert, steps)
+    return PublicDataSet("Cityscapes", parts, archives, convert, steps)
 
 
 def instances_file(split: str) -> str:
@@ -74,8 +72,7 @@ CITYSCAPES = cityscapes({"train": 2975, "val": 500})
 def write_train_ids(root: Path, split: str) -> None:
     """Write ``*_gtFine_labelTrainIds.png`` beside each ``*_gtFine_labelIds.png`` of a split that has none.
 
-    Raises:
-        UserError: A label map cannot be read.
+    UserError if a label map cannot be read.
     """
     table = np.full(256, NOT_TRAINED, np.uint8)
     table[list(LABEL_IDS)] = np.arange(len(LABEL_IDS))
@@ -97,10 +94,7 @@ def write_instances(root: Path, split: str) -> None:
     """Write the instances of a split as a COCO file (:func:`instances_file`), unless it is there.
 
     Category ids are Cityscapes' label ids, file names start at the city, and groups that are not told
-    apart are crowds, all as MMDetection's data set expects.
-
-    Raises:
-        UserError: An instance map cannot be read.
+    apart are crowds, all as MMDetection's data set expects. UserError if an instance map cannot be read.
     """
     target = root / instances_file(split)
     if target.exists():

@@ -60,11 +60,7 @@ class CocoFile:
 
 
 def read_json(path: Path) -> tuple[Any, bool]:
-    """The content of a JSON file, and whether it begins with a mark, which the frameworks do not read.
-
-    Raises:
-        UserError: It cannot be read, or is not JSON.
-    """
+    """The content of a JSON file, and whether it begins with a mark, which the frameworks do not read."""
     if reason := why_not_read(path):
         raise UserError(f"annotation file {path} {reason}")
     try:
@@ -80,11 +76,7 @@ def read_json(path: Path) -> tuple[Any, bool]:
 
 
 def read_coco_file(path: Path) -> CocoFile:
-    """Read and check an annotation file.
-
-    Raises:
-        UserError: It cannot be read, is no COCO file of objects, or contradicts itself.
-    """
+    """Read an annotation file; UserError if it is no COCO file of objects, or contradicts itself."""
     content, has_mark = read_json(path)
     mended = ["UTF-8 without a byte order mark"] if has_mark else []
     if not coco.is_coco(content):
@@ -181,12 +173,8 @@ def with_slashes(file: CocoFile) -> CocoFile:
 def completed(file: CocoFile, images: Path) -> tuple[dict[str, Any], list[str]]:
     """Fill in what MMDetection and pycocotools need and exporters leave out.
 
-    Returns:
-        The content, a new object where something was added, and the names of what was added; empty
-        if the file is good as it is.
-
-    Raises:
-        UserError: An image whose size is asked for cannot be read, or a mask has another size.
+    Returns the content, a new object where something was added, and the names of what was added. UserError
+    if an image whose size is asked for cannot be read, or a mask has another size.
     """
     added = set(file.mended)
 
@@ -248,12 +236,8 @@ def _check_masks(path: Path, content: dict[str, Any]) -> None:
 def find_annotation_files(folder: Path, known: dict[str, Path]) -> dict[str, Path]:
     """Find COCO files and tell by their names, or else their folders', which split they belong to.
 
-    Returns:
-        ``'train'``, and ``'val'`` if there is one, with those that are ``known``. A single file of no split
-        is ``'train'``.
-
-    Raises:
-        UserError: There is no file to train on, or more than one for a split.
+    Returns ``'train'``, and ``'val'`` if there is one, with those that are ``known``. A single file of no
+    split is ``'train'``. UserError if there is none to train on, or more than one for a split.
     """
     taken = {path.resolve() for path in known.values()}
     by_split: dict[str, list[Path]] = {}
@@ -301,11 +285,7 @@ def _split_of(path: Path) -> str:
 
 
 def find_image_folder(folder: Path, file: CocoFile, split: str) -> Path:
-    """The folder that an annotation file's image names are relative to.
-
-    Raises:
-        UserError: There is none with all images, or more than one.
-    """
+    """The folder that an annotation file's image names are relative to; UserError if none has them all."""
     names = file.image_names
     places = _folders_with(folder, names[0])
     for name in names[1:]:
@@ -357,10 +337,8 @@ def check_images(images: Path, file: CocoFile, split: str) -> None:
 def divide(file: CocoFile, val_fraction: float) -> list[dict[str, Any]]:
     """Divide the images of a file, and their annotations, into those for training and for validation.
 
-    By a hash of the images' names: always alike, and few move when images are added.
-
-    Raises:
-        UserError: A part would have no objects that count.
+    By a hash of the images' names: always alike, and few move when images are added. UserError if a part
+    would have no objects that count.
     """
     images = sorted(
         file.content["images"],

@@ -25,7 +25,6 @@ from .coco_file import (
 from .zoo_config import (
     DETECTOR,
     Code,
-    SplitInConfig,
     assignments,
     data_changes,
     load_zoo_config,
@@ -79,14 +78,6 @@ def write_config(folder: Path, zoo_config: Path, out: Path, options: CustomDataO
                 f"{zoo_config} learns masks, but {missing} of {count} annotations in {file.path} have no "
                 f"segmentation: choose a detector of boxes such as {DETECTOR}"
             )
-    train, val = (
-        SplitInConfig(
-            _relative_to(file.path, folder),
-            _relative_to(file.images, folder),
-            has_masks=file.without_masks() == 0,
-        )
-        for file in splits.values()
-    )
     values = {
         "_base_": _base_path(zoo_config, out),
         "classes": classes,
@@ -94,7 +85,7 @@ def write_config(folder: Path, zoo_config: Path, out: Path, options: CustomDataO
         "metainfo": {"classes": Code("classes"), "palette": _palette(len(classes))},
         "data_root": f"{folder.as_posix()}/",
         "model": model_changes(cfg, options.from_scratch),
-        **data_changes(cfg, train, val),
+        **data_changes(cfg, folder, **splits),
     }
     _write_all({**written, out: f"{_DOCSTRING}\n\n{assignments(values)}"}, options.force)
     print(f"{len(classes)} classes: {listed(classes)}")
@@ -173,13 +164,6 @@ def _classes(train: CocoFile, val: CocoFile) -> tuple[str, ...]:
             f"{train.path} and {val.path} have different categories ({what}): give both the same list"
         )
     return train.classes
-
-
-def _relative_to(path: Path, folder: Path) -> str:
-    """A path as a config writes it: relative to the data set's folder if it lies there."""
-    if not path.is_relative_to(folder):
-        return path.as_posix()
-    return "" if path == folder else path.relative_to(folder).as_posix()
 
 
 def _base_path(zoo_config: Path, out: Path) -> str:

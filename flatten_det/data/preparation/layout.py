@@ -17,6 +17,9 @@ class Files:
     suffix: str
     count: int
 
+    def __str__(self) -> str:
+        return f"{self.count} files *{self.suffix} in {self.folder}/"
+
     def names(self, root: Path) -> set[str]:
         """The files that are there: paths relative to ``folder``, with ``/``."""
         top = str(root / self.folder)
@@ -64,6 +67,9 @@ class Listing:
     images: Files
     segments: Files | None = None
 
+    def __str__(self) -> str:
+        return self.file
+
     def problems(self, root: Path) -> list[str]:
         """Whether the file can be read, and what it names is there."""
         path = root / self.file
@@ -86,27 +92,6 @@ class Listing:
 def _missing(files: Files, names: list[str], of: str) -> list[str]:
     what = f"{files.folder}/: {len(names)} of {of} are missing: {listed(names)}"
     return [what] if names else []
-
-
-@dataclass(frozen=True)
-class Layout:
-    """All that a data set's folder must hold."""
-
-    files: tuple[Files, ...]
-    pairs: tuple[Pairs, ...] = ()
-    listings: tuple[Listing, ...] = ()
-
-    def problems(self, root: Path) -> list[str]:
-        """One line for everything that is missing or too much, with paths relative to ``root``."""
-        if not root.is_dir():
-            return [f"{root}: no such folder"]
-        parts = (*self.files, *self.pairs, *self.listings)
-        return [problem for part in parts for problem in part.problems(root)]
-
-    def summary(self) -> str:
-        """What a complete folder holds, in one line."""
-        counted = (f"{each.count} files *{each.suffix} in {each.folder}/" for each in self.files)
-        return ", ".join([*counted, *(listing.file for listing in self.listings)])
 
 
 @dataclass(frozen=True)
@@ -146,14 +131,24 @@ class Archive:
 
 @dataclass(frozen=True)
 class PublicDataSet:
-    """A data set: its archives, and the folder that they make.
+    """A data set: all that its folder must hold, and the archives that fill it.
 
     ``convert`` makes the files that are not in the archives, in the folder. ``steps``, for archives behind a
     login, says how to get them, for a folder to put them into.
     """
 
     name: str
-    layout: Layout
-    archives: tuple[Archive, ...]
+    parts: tuple[Files | Pairs | Listing, ...]
+    archives: tuple[Archive, ...] = ()
     convert: Callable[[Path], None] | None = None
     steps: Callable[[Path], str] | None = None
+
+    def problems(self, root: Path) -> list[str]:
+        """One line for everything that is missing or too much, with paths relative to ``root``."""
+        if not root.is_dir():
+            return [f"{root}: no such folder"]
+        return [problem for part in self.parts for problem in part.problems(root)]
+
+    def summary(self) -> str:
+        """What a complete folder holds, in one line."""
+        return ", ".join(str(part) for part in self.parts if not isinstance(part, Pairs))

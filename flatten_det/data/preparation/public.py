@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ...errors import UserError
 from .fetch import fetch
-from .layout import Archive, Files, Layout, Listing, Pairs, PublicDataSet
+from .layout import Archive, Files, Listing, Pairs, PublicDataSet
 
 # Sizes and SHA-256 digests: url_checksums/coco.txt of TensorFlow Datasets.
 _COCO_SERVER = "http://images.cocodataset.org"
@@ -56,10 +56,10 @@ _PANOPTIC_ARCHIVE = _coco_archive(
     sha256="c05f76d2129b6b561eb70efe16e7006df62f73fb92889132d373b9d90e31a370",
 )
 
-COCO = PublicDataSet("COCO", Layout(_IMAGES, listings=_INSTANCES), _ARCHIVES)
+COCO = PublicDataSet("COCO", (*_IMAGES, *_INSTANCES), _ARCHIVES)
 COCO_PANOPTIC = PublicDataSet(
     "COCO with panoptic annotations",
-    Layout((*_IMAGES, *_SEGMENTS), listings=(*_INSTANCES, *_PANOPTIC)),
+    (*_IMAGES, *_SEGMENTS, *_INSTANCES, *_PANOPTIC),
     (*_ARCHIVES, _PANOPTIC_ARCHIVE),
 )
 
@@ -78,14 +78,14 @@ _ADE20K_ARCHIVE = Archive(
     digest=("md5", "7328b3957e407ddae1d3cbf487f149ef"),
     top="ADEChallengeData2016",
 )
-_ADE20K_PAIRS = tuple(map(Pairs, _ADE20K_IMAGES, _ADE20K_LABELS))
+_ADE20K_PAIRS = map(Pairs, _ADE20K_IMAGES, _ADE20K_LABELS)
 
-ADE20K = PublicDataSet("ADE20K", Layout(_ADE20K_FILES, _ADE20K_PAIRS), (_ADE20K_ARCHIVE,))
+ADE20K = PublicDataSet("ADE20K", (*_ADE20K_FILES, *_ADE20K_PAIRS), (_ADE20K_ARCHIVE,))
 
 
 def check(dataset: PublicDataSet, root: Path) -> list[str]:
     """Say what is missing in a data set's folder, one line per problem; nothing is written."""
-    return _told(dataset, root, dataset.layout.problems(root))
+    return _told(dataset, root, dataset.problems(root))
 
 
 def _told(dataset: PublicDataSet, root: Path, problems: list[str]) -> list[str]:
@@ -93,7 +93,7 @@ def _told(dataset: PublicDataSet, root: Path, problems: list[str]) -> list[str]:
         print(f"{dataset.name} in {root} is not complete:")
         print("\n".join(f"  {problem}" for problem in problems))
     else:
-        print(f"{dataset.name} in {root} is complete: {dataset.layout.summary()}")
+        print(f"{dataset.name} in {root} is complete: {dataset.summary()}")
     return problems
 
 
@@ -113,7 +113,7 @@ def prepare(
         UserError: The data cannot be downloaded or unpacked; archives behind a login are not there (how
             to get them is printed).
     """
-    problems = dataset.layout.problems(root)
+    problems = dataset.problems(root)
     if not problems:
         print("nothing to do")
         return _told(dataset, root, problems)

@@ -93,7 +93,7 @@ def test_what_was_lost_is_converted_again(root):
 def test_missing_images_are_found_after_the_conversion(root):
     lost = next((root / "leftImg8bit" / "val").rglob("*.png"))
     lost.unlink()
-    problems = cityscapes(COUNTS).layout.problems(root)
+    problems = cityscapes(COUNTS).problems(root)
     assert problems[0] == "leftImg8bit/val/: 1 files *_leftImg8bit.png instead of 2"
     name = lost.relative_to(root / "leftImg8bit" / "val").as_posix()
     assert any("annotations/instancesonly" in line and name in line for line in problems)

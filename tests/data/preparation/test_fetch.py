@@ -12,13 +12,12 @@ from types import SimpleNamespace
 import pytest
 
 from flatten_det.data.preparation import fetch
-from flatten_det.data.preparation.layout import Archive, Files, Layout, Listing, PublicDataSet
+from flatten_det.data.preparation.layout import Archive, Files, Listing, PublicDataSet
 from flatten_det.data.preparation.public import check, prepare
 from flatten_det.errors import UserError
 
 VAL = Files("val2017", ".jpg", 3)
 INSTANCES = "annotations/instances_val2017.json"
-LAYOUT = Layout((VAL,), listings=(Listing(INSTANCES, VAL),))
 
 
 class Handler(SimpleHTTPRequestHandler):
@@ -59,7 +58,7 @@ def dataset(served):
         return Archive("http://unreachable.invalid", f"zips/{name}", provides, size, size, digest)
 
     archives = (archive("images.zip", VAL), archive("labels.zip", INSTANCES))
-    return PublicDataSet("Small", LAYOUT, archives)
+    return PublicDataSet("Small", (VAL, Listing(INSTANCES, VAL)), archives)
 
 
 @pytest.fixture

@@ -8,15 +8,15 @@ import pytest
 from mmengine.config import Config
 
 from flatten_det.data.preparation.cityscapes import CITYSCAPES
-from flatten_det.data.preparation.layout import Files, Layout, Listing, Pairs
+from flatten_det.data.preparation.layout import Files, Listing, Pairs, PublicDataSet
 from flatten_det.data.preparation.public import ADE20K, COCO, COCO_PANOPTIC
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 ADE20K_ROOT = "data/ade/ADEChallengeData2016"
 TRAIN = Files("train2017", ".jpg", 6)
-COCO_FOLDER = Layout((TRAIN,), listings=(Listing("annotations/instances_train2017.json", TRAIN),))
+COCO_FOLDER = PublicDataSet("", (TRAIN, Listing("annotations/instances_train2017.json", TRAIN)))
 IMAGES, LABELS = Files("images/training", ".jpg", 6), Files("annotations/training", ".png", 6)
-ADE20K_FOLDER = Layout((IMAGES, LABELS), pairs=(Pairs(IMAGES, LABELS),))
+ADE20K_FOLDER = PublicDataSet("", (IMAGES, LABELS, Pairs(IMAGES, LABELS)))
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_label_maps_that_are_missing_or_left_over(ade20k):
 
 def test_segments_of_panoptic_annotations(tmp_path):
     images, segments = Files("val", ".jpg", 1), Files("panoptic", ".png", 1)
-    layout = Layout((images, segments), listings=(Listing("val.json", images, segments),))
+    layout = PublicDataSet("", (images, segments, Listing("val.json", images, segments)))
     for folder, name in (("val", "a.jpg"), ("panoptic", "b.png")):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / name).touch()
@@ -94,8 +94,8 @@ def test_segments_of_panoptic_annotations(tmp_path):
 )
 def test_layouts_hold_what_the_configs_read(config, dataset, root):
     cfg = Config.fromfile(CONFIGS / f"{config}.py")
-    folders = {files.folder for files in dataset.layout.files}
-    listings = {listing.file for listing in dataset.layout.listings}
+    folders = {part.folder for part in dataset.parts if isinstance(part, Files)}
+    listings = {part.file for part in dataset.parts if isinstance(part, Listing)}
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         data = loader.dataset
         while "dataset" in data:
