@@ -95,7 +95,6 @@ def test_the_usual_options_of_coco_datasets(data_root):
     whole = build(DET, data_root)
     filled = build(DET, data_root, filter_cfg={"filter_empty_gt": True})
     stars = build(DET, data_root, metainfo={"classes": ("star",)})
-
     objects = [len(whole.get_data_info(i)["instances"]) for i in range(len(whole))]
     assert len(filled) == np.count_nonzero(objects) < len(whole)
     assert len(build(DET, data_root, indices=3)) == 3

@@ -60,7 +60,6 @@ def log(monkeypatch) -> list[str]:
 def test_bytes_do_not_depend_on_workers_or_place(complete, tmp_path):
     for workers in (1, 5):
         prepare_shapes(tmp_path / f"workers-{workers}", OPTIONS, workers=workers)
-
         assert _contents(tmp_path / f"workers-{workers}") == _contents(complete)
 
 
@@ -78,7 +77,6 @@ def test_layout(complete):
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_annotations_agree_with_pixels(complete, split):
     coco = COCO(str(complete / f"annotations/instances_{split}.json"))
-
     assert [category["name"] for category in coco.loadCats(coco.getCatIds())] == list(CLASSES)
     assert 0 not in coco.getAnnIds()
     assert len(coco.getImgIds()) == OPTIONS.num_images[split]
@@ -126,7 +124,6 @@ def test_complete_folder_is_reused(complete, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in complete.rglob("*")}
     prepare_shapes(complete, OPTIONS)
     prepare_shapes(str(complete), OPTIONS)
-
     assert {path: path.stat().st_mtime_ns for path in complete.rglob("*")} == before
 
 
@@ -141,7 +138,6 @@ def test_damaged_folder_is_rendered_anew(root, complete, log, name, truncated):
     else:
         (root / name).unlink()
     prepare_shapes(root, OPTIONS)
-
     assert _contents(root) == _contents(complete)
     assert log == [f"Shapes in '{root}' is damaged: rendered anew"]
 
@@ -150,7 +146,6 @@ def test_damaged_folder_is_rendered_anew(root, complete, log, name, truncated):
 def test_broken_manifest_is_rendered_anew(root, complete, content):
     (root / "shapes.json").write_text(content)
     prepare_shapes(root, OPTIONS)
-
     assert _contents(root) == _contents(complete)
 
 
@@ -221,7 +216,6 @@ def test_pipe_in_the_place_of_an_image(root):
 
 def test_other_options_are_rendered_anew_and_logged(root, log):
     prepare_shapes(root, OTHER)
-
     assert len(log) == 1
     assert "has other options (num_images" in log[0]
     assert "seed 5 instead of 6" in log[0]
@@ -260,7 +254,6 @@ def test_own_folder_with_a_foreign_file_or_without_manifest_is_not_replaced(root
     with pytest.raises(FileExistsError, match=r"such as 'train/images/notes.txt'"):
         prepare_shapes(root, OTHER)
     assert _contents(root) == before
-
     for name in ("shapes.json", "train/images/notes.txt"):
         (root / name).unlink()
         del before[name]
@@ -271,7 +264,6 @@ def test_own_folder_with_a_foreign_file_or_without_manifest_is_not_replaced(root
 
 def test_a_file_in_the_place_of_the_folder(tmp_path):
     (tmp_path / "shapes").write_text("keep me")
-
     with pytest.raises(FileExistsError, match="is a file"):
         prepare_shapes(tmp_path / "shapes", OPTIONS)
     with pytest.raises(OSError, match=r"cannot render Shapes into .*shapes/deeper"):
@@ -283,7 +275,6 @@ def test_link_to_another_disk_is_followed(complete, tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "shapes").symlink_to(tmp_path / "disk")
     prepare_shapes(tmp_path / "shapes", OPTIONS)
-
     assert (tmp_path / "shapes").is_symlink()
     assert _contents(tmp_path / "disk") == _contents(complete)
 
@@ -332,7 +323,6 @@ def test_killed_rendering_is_started_again(complete, tmp_path):
         time.sleep(0.02)
     process.kill()
     process.join()
-
     assert not root.exists()
     prepare_shapes(root, OPTIONS)
     assert _contents(root) == _contents(complete)
@@ -363,7 +353,6 @@ def test_of_several_processes_one_renders_and_all_wait(complete, tmp_path):
     processes = [_start(tmp_path / "shapes", OPTIONS) for _ in range(4)]
     for process in processes:
         process.join(60)
-
     assert [process.exitcode for process in processes] == [0] * 4
     assert len(list(tmp_path.glob("rendered-by-*"))) == 1
     assert _contents(tmp_path / "shapes") == _contents(complete)

@@ -79,7 +79,6 @@ def test_data_sets_without_a_legend_are_what_they_were(tmp_path):
         num_images={"train": 1, "val": 3},
     )
     drawn = [render(options, "val", i) for i in range(3)]
-
     assert [d.labels.tolist() for d in drawn] == [
         [3, 1, 0, 1, 1, 4, 0, 0, 2, 4],
         [5, 0, 4, 2, 3, 2, 5, 0, 4, 2],

@@ -32,7 +32,6 @@ def test_an_image_depends_on_seed_split_and_index_alone(values):
 
 def test_arrays_are_as_documented():
     drawn = render(ShapesOptions(**SMALL), "train", 0)
-
     assert drawn.image.shape == (96, 128, 3)
     assert drawn.image.dtype == np.uint8
     assert drawn.owner.shape == (96, 128)
@@ -45,7 +44,6 @@ def test_images_differ_in_size_within_the_range():
     options = ShapesOptions(image_size=((32, 48), (96, 64)), object_size=(8, 32))
     drawn = [render(options, "val", i) for i in range(200)]
     sizes = np.array([d.owner.shape for d in drawn])
-
     assert all(d.image.shape == (*d.owner.shape, 3) for d in drawn)
     for side, low, high in ((sizes[:, 0], 32, 96), (sizes[:, 1], 48, 64)):
         assert (side.min(), side.max()) == (low, high)
@@ -61,7 +59,6 @@ def test_images_differ_in_size_within_the_range():
 def test_sizes_are_log_uniform_within_the_range():
     options = ShapesOptions(image_size=128, object_size=(16, 100), objects_per_image=(1, 1))
     sizes = np.array([_boxes(render(options, "train", i))[0, 2:].max() for i in range(300)])
-
     # Rasterisation moves a side by less than a pixel at either end.
     assert sizes.min() >= 15
     assert sizes.max() <= 101
@@ -77,7 +74,6 @@ def test_an_object_may_fill_the_image():
 def test_number_of_objects_stays_in_its_range():
     options = ShapesOptions(image_size=128, object_size=(8, 24), objects_per_image=(0, 3))
     counts = np.bincount([len(render(options, "train", i).labels) for i in range(200)])
-
     assert len(counts) == 4
     assert counts.min() > 25
 
@@ -89,7 +85,6 @@ def test_classes_are_balanced_and_independent_of_colour():
         drawn = render(options, "train", index)
         for i, label in enumerate(drawn.labels):
             colours[label].append(drawn.image[drawn.owner == i].mean(axis=0))
-
     counts = np.array([len(of_class) for of_class in colours])
     expected = counts.mean()
     assert ((counts - expected) ** 2 / expected).sum() < 20.5  # Chi-square, 5 degrees, p = 0.001.
@@ -121,7 +116,6 @@ def test_every_painted_object_is_labelled_and_visible_enough(monkeypatch, min_vi
         for i, alpha in enumerate(painted):
             shares.append((drawn.owner == i).sum() / (alpha >= 0.5).sum())
             some_edge_is_soft |= bool(((alpha > 0.1) & (alpha < 0.9)).any())
-
     assert min(shares) >= min_visible
     assert max(shares) == 1
     # Objects do hide each other as far as allowed.
@@ -139,7 +133,6 @@ def test_objects_stand_out_from_their_surroundings():
             inside = np.uint8(drawn.owner == i)
             outside = cv2.dilate(inside, np.ones((5, 5), np.uint8)) > inside
             contrasts.append(np.linalg.norm(lab[inside > 0].mean(0) - lab[outside].mean(0)))
-
     # Under 25 only where others were painted around it later; 8 % of random colours fall under it.
     assert np.mean(np.array(contrasts) < 25) < 0.02
     assert min(contrasts) > 5  # About 2 is just noticeable.
@@ -176,5 +169,4 @@ def test_masks_have_the_shape_that_their_label_says():
     options = ShapesOptions(image_size=128, object_size=(80, 120), objects_per_image=(1, 1))
     for index in range(120):
         drawn = render(options, "val", index)
-
         assert _classify(np.uint8(drawn.owner == 0)) == CLASSES[drawn.labels[0]], index

@@ -9,7 +9,6 @@ from flatten_det.data.shapes import render
 def test_fields_stay_between_zero_and_one(kind, size):
     for seed in range(5):
         field = kind(np.random.default_rng(seed), *size)
-
         assert field.shape == size
         assert np.isfinite(field).all()
         assert field.min() >= 0
@@ -27,12 +26,10 @@ def test_every_kind_is_drawn():
             again = np.random.default_rng(seed)
             again.integers(len(kinds))
             kinds[kind] += np.array_equal(kind(again, 32, 32).astype(np.float32), field)
-
     assert sum(kinds.values()) >= 60
     assert min(kinds.values()) > 0
 
 
 def test_blend_goes_from_one_colour_to_the_other():
     image = render.blend(np.float32([[0, 0.5, 1]]), (0, 10, 20), (100, 10, 0))
-
     np.testing.assert_allclose(image, [[[0, 10, 20], [50, 10, 10], [100, 10, 0]]])
