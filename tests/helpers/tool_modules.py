@@ -1,6 +1,7 @@
 """The tools as modules, to be called within the process of the tests."""
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -37,3 +38,8 @@ def load_tool(name: str) -> ModuleType:
 
     module.main = main_as_in_a_fresh_process
     return module
+
+
+def tool_fixture(name: str) -> Callable:
+    """A fixture that loads a tool once for all tests."""
+    return pytest.fixture(scope="session")(lambda: load_tool(name))

@@ -282,7 +282,7 @@ _OUTLINES: dict[str, Callable[[np.random.Generator], list[np.ndarray]]] = {
 
 def random_field(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """A random gradient, noise, stripes, checker or blobs: float32 (height, width) in [0, 1]."""
-    kind = _FIELDS[rng.integers(len(_FIELDS))]
+    kind = FIELDS[rng.integers(len(FIELDS))]
     return kind(rng, height, width).astype(np.float32)
 
 
@@ -337,4 +337,4 @@ def _blobs(rng, height, width) -> np.ndarray:
     return np.clip(0.5 + rng.uniform(2, 6) * (_noise(rng, height, width) - 0.5), 0, 1)
 
 
-_FIELDS = (_gradient, _noise, _stripes, _checker, _blobs)
+FIELDS = (_gradient, _noise, _stripes, _checker, _blobs)

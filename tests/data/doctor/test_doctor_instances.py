@@ -341,14 +341,3 @@ def test_polygons_of_healthy_objects(patient):
             corners = [(x, y), (x + w, y), (x + w, y + h), (x, y + h)]
             annotation["segmentation"] = [np.ravel(corners).tolist()]
     assert patient.findings("instances") == []
-
-
-def test_workers_find_the_same(patient):
-    with patient.annotations() as content:
-        content["annotations"][1]["segmentation"] = [[1, 2, 3]]
-        content["images"][4]["width"] = 60
-    patient.path("train/images/000005.jpg").write_bytes(b"no image")
-    patient.path("val/images/000001.jpg").unlink()
-    alone = patient.findings("instances", workers=0)
-    assert len(alone) > 4
-    assert patient.findings("instances", workers=2) == alone

@@ -215,11 +215,3 @@ class TestListOfImages:
         patient.path("list.txt").write_text("000077\n")
         found = [f for f in patient.findings("semantic", ann_file="list.txt") if f.id is None]
         only(found, faults.IMAGE_MISSING)
-
-
-def test_workers_find_the_same(patient):
-    relabel(patient, pixel(9))
-    patient.path("train/images/000005.jpg").write_bytes(b"no image")
-    alone = patient.findings("semantic", workers=0)
-    assert len(alone) == 2
-    assert patient.findings("semantic", workers=2) == alone

@@ -128,8 +128,7 @@ def test_complete_folder_is_reused(complete, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["train/images/000003.jpg", "val/semantic/000000.png", "annotations/instances_val.json"],
+    "name", ["train/images/000003.jpg", "val/semantic/000000.png", "annotations/instances_val.json"]
 )
 @pytest.mark.parametrize("truncated", [False, True], ids=["deleted", "truncated"])
 def test_damaged_folder_is_rendered_anew(root, complete, log, name, truncated):

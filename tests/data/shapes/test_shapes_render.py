@@ -4,7 +4,7 @@ import pytest
 
 from flatten_det.data.shapes import render as render_module
 from flatten_det.data.shapes.options import CLASSES, ShapesOptions
-from flatten_det.data.shapes.render import render
+from flatten_det.data.shapes.render import FIELDS, blend, random_field, random_outline, render
 
 SMALL = {"image_size": (96, 128), "object_size": (8, 64)}
 LEGEND = dict(image_size=(128, 64), object_size=(10, 15), legend=(2, 6), legend_distance=72)
@@ -170,3 +170,61 @@ def test_masks_have_the_shape_that_their_label_says():
     for index in range(120):
         drawn = render(options, "val", index)
         assert _classify(np.uint8(drawn.owner == 0)) == CLASSES[drawn.labels[0]], index
+
+
+@pytest.mark.parametrize("label", range(len(CLASSES)), ids=CLASSES)
+def test_size_is_the_longer_side_of_a_box_that_varies(label):
+    boxes = []
+    for seed in range(20):
+        corners = np.concatenate(random_outline(np.random.default_rng(seed), label, 37.5))
+        np.testing.assert_allclose(corners.min(axis=0), 0, atol=1e-9)
+        assert corners.max() == pytest.approx(37.5)
+        assert corners.max(axis=0).min() > 37.5 / 2
+        boxes.append(corners.max(axis=0))
+    ratios = np.divide(*np.transpose(boxes))
+    assert ratios.min() < 0.95
+    assert ratios.max() > 1.05
+
+
+def test_classes_cover_different_shares_of_their_hull():
+    def share(name):
+        outline = random_outline(np.random.default_rng(0), CLASSES.index(name), 100)
+        area, *holes = (cv2.contourArea(contour.astype(np.float32)) for contour in outline)
+        return (area - sum(holes)) / cv2.contourArea(cv2.convexHull(np.float32(outline[0])))
+
+    for convex in ("circle", "triangle", "square"):
+        assert share(convex) == pytest.approx(1, abs=1e-4)
+    assert 0.55 < share("ring") < 0.76  # A hole of 0.5 to 0.65 of the radius.
+    assert 0.4 < share("star") < 0.65
+    assert 0.55 < share("cross") < 0.85
+
+
+@pytest.mark.parametrize("kind", FIELDS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("size", [(97, 61), (64, 1), (1, 9), (1, 1), (3, 700)])
+def test_fields_stay_between_zero_and_one(kind, size):
+    for seed in range(5):
+        field = kind(np.random.default_rng(seed), *size)
+        assert field.shape == size
+        assert np.isfinite(field).all()
+        assert field.min() >= 0
+        assert field.max() <= 1
+        if size == (97, 61):
+            assert np.ptp(field) > 0.4
+
+
+def test_every_kind_is_drawn():
+    kinds = dict.fromkeys(FIELDS, 0)
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        field = random_field(rng, 32, 32)
+        for kind in kinds:
+            again = np.random.default_rng(seed)
+            again.integers(len(kinds))
+            kinds[kind] += np.array_equal(kind(again, 32, 32).astype(np.float32), field)
+    assert sum(kinds.values()) >= 60
+    assert min(kinds.values()) > 0
+
+
+def test_blend_goes_from_one_colour_to_the_other():
+    image = blend(np.float32([[0, 0.5, 1]]), (0, 10, 20), (100, 10, 0))
+    np.testing.assert_allclose(image, [[[0, 10, 20], [50, 10, 10], [100, 10, 0]]])
