@@ -39,14 +39,6 @@ def test_what_opencv_does_not_read(tmp_path, monkeypatch):
     assert str(fault(path)) == "is a GIF, which OpenCV does not read"
 
 
-def test_programs_in_images_are_not_run(tmp_path, monkeypatch):
-    """Pillow hands EPS, whatever its name, to ghostscript."""
-    path = tmp_path / "image.jpg"
-    Image.new("RGB", (20, 10)).save(path, "EPS")
-    monkeypatch.setattr("subprocess.check_call", lambda *args, **kwargs: pytest.fail("ran"))
-    assert fault(path).kind == faults.IMAGE_UNREADABLE
-
-
 @pytest.mark.parametrize("name", ["folder", "pipe", "no/such/file.jpg", "x" * 5000])
 def test_no_file(tmp_path, name):
     """A pipe is not waited for."""

@@ -62,7 +62,10 @@ def test_good_file(read, content):
         ("images", [], "it names no images"),
         ("images 4 file_name", 5, "1 of 20 images have no file_name.*number 5"),
         ("images 4 id", "3", "images share an id: 3"),
-        ("images 4 width", 0, "width or height that is no size"),
+        *(
+            ("images 4 width", side, "or height that is no size")
+            for side in (0, -1, True, 1.0, "1")
+        ),
         ("annotations", [], "it has no annotations"),
         ("annotations 3 image_id", 99, "1 of 60 annotations have no image_id that is in"),
         ("annotations 3 category_id", 5, "have no category_id that is in its categories"),
@@ -93,10 +96,14 @@ def test_mistakes(read, content, place, value, message):
 
 
 @pytest.mark.parametrize(
-    "name", ["/etc/passwd", "../a.png", "a/../../b.png", "C:\\a.png", "..\\a.png", "http://x/a.png"]
+    "name",
+    ["/etc/passwd", "../a.png", "a/../../b.png", "C:\\a.png", "C:a.png", "..\\a.png", "a\0.png"]
+    + ["http://x/a.png", "day\\..\\a.png", "\\a.png"],
 )
 def test_file_names_that_leave_the_folder(read, content, name):
     content["images"][0]["file_name"] = name
+    content["images"][1]["file_name"] = "a..b.jpg"
+    content["images"][2]["file_name"] = "day 1/a.jpg"
     with pytest.raises(UserError, match="1 file names leave the image folder: "):
         read(content)
 
