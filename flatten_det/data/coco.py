@@ -1,16 +1,21 @@
-"""COCO files: what they must hold. The doctor reports what does not, the preparation mends or refuses it."""
+"""COCO files: what they must hold, and what is made of masks to write them.
+
+The doctor reports what does not fit, the preparation mends or refuses it.
+"""
 
 import gc
 import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
+from rich.progress import track
 
 from ..files.user_files import utf8_text
 
@@ -99,11 +104,6 @@ def can_be_matched(id_: int | str) -> bool:
         return False
 
 
-def are_of_one_type(ids: Iterable[int | str]) -> bool:
-    """Whether pycocotools can sort these ids."""
-    return len(set(map(type, ids))) < 2
-
-
 def stays_inside(name: str) -> bool:
     """Whether a file of this name, relative to a folder, lies in it, on any system."""
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
@@ -167,3 +167,19 @@ def mask_fields(mask: np.ndarray, iscrowd: int = 0) -> dict[str, Any]:
         "iscrowd": iscrowd,
         "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
     }
+
+
+def in_threads(
+    work: Callable, items: Collection, title: str, workers: int | None = None
+) -> Iterator[Any]:
+    """The results of ``work`` on each item, in order, with a progress bar; by default a thread per CPU.
+
+    Threads, since drawing, decoding and encoding release the GIL; processes would each have to import this
+    package first.
+    """
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        try:
+            yield from track(pool.map(work, items), title, total=len(items))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # Ctrl-C need not wait for the rest.
+            raise

@@ -86,19 +86,16 @@ def image_error(path: str | Path, flag: int = cv2.IMREAD_COLOR) -> str | None:
     if not path.is_file():
         return f"image {path} not found: {_why_missing(path)}"
     content = path.read_bytes()
-    try:
+    # Decoders of damaged content raise anything: OSError, SyntaxError, struct.error, ...
+    with contextlib.suppress(Exception):
         # What OpenCV alone knows is not broken.
         with (
             contextlib.suppress(UnidentifiedImageError),
             Image.open(path, formats=FORMATS) as image,
         ):
             image.load()
-        readable = decoded(content, flag) is not None
-    except Exception:
-        # Decoders of damaged content raise anything: OSError, SyntaxError, struct.error, ...
-        readable = False
-    if readable:
-        return None
+        if decoded(content, flag) is not None:
+            return None
     return f"image {path} cannot be decoded ({len(content)} bytes): get the file again or remove it"
 
 

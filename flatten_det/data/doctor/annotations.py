@@ -290,9 +290,8 @@ def box_array(values: list[Any]) -> np.ndarray:
 def box_faults(boxes: np.ndarray, sizes: np.ndarray) -> Iterator[tuple[FaultKind, np.ndarray]]:
     """What is wrong with which boxes, as a kind and rows ``(M,)``; at most one fault each.
 
-    Args:
-        boxes: ``(N, 4)`` as x, y, width and height in pixels; NaN where there is none.
-        sizes: ``(N, 2)``, width and height of the images; NaN where they are not known.
+    ``boxes`` ``(N, 4)`` are x, y, width and height in pixels, ``sizes`` ``(N, 2)`` width and height of the
+    images; NaN where there is none.
     """
     start, extent = boxes[:, :2], boxes[:, 2:]
     # An infinity may come of adding two finite numbers; NaN, of unknown sizes, compares as False.

@@ -7,10 +7,9 @@ from functools import partial
 import cv2
 from mmengine.config import Config
 from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader
 
+from ...cli import progress_bar
 from ...errors import UserError
 from ...files.images import pixel_limit, set_pixel_limit
 from .annotations import read_content
@@ -151,12 +150,9 @@ def examine_all(images: Sequence[Outcome], workers: int, title: str) -> Iterator
         collate_fn=list,
         worker_init_fn=partial(_prepare, 2 * Image.MAX_IMAGE_PIXELS),
     )
-    columns = TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    console = Console(stderr=True)
-    progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    batches = iter(loader)  # Starts the processes, before there is a thread that draws.
-    with progress:
-        task, done = progress.add_task(title, total=len(images)), 0
+    batches, done = iter(loader), 0  # The processes start before there is a thread that draws.
+    with progress_bar() as progress:
+        task = progress.add_task(title, total=len(images))
         try:
             for batch in batches:
                 yield from batch

@@ -71,21 +71,17 @@ class ConfiguredDataSet:
 
     Attributes:
         name: where the config uses it: ``'train'``, or ``'val, test'`` if it does so twice.
-        type: its class.
         task: one of :data:`INSTANCES`, :data:`PANOPTIC`, :data:`SEMANTIC` and :data:`UNKNOWN`.
         classes: their names, in the order of the labels; empty if the config does not say.
         things: how many classes are things, for panoptic data.
         annotation_file: path of the JSON file; for semantic data, of the list of images, or ``''``.
-        images: image folder.
         label_maps: folder of the semantic or panoptic label maps; None if there is none.
-        loaders: those of :data:`LOADERS` that use it.
         min_size: the shorter side of the smallest images that are not left out, in pixels.
         needs_objects: whether images without any are left out.
         learns_masks: whether the model learns instance masks.
         open_vocabulary: the classes are told to the model as text, not counted by its heads.
         labels: how label maps are read; None unless they are semantic.
-        color_type: the ``flag`` with which mmcv reads images.
-        backend: that of mmcv, likewise.
+        image_reading: ``flag`` and ``backend`` with which mmcv reads images.
     """
 
     name: str
@@ -102,16 +98,7 @@ class ConfiguredDataSet:
     learns_masks: bool = False
     open_vocabulary: bool = False
     labels: LabelRules | None = None
-    color_type: str = "color"
-    backend: str = "cv2"
-
-    @property
-    def image_reading(self) -> dict[str, str]:
-        """The options of ``mmcv.imfrombytes`` with which the data set's images are read."""
-        if self.backend in ("turbojpeg", "tifffile"):
-            # They need not be there, and never turn images.
-            return dict(flag="color_ignore_orientation", backend="cv2")
-        return dict(flag=self.color_type, backend=self.backend)
+    image_reading: tuple[str, str] = ("color", "cv2")
 
     @property
     def evaluated(self) -> bool:
@@ -141,9 +128,7 @@ def find_data_sets(cfg: Config, render: bool = False) -> list[ConfiguredDataSet]
 
     Nothing of the data is read, but data sets that are rendered on first use (Shapes) are rendered if
     there is no folder of theirs yet; with ``render`` as a training does, which replaces one that is damaged.
-
-    Raises:
-        UserError: The config names no data set, or one that cannot be built.
+    UserError if the config names no data set, or one that cannot be built.
     """
     init_default_scope(cfg.get("default_scope", "mmdet"))
     found: dict[ConfiguredDataSet, list[tuple[str, str]]] = {}
@@ -167,10 +152,7 @@ def find_data_sets(cfg: Config, render: bool = False) -> list[ConfiguredDataSet]
 
 
 def _build(leaf: ConfigDict, name: str, render: bool) -> Any:
-    """The data set itself, which knows its defaults and paths, without loading anything.
-
-    None for a class that cannot be built without being loaded.
-    """
+    """The data set itself, which knows its defaults and paths, not loaded; None if that cannot be."""
     kind = DATASETS.get(leaf["type"]) if isinstance(leaf["type"], str) else leaf["type"]
     if kind is not None and not issubclass(kind, BaseDataset):
         return None
@@ -205,7 +187,7 @@ def _described(dataset: Any, leaf: ConfigDict, cfg: Config) -> ConfiguredDataSet
         # "classes" that lack a comma are text; NumClassCheckHook and this count one class then.
         classes=(classes,) if isinstance(classes, str) else tuple(classes),
         annotation_file=dataset.ann_file or "",
-        **_image_reading(leaf),
+        image_reading=_image_reading(leaf),
     )
     if task is SEMANTIC:
         return ConfiguredDataSet(
@@ -233,13 +215,14 @@ def _described(dataset: Any, leaf: ConfigDict, cfg: Config) -> ConfiguredDataSet
     )
 
 
-def _image_reading(leaf: ConfigDict) -> dict[str, str]:
-    """How the first step of a pipeline reads images, as far as it does not do so by default."""
+def _image_reading(leaf: ConfigDict) -> tuple[str, str]:
     first = next((step for step in leaf.get("pipeline") or () if isinstance(step, dict)), {})
     if not first or type_name(first).rpartition(".")[2] != "LoadImageFromFile":
-        return {}
-    options = dict(color_type="color_type", backend="imdecode_backend")
-    return {ours: first[theirs] for ours, theirs in options.items() if theirs in first}
+        return "color", "cv2"
+    backend = first.get("imdecode_backend", "cv2")
+    if backend in ("turbojpeg", "tifffile"):
+        return "color_ignore_orientation", "cv2"  # They need not be there, and never turn images.
+    return first.get("color_type", "color"), backend
 
 
 def _task(dataset: Any) -> str:

@@ -39,11 +39,7 @@ class Picture(NamedTuple):
 
 
 def opened(path: str, kinds: FileFaults) -> Image.Image:
-    """Read and decode an image or a label map.
-
-    Raises:
-        ImageFault: It is not there, must not be decoded, or cannot be.
-    """
+    """Read and decode an image or a label map; ImageFault if it must not be decoded, or cannot be."""
     missing, too_large, unreadable = kinds
     if reason := why_not_read(path):
         raise ImageFault(missing, reason)
@@ -64,18 +60,15 @@ def opened(path: str, kinds: FileFaults) -> Image.Image:
 
 
 def opened_picture(path: str, data_set: ConfiguredDataSet) -> Picture:
-    """Read and decode an image as a training of the data set does.
-
-    Raises:
-        ImageFault: see :func:`opened`; or OpenCV, which a training uses, does not read it.
-    """
+    """Read and decode an image as a training of the data set does; ImageFault if OpenCV does not read it."""
     image = opened(path, IMAGES)
     if not cv2.haveImageReader(path):
         what = f"is a {image.format}, which OpenCV does not read"
         raise ImageFault(faults.IMAGE_UNREADABLE, what)
     what = f"cannot be decoded by OpenCV ({image.format}, mode {image.mode})"
+    flag, backend = data_set.image_reading
     try:
-        pixels = mmcv.imfrombytes(Path(path).read_bytes(), **data_set.image_reading)
+        pixels = mmcv.imfrombytes(Path(path).read_bytes(), flag, backend=backend)
     except Exception as error:
         raise ImageFault(faults.IMAGE_UNREADABLE, what) from error
     if pixels is None:

@@ -17,7 +17,6 @@ from .check import Checked, check_annotations
 from .faults import ERROR, WARNING, Finding, by_kind, count_errors, counted
 
 _COLOURS = {ERROR: "bold red", WARNING: "bold yellow"}
-_SHOWN = 3
 
 
 def findings_of(checked: Iterable[Checked]) -> list[Finding]:
@@ -101,10 +100,8 @@ def check_before_training(cfg: Config, logger: MMLogger, command: str = "") -> N
     """Check the annotations of the config's data sets, see :func:`.check.check_annotations`.
 
     One process of a distributed run reads the files, and all end if it finds errors. ``command`` shows all
-    that is wrong; by default it is ``tools/check_data.py`` with the config's file.
-
-    Raises:
-        UserError: There are errors, or the config's data sets cannot be built.
+    that is wrong; by default it is ``tools/check_data.py`` with the config's file. UserError if there are
+    errors, or the config's data sets cannot be built.
     """
     told: list[str | None] = [None]
     if is_main_process():
@@ -112,9 +109,9 @@ def check_before_training(cfg: Config, logger: MMLogger, command: str = "") -> N
             findings = findings_of(check_annotations(cfg))
             for kind, of_kind in by_kind(findings).items():
                 if kind.severity == WARNING:
-                    shown = listed([f"{f.data_set}: {f.message}" for f in of_kind], _SHOWN, "; ")
-                    what = f"data: {kind.summary}: {len(of_kind)} ({shown}); {kind.advice}"
-                    logger.warning(what)
+                    shown = listed([f"{f.data_set}: {f.message}" for f in of_kind], 3, "; ")
+                    what = f"{kind.summary}: {len(of_kind)} ({shown}); {kind.advice}"
+                    logger.warning(f"data: {what}")
             _raise_errors(findings, command or check_command(str(cfg.filename)))
         except Exception as error:
             told = [explain(error)]

@@ -13,8 +13,7 @@ import numpy as np
 from ...errors import UserError
 from ...files.atomic import write_atomically
 from ...files.images import why_not_decoded
-from ..coco import mask_fields
-from ..threads import in_threads
+from ..coco import in_threads, mask_fields
 from .layout import Archive, Files, Listing, Pairs, PublicDataSet
 
 # Label ids in the order of the train ids 0 to 18; all others are 255, "not for training".

@@ -202,7 +202,7 @@ def completed(file: CocoFile, images: Path) -> tuple[dict[str, Any], list[str]]:
     _check_masks(file.path, content)
     for noun, key in (("image", "images"), ("category", "categories")):
         ids = [item["id"] for item in content[key]]
-        if not coco.are_of_one_type(ids):
+        if len(set(map(type, ids))) > 1:  # pycocotools sorts them.
             added.add(f"{noun} ids from 1 on")
             new = {id_: i for i, id_ in enumerate(ids, start=1)}
             owner = f"{noun}_id"
@@ -307,8 +307,7 @@ def find_image_folder(folder: Path, file: CocoFile, split: str) -> Path:
             f"{folder}: image {names[0]}, which {file.path} names, is nowhere in it: put the images "
             f"there, or say where they are by --{split}-images"
         )
-    check_images(places[0], file, split)
-    return places[0]
+    return check_images(places[0], file, split)
 
 
 def _folders_with(folder: Path, name: str) -> list[Path]:
@@ -323,8 +322,8 @@ def _folders_with(folder: Path, name: str) -> list[Path]:
     return sorted(found)
 
 
-def check_images(images: Path, file: CocoFile, split: str) -> None:
-    """Make sure that all images of a file are there; UserError if some are not."""
+def check_images(images: Path, file: CocoFile, split: str) -> Path:
+    """The folder itself, with all images of a file; UserError if some are not there."""
     names = file.image_names
     missing = [name for name in names if not (images / name).is_file()]
     if missing:
@@ -332,6 +331,7 @@ def check_images(images: Path, file: CocoFile, split: str) -> None:
             f"{len(missing)} of the {len(names)} images that {file.path} names are not in {images}: "
             f"{listed(missing)}: put them there, or name their folder by --{split}-images"
         )
+    return images
 
 
 def divide(file: CocoFile, val_fraction: float) -> list[dict[str, Any]]:

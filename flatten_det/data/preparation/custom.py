@@ -141,10 +141,9 @@ def _with_images(folder: Path, file: CocoFile, split: str, known: dict[str, Path
     """The file with its image folder; names of Windows are written with / unless files have them."""
 
     def images(file: CocoFile) -> Path:
-        if split not in known:
-            return find_image_folder(folder, file, split).resolve()
-        check_images(known[split].resolve(), file, split)
-        return known[split].resolve()
+        if split in known:
+            return check_images(known[split].resolve(), file, split)
+        return find_image_folder(folder, file, split).resolve()
 
     try:
         return replace(file, images=images(file))

@@ -63,8 +63,7 @@ def fetch(
         keep: keep the downloaded archives too.
 
     Raises:
-        UserError: There is too little space, the download fails, or an archive is not what it
-            should be.
+        UserError: There is too little space, the download fails, or an archive is not what it should be.
     """
     folder = folder or root
     root.mkdir(parents=True, exist_ok=True)
@@ -151,11 +150,7 @@ def _gigabytes(size: int) -> str:
 
 
 def verify(path: Path, size: int | None, digest: tuple[str, str] | None) -> None:
-    """Compare a file with its size in bytes and its digest, as far as they are known.
-
-    Raises:
-        ArchiveError: They differ.
-    """
+    """Compare a file with its size in bytes and its digest, as far as known; ArchiveError if they differ."""
     found = path.stat().st_size
     if size is not None and found != size:
         raise ArchiveError(f"{found} bytes instead of {size}")

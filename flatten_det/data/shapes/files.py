@@ -29,8 +29,7 @@ from PIL import Image
 from ...compat.panoptic_api import id2rgb
 from ...files.atomic import lock
 from ...files.user_files import why_not_read
-from ..coco import mask_fields
-from ..threads import in_threads
+from ..coco import in_threads, mask_fields
 from .options import CLASSES, PALETTE, SPLITS, ShapesOptions
 from .render import ShapesImage, render
 

@@ -40,9 +40,8 @@ class ShapesImage(NamedTuple):
     Attributes:
         image: RGB, uint8, shape (H, W, 3).
         labels: Class index of every object, int64, shape (N,).
-        owner: Which object is seen at a pixel: its index, or -1 for the background. int16,
-            shape (H, W). ``owner == i`` is the visible mask of object ``i``; an image pixel
-            belongs to the object that covers at least half of it.
+        owner: Index of the object that is seen at a pixel, covering at least half of it, or -1 for the
+            background; int16, shape (H, W). ``owner == i`` is the visible mask of object ``i``.
     """
 
     image: np.ndarray
@@ -120,8 +119,7 @@ def _place(
 ) -> tuple[tuple[slice, slice], np.ndarray]:
     """Put an outline at a random place wholly between the points ``low`` and ``limit``, in (x, y) pixels.
 
-    Returns the window of the image that holds the object, and the share of each of its pixels that the
-    object covers (float32).
+    Returns the window of the image that holds the object, and how far it covers each pixel (float32).
     """
     extent = np.concatenate(outline).max(axis=0)
     low, limit = np.array(low), np.array(limit)
@@ -229,15 +227,10 @@ def _colours(hues: np.ndarray, lumas: np.ndarray | float) -> np.ndarray:
 
 
 def random_outline(rng: np.random.Generator, label: int, size: float) -> list[np.ndarray]:
-    """Draw the outline of one object, slightly stretched and rotated at random.
+    """Draw the outline of one object of a class, slightly stretched and rotated at random.
 
-    Args:
-        label: Index into :data:`~flatten_det.data.shapes.options.CLASSES`.
-        size: Longer side of the outline's bounding box in pixels.
-
-    Returns:
-        Contours of shape (corners, 2) in (x, y) pixels whose common bounding box starts at
-        (0, 0); a point is inside when an odd number of contours surrounds it.
+    ``size`` is the longer side of its bounding box in pixels. Returns contours of shape (corners, 2) in
+    (x, y) pixels whose common box starts at (0, 0); a point within an odd number of them is inside.
     """
     contours = _OUTLINES[CLASSES[label]](rng)
     stretch = np.exp(rng.uniform(-0.15, 0.15))

@@ -13,7 +13,6 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from flatten_det.data import threads
 from flatten_det.data.shapes import files
 from flatten_det.data.shapes.files import prepare_shapes
 from flatten_det.data.shapes.options import CLASSES, PALETTE, ShapesOptions
@@ -331,7 +330,7 @@ def test_interrupt_ends_the_rendering_at_once(tmp_path, monkeypatch):
         rendered.append(index)
         return render(options, split, index)
 
-    monkeypatch.setattr(threads, "track", interrupt)
+    monkeypatch.setattr("flatten_det.data.coco.track", interrupt)
     monkeypatch.setattr(files, "render", counting_render)
     with pytest.raises(KeyboardInterrupt):
         prepare_shapes(tmp_path / "shapes", ShapesOptions(num_images={"train": 1000}), workers=1)
