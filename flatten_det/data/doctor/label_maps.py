@@ -181,14 +181,15 @@ def _names(folder: str, suffix: str) -> list[str]:
 def _unpaired(data_set: ConfiguredDataSet, names: list[str]) -> Iterator[Finding]:
     rules = data_set.labels
     maps = set(_names(data_set.label_maps, rules.label_suffix))
-    image = "image", data_set.images, rules.image_suffix
-    label_map = "label map", data_set.label_maps, rules.label_suffix
-    pairs = [(faults.LABEL_MAP_MISSING, [n for n in names if n not in maps], image, label_map)]
+    for name in names:
+        if name not in maps:
+            path = os.path.join(data_set.images, name + rules.image_suffix)
+            lack = f"has no label map {quoted(name + rules.label_suffix)} in {data_set.label_maps}"
+            what = f"image {quoted(name)} {lack}"
+            yield data_set.finding(faults.LABEL_MAP_MISSING, what, file=path)
     if not data_set.annotation_file:  # A list may be meant to leave some out.
-        left = sorted(maps.difference(names))
-        pairs.append((faults.LABEL_MAP_UNUSED, left, label_map, image))
-    for kind, alone, (noun, folder, suffix), (other, other_folder, other_suffix) in pairs:
-        for name in alone:
-            lack = f"has no {other} {quoted(name + other_suffix)} in {other_folder}"
-            path = os.path.join(folder, name + suffix)
-            yield data_set.finding(kind, f"{noun} {quoted(name)} {lack}", file=path)
+        for name in sorted(maps.difference(names)):
+            path = os.path.join(data_set.label_maps, name + rules.label_suffix)
+            lack = f"has no image {quoted(name + rules.image_suffix)} in {data_set.images}"
+            what = f"label map {quoted(name)} {lack}"
+            yield data_set.finding(faults.LABEL_MAP_UNUSED, what, file=path)
