@@ -3,7 +3,7 @@
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +14,7 @@ import cv2
 from mmengine import dist
 from mmengine.config import Config
 from mmengine.dataset import Compose
-from mmengine.evaluator import BaseMetric, Evaluator
+from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from PIL import Image, UnidentifiedImageError
@@ -297,7 +297,7 @@ class LeaveOutUnreadableHook(Hook):
         self.reasons: list[str] = []
 
     def before_test_epoch(self, runner: Runner) -> None:
-        """Put it between the data loader and the loop, before workers copy the data set."""
+        """Put `_Readable` between the data loader and the loop, before workers copy the data set."""
         loader = runner.test_dataloader
         check_images(loader.dataset, pixel_limit(runner.cfg), _Pipeline)
         loader.collate_fn = partial(_collate, loader.collate_fn)
@@ -307,8 +307,12 @@ class LeaveOutUnreadableHook(Hook):
             self.reasons = list(dict.fromkeys(each.reason for each in unreadable))
             if len(self.reasons) == len(loader.dataset):
                 raise left_out(self.reasons, len(loader.dataset))
-            if unreadable:
-                _leave_out(runner.test_evaluator.metrics, unreadable)
+            # Keep COCO's metrics from taking the objects in these images for missed.
+            without = {each.img_id for each in unreadable}
+            for metric in runner.test_evaluator.metrics if without else ():
+                api = getattr(metric, "_coco_api", None) or getattr(metric, "_lvis_api", None)
+                if api is not None and getattr(metric, "img_ids", ()) is None:
+                    metric.img_ids = [id_ for id_ in api.get_img_ids() if id_ not in without]
 
         runner.test_loop.dataloader = _Readable(loader, note)
 
@@ -316,12 +320,3 @@ class LeaveOutUnreadableHook(Hook):
         """Count them among the metrics."""
         if self.reasons:
             metrics[COUNT] = float(len(self.reasons))
-
-
-def _leave_out(metrics: Iterable[BaseMetric], unreadable: Sequence[Unreadable]) -> None:
-    """Keep COCO's metrics from taking the objects in images without a prediction for missed."""
-    without = {each.img_id for each in unreadable}
-    for metric in metrics:
-        api = getattr(metric, "_coco_api", None) or getattr(metric, "_lvis_api", None)
-        if api is not None and getattr(metric, "img_ids", ()) is None:
-            metric.img_ids = [id_ for id_ in api.get_img_ids() if id_ not in without]

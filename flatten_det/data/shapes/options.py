@@ -32,18 +32,17 @@ class ShapesOptions:
         image_size: ``(height, width)`` in pixels, or one number for both. Or two of either in a pair,
             such as ``((96, 96), (192, 256))``: images differ in size, and height and width are drawn
             independently, uniform from the first to the second.
-        num_images: Images per split, such as ``dict(train=1500, val=200)``; a split that is not
-            named keeps its default. More images leave the first ones as they are.
-        seed: Non-negative seed. Every image has its own generator, seeded by
-            (seed, split, index).
-        object_size: Smallest and largest object in pixels, measured along the longer side of the
-            whole object's box; log-uniform in between.
-        objects_per_image: Smallest and largest number of objects. An object for which no place
-            is found is left out, so a crowded image may hold fewer than drawn.
-        min_visible: Fraction of its pixels that every object keeps visible. Objects are placed
-            so that this holds, hence nothing in an image is without annotation.
-        texture_contrast: How far apart the two colours of a texture lie, from 0 (plain colours)
-            to 1. Shapes on strong textures take much longer to learn.
+        num_images: Images per split, such as ``dict(train=1500, val=200)``; a split that is not named
+            keeps its default. More images leave the first ones as they are.
+        seed: Non-negative seed. Every image has its own generator, seeded by (seed, split, index).
+        object_size: Smallest and largest object in pixels, measured along the longer side of the whole
+            object's box; log-uniform in between.
+        objects_per_image: Smallest and largest number of objects. An object for which no place is found
+            is left out, so a crowded image may hold fewer than drawn.
+        min_visible: Fraction of its pixels that every object keeps visible. Objects are placed so that
+            this holds, hence nothing in an image is without annotation.
+        texture_contrast: How far apart the two colours of a texture lie, from 0 (plain colours) to 1.
+            Shapes on strong textures take much longer to learn.
         legend: Smallest and largest number of cells of a legend along the top edge, which says the class
             of all objects of the hue of each cell, so that classes depend on what is far away; None: no
             legend. See :mod:`~flatten_det.data.shapes.render`.

@@ -4,9 +4,9 @@ With a legend, objects can be told apart only by what stands far from them. Like
 the legend, along the top edge, has a hue, and says by its brightness the class of all objects of this hue.
 Cells, their hues, places and classes are drawn anew and independently for every image. The background is
 grey and every object is a disc of one brightness: neither an object nor what surrounds it says its class,
-only the one cell of the same hue does. The more cells there are, the closer their hues, and the sharper
-must be who looks. The legend itself is background in the annotations. ``legend_distance`` keeps objects
-away from it, farther than convolutions reach, so that a model needs attention to do better than guess.
+only the one cell of the same hue does. The more cells, the closer their hues. The legend itself is
+background in the annotations. ``legend_distance`` keeps objects away from it, farther than convolutions
+reach, so that a model needs attention to do better than guess.
 """
 
 from collections.abc import Callable
