@@ -62,6 +62,7 @@ def added(key, entry):
 
 
 LEAVES = "leaves the image folder"
+HEXAGON = {"id": 7, "name": "hexagon"}
 IN_FILES = [
     ("DUPLICATE_ANNOTATION_ID", changed("annotations", 4, id=2), 2, "annotation id 2 occurs 2 tim"),
     ("DUPLICATE_IMAGE_ID", copied("images", 2, file_name="b.jpg"), 2, "image id 2 occurs 2 times"),
@@ -70,9 +71,9 @@ IN_FILES = [
     ("MISSING_CATEGORY", changed("categories", 5, name="Cross"), "cross", "class cross is not in"),
     (
         "IGNORED_CATEGORY",
-        added("categories", {"id": 7, "name": "hexagon"}),
+        added("categories", HEXAGON),
         7,
-        "category 7 (hexagon) is no class of the config",
+        "category 7 (hexagon) is no class of the",
     ),
     (
         "CATEGORY_ORDER",
@@ -80,20 +81,15 @@ IN_FILES = [
         None,
         "label 0: cross in the file, circle in the config",
     ),
-    (
-        "FILE_NAME_LEAVES",
-        changed("images", 2, file_name="../../secret.jpg"),
-        2,
-        f"image 2 (../../secret.jpg) {LEAVES}",
-    ),
+    ("FILE_NAME_LEAVES", changed("images", 2, file_name="../x"), 2, f"image 2 (../x) {LEAVES}"),
     ("FILE_NAME_LEAVES", changed("images", 2, file_name="/etc/x"), 2, f"image 2 (/etc/x) {LEAVES}"),
     ("MALFORMED_ENTRY", added("images", 3), None, "image number 9 of the file"),
     ("MALFORMED_ENTRY", added("images", {"id": 12}), 12, "image 12 has no file_name"),
     (
         "MALFORMED_ENTRY",
-        lambda content: content["images"][2].pop("width"),
+        changed("images", 2, width=None),
         2,
-        "image 2 (000002.jpg) has no width and height",
+        "image 2 (000002.jpg) has no width and",
     ),
     ("MALFORMED_ENTRY", added("categories", {"id": 9}), 9, "has no name"),
     ("MALFORMED_ENTRY", added("annotations", []), None, "is no JSON object"),
@@ -283,26 +279,22 @@ def test_empty_file(patient):
     assert {finding.kind for finding in found[1:]} == {faults.UNUSED_CATEGORY}
 
 
+def cut(part):
+    return lambda path: os.truncate(path, int(part * path.stat().st_size))
+
+
+def resized(*size):
+    return lambda path: Image.open(path).resize(size).save(path)
+
+
 # What is done to an image file, which only the whole check sees, and what is said of it.
 IN_IMAGES = [
     (faults.IMAGE_MISSING, lambda path: path.unlink(), ""),
-    (faults.IMAGE_UNREADABLE, lambda path: os.truncate(path, 0), "cannot be decoded"),
-    (faults.IMAGE_UNREADABLE, lambda path: os.truncate(path, 400), "cannot be decoded"),
-    (
-        faults.IMAGE_UNREADABLE,
-        lambda path: os.truncate(path, int(0.9 * path.stat().st_size)),
-        "cannot be decoded",
-    ),
-    (
-        faults.IMAGE_SIZE,
-        lambda path: Image.open(path).resize((60, 64)).save(path),
-        "image 3 (000003.jpg) is 60x64, not 64x64 as annotated",
-    ),
-    (
-        faults.IMAGE_TOO_LARGE,
-        lambda path: Image.open(path).resize((640, 640)).save(path),
-        "409600 pixels",
-    ),
+    (faults.IMAGE_UNREADABLE, cut(0), "cannot be decoded"),
+    (faults.IMAGE_UNREADABLE, cut(0.3), "cannot be decoded"),
+    (faults.IMAGE_UNREADABLE, cut(0.9), "cannot be decoded"),
+    (faults.IMAGE_SIZE, resized(60, 64), "3 (000003.jpg) is 60x64, not 64x64 as annotated"),
+    (faults.IMAGE_TOO_LARGE, resized(640, 640), "409600 pixels"),
 ]
 
 

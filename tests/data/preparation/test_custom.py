@@ -152,14 +152,8 @@ def test_quickstart_resizes_images_of_all_sizes(folder, write):
 
 
 def test_boxes_without_masks_are_for_detectors_of_boxes(change, write):
-    def drop_masks(content):
-        for annotation in content["annotations"]:
-            annotation["segmentation"] = []
-
-    boxes_only = change(drop_masks)
-    message = (
-        r"learns masks, but 18 of 18 .* no segmentation: choose a detector of boxes such as co"
-    )
+    boxes_only = change(lambda content: [a.update(segmentation=[]) for a in content["annotations"]])
+    message = r"learns masks, but 18 of 18 .* no segmentation: choose a detector of boxes such as"
     with pytest.raises(UserError, match=message):
         write(boxes_only)
     pipeline = Config.fromfile(write(boxes_only, RETINANET)).train_dataloader.dataset.pipeline
@@ -233,11 +227,7 @@ def test_a_single_annotation_file_is_divided(tmp_path, write):
 
 
 def test_incomplete_annotations_are_completed_beside_the_config(change, write, capsys):
-    def drop_crowds(content):
-        for annotation in content["annotations"]:
-            del annotation["iscrowd"]
-
-    root = change(drop_crowds, "valid/*.json")
+    root = change(lambda c: [a.pop("iscrowd") for a in c["annotations"]], "valid/*.json")
     out = write(root)
     assert "completed by iscrowd (0)" in capsys.readouterr().out
     assert '"iscrowd"' not in (root / "valid" / "_annotations.coco.json").read_text()
