@@ -1,16 +1,21 @@
-"""COCO files: what they must hold. The doctor reports what does not, the preparation mends or refuses it."""
+"""COCO files: what they must hold, and what is made of masks to write them.
+
+The doctor reports what does not fit, the preparation mends or refuses it.
+"""
 
 import gc
 import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
+from rich.progress import track
 
 from ..files.user_files import utf8_text
 
@@ -44,7 +49,7 @@ def parse_json(content: bytes | str) -> Any:
 
 
 def is_coco(content: Any) -> bool:
-    """Whether a JSON file's content has the lists that a COCO file needs: :data:`KEYS`."""
+    """Whether a JSON file's content has the lists of a COCO file."""
     return isinstance(content, dict) and all(isinstance(content.get(key), list) for key in KEYS)
 
 
@@ -69,10 +74,6 @@ def is_box(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 4 and all(map(is_number, value))
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
-
-
 # What the entries of each list need: in words that complete "it has ...", and a test for it.
 Needs = Sequence[tuple[str, Callable[[dict], bool]]]
 NO_ID = "no id that is a whole number or a text"
@@ -81,12 +82,10 @@ IMAGE_NEEDS: Needs = [
     *ID_NEEDS,
     ("no file_name", lambda e: bool(e.get("file_name")) and isinstance(e["file_name"], str)),
 ]
-CATEGORY_NEEDS: Needs = [*ID_NEEDS, ("no name", lambda e: _is_text(e.get("name")))]
-
-
-def lacking(entry: Any, needs: Needs) -> str | None:
-    """What an entry lacks first, in words that complete "it has ..."; None if nothing."""
-    return next((lack for lack, is_met in needs if not is_met(entry)), None)
+CATEGORY_NEEDS: Needs = [
+    *ID_NEEDS,
+    ("no name", lambda e: isinstance(e.get("name"), str) and bool(e["name"].strip())),
+]
 
 
 def repeated(values: Iterable[Hashable]) -> dict[Hashable, int]:
@@ -103,11 +102,6 @@ def can_be_matched(id_: int | str) -> bool:
         return float(id_) != 0
     except (ValueError, OverflowError):
         return False
-
-
-def are_of_one_type(ids: Iterable[int | str]) -> bool:
-    """Whether pycocotools can sort these ids."""
-    return len(set(map(type, ids))) < 2
 
 
 def stays_inside(name: str) -> bool:
@@ -144,10 +138,8 @@ def why_not_learned(
 ) -> str | None:
     """Say why MMDetection leaves an annotation out, as of several ("are ..."); None if it learns from it.
 
-    Args:
-        annotation: of a COCO file of instances, whatever it is.
-        size: width and height of its image; None if they are not known.
-        min_size: the shorter side of the smallest images that are not left out, in pixels.
+    ``size`` is that of its image, (width, height), if it is known; ``min_size`` the shorter side of the
+    smallest images that are not left out, in pixels.
     """
     if annotation.get("iscrowd"):
         return CROWDS
@@ -175,3 +167,19 @@ def mask_fields(mask: np.ndarray, iscrowd: int = 0) -> dict[str, Any]:
         "iscrowd": iscrowd,
         "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
     }
+
+
+def in_threads(
+    work: Callable, items: Collection, title: str, workers: int | None = None
+) -> Iterator[Any]:
+    """The results of ``work`` on each item, in order, with a progress bar; by default a thread per CPU.
+
+    Threads, since drawing, decoding and encoding release the GIL; processes would each have to import this
+    package first.
+    """
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        try:
+            yield from track(pool.map(work, items), title, total=len(items))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # Ctrl-C need not wait for the rest.
+            raise

@@ -3,9 +3,10 @@
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import cv2
 from mmengine import dist
 from mmengine.config import Config
 from mmengine.dataset import Compose
-from mmengine.evaluator import BaseMetric, Evaluator
+from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from PIL import Image, UnidentifiedImageError
@@ -28,10 +29,10 @@ from .coco import NotJsonError, is_size, parse_json
 
 @contextmanager
 def named_annotation_errors(cfg: Config) -> Iterator[None]:
-    """Refuse what is no file, and turn errors within the block into ones that name the broken file.
+    """Turn errors within the block into ones that name the annotation file of the config that is broken.
 
     Raises:
-        UserError: An annotation file of the config cannot be opened, or is not valid JSON.
+        UserError: One cannot be opened, which is seen before, or is not valid JSON.
     """
     files = list(dict.fromkeys(_annotation_files(cfg.to_dict())))
     for path in files:
@@ -85,19 +86,16 @@ def image_error(path: str | Path, flag: int = cv2.IMREAD_COLOR) -> str | None:
     if not path.is_file():
         return f"image {path} not found: {_why_missing(path)}"
     content = path.read_bytes()
-    try:
+    # Decoders of damaged content raise anything: OSError, SyntaxError, struct.error, ...
+    with contextlib.suppress(Exception):
         # What OpenCV alone knows is not broken.
         with (
             contextlib.suppress(UnidentifiedImageError),
             Image.open(path, formats=FORMATS) as image,
         ):
             image.load()
-        readable = decoded(content, flag) is not None
-    except Exception:
-        # Decoders of damaged content raise anything: OSError, SyntaxError, struct.error, ...
-        readable = False
-    if readable:
-        return None
+        if decoded(content, flag) is not None:
+            return None
     return f"image {path} cannot be decoded ({len(content)} bytes): get the file again or remove it"
 
 
@@ -114,16 +112,10 @@ def _why_missing(path: Path) -> str:
 class CheckedPipeline(Compose):
     """A data pipeline for files that nobody has looked at yet.
 
-    It opens no file outside of the data's folders, none that is far too large, and none that is a
-    program. Its failures on a broken image name the file: the readers report a broken file as a failed
-    assertion, an OpenCV or a Pillow error, mostly without its name, so, after a failure, the sample's
-    files are looked at.
-
-    Args:
-        transforms: as for :class:`mmengine.dataset.Compose`.
-        max_pixels: of an image, a label map or a mask, see :func:`~flatten_det.files.images.pixel_limit`;
-            None: Pillow's limit.
-        folders: where images and label maps must lie; none: anywhere.
+    It opens no file outside of ``folders`` (none: anywhere), none of more than ``max_pixels`` (see
+    :func:`~flatten_det.files.images.pixel_limit`; None: Pillow's limit), and none that is a program. Its
+    failures on a broken image name the file: the readers report a broken file as a failed assertion, an
+    OpenCV or a Pillow error, mostly without its name, so, after a failure, the sample's files are looked at.
     """
 
     def __init__(
@@ -134,26 +126,18 @@ class CheckedPipeline(Compose):
         self._folders = [os.path.abspath(folder) for folder in folders]
 
     def __call__(self, data: dict[str, Any]) -> dict[str, Any] | None:
-        """Run the transforms.
-
-        Raises:
-            ImageError: An image or label map lies elsewhere, is too large or is a program; or the
-                failure comes with one that cannot be decoded.
-        """
+        """Run the transforms; ImageError if a file must not be opened, or fails and cannot be decoded."""
         set_pixel_limit(self._max_pixels)  # Here: a data worker need not inherit it.
         # The transforms may replace these, or, with mosaics, hand on another sample's.
         paths = [(data[key], flag) for key, flag in _READ_FROM.items() if data.get(key)]
         for path, _ in paths:
-            if refusal := _why_not_opened(str(path), self._folders):
-                raise ImageError(refusal)
-        if refusal := self._mask_refusal(data):
-            raise ImageError(f"image {data.get('img_path')}: {refusal}")
+            _check_may_be_opened(str(path), self._folders)
+        self._check_masks(data)
         try:
             return super().__call__(data)
         except Exception as error:
             for path, flag in paths:
-                reason = "://" not in str(path) and image_error(path, flag)
-                if reason:
+                if "://" not in str(path) and (reason := image_error(path, flag)):
                     raise ImageError(reason) from error
             # OpenCV's words where a side is less than a pixel after resizing.
             is_resize = isinstance(error, cv2.error) and error.func == "resize"
@@ -164,7 +148,7 @@ class CheckedPipeline(Compose):
                 ) from error
             raise
 
-    def _mask_refusal(self, data: dict[str, Any]) -> str | None:
+    def _check_masks(self, data: dict[str, Any]) -> None:
         """Run lengths state the size of the mask that they become, whatever the image's."""
         for instance in data.get("instances") or ():
             mask = instance.get("mask") if isinstance(instance, dict) else None
@@ -172,22 +156,23 @@ class CheckedPipeline(Compose):
             if not (isinstance(size, list | tuple) and all(map(is_size, size))):
                 continue  # Polygons; or what fails on its own.
             if math.prod(size) > self._max_pixels:
-                return (
-                    f"one of its masks claims {' x '.join(map(str, size))} pixels: correct its annotations "
-                    "(flatten-det check lists all that are wrong)"
+                claimed = " x ".join(map(str, size))
+                raise ImageError(
+                    f"image {data.get('img_path')}: one of its masks claims {claimed} pixels: correct its "
+                    "annotations (flatten-det check lists all that are wrong)"
                 )
-        return None
 
 
-def _why_not_opened(path: str, folders: Sequence[str]) -> str | None:
+def _check_may_be_opened(path: str, folders: Sequence[str]) -> None:
     # By the names alone: links are the user's own.
     place = os.path.abspath(path)
     if folders and not any(place.startswith(os.path.join(folder, "")) for folder in folders):
-        return (
+        raise ImageError(
             f"image {path} was not opened: it is outside of its data folder ({', '.join(folders)}): correct "
             "its file name in the annotations"
         )
-    return None if "://" in path else why_not_decoded(path)
+    if "://" not in path and (refusal := why_not_decoded(path)):
+        raise ImageError(refusal)
 
 
 class CheckFilesHook(Hook):
@@ -224,8 +209,7 @@ def _check_metrics(evaluator: Evaluator, max_pixels: int) -> None:
         folder = os.path.abspath(folder)
         for annotation in content.dataset["annotations"]:
             path = os.path.join(folder, str(annotation.get("file_name", "")))
-            if refusal := _why_not_opened(path, [folder]):
-                raise ImageError(refusal)
+            _check_may_be_opened(path, [folder])
 
 
 def check_images(
@@ -235,14 +219,11 @@ def check_images(
     for inner in all_datasets(dataset):
         pipeline = getattr(inner, "pipeline", None)
         if type(pipeline) is Compose:
-            inner.pipeline = kind(pipeline.transforms, max_pixels, _folders(inner))
-
-
-def _folders(dataset: Any) -> list[str]:
-    """A data set's folders; none if one of them is not said, or is no folder."""
-    prefixes = getattr(dataset, "data_prefix", None)
-    folders = [str(folder) for folder in (prefixes or {}).values()]
-    return folders if all(folders) and not any("://" in folder for folder in folders) else []
+            prefixes = getattr(inner, "data_prefix", None) or {}
+            folders = [str(folder) for folder in prefixes.values()]
+            if not all(folders) or any("://" in folder for folder in folders):
+                folders = []  # Not said, or no folder.
+            inner.pipeline = kind(pipeline.transforms, max_pixels, folders)
 
 
 COUNT = "unreadable_images"
@@ -258,10 +239,7 @@ class Unreadable:
 
 
 def left_out(reasons: Sequence[str], total: int, what: str = "") -> UserError:
-    """The error with which a tool ends that did its work for all other images.
-
-    ``reasons`` are one line for each image that could not be read, of ``total`` images with these.
-    """
+    """The error with which a tool ends that did its work for all images but some, with a reason for each."""
     listed = "; ".join(reasons[:_LISTED])
     more = f"; and {len(reasons) - _LISTED} more" if len(reasons) > _LISTED else ""
     return UserError(f"{len(reasons)} of {total} images{what}: {listed}{more}")
@@ -277,21 +255,16 @@ class _Pipeline(CheckedPipeline):
             return Unreadable(str(error), data.get("img_id"))
 
 
-@dataclass(frozen=True)
-class _Collate:
-    """Makes a batch of the samples, if there is one, beside what could not be read."""
-
-    collate: Callable[[list], Any]
-
-    def __call__(self, items: list) -> tuple[Any, list[Unreadable]]:
-        samples = [item for item in items if not isinstance(item, Unreadable)]
-        unreadable = [item for item in items if isinstance(item, Unreadable)]
-        return (self.collate(samples) if samples else None), unreadable
+def _collate(collate: Callable[[list], Any], items: list) -> tuple[Any, list[Unreadable]]:
+    """A batch of the samples, if there is one, beside what could not be read."""
+    samples = [item for item in items if not isinstance(item, Unreadable)]
+    unreadable = [item for item in items if isinstance(item, Unreadable)]
+    return (collate(samples) if samples else None), unreadable
 
 
 @dataclass(frozen=True)
 class _Readable:
-    """A data loader, with :class:`_Collate`, without what cannot be read; ``note`` gets that at the end."""
+    """A data loader, with :func:`_collate`, without what cannot be read; ``note`` gets that at the end."""
 
     loader: DataLoader
     note: Callable[[list[Unreadable]], None]
@@ -315,10 +288,7 @@ class LeaveOutUnreadableHook(Hook):
     """Tests on the images that can be read.
 
     Objects in the others do not count. How many these are is among the metrics (:data:`COUNT`), in the log
-    too.
-
-    Attributes:
-        reasons: one line for each image that was left out, on all ranks.
+    too; ``reasons`` are one line for each, on all ranks.
     """
 
     priority = "HIGHEST"  # before the metrics are logged
@@ -327,17 +297,22 @@ class LeaveOutUnreadableHook(Hook):
         self.reasons: list[str] = []
 
     def before_test_epoch(self, runner: Runner) -> None:
-        """Put it between the data loader and the loop, before workers copy the data set."""
+        """Put `_Readable` between the data loader and the loop, before workers copy the data set."""
         loader = runner.test_dataloader
         check_images(loader.dataset, pixel_limit(runner.cfg), _Pipeline)
-        loader.collate_fn = _Collate(loader.collate_fn)
+        loader.collate_fn = partial(_collate, loader.collate_fn)
 
         def note(unreadable: list[Unreadable]) -> None:
             # A sampler may give an image to two ranks.
             self.reasons = list(dict.fromkeys(each.reason for each in unreadable))
             if len(self.reasons) == len(loader.dataset):
                 raise left_out(self.reasons, len(loader.dataset))
-            _leave_out(runner.test_evaluator.metrics, unreadable)
+            # Keep COCO's metrics from taking the objects in these images for missed.
+            without = {each.img_id for each in unreadable}
+            for metric in runner.test_evaluator.metrics if without else ():
+                api = getattr(metric, "_coco_api", None) or getattr(metric, "_lvis_api", None)
+                if api is not None and getattr(metric, "img_ids", ()) is None:
+                    metric.img_ids = [id_ for id_ in api.get_img_ids() if id_ not in without]
 
         runner.test_loop.dataloader = _Readable(loader, note)
 
@@ -345,12 +320,3 @@ class LeaveOutUnreadableHook(Hook):
         """Count them among the metrics."""
         if self.reasons:
             metrics[COUNT] = float(len(self.reasons))
-
-
-def _leave_out(metrics: Iterable[BaseMetric], unreadable: Sequence[Unreadable]) -> None:
-    """Keep COCO's metrics from taking the objects in images without a prediction for missed."""
-    without = {each.img_id for each in unreadable}
-    for metric in metrics:
-        api = getattr(metric, "_coco_api", None) or getattr(metric, "_lvis_api", None)
-        if without and api is not None and getattr(metric, "img_ids", ()) is None:
-            metric.img_ids = [id_ for id_ in api.get_img_ids() if id_ not in without]

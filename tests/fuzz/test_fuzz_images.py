@@ -6,14 +6,7 @@ import cv2
 import mmcv
 import pytest
 from fixtures import write_detector_config, write_segmentor_config
-from fuzzing import (
-    empty_folder,
-    ending,
-    files_in,
-    fuzz,
-    numbers_of_cases,
-    numbers_of_slow_cases,
-)
+from fuzzing import empty_folder, ending, files_in, fuzz, numbers_of_cases, numbers_of_slow_cases
 from image_cases import image_files
 from mmengine.registry import init_default_scope
 from shapes_patient import Patient, render_shapes

@@ -12,7 +12,7 @@ from PIL import Image
 
 from flatten_det.data import ShapesDetDataset, ShapesPanopticDataset, ShapesSegDataset
 from flatten_det.data.doctor.check import check_annotations, check_data
-from flatten_det.data.doctor.faults import Finding
+from flatten_det.data.doctor.faults import FaultKind, Finding
 from flatten_det.data.doctor.report import findings_of
 from flatten_det.data.shapes.files import prepare_shapes
 from flatten_det.data.shapes.options import ShapesOptions
@@ -35,13 +35,21 @@ def render_shapes(root: Path) -> Path:
     return root
 
 
-class Patient:
-    """A folder of Shapes of one's own.
+def only(findings: list[Finding], kind: FaultKind) -> Finding:
+    """The only finding, which is of this kind and of the training."""
+    assert [(f.kind.name, f.data_set) for f in findings] == [(kind.name, "train")]
+    return findings[0]
 
-    Args:
-        healthy: folder to copy.
-        root: where to.
-    """
+
+def save_turned(image: Image.Image, path: Path | str, orientation: int, *kind: str) -> None:
+    """Save an image that asks to be turned, in EXIF's words."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image.save(path, *kind, exif=exif)
+
+
+class Patient:
+    """A folder of Shapes of one's own: a copy of a healthy one."""
 
     def __init__(self, healthy: Path, root: Path):
         self.root = Path(shutil.copytree(healthy, root))

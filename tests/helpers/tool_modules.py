@@ -2,9 +2,11 @@
 
 import importlib.util
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import pytest
 from mmengine.utils import ManagerMixin
 
 ROOT = Path(__file__).parents[2]
@@ -40,3 +42,8 @@ def load_tool(name: str) -> ModuleType:
 
     module.main = main_as_in_a_fresh_process
     return module
+
+
+def tool_fixture(name: str) -> Callable:
+    """A fixture that loads a tool once for all tests."""
+    return pytest.fixture(scope="session")(lambda: load_tool(name))

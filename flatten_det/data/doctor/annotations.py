@@ -1,9 +1,9 @@
 """What holds for every COCO file, of instances or of panoptic segments: entries, ids, categories, boxes."""
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,24 +20,18 @@ from .images import image_findings, image_name
 
 # Annotation tools round.
 TOLERANCE_PX = 1.0
+_UNKNOWN_SIZE = (np.nan, np.nan)
+# Entries of the file, by the names of their lists.
+Content = dict[str, list[dict[str, Any]]]
 
 
-@dataclass
-class CocoContent:
-    """The entries of a COCO file that are what the format asks for; the others have been reported.
+def read_content(data_set: ConfiguredDataSet) -> tuple[Content | None, list[Finding]]:
+    """The good entries of a data set's file, None if it cannot be used, and what is wrong with the others.
 
     Images have an ``id`` and a ``file_name``, which may leave the folder, categories an ``id`` and a
     ``name``. Annotations are dicts; each task has its own rules for them.
     """
-
-    images: list[dict[str, Any]]
-    annotations: list[dict[str, Any]]
-    categories: list[dict[str, Any]]
-
-
-def read_content(data_set: ConfiguredDataSet) -> tuple[CocoContent | None, list[Finding]]:
-    """A data set's annotation file, None if it cannot be used, and what is wrong with single entries."""
-    path, content = data_set.annotation_file, None
+    path = data_set.annotation_file
     if (reason := why_not_read(path)) is not None:
         reason = reason.removeprefix("was ")
     else:
@@ -51,63 +45,64 @@ def read_content(data_set: ConfiguredDataSet) -> tuple[CocoContent | None, list[
             if not coco.is_coco(content):
                 reason = f"is no COCO file: it needs lists of {', '.join(coco.KEYS)}"
     if reason is not None:
-        reason = f"annotation file {path} {reason}"
-        return None, [data_set.finding(faults.ANNOTATION_FILE, reason)]
+        what = f"annotation file {path} {reason}"
+        return None, [data_set.finding(faults.ANNOTATION_FILE, what)]
     findings: list[Finding] = []
-    checked = CocoContent(
-        _well_formed(data_set, "image", content["images"], coco.IMAGE_NEEDS, findings),
-        _well_formed(data_set, "annotation", content["annotations"], (), findings),
-        _well_formed(data_set, "category", content["categories"], coco.CATEGORY_NEEDS, findings),
-    )
-    findings += _image_entry_findings(data_set, checked.images)
-    return checked, findings
+    good = {key: _good_entries(data_set, key, content[key], findings) for key in coco.KEYS}
+    findings += _image_entry_findings(data_set, good["images"])
+    return good, findings
 
 
-def _well_formed(
-    data_set: ConfiguredDataSet,
-    noun: str,
-    entries: list,
-    needs: coco.Needs,
-    findings: list[Finding],
+_NEEDS = {
+    "images": ("image", coco.IMAGE_NEEDS),
+    "annotations": ("annotation", ()),
+    "categories": ("category", coco.CATEGORY_NEEDS),
+}
+
+
+def _good_entries(
+    data_set: ConfiguredDataSet, key: str, entries: list, findings: list[Finding]
 ) -> list[dict]:
     """The entries that have what they need; the others are added to ``findings``."""
-    good = []
+    good, (noun, needs) = [], _NEEDS[key]
     for number, entry in enumerate(entries, start=1):
-        is_object = type(entry) is dict
-        lack = coco.lacking(entry, needs) if is_object else None
-        if is_object and lack is None:
+        if type(entry) is dict:
+            lack = next((f"has {lack}" for lack, is_met in needs if not is_met(entry)), None)
+            id_ = entry["id"] if is_id(entry.get("id")) else None
+        else:
+            lack, id_ = "is no JSON object", None
+        if lack is None:
             good.append(entry)
             continue
-        id_ = entry["id"] if is_object and is_id(entry.get("id")) else None
         name = f"{noun} number {number} of the file" if id_ is None else f"{noun} {quoted(id_)}"
-        what = f"{name} has {lack}" if is_object else f"{name} is no JSON object"
-        findings.append(data_set.finding(faults.MALFORMED_ENTRY, what, id_))
+        findings.append(data_set.finding(faults.MALFORMED_ENTRY, f"{name} {lack}", id_))
     return good
 
 
 def _image_entry_findings(data_set: ConfiguredDataSet, images: list[dict]) -> Iterator[Finding]:
+    def finding(kind: FaultKind, image: dict, what: str) -> Finding:
+        return data_set.finding(kind, f"{image_name(image)} {what}", image["id"])
+
     if not images:
         yield data_set.finding(faults.NO_IMAGES, "the file lists no images that can be used")
     for image in images:
-        found = []
         if not (is_size(image.get("width")) and is_size(image.get("height"))):
-            found.append((faults.MALFORMED_ENTRY, "has no width and height in pixels"))
+            yield finding(faults.MALFORMED_ENTRY, image, "has no width and height in pixels")
         if not coco.stays_inside(image["file_name"]):
-            found.append((faults.FILE_NAME_LEAVES, "leaves the image folder"))
+            yield finding(faults.FILE_NAME_LEAVES, image, "leaves the image folder")
         elif coco.is_of_windows(image["file_name"], data_set.images):
             what = "is written with backslashes, which are no / here"
-            found.append((faults.FILE_NAME_BACKSLASHES, what))
-        for kind, what in found:
-            yield data_set.finding(kind, f"{image_name(image)} {what}", image["id"])
+            yield finding(faults.FILE_NAME_BACKSLASHES, image, what)
 
 
-class CocoCheck:
+class CocoCheck(ABC):
     """A COCO file of a data set, and the images that it lists, each of which can be examined by itself.
 
     Subclasses say what its objects are, and what holds for these: instances or panoptic segments.
 
     Attributes:
         noun: what an object is called: ``'annotation'`` or ``'segment'``.
+        images: by their ids.
         objects: one dict per object, whose fields may still be anything.
         image_ids: of their images, one per object; None where it is no id.
         rows: of the objects, by the id of their image.
@@ -116,45 +111,46 @@ class CocoCheck:
 
     noun: str
 
-    def __init__(self, data_set: ConfiguredDataSet, content: CocoContent):
+    def __init__(self, data_set: ConfiguredDataSet, content: Content):
         self.data_set, self.content = data_set, content
+        self.images: dict[Hashable, dict] = {image["id"]: image for image in content["images"]}
         self.objects, self.image_ids = self.find_objects()
         self.rows: dict[Any, list[int]] = {}
         for row, image_id in enumerate(self.image_ids):
             self.rows.setdefault(image_id, []).append(row)
         self.classes: dict[Hashable, dict] = {
             category["id"]: category
-            for category in content.categories
+            for category in content["categories"]
             if not data_set.classes or category["name"] in data_set.classes
         }
 
+    @abstractmethod
     def find_objects(self) -> tuple[list[dict[str, Any]], list[Any]]:
         """The objects of the file, and the ids of their images."""
-        raise NotImplementedError
 
+    @abstractmethod
     def needed_fields(self) -> tuple[str, ...]:
         """Fields of objects, beside ids and boxes, without which the frameworks fail."""
-        raise NotImplementedError
 
+    @abstractmethod
     def own_findings(self) -> Iterator[Finding]:
         """What is wrong by the rules of the task."""
-        raise NotImplementedError
 
+    @abstractmethod
     def why_not(self, entry: dict[str, Any], to_learn: bool) -> str | None:
         """Why an object does not count, as of several ("are ..."); None if it does.
 
         In a training, as MMDetection reads it (``to_learn``), or in an evaluation.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def other_findings(self, image: dict) -> Iterator[Finding]:
         """What is wrong with an image's masks or its label map."""
-        raise NotImplementedError
 
     def findings(self) -> Iterator[Finding]:
         """What is wrong with the annotation file itself; no image is opened."""
         used = set(id_column(self.objects, "category_id"))
-        roots = coco.root_categories(self.content.categories, used)
+        roots = coco.root_categories(self.content["categories"], used)
         yield from self.data_set.missing_folders()
         yield from self._duplicate_entries(roots)
         yield from self.own_findings()
@@ -175,25 +171,25 @@ class CocoCheck:
             if why is None:
                 return None
             reasons[why] += 1
+        number = counted(len(self.objects), self.noun)
         if not reasons:
             return f"there is no {self.noun} in the file"
-        number = counted(len(self.objects), self.noun)
         if len(reasons) == 1:
             return f"all {number} {reasons.popitem()[0]}"
         return f"of {number}, {', '.join(f'{count} {why}' for why, count in reasons.most_common())}"
 
     def __len__(self) -> int:
-        return len(self.content.images)
+        return len(self.content["images"])
 
     def __getitem__(self, index: int) -> Outcome:
         """Examine an image, and its masks or its label map."""
-        image = self.content.images[index]
+        image = self.content["images"][index]
         return Outcome([*image_findings(self.data_set, image), *self.other_findings(image)])
 
     def _duplicate_entries(self, roots: list[dict]) -> Iterator[Finding]:
         """Images and categories that share an id or a name."""
-        images = self.content.images
-        categories = [category for category in self.content.categories if category not in roots]
+        images = self.content["images"]
+        categories = [c for c in self.content["categories"] if c not in roots]
         for root in roots:
             what = f"category {quoted(root['id'])} ({quoted(root['name'])}), which has no object, "
             what += "is the root of a Roboflow export, and no class"
@@ -210,7 +206,7 @@ class CocoCheck:
 
     def _category_findings(self, used: set[Hashable], roots: list[dict]) -> Iterator[Finding]:
         """Compare the file's categories with the config's classes and with what the objects use."""
-        finding, categories = self.data_set.finding, self.content.categories
+        finding, categories = self.data_set.finding, self.content["categories"]
         of_file = [category["name"] for category in categories]
         # A config without classes takes them as they come.
         classes = self.data_set.classes or tuple(of_file)
@@ -219,9 +215,9 @@ class CocoCheck:
                 what = f"class {quoted(name)} is not in the file"
                 yield finding(faults.MISSING_CATEGORY, what, str(name))
         for category in categories:
-            id_ = category["id"]
-            what = f"category {quoted(id_)} ({quoted(category['name'])})"
-            if category["name"] not in classes:
+            id_, name = category["id"], category["name"]
+            what = f"category {quoted(id_)} ({quoted(name)})"
+            if name not in classes:
                 yield finding(faults.IGNORED_CATEGORY, f"{what} is no class of the config", id_)
             elif id_ not in used and category not in roots:  # Roots have been reported.
                 yield finding(faults.UNUSED_CATEGORY, f"{what} has no object", id_)
@@ -229,11 +225,11 @@ class CocoCheck:
         of_file = [name for name in of_file if name in classes]
         if of_file != of_config and len(of_file) == len(of_config):
             label = next(i for i, name in enumerate(of_file) if name != of_config[i])
+            theirs, ours = quoted(of_file[label]), quoted(of_config[label])
             what = f"of the {len(of_file)} classes, the first that differs is label {label}: "
-            what += (
-                f"{quoted(of_file[label])} in the file, {quoted(of_config[label])} in the config"
+            yield finding(
+                faults.CATEGORY_ORDER, f"{what}{theirs} in the file, {ours} in the config"
             )
-            yield finding(faults.CATEGORY_ORDER, what)
 
     def _object_findings(self) -> Iterator[Finding]:
         """What is wrong with single objects: their fields, categories, images and boxes."""
@@ -242,28 +238,25 @@ class CocoCheck:
             if id_ is None:
                 yield finding(faults.MALFORMED_ENTRY, row, f"has {coco.NO_ID}")
         for key in self.needed_fields():
-            values = [entry.get(key) for entry in entries]
-            is_good = set(map(type, values)) <= {int}
-            for row in () if is_good else (i for i, v in enumerate(values) if not is_number(v)):
-                yield finding(faults.MALFORMED_ENTRY, row, f"has no number as {key}")
-        known = {category["id"] for category in self.content.categories}
+            for row, entry in enumerate(entries):
+                if type(entry.get(key)) is not int and not is_number(entry.get(key)):
+                    yield finding(faults.MALFORMED_ENTRY, row, f"has no number as {key}")
+        known = {category["id"] for category in self.content["categories"]}
         for row, id_ in enumerate(id_column(entries, "category_id")):
             if id_ not in known:
                 stored = quoted(entries[row].get("category_id"))
                 what = f"has category {stored}, which is not listed"
                 yield finding(faults.UNKNOWN_CATEGORY, row, what)
-        images = self.content.images
-        row_of_image = {image["id"]: row for row, image in enumerate(images)}
-        image_rows = np.array([row_of_image.get(id_, -1) for id_ in self.image_ids], np.int64)
-        for row in np.flatnonzero(image_rows < 0).tolist():
-            yield finding(faults.UNKNOWN_IMAGE, row, "has an image that is not listed")
-        # The last row is that of unknown images.
-        sizes = np.full((len(images) + 1, 2), np.nan)
-        for row, image in enumerate(images):
+        size_of = {}
+        for id_, image in self.images.items():
             size = image.get("width"), image.get("height")
-            if all(map(is_size, size)) and max(size) < 2**31:
-                sizes[row] = size
-        sizes = sizes[image_rows]
+            is_known = all(map(is_size, size)) and max(size) < 2**31
+            size_of[id_] = size if is_known else _UNKNOWN_SIZE
+        for row, id_ in enumerate(self.image_ids):
+            if id_ not in size_of:
+                yield finding(faults.UNKNOWN_IMAGE, row, "has an image that is not listed")
+        sizes = [size_of.get(id_, _UNKNOWN_SIZE) for id_ in self.image_ids]
+        sizes = np.array(sizes, np.float64).reshape(-1, 2)
         stored = [entry.get("bbox") for entry in entries]
         for kind, faulty in box_faults(box_array(stored), sizes):
             for row in faulty.tolist():
@@ -297,9 +290,8 @@ def box_array(values: list[Any]) -> np.ndarray:
 def box_faults(boxes: np.ndarray, sizes: np.ndarray) -> Iterator[tuple[FaultKind, np.ndarray]]:
     """What is wrong with which boxes, as a kind and rows ``(M,)``; at most one fault each.
 
-    Args:
-        boxes: ``(N, 4)`` as x, y, width and height in pixels; NaN where there is none.
-        sizes: ``(N, 2)``, width and height of the images; NaN where they are not known.
+    ``boxes`` ``(N, 4)`` are x, y, width and height in pixels, ``sizes`` ``(N, 2)`` width and height of the
+    images; NaN where there is none.
     """
     start, extent = boxes[:, :2], boxes[:, 2:]
     # An infinity may come of adding two finite numbers; NaN, of unknown sizes, compares as False.

@@ -7,10 +7,9 @@ from functools import partial
 import cv2
 from mmengine.config import Config
 from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader
 
+from ...cli import progress_bar
 from ...errors import UserError
 from ...files.images import pixel_limit, set_pixel_limit
 from .annotations import read_content
@@ -33,13 +32,10 @@ _BATCH = 8  # Images that a worker examines at a time: messages between processe
 
 @dataclass
 class Checked:
-    """A data set and what was found.
+    """A data set, the number of its images and objects, and what was found.
 
     Attributes:
-        data_set: which one.
-        images: how many there are.
-        objects: how many there are; None for semantic data, which has none.
-        findings: what is wrong, in the order in which it was found.
+        objects: None for semantic data, which has none.
         unlearned: why nothing can be learned from it, in words; None if something can.
         unmeasured: why nothing can be measured on it, likewise.
     """
@@ -55,8 +51,7 @@ class Checked:
 def check_data(cfg: Config, workers: int) -> list[Checked]:
     """Check everything, every image included, with ``workers`` processes; 0 opens them in this one.
 
-    Raises:
-        UserError: The config names no data sets, or they cannot be built.
+    UserError if the config names no data sets, or they cannot be built.
     """
     return _check_all(cfg, find_data_sets(cfg), workers)
 
@@ -65,10 +60,7 @@ def check_annotations(cfg: Config) -> list[Checked]:
     """Check what can be checked in seconds: annotation files and lists of files; no image is opened.
 
     Semantic label maps are opened until one shows something that can be learned. Data that is rendered
-    on first use (Shapes) is rendered, as a training does.
-
-    Raises:
-        UserError: The config names no data sets, or they cannot be built.
+    on first use (Shapes) is rendered, as a training does. Raises as :func:`check_data`.
     """
     return _check_all(cfg, find_data_sets(cfg, render=True), None)
 
@@ -101,10 +93,8 @@ def _only_formats(cfg: Config, loader: str) -> bool:
 def _check(cfg: Config, data_set: ConfiguredDataSet, workers: int | None) -> Checked:
     checked = Checked(data_set)
     if data_set.task is UNKNOWN:
-        what = (
-            f"{data_set.type} was not checked: neither COCO's format nor MMSegmentation's, on disk"
-        )
-        checked.findings.append(data_set.finding(NOT_CHECKED, what))
+        what = "was not checked: neither COCO's format nor MMSegmentation's, on disk"
+        checked.findings.append(data_set.finding(NOT_CHECKED, f"{data_set.type} {what}"))
         return checked
     checked.findings += class_count_findings(cfg, data_set)
     check = _check_semantic if data_set.task is SEMANTIC else _check_coco
@@ -136,7 +126,7 @@ def _check_coco(checked: Checked, workers: int | None) -> Iterator[Finding]:
     check = (InstanceCheck if data_set.task is INSTANCES else PanopticCheck)(data_set, content)
     checked.images, checked.objects = len(check), len(check.objects)
     yield from check.findings()
-    if content.images:
+    if content["images"]:
         checked.unlearned = check.why_none_counts(to_learn=True)
         checked.unmeasured = check.why_none_counts(to_learn=False)
     if workers is not None and not any(data_set.missing_folders()):
@@ -145,12 +135,10 @@ def _check_coco(checked: Checked, workers: int | None) -> Iterator[Finding]:
 
 
 def examine_all(images: Sequence[Outcome], workers: int, title: str) -> Iterator[Outcome]:
-    """Examine all images of a data set, and yield the outcomes in their order.
+    """Examine all images of a data set, in so many processes, and yield the outcomes in their order.
 
-    Args:
-        images: gives the outcome of one image by its index, when it is asked for.
-        workers: processes; 0 examines within this one.
-        title: for the progress bar, on stderr.
+    ``images`` gives the outcome of one image by its index, when it is asked for; ``title`` is for the
+    progress bar, on stderr.
 
     Raises:
         UserError: A worker died, as a decoder can when content is meant to break it.
@@ -162,12 +150,9 @@ def examine_all(images: Sequence[Outcome], workers: int, title: str) -> Iterator
         collate_fn=list,
         worker_init_fn=partial(_prepare, 2 * Image.MAX_IMAGE_PIXELS),
     )
-    columns = TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    console = Console(stderr=True)
-    progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    batches = iter(loader)  # Starts the processes, before there is a thread that draws.
-    with progress:
-        task, done = progress.add_task(title, total=len(images)), 0
+    batches, done = iter(loader), 0  # The processes start before there is a thread that draws.
+    with progress_bar() as progress:
+        task = progress.add_task(title, total=len(images))
         try:
             for batch in batches:
                 yield from batch

@@ -34,12 +34,9 @@ _LEFT_OUT = 255
 class LabelRules:
     """How a data set of MMSegmentation reads its label maps.
 
-    Attributes:
-        image_suffix: how the names of images end.
-        label_suffix: how the names of label maps end.
-        ignore_index: the label of pixels that do not count.
-        reduce_zero_label: 0 does not count, and all others are lowered by one.
-        new_labels: pairs of a stored label and the one that a choice of classes makes of it.
+    ``ignore_index`` is the label of pixels that do not count. With ``reduce_zero_label``, 0 does not count,
+    and all others are lowered by one. ``new_labels`` are pairs of a stored label and the one that a choice
+    of classes makes of it.
     """
 
     image_suffix: str
@@ -74,21 +71,17 @@ class ConfiguredDataSet:
 
     Attributes:
         name: where the config uses it: ``'train'``, or ``'val, test'`` if it does so twice.
-        type: its class.
         task: one of :data:`INSTANCES`, :data:`PANOPTIC`, :data:`SEMANTIC` and :data:`UNKNOWN`.
         classes: their names, in the order of the labels; empty if the config does not say.
         things: how many classes are things, for panoptic data.
         annotation_file: path of the JSON file; for semantic data, of the list of images, or ``''``.
-        images: image folder.
         label_maps: folder of the semantic or panoptic label maps; None if there is none.
-        loaders: those that use it, of ``'train'``, ``'val'`` and ``'test'``.
         min_size: the shorter side of the smallest images that are not left out, in pixels.
         needs_objects: whether images without any are left out.
         learns_masks: whether the model learns instance masks.
         open_vocabulary: the classes are told to the model as text, not counted by its heads.
         labels: how label maps are read; None unless they are semantic.
-        color_type: the ``flag`` with which mmcv reads images.
-        backend: that of mmcv, likewise.
+        image_reading: ``flag`` and ``backend`` with which mmcv reads images.
     """
 
     name: str
@@ -105,16 +98,7 @@ class ConfiguredDataSet:
     learns_masks: bool = False
     open_vocabulary: bool = False
     labels: LabelRules | None = None
-    color_type: str = "color"
-    backend: str = "cv2"
-
-    @property
-    def image_reading(self) -> dict[str, str]:
-        """The options of ``mmcv.imfrombytes`` with which the data set's images are read."""
-        if self.backend in ("turbojpeg", "tifffile"):
-            # They need not be there, and never turn images.
-            return dict(flag="color_ignore_orientation", backend="cv2")
-        return dict(flag=self.color_type, backend=self.backend)
+    image_reading: tuple[str, str] = ("color", "cv2")
 
     @property
     def evaluated(self) -> bool:
@@ -144,9 +128,7 @@ def find_data_sets(cfg: Config, render: bool = False) -> list[ConfiguredDataSet]
 
     Nothing of the data is read, but data sets that are rendered on first use (Shapes) are rendered if
     there is no folder of theirs yet; with ``render`` as a training does, which replaces one that is damaged.
-
-    Raises:
-        UserError: The config names no data set, or one that cannot be built.
+    UserError if the config names no data set, or one that cannot be built.
     """
     init_default_scope(cfg.get("default_scope", "mmdet"))
     found: dict[ConfiguredDataSet, list[tuple[str, str]]] = {}
@@ -155,8 +137,7 @@ def find_data_sets(cfg: Config, render: bool = False) -> list[ConfiguredDataSet]
         leaves = [node for node in nodes if "type" in node and not wrapped_datasets(node)]
         for number, leaf in enumerate(leaves):
             name = loader if len(leaves) == 1 else f"{loader}[{number}]"
-            dataset = _build(leaf, name, render)
-            data_set = _described(dataset, leaf, cfg)
+            data_set = _described(_build(leaf, name, render), leaf, cfg)
             found.setdefault(data_set, []).append((name, loader))
     if not found:
         raise UserError(f"config file {cfg.filename} has no data loader: there is nothing to check")
@@ -171,10 +152,7 @@ def find_data_sets(cfg: Config, render: bool = False) -> list[ConfiguredDataSet]
 
 
 def _build(leaf: ConfigDict, name: str, render: bool) -> Any:
-    """The data set itself, which knows its defaults and paths, without loading anything.
-
-    None for a class that cannot be built without being loaded.
-    """
+    """The data set itself, which knows its defaults and paths, not loaded; None if that cannot be."""
     kind = DATASETS.get(leaf["type"]) if isinstance(leaf["type"], str) else leaf["type"]
     if kind is not None and not issubclass(kind, BaseDataset):
         return None
@@ -209,7 +187,7 @@ def _described(dataset: Any, leaf: ConfigDict, cfg: Config) -> ConfiguredDataSet
         # "classes" that lack a comma are text; NumClassCheckHook and this count one class then.
         classes=(classes,) if isinstance(classes, str) else tuple(classes),
         annotation_file=dataset.ann_file or "",
-        **_image_reading(leaf),
+        image_reading=_image_reading(leaf),
     )
     if task is SEMANTIC:
         return ConfiguredDataSet(
@@ -237,13 +215,14 @@ def _described(dataset: Any, leaf: ConfigDict, cfg: Config) -> ConfiguredDataSet
     )
 
 
-def _image_reading(leaf: ConfigDict) -> dict[str, str]:
-    """How the first step of a pipeline reads images, as far as it does not do so by default."""
-    steps = [step for step in leaf.get("pipeline") or () if isinstance(step, dict)]
-    if not steps or type_name(steps[0]).rpartition(".")[2] != "LoadImageFromFile":
-        return {}
-    options = dict(color_type="color_type", backend="imdecode_backend")
-    return {ours: steps[0][theirs] for ours, theirs in options.items() if theirs in steps[0]}
+def _image_reading(leaf: ConfigDict) -> tuple[str, str]:
+    first = next((step for step in leaf.get("pipeline") or () if isinstance(step, dict)), {})
+    if not first or type_name(first).rpartition(".")[2] != "LoadImageFromFile":
+        return "color", "cv2"
+    backend = first.get("imdecode_backend", "cv2")
+    if backend in ("turbojpeg", "tifffile"):
+        return "color_ignore_orientation", "cv2"  # They need not be there, and never turn images.
+    return first.get("color_type", "color"), backend
 
 
 def _task(dataset: Any) -> str:
@@ -262,17 +241,14 @@ def class_count_findings(cfg: Config, data_set: ConfiguredDataSet) -> Iterator[F
     """Heads that would be built for another number of classes than the data set's."""
     if not data_set.classes or data_set.open_vocabulary or not cfg.get("model"):
         return
+    names = ", ".join(map(quoted, data_set.classes[:3]))
+    names += ", ..." if len(data_set.classes) > 3 else ""
     for place, field, count in _counts(cfg.model.to_dict(), "model", in_head=False):
         expected = _expected(data_set, field)
         if isinstance(count, int) and count not in expected:
-            names = ", ".join(map(quoted, data_set.classes[:3]))
-            names += ", ..." if len(data_set.classes) > 3 else ""
-            yield data_set.finding(
-                CLASS_COUNT,
-                f"{place}.{field} is {count}, the data set has {expected[0]} ({names})",
-                f"{place}.{field}",
-                str(cfg.filename),
-            )
+            place = f"{place}.{field}"
+            what = f"{place} is {count}, the data set has {expected[0]} ({names})"
+            yield data_set.finding(CLASS_COUNT, what, place, str(cfg.filename))
 
 
 def _counts(node: Any, place: str, in_head: bool) -> Iterator[tuple[str, str, Any]]:

@@ -15,14 +15,7 @@ _MAX_QUOTED = 80
 
 @dataclass(frozen=True)
 class FaultKind:
-    """One kind of fault.
-
-    Attributes:
-        severity: :data:`ERROR` or :data:`WARNING`.
-        name: for programs, such as ``'box-outside'``.
-        summary: what is wrong, for a heading.
-        advice: what to do.
-    """
+    """One kind of fault: how bad, a name for programs, what is wrong as a heading, and what to do."""
 
     severity: str
     name: str
@@ -142,11 +135,8 @@ NOT_CHECKED = _warning("not-checked", "data sets of a kind that is not known her
 # fmt: on
 
 # As they are reported.
-KINDS = tuple(
-    sorted(
-        (kind for kind in vars().values() if isinstance(kind, FaultKind)), key=lambda k: k.severity
-    )
-)
+_all = [kind for kind in vars().values() if isinstance(kind, FaultKind)]
+KINDS = tuple(sorted(_all, key=lambda kind: kind.severity))
 
 
 @dataclass(frozen=True)
@@ -157,8 +147,7 @@ class Finding:
         kind: what is wrong, and what to do.
         data_set: where the config uses it, such as ``'train'``.
         file: the file that is wrong.
-        id: of the image, annotation or category in the file; a label map's labels; None if it is the
-            file itself.
+        id: of the image, annotation or category in it; a label map's labels; None for the file itself.
         message: what is wrong with it, in some words.
     """
 

@@ -17,19 +17,10 @@ from . import faults
 from .data_sets import ConfiguredDataSet
 from .faults import FaultKind, Finding, quoted
 
-
-class FileFaults(NamedTuple):
-    """What is wrong with a file that cannot be opened."""
-
-    missing: FaultKind
-    too_large: FaultKind
-    unreadable: FaultKind
-
-
-IMAGES = FileFaults(faults.IMAGE_MISSING, faults.IMAGE_TOO_LARGE, faults.IMAGE_UNREADABLE)
-LABEL_MAPS = FileFaults(
-    faults.LABEL_MAP_MISSING, faults.LABEL_MAP_TOO_LARGE, faults.LABEL_MAP_UNREADABLE
-)
+# What is wrong with a file that is missing, too large or unreadable.
+FileFaults = tuple[FaultKind, FaultKind, FaultKind]
+IMAGES = (faults.IMAGE_MISSING, faults.IMAGE_TOO_LARGE, faults.IMAGE_UNREADABLE)
+LABEL_MAPS = (faults.LABEL_MAP_MISSING, faults.LABEL_MAP_TOO_LARGE, faults.LABEL_MAP_UNREADABLE)
 
 
 class ImageFault(Exception):
@@ -48,16 +39,12 @@ class Picture(NamedTuple):
 
 
 def opened(path: str, kinds: FileFaults) -> Image.Image:
-    """Read and decode an image or a label map.
-
-    Raises:
-        ImageFault: It is not there, must not be decoded, or cannot be.
-    """
-    reason = why_not_read(path)
-    if reason is not None:
-        raise ImageFault(kinds.missing, reason)
+    """Read and decode an image or a label map; ImageFault if it must not be decoded, or cannot be."""
+    missing, too_large, unreadable = kinds
+    if reason := why_not_read(path):
+        raise ImageFault(missing, reason)
     if refusal := why_not_decoded(path):
-        kind = kinds.too_large if LIMIT_FIELD in refusal else kinds.unreadable
+        kind = too_large if LIMIT_FIELD in refusal else unreadable
         raise ImageFault(kind, refusal.removeprefix(f"image {path} "))
     try:
         with warnings.catch_warnings():
@@ -67,27 +54,24 @@ def opened(path: str, kinds: FileFaults) -> Image.Image:
                 return image
     except Exception as error:
         # Decoders of damaged content raise anything: OSError, SyntaxError, struct.error, ...
-        is_from_known_library = not isinstance(error, UnidentifiedImageError)
-        reason = quoted(error) if is_from_known_library else "its content is no image"
-        raise ImageFault(kinds.unreadable, f"cannot be decoded: {reason}") from error
+        is_no_image = isinstance(error, UnidentifiedImageError)
+        reason = "its content is no image" if is_no_image else quoted(error)
+        raise ImageFault(unreadable, f"cannot be decoded: {reason}") from error
 
 
 def opened_picture(path: str, data_set: ConfiguredDataSet) -> Picture:
-    """Read and decode an image as a training of the data set does.
-
-    Raises:
-        ImageFault: see :func:`opened`; or OpenCV, which a training uses, does not read it.
-    """
+    """Read and decode an image as a training of the data set does; ImageFault if OpenCV does not read it."""
     image = opened(path, IMAGES)
     if not cv2.haveImageReader(path):
         what = f"is a {image.format}, which OpenCV does not read"
         raise ImageFault(faults.IMAGE_UNREADABLE, what)
+    what = f"cannot be decoded by OpenCV ({image.format}, mode {image.mode})"
+    flag, backend = data_set.image_reading
     try:
-        pixels = mmcv.imfrombytes(Path(path).read_bytes(), **data_set.image_reading)
-    except Exception:
-        pixels = None
+        pixels = mmcv.imfrombytes(Path(path).read_bytes(), flag, backend=backend)
+    except Exception as error:
+        raise ImageFault(faults.IMAGE_UNREADABLE, what) from error
     if pixels is None:
-        what = f"cannot be decoded by OpenCV ({image.format}, mode {image.mode})"
         raise ImageFault(faults.IMAGE_UNREADABLE, what)
     return Picture(pixels.shape[1::-1], image.size)
 

@@ -4,22 +4,12 @@ Masks are polygons, and run lengths as numbers or as text. They are not drawn: p
 what it is given.
 """
 
-from collections.abc import Hashable, Iterator
-from functools import cached_property
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from ..coco import (
-    CROWDS,
-    are_of_one_type,
-    can_be_matched,
-    is_id,
-    is_number,
-    is_size,
-    repeated,
-    why_not_learned,
-)
+from ..coco import CROWDS, can_be_matched, is_id, is_number, is_size, repeated, why_not_learned
 from . import faults
 from .annotations import TOLERANCE_PX, CocoCheck, id_column
 from .faults import FaultKind, Finding, quoted
@@ -37,7 +27,8 @@ class InstanceCheck(CocoCheck):
 
     def find_objects(self) -> tuple[list[dict[str, Any]], list[Any]]:
         """The annotations, and the ids of their images."""
-        return self.content.annotations, id_column(self.content.annotations, "image_id")
+        annotations = self.content["annotations"]
+        return annotations, id_column(annotations, "image_id")
 
     def needed_fields(self) -> tuple[str, ...]:
         """What MMDetection reads, and pycocotools in an evaluation."""
@@ -51,7 +42,12 @@ class InstanceCheck(CocoCheck):
                 what = f"annotation id {quoted(id_)} occurs {count} times"
                 yield self.data_set.finding(faults.DUPLICATE_ANNOTATION_ID, what, id_)
         if self.data_set.evaluated:
-            yield from self._mixed_ids()
+            for noun, key in (("image", "images"), ("category", "categories")):
+                found = {type(entry["id"]): entry["id"] for entry in self.content[key][::-1]}
+                if len(found) > 1:
+                    what = f"such as {quoted(found[int])} and {quoted(found[str])!r}"
+                    what = f"{noun} ids are numbers and texts, {what}"
+                    yield self.data_set.finding(faults.MISREAD_ID, what)
             for row, id_ in enumerate(ids):
                 if id_ is not None and not can_be_matched(id_):
                     what = "has an id that is no number, or 0, which means no match to pycocotools"
@@ -61,23 +57,10 @@ class InstanceCheck(CocoCheck):
                 if not entry.get("segmentation"):
                     yield self.object_finding(faults.MASK_MISSING, row, "has no segmentation")
 
-    def _mixed_ids(self) -> Iterator[Finding]:
-        """Images or categories whose ids an evaluation cannot sort."""
-        lists = (("image", self.content.images), ("category", self.content.categories))
-        for noun, entries in lists:
-            ids = [entry["id"] for entry in entries]
-            if not are_of_one_type(ids):
-                number, text = (
-                    next(id_ for id_ in ids if type(id_) is kind) for kind in (int, str)
-                )
-                what = f"such as {quoted(number)} and {quoted(text)!r}"
-                what = f"{noun} ids are numbers and texts, {what}"
-                yield self.data_set.finding(faults.MISREAD_ID, what)
-
     def why_not(self, entry: dict[str, Any], to_learn: bool) -> str | None:
         """Crowds, what has no area, and what is not of the listed images and the config's classes."""
         image_id, category_id = entry.get("image_id"), entry.get("category_id")
-        image = self._images.get(image_id) if is_id(image_id) else None
+        image = self.images.get(image_id) if is_id(image_id) else None
         if image is None:
             return "are of images that are not listed"
         if not (is_id(category_id) and category_id in self.classes):
@@ -89,10 +72,6 @@ class InstanceCheck(CocoCheck):
             return why_not_learned(entry, size, self.data_set.min_size)
         # That the size is wrong is said of the image.
         return why_not_learned({**entry, "bbox": [0, 0, 1, 1], "area": 1})
-
-    @cached_property
-    def _images(self) -> dict[Hashable, dict]:
-        return {image["id"]: image for image in self.content.images}
 
     def other_findings(self, image: dict) -> Iterator[Finding]:
         """What is wrong with the masks of its objects."""
@@ -114,7 +93,7 @@ def mask_fault(segmentation: Any, image: dict) -> tuple[FaultKind, str] | None:
     size = size if all(map(is_size, size)) else None
     try:
         if isinstance(segmentation, list):
-            return _polygon_fault(_polygons(segmentation), size)
+            return _polygon_fault(segmentation, size)
         if isinstance(segmentation, dict):
             return _run_length_fault(segmentation, size)
     except BrokenMask as error:
@@ -123,21 +102,16 @@ def mask_fault(segmentation: Any, image: dict) -> tuple[FaultKind, str] | None:
     return faults.MASK_BROKEN, what
 
 
-def _polygons(segmentation: list) -> list[np.ndarray]:
-    """The corners ``(N, 2)`` of each polygon."""
-    polygons = []
+def _polygon_fault(
+    segmentation: list, size: tuple[int, int] | None
+) -> tuple[FaultKind, str] | None:
+    polygons = []  # Corners (N, 2) of each.
     for polygon in segmentation:
         if not isinstance(polygon, list) or not all(map(is_number, polygon)):
             raise BrokenMask("a polygon is no list of finite numbers")
         if len(polygon) < 6 or len(polygon) % 2:
             raise BrokenMask(f"a polygon has {len(polygon)} numbers, not two for each of 3 corners")
         polygons.append(np.asarray(polygon, np.float64).reshape(-1, 2))
-    return polygons
-
-
-def _polygon_fault(
-    polygons: list[np.ndarray], size: tuple[int, int] | None
-) -> tuple[FaultKind, str] | None:
     corners = np.concatenate(polygons)
     low, high = corners.min(axis=0), corners.max(axis=0)
     if size is not None:

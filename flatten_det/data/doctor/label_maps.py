@@ -10,19 +10,10 @@ from mmengine.fileio import list_dir_or_file
 from ...errors import listed
 from ...files.user_files import NotUtf8Error, utf8_text, why_not_read
 from ..coco import is_of_windows, stays_inside
-from . import faults
+from . import faults, images
 from .data_sets import ConfiguredDataSet
 from .faults import Finding, Outcome, counted, quoted
-from .images import (
-    LABEL_MAPS,
-    ImageFault,
-    Picture,
-    by,
-    described,
-    opened,
-    opened_picture,
-    turned_label_map,
-)
+from .images import ImageFault, Picture, by
 
 _MAX_LABELS = 5
 
@@ -30,9 +21,8 @@ _MAX_LABELS = 5
 class SemanticCheck:
     """The images of a semantic data set with their label maps, each pair of which is examined by itself.
 
-    Attributes:
-        names: of the images, below their folder and without suffix.
-        files: what is missing or left over; no file has been opened for that.
+    ``names`` are those of the images, below their folder and without suffix, ``files`` what is missing or
+    left over; no file has been opened for that.
     """
 
     def __init__(self, data_set: ConfiguredDataSet):
@@ -71,13 +61,11 @@ class SemanticCheck:
         path = os.path.join(data_set.images, name + data_set.labels.image_suffix)
         findings, picture = [], None
         try:
-            picture = opened_picture(path, data_set)
+            picture = images.opened_picture(path, data_set)
         except ImageFault as fault:
             what = f"image {quoted(name)} {fault}"
             findings.append(data_set.finding(fault.kind, what, file=path))
-        if data_set.label_maps is None:
-            return Outcome(findings)
-        outcome = self._label_map(name, picture)
+        outcome = Outcome([]) if data_set.label_maps is None else self._label_map(name, picture)
         return Outcome(findings + outcome.findings, outcome.labels)
 
     def _label_map(self, name: str, picture: Picture | None) -> Outcome:
@@ -90,18 +78,18 @@ class SemanticCheck:
             return data_set.finding(kind, f"label map {quoted(name)} {message}", id_, path)
 
         try:
-            image = opened(path, LABEL_MAPS)
+            image = images.opened(path, images.LABEL_MAPS)
         except ImageFault as fault:
             return Outcome([finding(fault.kind, str(fault))])
         labels = np.asarray(image).squeeze()
         if labels.ndim != 2 or labels.dtype.kind not in "bui":
             what = f"holds no labels, but colours or fractions (Pillow's mode {image.mode})"
             return Outcome([finding(faults.LABEL_MAP_FORMAT, what)])
-        if what := turned_label_map(image):
+        if what := images.turned_label_map(image):
             return Outcome([finding(faults.LABEL_MAP_FORMAT, what)])
         findings = []
         if picture is not None and image.size != picture.size:
-            what = f"is {by(image.size)}, its image {described(picture)}"
+            what = f"is {by(image.size)}, its image {images.described(picture)}"
             findings.append(finding(faults.LABEL_MAP_SIZE, what))
         if labels.dtype != np.uint8:
             if labels.size and not 0 <= int(labels.min()) <= int(labels.max()) < 256:
@@ -114,9 +102,8 @@ class SemanticCheck:
         if unknown.any():
             shown = [f"{value} ({counted(counts[value], 'pixel')})" for value in values[unknown]]
             what = f"holds unknown labels: {listed(shown, _MAX_LABELS)}; known are {self._known_labels()}"
-            findings.append(
-                finding(faults.UNKNOWN_LABEL, what, " ".join(map(str, values[unknown])))
-            )
+            id_ = " ".join(map(str, values[unknown]))
+            findings.append(finding(faults.UNKNOWN_LABEL, what, id_))
         return Outcome(findings, set(self._trained[values].tolist()))
 
     def _known_labels(self) -> str:
@@ -197,12 +184,12 @@ def _unpaired(data_set: ConfiguredDataSet, names: list[str]) -> Iterator[Finding
     for name in names:
         if name not in maps:
             path = os.path.join(data_set.images, name + rules.image_suffix)
-            what = f"has no label map {quoted(name + rules.label_suffix)} in {data_set.label_maps}"
-            what = f"image {quoted(name)} {what}"
+            lack = f"has no label map {quoted(name + rules.label_suffix)} in {data_set.label_maps}"
+            what = f"image {quoted(name)} {lack}"
             yield data_set.finding(faults.LABEL_MAP_MISSING, what, file=path)
     if not data_set.annotation_file:  # A list may be meant to leave some out.
         for name in sorted(maps.difference(names)):
             path = os.path.join(data_set.label_maps, name + rules.label_suffix)
-            what = f"has no image {quoted(name + rules.image_suffix)} in {data_set.images}"
-            what = f"label map {quoted(name)} {what}"
+            lack = f"has no image {quoted(name + rules.image_suffix)} in {data_set.images}"
+            what = f"label map {quoted(name)} {lack}"
             yield data_set.finding(faults.LABEL_MAP_UNUSED, what, file=path)

@@ -11,7 +11,7 @@ from ...compat.panoptic_api import rgb2id
 from ...errors import listed
 from ..coco import CROWDS, is_id, repeated, stays_inside
 from . import faults
-from .annotations import CocoCheck, CocoContent, id_column
+from .annotations import CocoCheck, Content, id_column
 from .data_sets import ConfiguredDataSet
 from .faults import Finding, quoted
 from .images import LABEL_MAPS, ImageFault, by, image_name, opened, turned_label_map
@@ -25,14 +25,14 @@ class PanopticCheck(CocoCheck):
 
     noun = "segment"
 
-    def __init__(self, data_set: ConfiguredDataSet, content: CocoContent):
+    def __init__(self, data_set: ConfiguredDataSet, content: Content):
         super().__init__(data_set, content)
-        self._annotated = Counter(id_column(content.annotations, "image_id"))
+        self._annotated = Counter(id_column(content["annotations"], "image_id"))
 
     def find_objects(self) -> tuple[list[dict[str, Any]], list[Any]]:
         """The segments, and the ids of their images."""
         entries, image_ids = [], []
-        for annotation in self.content.annotations:
+        for annotation in self.content["annotations"]:
             found = annotation.get("segments_info")
             found = [s for s in found if type(s) is dict] if isinstance(found, list) else []
             image_id = annotation.get("image_id")
@@ -47,7 +47,7 @@ class PanopticCheck(CocoCheck):
     def own_findings(self) -> Iterator[Finding]:
         """Faults of categories, of the images' annotations, and of ids."""
         finding = self.data_set.finding
-        for category in self.content.categories:
+        for category in self.content["categories"]:
             if category.get("isthing") not in (0, 1):
                 what = f"category {quoted(category['id'])} has no isthing of 0 or 1"
                 yield finding(faults.MALFORMED_ENTRY, what, category["id"])
@@ -64,13 +64,12 @@ class PanopticCheck(CocoCheck):
 
     def _image_annotations(self) -> Iterator[Finding]:
         finding, annotated = self.data_set.finding, self._annotated
-        images = {image["id"]: image for image in self.content.images}
-        for annotation in self.content.annotations:
+        for annotation in self.content["annotations"]:
             image_id, segments = annotation.get("image_id"), annotation.get("segments_info")
             id_, found = image_id if is_id(image_id) else None, []
             if not isinstance(segments, list) or not all(type(s) is dict for s in segments):
                 found.append((faults.MALFORMED_ENTRY, "has no list segments_info"))
-            elif id_ is None or (not segments and id_ not in images):
+            elif id_ is None or (not segments and id_ not in self.images):
                 found.append((faults.UNKNOWN_IMAGE, "has an image that is not listed"))
             name = annotation.get("file_name")
             if not isinstance(name, str) or not name:
@@ -80,7 +79,7 @@ class PanopticCheck(CocoCheck):
                 found.append((faults.FILE_NAME_LEAVES, what))
             for kind, what in found:
                 yield finding(kind, f"the annotation of image {quoted(image_id)} {what}", id_)
-        for id_, image in images.items():
+        for id_, image in self.images.items():
             if annotated[id_] > 1:
                 what = f"{image_name(image)} has {annotated[id_]} annotations instead of one"
                 yield finding(faults.DUPLICATE_ANNOTATION_ID, what, id_)

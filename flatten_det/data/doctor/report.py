@@ -1,7 +1,7 @@
 """What a check found: for people, for programs, and at the beginning of a training."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mmengine.config import Config
@@ -17,7 +17,6 @@ from .check import Checked, check_annotations
 from .faults import ERROR, WARNING, Finding, by_kind, count_errors, counted
 
 _COLOURS = {ERROR: "bold red", WARNING: "bold yellow"}
-_SHOWN = 3
 
 
 def findings_of(checked: Iterable[Checked]) -> list[Finding]:
@@ -33,7 +32,11 @@ def print_report(checked: Sequence[Checked], show: int, console: Console) -> Non
         console.print(Text(" " * indent) + text, soft_wrap=True)
 
     for one in checked:
-        say(_heading(one))
+        data_set, parts = one.data_set, [counted(one.images, "image")]
+        if one.objects is not None:
+            parts.append(counted(one.objects, "object"))
+        parts.append(f"{len(data_set.classes)} classes in {printable(data_set.place)}")
+        say(f"{data_set.name}: {', '.join(parts)} ({data_set.type})")
     findings = findings_of(checked)
     for kind, of_kind in by_kind(findings).items():
         console.print()
@@ -49,21 +52,9 @@ def print_report(checked: Sequence[Checked], show: int, console: Console) -> Non
             say(f"... and {len(of_kind) - show:,} more (--show N or --json FILE)", 6)
         say(Text.assemble(("to do: ", "bold"), kind.advice), 4)
     console.print()
-    errors = count_errors(findings)
-    found = (
-        f"{counted(errors, 'error')} and {counted(len(findings) - errors, 'warning')} were found."
-    )
-    say(found if findings else "Nothing wrong was found.")
-
-
-def _heading(one: Checked) -> str:
-    data_set = one.data_set
-    parts = [counted(one.images, "image")]
-    if one.objects is not None:
-        parts.append(counted(one.objects, "object"))
-    parts.append(f"{len(data_set.classes)} classes")
-    place = printable(data_set.place)
-    return f"{data_set.name}: {', '.join(parts)} in {place} ({data_set.type})"
+    errors = counted(count_errors(findings), "error")
+    warnings = counted(len(findings) - count_errors(findings), "warning")
+    say(f"{errors} and {warnings} were found." if findings else "Nothing wrong was found.")
 
 
 def write_json(path: Path, config: str, checked: Sequence[Checked]) -> None:
@@ -87,12 +78,8 @@ def write_json(path: Path, config: str, checked: Sequence[Checked]) -> None:
             for one in checked
         ],
         "kinds": {
-            kind.name: {
-                "severity": kind.severity,
-                "summary": kind.summary,
-                "advice": kind.advice,
-                "count": len(of_kind),
-            }
+            kind.name: {k: v for k, v in vars(kind).items() if k != "name"}
+            | {"count": len(of_kind)}
             for kind, of_kind in by_kind(findings).items()
         },
         "findings": [
@@ -113,17 +100,18 @@ def check_before_training(cfg: Config, logger: MMLogger, command: str = "") -> N
     """Check the annotations of the config's data sets, see :func:`.check.check_annotations`.
 
     One process of a distributed run reads the files, and all end if it finds errors. ``command`` shows all
-    that is wrong; by default it is ``flatten-det check`` with the config's file.
-
-    Raises:
-        UserError: There are errors, or the config's data sets cannot be built.
+    that is wrong; by default it is ``flatten-det check`` with the config's file. UserError if there are
+    errors, or the config's data sets cannot be built.
     """
     told: list[str | None] = [None]
     if is_main_process():
         try:
             findings = findings_of(check_annotations(cfg))
-            for line in _warning_lines(findings):
-                logger.warning(line)
+            for kind, of_kind in by_kind(findings).items():
+                if kind.severity == WARNING:
+                    shown = listed([f"{f.data_set}: {f.message}" for f in of_kind], 3, "; ")
+                    what = f"{kind.summary}: {len(of_kind)} ({shown}); {kind.advice}"
+                    logger.warning(f"data: {what}")
             _raise_errors(findings, command or check_command(str(cfg.filename)))
         except Exception as error:
             told = [explain(error)]
@@ -134,20 +122,11 @@ def check_before_training(cfg: Config, logger: MMLogger, command: str = "") -> N
         raise UserError(told[0])
 
 
-def _warning_lines(findings: Sequence[Finding]) -> Iterator[str]:
-    """One line for each kind of warning, with the first findings."""
-    for kind, of_kind in by_kind(findings).items():
-        if kind.severity == WARNING:
-            shown = listed([f"{f.data_set}: {f.message}" for f in of_kind], _SHOWN, "; ")
-            yield f"data: {kind.summary}: {len(of_kind)} ({shown}); {kind.advice}"
-
-
 def _raise_errors(findings: Sequence[Finding], command: str) -> None:
     """End a run if its data has errors: show the first of them, and the command that shows all."""
     errors = [finding for finding in findings if finding.kind.severity == ERROR]
     if errors:
-        first = errors[0]
-        where = printable(first.file)
+        first, where = errors[0], printable(errors[0].file)
         place = "" if where in first.message else f"{where}: "
         raise UserError(
             f"the data has {counted(len(errors), 'error')}, the first: {place}{first.message} "

@@ -5,21 +5,16 @@ with instances.
 """
 
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
 
 import cv2
 import numpy as np
-from rich.progress import track
 
 from ...errors import UserError
 from ...files.atomic import write_atomically
 from ...files.images import why_not_decoded
-from ..coco import mask_fields
-from .layout import Archive, Files, Layout, Listing, Pairs, PublicDataSet
+from ..coco import in_threads, mask_fields
+from .layout import Archive, Files, Listing, Pairs, PublicDataSet
 
 # Label ids in the order of the train ids 0 to 18; all others are 255, "not for training".
 LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
@@ -31,9 +26,6 @@ THINGS = dict(zip(_THING_IDS, _THING_NAMES, strict=True))
 # An instance map holds label * 1000 + number, or the label alone for a group that is not told apart.
 _PER_LABEL = 1000
 
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
-
 
 def cityscapes(counts: dict[str, int]) -> PublicDataSet:
     """The data set with these numbers of images per split."""
@@ -43,11 +35,9 @@ def cityscapes(counts: dict[str, int]) -> PublicDataSet:
         [Files(f"gtFine/{split}", f"_gtFine_{kind}.png", count) for split, count in splits]
         for kind in ("labelIds", "instanceIds", "labelTrainIds")
     )
-    layout = Layout(
-        files=(*images, *train_ids, *instances),
-        pairs=tuple(map(Pairs, images, train_ids)),
-        listings=tuple(map(Listing, map(instances_file, counts), images)),
-    )
+    pairs = map(Pairs, images, train_ids)
+    listings = map(Listing, map(instances_file, counts), images)
+    parts = (*images, *train_ids, *instances, *pairs, *listings)
     archives = (
         Archive("", "leftImg8bit_trainvaltest.zip", tuple(images), unpacked=11_700_000_000),
         Archive("", "gtFine_trainvaltest.zip", (*labels, *instances), unpacked=1_200_000_000),
@@ -58,7 +48,7 @@ def cityscapes(counts: dict[str, int]) -> PublicDataSet:
             write_train_ids(root, split)
             write_instances(root, split)
 
-    return PublicDataSet("Cityscapes", layout, archives, convert, steps)
+    return PublicDataSet("Cityscapes", parts, archives, convert, steps)
 
 
 def instances_file(split: str) -> str:
@@ -81,23 +71,21 @@ CITYSCAPES = cityscapes({"train": 2975, "val": 500})
 def write_train_ids(root: Path, split: str) -> None:
     """Write ``*_gtFine_labelTrainIds.png`` beside each ``*_gtFine_labelIds.png`` of a split that has none.
 
-    Raises:
-        UserError: A label map cannot be read.
+    UserError if a label map cannot be read.
     """
-    sources = {
-        path: path.with_name(path.name.replace("_labelIds.png", "_labelTrainIds.png"))
-        for path in sorted((root / "gtFine" / split).glob("*/*_gtFine_labelIds.png"))
-    }
-    todo = [pair for pair in sources.items() if not pair[1].exists()]
     table = np.full(256, NOT_TRAINED, np.uint8)
     table[list(LABEL_IDS)] = np.arange(len(LABEL_IDS))
 
-    def convert(pair: tuple[Path, Path]) -> None:
-        source, target = pair
-        _, encoded = cv2.imencode(".png", table[_label_map(source)])
-        write_atomically(target, encoded.tobytes(), durable=False)
+    def target(source: Path) -> Path:
+        return source.with_name(source.name.replace("_labelIds.png", "_labelTrainIds.png"))
 
-    for _ in _in_threads(convert, todo, f"Train ids of {split}"):
+    def convert(source: Path) -> None:
+        _, encoded = cv2.imencode(".png", table[_label_map(source)])
+        write_atomically(target(source), encoded.tobytes(), durable=False)
+
+    sources = sorted((root / "gtFine" / split).glob("*/*_gtFine_labelIds.png"))
+    todo = [source for source in sources if not target(source).exists()]
+    for _ in in_threads(convert, todo, f"Train ids of {split}"):
         pass
 
 
@@ -105,17 +93,14 @@ def write_instances(root: Path, split: str) -> None:
     """Write the instances of a split as a COCO file (:func:`instances_file`), unless it is there.
 
     Category ids are Cityscapes' label ids, file names start at the city, and groups that are not told
-    apart are crowds, all as MMDetection's data set expects.
-
-    Raises:
-        UserError: An instance map cannot be read.
+    apart are crowds, all as MMDetection's data set expects. UserError if an instance map cannot be read.
     """
     target = root / instances_file(split)
     if target.exists():
         return
     maps = sorted((root / "gtFine" / split).glob("*/*_gtFine_instanceIds.png"))
     images, annotations = [], []
-    found = _in_threads(_instances, maps, f"Instances of {split}")
+    found = in_threads(_instances, maps, f"Instances of {split}")
     for image_id, (path, (size, instances)) in enumerate(zip(maps, found, strict=True), start=1):
         name = path.name.replace("_gtFine_instanceIds.png", "_leftImg8bit.png")
         image = {"id": image_id, "file_name": f"{path.parent.name}/{name}"}
@@ -152,17 +137,3 @@ def _label_map(path: Path) -> np.ndarray:
     if values is None or values.ndim != 2:
         raise UserError(f"{path} is not a label map: remove it and unpack its archive again")
     return values
-
-
-def _in_threads(
-    work: Callable[[_Item], _Result], items: Iterable[_Item], description: str
-) -> Iterator[_Result]:
-    """The results in order, with a progress bar."""
-    items = list(items)
-    # Threads: decoding, comparing and encoding arrays releases the GIL.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        try:
-            yield from track(pool.map(work, items), description, total=len(items))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # Ctrl-C need not wait for the rest.
-            raise

@@ -1,4 +1,8 @@
-"""COCO annotation files of strangers: found in a folder, checked, completed, divided."""
+"""COCO annotation files of strangers: found in a folder, checked, completed, divided.
+
+What they must have is in ``_OBJECT_NEEDS`` here, and in ``IMAGE_NEEDS`` and ``CATEGORY_NEEDS`` of
+:mod:`~flatten_det.data.coco`; what they may leave out is filled in by :func:`completed`.
+"""
 
 import hashlib
 import os
@@ -56,30 +60,23 @@ class CocoFile:
 
 
 def read_json(path: Path) -> tuple[Any, bool]:
-    """The content of a JSON file, and whether it begins with a mark, which the frameworks do not read.
-
-    Raises:
-        UserError: It cannot be read, or is not JSON.
-    """
+    """The content of a JSON file, and whether it begins with a mark, which the frameworks do not read."""
     if reason := why_not_read(path):
         raise UserError(f"annotation file {path} {reason}")
     try:
         text, has_mark = text_with_mark(path.read_bytes())
         return coco.parse_json(text), has_mark
     except OSError as error:
-        raise UserError(f"annotation file {path} cannot be read: {error.strerror}") from error
+        reason = f"cannot be read: {error.strerror}"
     except NotUtf8Error as error:
-        raise UserError(f"annotation file {path} is not valid JSON: it {error}") from error
+        reason = f"is not valid JSON: it {error}"
     except coco.NotJsonError as error:
-        raise UserError(f"annotation file {path} {error}: export it again") from error
+        reason = f"{error}: export it again"
+    raise UserError(f"annotation file {path} {reason}")
 
 
 def read_coco_file(path: Path) -> CocoFile:
-    """Read and check an annotation file.
-
-    Raises:
-        UserError: It cannot be read, is no COCO file of objects, or contradicts itself.
-    """
+    """Read an annotation file; UserError if it is no COCO file of objects, or contradicts itself."""
     content, has_mark = read_json(path)
     mended = ["UTF-8 without a byte order mark"] if has_mark else []
     if not coco.is_coco(content):
@@ -120,7 +117,7 @@ def _check(path: Path, content: dict[str, list]) -> None:
     owners = [_owner_need("image_id", "images", images)]
     owners.append(_owner_need("category_id", "categories", categories))
     _check_entries(path, "annotations", annotations, [*coco.ID_NEEDS, *owners, *_OBJECT_NEEDS])
-    if not any(why_not_learned(annotation) is None for annotation in annotations):
+    if all(map(why_not_learned, annotations)):
         crowds = sum(bool(annotation.get("iscrowd")) for annotation in annotations)
         raise UserError(
             f"{path}: of its {len(annotations)} annotations, {crowds} are crowds (iscrowd 1), and the others "
@@ -176,12 +173,8 @@ def with_slashes(file: CocoFile) -> CocoFile:
 def completed(file: CocoFile, images: Path) -> tuple[dict[str, Any], list[str]]:
     """Fill in what MMDetection and pycocotools need and exporters leave out.
 
-    Returns:
-        The content, a new object where something was added, and the names of what was added; empty
-        if the file is good as it is.
-
-    Raises:
-        UserError: An image whose size is asked for cannot be read, or a mask has another size.
+    Returns the content, a new object where something was added, and the names of what was added. UserError
+    if an image whose size is asked for cannot be read, or a mask has another size.
     """
     added = set(file.mended)
 
@@ -209,7 +202,7 @@ def completed(file: CocoFile, images: Path) -> tuple[dict[str, Any], list[str]]:
     _check_masks(file.path, content)
     for noun, key in (("image", "images"), ("category", "categories")):
         ids = [item["id"] for item in content[key]]
-        if not coco.are_of_one_type(ids):
+        if len(set(map(type, ids))) > 1:  # pycocotools sorts them.
             added.add(f"{noun} ids from 1 on")
             new = {id_: i for i, id_ in enumerate(ids, start=1)}
             owner = f"{noun}_id"
@@ -243,12 +236,8 @@ def _check_masks(path: Path, content: dict[str, Any]) -> None:
 def find_annotation_files(folder: Path, known: dict[str, Path]) -> dict[str, Path]:
     """Find COCO files and tell by their names, or else their folders', which split they belong to.
 
-    Returns:
-        ``'train'``, and ``'val'`` if there is one, with those that are ``known``. A single file of no split
-        is ``'train'``.
-
-    Raises:
-        UserError: There is no file to train on, or more than one for a split.
+    Returns ``'train'``, and ``'val'`` if there is one, with those that are ``known``. A single file of no
+    split is ``'train'``. UserError if there is none to train on, or more than one for a split.
     """
     taken = {path.resolve() for path in known.values()}
     by_split: dict[str, list[Path]] = {}
@@ -296,11 +285,7 @@ def _split_of(path: Path) -> str:
 
 
 def find_image_folder(folder: Path, file: CocoFile, split: str) -> Path:
-    """The folder that an annotation file's image names are relative to.
-
-    Raises:
-        UserError: There is none with all images, or more than one.
-    """
+    """The folder that an annotation file's image names are relative to; UserError if none has them all."""
     names = file.image_names
     places = _folders_with(folder, names[0])
     for name in names[1:]:
@@ -322,8 +307,7 @@ def find_image_folder(folder: Path, file: CocoFile, split: str) -> Path:
             f"{folder}: image {names[0]}, which {file.path} names, is nowhere in it: put the images "
             f"there, or say where they are by --{split}-images"
         )
-    check_images(places[0], file, split)
-    return places[0]
+    return check_images(places[0], file, split)
 
 
 def _folders_with(folder: Path, name: str) -> list[Path]:
@@ -338,12 +322,8 @@ def _folders_with(folder: Path, name: str) -> list[Path]:
     return sorted(found)
 
 
-def check_images(images: Path, file: CocoFile, split: str) -> None:
-    """Make sure that all images of a file are there.
-
-    Raises:
-        UserError: Some are not.
-    """
+def check_images(images: Path, file: CocoFile, split: str) -> Path:
+    """The folder itself, with all images of a file; UserError if some are not there."""
     names = file.image_names
     missing = [name for name in names if not (images / name).is_file()]
     if missing:
@@ -351,15 +331,14 @@ def check_images(images: Path, file: CocoFile, split: str) -> None:
             f"{len(missing)} of the {len(names)} images that {file.path} names are not in {images}: "
             f"{listed(missing)}: put them there, or name their folder by --{split}-images"
         )
+    return images
 
 
-def divide(file: CocoFile, val_fraction: float) -> tuple[dict[str, Any], dict[str, Any]]:
+def divide(file: CocoFile, val_fraction: float) -> list[dict[str, Any]]:
     """Divide the images of a file, and their annotations, into those for training and for validation.
 
-    By a hash of the images' names: always alike, and few move when images are added.
-
-    Raises:
-        UserError: A part would have no objects that count.
+    By a hash of the images' names: always alike, and few move when images are added. UserError if a part
+    would have no objects that count.
     """
     images = sorted(
         file.content["images"],
@@ -370,11 +349,11 @@ def divide(file: CocoFile, val_fraction: float) -> tuple[dict[str, Any], dict[st
     for part in (images[count:], images[:count]):
         ids = {image["id"] for image in part}
         annotations = [a for a in file.content["annotations"] if a["image_id"] in ids]
-        if not any(why_not_learned(annotation) is None for annotation in annotations):
+        if all(map(why_not_learned, annotations)):
             raise UserError(
                 f"{file.path}: {len(images)} images cannot be divided at --val-fraction {val_fraction} so "
                 "that both parts have objects: change it, or name validation annotations by --val-ann"
             )
         kept = [image for image in file.content["images"] if image["id"] in ids]
         parts.append({**file.content, "images": kept, "annotations": annotations})
-    return parts[0], parts[1]
+    return parts

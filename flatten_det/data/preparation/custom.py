@@ -5,7 +5,6 @@ import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from ...backbones.weights import RELEASE_PAGE
 from ...cli import command_line
@@ -26,7 +25,6 @@ from .coco_file import (
 from .zoo_config import (
     DETECTOR,
     Code,
-    SplitInConfig,
     assignments,
     data_changes,
     load_zoo_config,
@@ -44,12 +42,8 @@ _GOLDEN_RATIO = 0.618034
 class CustomDataOptions:
     """What the command line says about a folder.
 
-    Attributes:
-        annotations: split -> annotation file; splits that are left out are looked for.
-        images: split -> image folder; likewise.
-        val_fraction: part of the training images to hold back for validation, between 0 and 1.
-        from_scratch: train without pretrained weights.
-        force: overwrite files that exist.
+    ``annotations`` and ``images`` are files and folders by split; those that are left out are looked for.
+    ``val_fraction`` is the part of the training images to hold back for validation, between 0 and 1.
     """
 
     annotations: dict[str, Path]
@@ -64,12 +58,6 @@ def write_config(folder: Path, zoo_config: Path, out: Path, options: CustomDataO
 
     Annotation files are written beside it where the folder's own are not complete, or are divided.
 
-    Args:
-        folder: the data.
-        zoo_config: a detector's config, or its name.
-        out: the file to write (``.py``).
-        options: what is not to be found out.
-
     Raises:
         UserError: Data or config do not fit, or a file exists.
     """
@@ -83,22 +71,14 @@ def write_config(folder: Path, zoo_config: Path, out: Path, options: CustomDataO
     folder = folder.resolve()
     cfg = load_zoo_config(zoo_config)
     splits, written = _splits(folder, out, options)
-    classes = _classes(**splits)
+    classes = _classes(*splits.values())
     for file in splits.values():
-        missing = file.without_masks()
+        missing, count = file.without_masks(), len(file.content["annotations"])
         if missing and has_mask_head(cfg):
             raise UserError(
-                f"{zoo_config} learns masks, but {missing} of {len(file.content['annotations'])} annotations "
-                f"in {file.path} have no segmentation: choose a detector of boxes such as {DETECTOR}"
+                f"{zoo_config} learns masks, but {missing} of {count} annotations in {file.path} have no "
+                f"segmentation: choose a detector of boxes such as {DETECTOR}"
             )
-    train, val = (
-        SplitInConfig(
-            _relative_to(splits[name].path, folder),
-            _relative_to(splits[name].images, folder),
-            has_masks=splits[name].without_masks() == 0,
-        )
-        for name in SPLITS
-    )
     values = {
         "_base_": _base_path(zoo_config, out),
         "classes": classes,
@@ -106,16 +86,26 @@ def write_config(folder: Path, zoo_config: Path, out: Path, options: CustomDataO
         "metainfo": {"classes": Code("classes"), "palette": _palette(len(classes))},
         "data_root": f"{folder.as_posix()}/",
         "model": model_changes(cfg, options.from_scratch),
-        **data_changes(cfg, train, val),
+        **data_changes(cfg, folder, **splits),
     }
     _write_all({**written, out: f"{_DOCSTRING}\n\n{assignments(values)}"}, options.force)
-    _report(cfg, out, splits, options.from_scratch)
+    print(f"{len(classes)} classes: {listed(classes)}")
+    for name, file in splits.items():
+        images, objects = len(file.image_names), len(file.content["annotations"])
+        print(f"{name}: {images} images in {file.images}, {objects} objects in {file.path}")
+    weights = None if options.from_scratch else pretrained_weights(cfg)
+    if weights is not None and "://" not in weights and not Path(weights).exists():
+        print(
+            f"{weights} is not there yet: get it from {RELEASE_PAGE}, or write the config "
+            "with --from-scratch"
+        )
+    print(f"written to {out}; train with\n  {command_line('train', [str(out)])}")
 
 
 def _splits(
     folder: Path, out: Path, options: CustomDataOptions
 ) -> tuple[dict[str, CocoFile], dict[Path, str]]:
-    """The two splits, and the annotation files that have to be written for them."""
+    """Training and validation, and the annotation files that have to be written for them."""
     paths = dict(options.annotations)
     if options.val_fraction is None or "train" not in paths:
         paths = find_annotation_files(folder, paths)
@@ -152,10 +142,9 @@ def _with_images(folder: Path, file: CocoFile, split: str, known: dict[str, Path
     """The file with its image folder; names of Windows are written with / unless files have them."""
 
     def images(file: CocoFile) -> Path:
-        if split not in known:
-            return find_image_folder(folder, file, split).resolve()
-        check_images(known[split].resolve(), file, split)
-        return known[split].resolve()
+        if split in known:
+            return check_images(known[split].resolve(), file, split)
+        return find_image_folder(folder, file, split).resolve()
 
     try:
         return replace(file, images=images(file))
@@ -175,13 +164,6 @@ def _classes(train: CocoFile, val: CocoFile) -> tuple[str, ...]:
             f"{train.path} and {val.path} have different categories ({what}): give both the same list"
         )
     return train.classes
-
-
-def _relative_to(path: Path, folder: Path) -> str:
-    """A path as a config writes it: relative to the data set's folder if it lies there."""
-    if not path.is_relative_to(folder):
-        return path.as_posix()
-    return "" if path == folder else path.relative_to(folder).as_posix()
 
 
 def _base_path(zoo_config: Path, out: Path) -> str:
@@ -212,19 +194,3 @@ def _write_all(files: dict[Path, str], force: bool) -> None:
         for path in files.keys() - set(there):
             path.unlink(missing_ok=True)
         raise
-
-
-def _report(cfg: Any, out: Path, splits: dict[str, CocoFile], from_scratch: bool) -> None:
-    classes = splits["train"].classes
-    print(f"{len(classes)} classes: {listed(classes)}")
-    for name, file in splits.items():
-        images, objects = len(file.image_names), len(file.content["annotations"])
-        print(f"{name}: {images} images in {file.images}, {objects} objects in {file.path}")
-    weights = pretrained_weights(cfg)
-    is_file = weights is not None and "://" not in weights
-    if is_file and not from_scratch and not Path(weights).exists():
-        print(
-            f"{weights} is not there yet: get it from {RELEASE_PAGE}, or write the config "
-            "with --from-scratch"
-        )
-    print(f"written to {out}; train with\n  {command_line('train', [str(out)])}")

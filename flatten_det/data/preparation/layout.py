@@ -17,17 +17,19 @@ class Files:
     suffix: str
     count: int
 
+    def __str__(self) -> str:
+        return f"{self.count} files *{self.suffix} in {self.folder}/"
+
     def names(self, root: Path) -> set[str]:
         """The files that are there: paths relative to ``folder``, with ``/``."""
         top = str(root / self.folder)
-        found = set()
-        for place, _, names in os.walk(top):
-            below = "" if place == top else f"{Path(os.path.relpath(place, top)).as_posix()}/"
-            found |= {f"{below}{name}" for name in names if name.endswith(self.suffix)}
-        return found
+        places = ((os.path.join(place, ""), names) for place, _, names in os.walk(top))
+        paths = (place + name for place, names in places for name in names)
+        below = (path[len(top) + 1 :] for path in paths if path.endswith(self.suffix))
+        return {path.replace(os.sep, "/") for path in below}
 
     def problems(self, root: Path) -> list[str]:
-        """Whether the number of files is right."""
+        """Another number of files than there should be."""
         if not (root / self.folder).is_dir():
             return [f"{self.folder}/: missing ({self.count} files *{self.suffix})"]
         found = len(self.names(root))
@@ -50,27 +52,23 @@ class Pairs:
             stems = {name.removesuffix(others.suffix) for name in others.names(root)}
             expected = {name.removesuffix(these.suffix) for name in these.names(root)}
             missing = [f"{stem}{others.suffix}" for stem in sorted(expected - stems)]
-            if missing:
-                found.append(
-                    f"{others.folder}/: {len(missing)} of the files that belong to those in "
-                    f"{these.folder}/ are missing: {listed(missing)}"
-                )
+            found += _missing(others, missing, f"the files that belong to those in {these.folder}/")
         return found
 
 
 @dataclass(frozen=True)
 class Listing:
-    """A COCO file and the folder of the images that it names.
+    """A COCO file, relative to the data set's root, and what its ``images`` name.
 
-    Attributes:
-        file: relative to the data set's root.
-        images: the files that its ``images`` name.
-        segments: for panoptic annotations: the label maps that its ``annotations`` name.
+    For panoptic annotations, ``segments`` are the label maps that its ``annotations`` name.
     """
 
     file: str
     images: Files
     segments: Files | None = None
+
+    def __str__(self) -> str:
+        return self.file
 
     def problems(self, root: Path) -> list[str]:
         """Whether the file can be read, and what it names is there."""
@@ -87,49 +85,25 @@ class Listing:
         found = []
         for files, names in named.items():
             missing = sorted(names - files.names(root))
-            if missing:
-                found.append(
-                    f"{files.folder}/: {len(missing)} of the {len(names)} files that {self.file} "
-                    f"names are missing: {listed(missing)}"
-                )
+            found += _missing(files, missing, f"the {len(names)} files that {self.file} names")
         return found
 
 
-@dataclass(frozen=True)
-class Layout:
-    """All that a data set's folder must hold."""
-
-    files: tuple[Files, ...]
-    pairs: tuple[Pairs, ...] = ()
-    listings: tuple[Listing, ...] = ()
-
-    def problems(self, root: Path) -> list[str]:
-        """One line for everything that is missing or too much; empty for a complete folder.
-
-        Paths are relative to ``root``. Nothing is written.
-        """
-        if not root.is_dir():
-            return [f"{root}: no such folder"]
-        parts = (*self.files, *self.pairs, *self.listings)
-        return [problem for part in parts for problem in part.problems(root)]
-
-    def summary(self) -> str:
-        """What a complete folder holds, in one line."""
-        counted = (f"{each.count} files *{each.suffix} in {each.folder}/" for each in self.files)
-        return ", ".join([*counted, *(listing.file for listing in self.listings)])
+def _missing(files: Files, names: list[str], of: str) -> list[str]:
+    what = f"{files.folder}/: {len(names)} of {of} are missing: {listed(names)}"
+    return [what] if names else []
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A zip file with a part of a data set.
+    """A zip file with a part of a data set, at ``path`` below the base URL ``server``.
 
     Attributes:
-        server: base URL; empty where there is none without a login.
-        path: below ``server``.
+        server: empty where there is none without a login.
         provides: what it brings, by which it is known whether it has been unpacked: files of one
             kind, or the path of a single file relative to the data set's root.
-        size: in bytes; None if it is not known.
         unpacked: bytes of its files on disk, about.
+        size: in bytes; None if it is not known.
         digest: hash algorithm and hexadecimal digest; None if there is none to compare with.
         top: folder in the archive that is the data set's root.
     """
@@ -157,18 +131,24 @@ class Archive:
 
 @dataclass(frozen=True)
 class PublicDataSet:
-    """A data set: its archives, and the folder that they make.
+    """A data set: all that its folder must hold, and the archives that fill it.
 
-    Attributes:
-        name: for messages.
-        layout: of the folder.
-        archives: that fill it.
-        convert: makes the files that are not in the archives, in the folder.
-        steps: for archives behind a login: how to get them, for a folder to put them into.
+    ``convert`` makes the files that are not in the archives, in the folder. ``steps``, for archives behind a
+    login, says how to get them, for a folder to put them into.
     """
 
     name: str
-    layout: Layout
-    archives: tuple[Archive, ...]
+    parts: tuple[Files | Pairs | Listing, ...]
+    archives: tuple[Archive, ...] = ()
     convert: Callable[[Path], None] | None = None
     steps: Callable[[Path], str] | None = None
+
+    def problems(self, root: Path) -> list[str]:
+        """One line for everything that is missing or too much, with paths relative to ``root``."""
+        if not root.is_dir():
+            return [f"{root}: no such folder"]
+        return [problem for part in self.parts for problem in part.problems(root)]
+
+    def summary(self) -> str:
+        """What a complete folder holds, in one line."""
+        return ", ".join(str(part) for part in self.parts if not isinstance(part, Pairs))

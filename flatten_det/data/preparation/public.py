@@ -4,23 +4,18 @@ from pathlib import Path
 
 from ...errors import UserError
 from .fetch import fetch
-from .layout import Archive, Files, Layout, Listing, Pairs, PublicDataSet
+from .layout import Archive, Files, Listing, Pairs, PublicDataSet
 
 # Sizes and SHA-256 digests: url_checksums/coco.txt of TensorFlow Datasets.
 _COCO_SERVER = "http://images.cocodataset.org"
 
 _TRAIN, _VAL = Files("train2017", ".jpg", 118287), Files("val2017", ".jpg", 5000)
-_INSTANCES = (
-    Listing("annotations/instances_train2017.json", _TRAIN),
-    Listing("annotations/instances_val2017.json", _VAL),
-)
-_SEGMENTS = (
-    Files("annotations/panoptic_train2017", ".png", 118287),
-    Files("annotations/panoptic_val2017", ".png", 5000),
-)
-_PANOPTIC = (
-    Listing("annotations/panoptic_train2017.json", _TRAIN, _SEGMENTS[0]),
-    Listing("annotations/panoptic_val2017.json", _VAL, _SEGMENTS[1]),
+_IMAGES = (_TRAIN, _VAL)
+_INSTANCES = tuple(Listing(f"annotations/instances_{i.folder}.json", i) for i in _IMAGES)
+_SEGMENTS = tuple(Files(f"annotations/panoptic_{i.folder}", ".png", i.count) for i in _IMAGES)
+_PANOPTIC = tuple(
+    Listing(f"{segments.folder}.json", images, segments)
+    for images, segments in zip(_IMAGES, _SEGMENTS, strict=True)
 )
 
 
@@ -61,45 +56,36 @@ _PANOPTIC_ARCHIVE = _coco_archive(
     sha256="c05f76d2129b6b561eb70efe16e7006df62f73fb92889132d373b9d90e31a370",
 )
 
-COCO = PublicDataSet("COCO", Layout(files=(_TRAIN, _VAL), listings=_INSTANCES), _ARCHIVES)
+COCO = PublicDataSet("COCO", (*_IMAGES, *_INSTANCES), _ARCHIVES)
 COCO_PANOPTIC = PublicDataSet(
     "COCO with panoptic annotations",
-    Layout(files=(_TRAIN, _VAL, *_SEGMENTS), listings=(*_INSTANCES, *_PANOPTIC)),
+    (*_IMAGES, *_SEGMENTS, *_INSTANCES, *_PANOPTIC),
     (*_ARCHIVES, _PANOPTIC_ARCHIVE),
 )
 
-# The MD5 digest is that of GluonCV's and others' loaders; the file has no published SHA-256.
-_ADE20K_SERVER = "http://data.csail.mit.edu/places/ADEchallenge"
-
-_IMAGES = (Files("images/training", ".jpg", 20210), Files("images/validation", ".jpg", 2000))
-_LABELS = (
-    Files("annotations/training", ".png", 20210),
-    Files("annotations/validation", ".png", 2000),
+_ADE20K_IMAGES, _ADE20K_LABELS = (
+    (Files(f"{kind}/training", suffix, 20210), Files(f"{kind}/validation", suffix, 2000))
+    for kind, suffix in (("images", ".jpg"), ("annotations", ".png"))
 )
-
-ADE20K = PublicDataSet(
-    "ADE20K",
-    Layout(
-        files=(*_IMAGES, *_LABELS),
-        pairs=tuple(map(Pairs, _IMAGES, _LABELS)),
-    ),
-    (
-        Archive(
-            _ADE20K_SERVER,
-            "ADEChallengeData2016.zip",
-            provides=(*_IMAGES, *_LABELS),
-            size=967_382_037,
-            unpacked=1_000_000_000,
-            digest=("md5", "7328b3957e407ddae1d3cbf487f149ef"),
-            top="ADEChallengeData2016",
-        ),
-    ),
+_ADE20K_FILES = (*_ADE20K_IMAGES, *_ADE20K_LABELS)
+_ADE20K_ARCHIVE = Archive(
+    "http://data.csail.mit.edu/places/ADEchallenge",
+    "ADEChallengeData2016.zip",
+    _ADE20K_FILES,
+    size=967_382_037,
+    unpacked=1_000_000_000,
+    # That of GluonCV's and others' loaders; the file has no published SHA-256.
+    digest=("md5", "7328b3957e407ddae1d3cbf487f149ef"),
+    top="ADEChallengeData2016",
 )
+_ADE20K_PAIRS = map(Pairs, _ADE20K_IMAGES, _ADE20K_LABELS)
+
+ADE20K = PublicDataSet("ADE20K", (*_ADE20K_FILES, *_ADE20K_PAIRS), (_ADE20K_ARCHIVE,))
 
 
 def check(dataset: PublicDataSet, root: Path) -> list[str]:
     """Say what is missing in a data set's folder, one line per problem; nothing is written."""
-    return _told(dataset, root, dataset.layout.problems(root))
+    return _told(dataset, root, dataset.problems(root))
 
 
 def _told(dataset: PublicDataSet, root: Path, problems: list[str]) -> list[str]:
@@ -107,7 +93,7 @@ def _told(dataset: PublicDataSet, root: Path, problems: list[str]) -> list[str]:
         print(f"{dataset.name} in {root} is not complete:")
         print("\n".join(f"  {problem}" for problem in problems))
     else:
-        print(f"{dataset.name} in {root} is complete: {dataset.layout.summary()}")
+        print(f"{dataset.name} in {root} is complete: {dataset.summary()}")
     return problems
 
 
@@ -120,19 +106,14 @@ def prepare(
 ) -> list[str]:
     """Download, unpack and convert what is missing in a data set's folder; a complete one is left alone.
 
-    Args:
-        dataset: which one.
-        root: its folder.
-        archives, mirror, keep_archives: see :func:`~flatten_det.data.preparation.fetch.fetch`.
-
-    Returns:
-        What is missing all the same, one line per problem.
+    ``archives``, ``mirror`` and ``keep_archives``: see :func:`~flatten_det.data.preparation.fetch.fetch`.
+    Returns what is missing all the same, one line per problem.
 
     Raises:
         UserError: The data cannot be downloaded or unpacked; archives behind a login are not there (how
             to get them is printed).
     """
-    problems = dataset.layout.problems(root)
+    problems = dataset.problems(root)
     if not problems:
         print("nothing to do")
         return _told(dataset, root, problems)

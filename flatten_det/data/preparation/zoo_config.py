@@ -1,7 +1,7 @@
 """What a config of the zoo must change to learn other classes from other files, as Python text."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from mmengine.config import Config
 
@@ -14,6 +14,7 @@ from ...config import (
     type_name,
 )
 from ...errors import UserError
+from .coco_file import CocoFile
 
 DETECTOR = "configs/retinanet/retinanet_flatten-pvt-t_fpn_1x_coco.py"
 _CLASS_COUNTS = ("num_classes", "num_things_classes")
@@ -30,8 +31,6 @@ _FITS = -(10**9)  # Characters before what is never broken.
 
 class Code(str):
     """An expression, to be written as it is."""
-
-    __slots__ = ()
 
 
 def assignments(values: dict[str, Any]) -> str:
@@ -71,20 +70,8 @@ def _string(value: str) -> str:
     return text.replace("{", r"\x7b") if "{{" in text else text
 
 
-class SplitInConfig(NamedTuple):
-    """A split as a config names it: COCO file and image folder, absolute or relative to ``data_root``."""
-
-    annotations: str
-    images: str
-    has_masks: bool
-
-
 def load_zoo_config(path: Path) -> Config:
-    """Read a config that can learn from a COCO file of objects.
-
-    Raises:
-        UserError: It cannot be read, or is not the config of a detector.
-    """
+    """Read a config that can learn from a COCO file of objects; UserError if it is none."""
     cfg = load_config(path)
     hint = f"choose a detector such as {DETECTOR}"
     if getattr(cfg, "_imported_names", None):  # mmengine's mark of them
@@ -93,8 +80,7 @@ def load_zoo_config(path: Path) -> Config:
         raise UserError(
             f"{path} is a semantic segmentor, which learns from label maps, not from COCO files: {hint}"
         )
-    missing = [name for name in _SECTIONS if not cfg.get(name)]
-    if missing:
+    if missing := [name for name in _SECTIONS if not cfg.get(name)]:
         raise UserError(f"{path} is no complete config, it has no {', '.join(missing)}: {hint}")
     if find_field(cfg.model, "num_stuff_classes") not in (None, 0):
         raise UserError(
@@ -107,8 +93,7 @@ def load_zoo_config(path: Path) -> Config:
 def model_changes(cfg: Config, from_scratch: bool) -> dict[str, Any]:
     """The model's fields that depend on the number of classes, in terms of ``num_classes``.
 
-    Raises:
-        UserError: A list in the model has to change in a way that is not known here.
+    UserError if a list in the model has to change in a way that is not known here.
     """
     changes = _count_changes(cfg.model.to_dict(), "_base_.model")
     if from_scratch and pretrained_weights(cfg) is not None:
@@ -143,59 +128,57 @@ def _count_changes(node: dict[str, Any], place: str) -> dict[str, Any]:
     return changes
 
 
-def data_changes(cfg: Config, train: SplitInConfig, val: SplitInConfig) -> dict[str, Any]:
-    """The data loaders and evaluators, in terms of ``data_root`` and ``metainfo``.
+def data_changes(cfg: Config, root: Path, train: CocoFile, val: CocoFile) -> dict[str, Any]:
+    """The data loaders and evaluators, in terms of ``data_root``, which is ``root``, and ``metainfo``.
 
-    Raises:
-        UserError: The config has several data sets for a split, or no COCO evaluation.
+    UserError if the config has several data sets for a split, or no COCO evaluation.
     """
-    changes = {"train_dataloader": _loader_changes(cfg, "train_dataloader", train)}
+    changes = {"train_dataloader": _loader_changes(cfg, "train_dataloader", root, train)}
     for split in ("val", "test"):
         for kind, change in (("dataloader", _loader_changes), ("evaluator", _evaluator_changes)):
             name, of_val = f"{split}_{kind}", f"val_{kind}"
             is_same = name != of_val and cfg[name] == cfg[of_val]
-            changes[name] = Code(of_val) if is_same else change(cfg, name, val)
+            changes[name] = Code(of_val) if is_same else change(cfg, name, root, val)
     return changes
 
 
-def _loader_changes(cfg: Config, name: str, data: SplitInConfig) -> dict[str, Any]:
+def _relative(path: Path, root: Path) -> str:
+    """A path as a config writes it: relative to ``data_root`` if it lies there."""
+    if not path.is_relative_to(root):
+        return path.as_posix()
+    return "" if path == root else path.relative_to(root).as_posix()
+
+
+def _loader_changes(cfg: Config, name: str, root: Path, file: CocoFile) -> dict[str, Any]:
     dataset, place = cfg[name].dataset, f"_base_.{name}.dataset"
-    wrappers = 0
     while "dataset" in dataset:  # RepeatDataset, MultiImageMixDataset and the like.
-        dataset, place, wrappers = dataset.dataset, f"{place}.dataset", wrappers + 1
+        dataset, place = dataset.dataset, f"{place}.dataset"
     if "datasets" in dataset:
         raise UserError(
             f"{name} joins several data sets: choose a config with one, such as {DETECTOR}"
         )
-    pipeline = _pipeline_changes(dataset.pipeline, cfg, data)
     changes = {
         "data_root": Code("data_root"),
-        "ann_file": data.annotations,
-        "data_prefix": {"img": data.images},
+        "ann_file": _relative(file.path, root),
+        "data_prefix": {"img": _relative(file.images, root)},
         "metainfo": Code("metainfo"),
     }
-    if pipeline is not None:
+    if (pipeline := _pipeline_changes(dataset.pipeline, cfg, file)) is not None:
         changes["pipeline"] = pipeline
-    if type_name(dataset) == "CocoDataset":
-        if set(dataset.get("data_prefix", {})) - {"img"}:
-            changes["data_prefix"] = {"_delete_": True, "img": data.images}
-    else:
-        changes = {
-            "_delete_": True,
-            "type": "CocoDataset",
-            **changes,
-            **{key: _plain(dataset[key]) for key in _KEPT if key in dataset},
-        }
+    if type_name(dataset) != "CocoDataset":
+        changes = {"_delete_": True, "type": "CocoDataset", **changes}
+        changes |= {key: _plain(dataset[key]) for key in _KEPT if key in dataset}
         changes.setdefault("pipeline", Code(f"{place}.pipeline"))
-    for _ in range(wrappers + 1):
+    elif set(dataset.get("data_prefix", {})) - {"img"}:
+        changes["data_prefix"] = {"_delete_": True, **changes["data_prefix"]}
+    for _ in range(place.count(".dataset")):
         changes = {"dataset": changes}
     return changes
 
 
-def _pipeline_changes(pipeline: list, cfg: Config, data: SplitInConfig) -> list[dict] | None:
+def _pipeline_changes(pipeline: list, cfg: Config, file: CocoFile) -> list[dict] | None:
     """The steps that fit other people's data, or None if they do as they are."""
-    steps = [_plain(step) for step in pipeline]
-    changed = False
+    steps, changed = [_plain(step) for step in pipeline], False
     if not any(find_field(step, key) is not None for step in steps for key in ("scale", "scales")):
         # Made for images that all have the size of the training.
         test_steps = (_plain(step) for step in datasets_under_test(cfg)[0].pipeline)
@@ -205,19 +188,19 @@ def _pipeline_changes(pipeline: list, cfg: Config, data: SplitInConfig) -> list[
             steps.insert(loading[-1] + 1, resize)
             changed = True
     for step in steps:
-        if step.get("with_mask") and not data.has_masks and not has_mask_head(cfg):
+        if step.get("with_mask") and file.without_masks() and not has_mask_head(cfg):
             step["with_mask"] = False
             changed = True
     return steps if changed else None
 
 
-def _evaluator_changes(cfg: Config, name: str, data: SplitInConfig) -> dict[str, Any]:
+def _evaluator_changes(cfg: Config, name: str, root: Path, file: CocoFile) -> dict[str, Any]:
     in_list = isinstance(cfg[name], list | tuple)
     metrics = [m for m in (cfg[name] if in_list else [cfg[name]]) if type_name(m) == "CocoMetric"]
     if not metrics:
         raise UserError(f"the config has no CocoMetric: choose another one such as {DETECTOR}")
-    ann_file = data.annotations
-    if not Path(ann_file).is_absolute():
+    ann_file = _relative(file.path, root)
+    if file.path.is_relative_to(root):
         ann_file = Code(f"data_root + {literal(ann_file)}")
     if not in_list:
         return {"ann_file": ann_file}

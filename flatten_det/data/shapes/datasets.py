@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from mmengine.registry import DATASETS
 
-from .files import prepare_shapes, split_paths
+from .files import prepare_shapes
 from .options import CLASSES, PALETTE, ShapesOptions, check_split
 
 
@@ -48,11 +48,10 @@ if find_spec("mmdet") is not None:
 
     @DATASETS.register_module()
     class ShapesDetDataset(RenderedDataset, CocoDataset):
-        """Boxes and instance masks of Shapes, for MMDetection.
+        """Boxes and instance masks of Shapes, for MMDetection; arguments: :class:`RenderedDataset`.
 
         Give ``data/shapes/annotations/instances_val.json`` to ``CocoMetric``. The semantic masks are PNG
         files with a palette: ``LoadAnnotations(with_seg=True)`` needs ``imdecode_backend='pillow'``.
-        Arguments: see :class:`RenderedDataset`.
         """
 
         METAINFO: ClassVar[dict] = {"classes": CLASSES, "palette": list(PALETTE)}
@@ -60,16 +59,16 @@ if find_spec("mmdet") is not None:
         @staticmethod
         def file_options(split: str) -> dict:
             """Annotations and folders."""
-            paths = split_paths(split)
-            prefix = {"img": paths.images, "seg": paths.semantic}
-            return {"ann_file": paths.instances_file, "data_prefix": prefix}
+            folders = {"img": f"{split}/images", "seg": f"{split}/semantic"}
+            return {"ann_file": f"annotations/instances_{split}.json", "data_prefix": folders}
 
     @DATASETS.register_module()
     class ShapesPanopticDataset(RenderedDataset, CocoPanopticDataset):
-        """Panoptic masks of Shapes, for MMDetection: six classes of things; stuff is the background alone.
+        """Panoptic masks of Shapes, for MMDetection; arguments: :class:`RenderedDataset`.
 
-        Give ``data/shapes/annotations/panoptic_val.json`` and the folder ``data/shapes/val/panoptic`` to
-        ``CocoPanopticMetric``. Arguments: see :class:`RenderedDataset`.
+        Six classes are things; stuff is the background alone. Give
+        ``data/shapes/annotations/panoptic_val.json`` and the folder ``data/shapes/val/panoptic`` to
+        ``CocoPanopticMetric``.
         """
 
         METAINFO: ClassVar[dict] = {
@@ -82,9 +81,8 @@ if find_spec("mmdet") is not None:
         @staticmethod
         def file_options(split: str) -> dict:
             """Annotations and folders."""
-            paths = split_paths(split)
-            prefix = {"img": paths.images, "seg": paths.panoptic}
-            return {"ann_file": paths.panoptic_file, "data_prefix": prefix}
+            folders = {"img": f"{split}/images", "seg": f"{split}/panoptic"}
+            return {"ann_file": f"annotations/panoptic_{split}.json", "data_prefix": folders}
 
 
 if find_spec("mmseg") is not None:
@@ -92,10 +90,9 @@ if find_spec("mmseg") is not None:
 
     @DATASETS.register_module()
     class ShapesSegDataset(RenderedDataset, BaseSegDataset):
-        """Semantic masks of Shapes, for MMSegmentation.
+        """Semantic masks of Shapes, for MMSegmentation; arguments: :class:`RenderedDataset`.
 
-        Class 0 is the background, so ``reduce_zero_label`` stays False. Arguments: see
-        :class:`RenderedDataset`.
+        Class 0 is the background, so ``reduce_zero_label`` stays False.
         """
 
         METAINFO: ClassVar[dict] = {
@@ -106,6 +103,5 @@ if find_spec("mmseg") is not None:
         @staticmethod
         def file_options(split: str) -> dict:
             """Folders, and suffixes."""
-            paths = split_paths(split)
-            prefix = {"img_path": paths.images, "seg_map_path": paths.semantic}
-            return {"img_suffix": ".jpg", "seg_map_suffix": ".png", "data_prefix": prefix}
+            folders = {"img_path": f"{split}/images", "seg_map_path": f"{split}/semantic"}
+            return {"img_suffix": ".jpg", "seg_map_suffix": ".png", "data_prefix": folders}

@@ -19,19 +19,17 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from mmengine.logging import print_log
 from PIL import Image
-from rich.progress import track
 
 from ...compat.panoptic_api import id2rgb
+from ...files.atomic import lock
 from ...files.user_files import why_not_read
-from ..coco import mask_fields
+from ..coco import in_threads, mask_fields
 from .options import CLASSES, PALETTE, SPLITS, ShapesOptions
 from .render import ShapesImage, render
 
@@ -48,26 +46,11 @@ _OURS = re.compile(
     r"|(train|val)/(images/\d{6,}\.jpg|(semantic|panoptic)/\d{6,}\.png)"
 )
 _JPEG_QUALITY = 92
+# In COCO's files the classes count from 1; the background is the stuff category after them.
+BACKGROUND_ID = len(CLASSES) + 1
 
 # Folders that this process reads, held open so that no other process replaces them meanwhile.
 _in_use = {}
-
-
-class SplitPaths(NamedTuple):
-    """Where the files of a split are, relative to the data root: folders, and COCO's annotations."""
-
-    images: str
-    semantic: str
-    panoptic: str
-    instances_file: str
-    panoptic_file: str
-
-
-def split_paths(split: str) -> SplitPaths:
-    """Those of ``'train'`` or ``'val'``."""
-    folders = (f"{split}/{kind}" for kind in ("images", "semantic", "panoptic"))
-    files = (f"annotations/{kind}_{split}.json" for kind in ("instances", "panoptic"))
-    return SplitPaths(*folders, *files)
 
 
 def prepare_shapes(
@@ -92,10 +75,12 @@ def prepare_shapes(
     """
     root = Path(data_root).resolve()
     with _render_lock(root):
-        found = _read_manifest(root)
-        if found is None or found["options"] != options.as_dict() or not _is_complete(root, found):
-            reason = _why_replaced(root, found, options)
-            _render_folder(root, options, workers or os.cpu_count() or 1)
+        manifest = _manifest(root)
+        is_known = manifest.get("format") == _FORMAT and manifest.keys() >= {"options", "files"}
+        stored = manifest["options"] if is_known else None
+        if stored != options.as_dict() or not _is_complete(root, manifest):
+            reason = _why_replaced(root, stored, options)
+            _render_folder(root, options, manifest, workers)
             if reason:
                 print_log(f"Shapes in '{root}' {reason}: rendered anew", "current")
         _reserve(root)
@@ -109,14 +94,10 @@ def _render_lock(root: Path) -> Iterator[None]:
         # can still be read.
         with contextlib.suppress(OSError):
             root.parent.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(open(root.parent / f".{root.name}.lock", "a"))
-            _flock(lock, "LOCK_EX")
+            file = stack.enter_context(open(root.parent / f".{root.name}.lock", "a"))
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _flock(file, *flags: str) -> None:
-    if fcntl is not None:
-        fcntl.flock(file, sum(getattr(fcntl, flag) for flag in flags))
 
 
 def _reserve(root: Path) -> None:
@@ -125,19 +106,19 @@ def _reserve(root: Path) -> None:
         _in_use.pop(root).close()
     manifest = open(root / MANIFEST)  # noqa: SIM115
     with contextlib.suppress(OSError):  # A file system without locks.
-        _flock(manifest, "LOCK_SH", "LOCK_NB")
+        if fcntl is not None:
+            fcntl.flock(manifest, fcntl.LOCK_SH | fcntl.LOCK_NB)
     _in_use[root] = manifest
 
 
-def _read_manifest(root: Path) -> dict | None:
-    """The manifest of a folder, or None where there is none that this version understands."""
-    manifest = _any_manifest(root)
-    is_from_known_library = manifest.get("format") == _FORMAT
-    return manifest if is_from_known_library and manifest.keys() >= {"options", "files"} else None
+def _is_in_use(root: Path) -> bool:
+    with open(root / MANIFEST, "r+") as manifest, contextlib.suppress(OSError):
+        return not lock(manifest)
+    return False  # A file system without locks.
 
 
-def _any_manifest(root: Path) -> dict:
-    """The manifest of any version; empty where there is none."""
+def _manifest(root: Path) -> dict:
+    """The manifest of a folder, of any version; empty where there is none."""
     try:
         manifest = json.loads(_read(root / MANIFEST))
     except (OSError, ValueError):
@@ -152,23 +133,21 @@ def _read(path: Path) -> bytes:
 
 
 def _is_complete(root: Path, manifest: dict) -> bool:
-    sizes = dict(_files(root))
+    sizes = _sizes(root)
     return all(sizes.get(name) == size for name, size in manifest["files"].items())
 
 
-def _files(root: Path) -> Iterator[tuple[str, int]]:
-    """Relative paths and sizes in bytes of all files in a folder."""
-    for folder, _, names in os.walk(root):
-        for name in names:
-            path = os.path.join(folder, name)
-            yield Path(os.path.relpath(path, root)).as_posix(), os.lstat(path).st_size
+def _sizes(root: Path) -> dict[str, int]:
+    """The size in bytes of every file in a folder, by its path in there."""
+    paths = (Path(folder, name) for folder, _, names in os.walk(root) for name in names)
+    return {path.relative_to(root).as_posix(): path.lstat().st_size for path in paths}
 
 
-def _why_replaced(root: Path, found: dict | None, options: ShapesOptions) -> str | None:
-    """Say why a folder is rendered anew, or raise if that could lose or break something."""
+def _why_replaced(root: Path, stored: dict | None, options: ShapesOptions) -> str | None:
+    """Say why a folder with these stored options is rendered anew; raise if that could break something."""
     if root.exists() and not root.is_dir():
         raise FileExistsError(f"data_root '{root}' is a file; name a folder for Shapes instead")
-    names = [name for name, _ in _files(root)]
+    names = list(_sizes(root))
     if not names:
         return None
     foreign = [name for name in names if not _OURS.fullmatch(name)]
@@ -178,15 +157,15 @@ def _why_replaced(root: Path, found: dict | None, options: ShapesOptions) -> str
             f"'{(foreign or names)[0]}', and is left alone: name another folder for Shapes, or "
             "empty this one"
         )
-    if found is None:
+    if stored is None:
         reason = "is damaged or of another version"
-    elif found["options"] == options.as_dict():
+    elif stored == options.as_dict():
         return "is damaged"  # Whoever reads the folder meanwhile gets the same files back.
     else:
         changes = [
-            f"{name} {found['options'].get(name)} instead of {value}"
+            f"{name} {stored.get(name)} instead of {value}"
             for name, value in options.as_dict().items()
-            if found["options"].get(name) != value
+            if stored.get(name) != value
         ]
         reason = f"has other options ({', '.join(changes)})"
     if _is_in_use(root):
@@ -197,20 +176,24 @@ def _why_replaced(root: Path, found: dict | None, options: ShapesOptions) -> str
     return reason
 
 
-def _check_nothing_is_lost(root: Path, new: Path) -> None:
+def _check_nothing_is_lost(root: Path, manifest: dict, new: Path) -> None:
     """Raise if a folder holds anything but what was rendered into it, or a beginning of what will be.
 
     Files that a full disk or a power cut has cut are worth nothing.
     """
-    manifest = _any_manifest(root)
     recorded = manifest.get("sha256") or manifest.get("files")  # Old ones have sizes only.
     recorded = recorded if isinstance(recorded, dict) else {}
-    changed = [
-        name
-        for name, size in sorted(_files(root))
-        if name != MANIFEST
-        and not _is_as_rendered(root / name, size, recorded.get(name), new / name)
-    ]
+
+    def is_as_rendered(name: str, size: int) -> bool:
+        try:
+            content = _read(root / name)
+            is_recorded = recorded.get(name) in (size, _digest(content))
+            return is_recorded or _read(new / name).startswith(content)
+        except OSError:
+            return False
+
+    sizes = sorted(_sizes(root).items())
+    changed = [name for name, size in sizes if name != MANIFEST and not is_as_rendered(name, size)]
     if changed:
         raise FileExistsError(
             f"data_root '{root}' would be rendered anew, but {len(changed)} of its files were changed or "
@@ -219,30 +202,11 @@ def _check_nothing_is_lost(root: Path, new: Path) -> None:
         )
 
 
-def _is_as_rendered(path: Path, size: int, recorded: str | int | None, new: Path) -> bool:
-    try:
-        content = _read(path)
-        return recorded in (size, _digest(content)) or _read(new).startswith(content)
-    except OSError:
-        return False
-
-
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _is_in_use(root: Path) -> bool:
-    with open(root / MANIFEST, "r+") as manifest:
-        try:
-            _flock(manifest, "LOCK_EX", "LOCK_NB")
-        except BlockingIOError:
-            return True
-        except OSError:  # A file system without locks.
-            pass
-    return False
-
-
-def _render_folder(root: Path, options: ShapesOptions, workers: int) -> None:
+def _render_folder(root: Path, options: ShapesOptions, manifest: dict, workers: int | None) -> None:
     prefix = f".{root.name}.rendering-"
     try:
         for leftover in root.parent.glob(prefix + "*"):  # Of a process that was killed.
@@ -250,44 +214,32 @@ def _render_folder(root: Path, options: ShapesOptions, workers: int) -> None:
         with tempfile.TemporaryDirectory(prefix=prefix, dir=root.parent) as scratch:
             new, old = Path(scratch, "new"), Path(scratch, "old")
             _write_files(new, options, workers)
-            _check_nothing_is_lost(root, new)
+            _check_nothing_is_lost(root, manifest, new)
             if root.exists():
                 os.replace(root, old)
             os.replace(new, root)
     except FileExistsError:
         raise
     except OSError as error:
-        raise OSError(
-            error.errno, f"cannot render Shapes into '{root}': {error.strerror or error}"
-        ) from error
+        what = f"cannot render Shapes into '{root}': {error.strerror or error}"
+        raise OSError(error.errno, what) from error
 
 
-def _write_files(root: Path, options: ShapesOptions, workers: int) -> None:
-    for paths in map(split_paths, SPLITS):
-        for folder in (paths.images, paths.semantic, paths.panoptic):
-            (root / folder).mkdir(parents=True)
-    (root / "annotations").mkdir()
-    jobs = [(split, i) for split in SPLITS for i in range(options.num_images[split])]
-    annotations = {split: [] for split in SPLITS}
-    # Threads, since drawing and encoding release the GIL; processes would each have to import
-    # this package, which takes longer than the rendering.
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            results = pool.map(lambda job: _write_image(root, options, *job), jobs)
-            results = track(results, "Rendering Shapes", total=len(jobs))
-            for (split, _), image_annotations in zip(jobs, results, strict=True):
-                annotations[split].append(image_annotations)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # Ctrl-C need not wait for the remaining images.
-            raise
+def _write_files(root: Path, options: ShapesOptions, workers: int | None) -> None:
+    (root / "annotations").mkdir(parents=True)
     for split in SPLITS:
-        of_instances, of_segments, sizes = zip(*annotations[split], strict=True)
-        paths = split_paths(split)
-        content = _instances_json(of_instances, sizes)
-        (root / paths.instances_file).write_text(json.dumps(content))
-        content = _panoptic_json(of_segments, sizes)
-        (root / paths.panoptic_file).write_text(json.dumps(content))
-    sizes = dict(_files(root))
+        for kind in ("images", "semantic", "panoptic"):
+            (root / split / kind).mkdir(parents=True)
+    jobs = [(split, i) for split in SPLITS for i in range(options.num_images[split])]
+    images = in_threads(
+        lambda job: _write_image(root, options, *job), jobs, "Rendering Shapes", workers
+    )
+    of_split = {split: [] for split in SPLITS}
+    for (split, _), image in zip(jobs, images, strict=True):
+        of_split[split].append(image)
+    for split in SPLITS:
+        _write_annotations(root / "annotations", split, *zip(*of_split[split], strict=True))
+    sizes = _sizes(root)
     manifest = {
         "format": _FORMAT,
         "options": options.as_dict(),
@@ -301,30 +253,22 @@ def _write_image(
     root: Path, options: ShapesOptions, split: str, index: int
 ) -> tuple[list[dict], list[dict], tuple[int, int]]:
     """Write one image and its masks, and return its instances, segments and ``(height, width)``."""
-    drawn, paths = render(options, split, index), split_paths(split)
+    drawn, folder = render(options, split, index), root / split
     # Colours at full resolution, since halving it smears objects of 8 px.
     Image.fromarray(drawn.image).save(
-        root / paths.images / f"{index:06}.jpg", quality=_JPEG_QUALITY, subsampling=0
+        folder / f"images/{index:06}.jpg", quality=_JPEG_QUALITY, subsampling=0
     )
-    semantic = Image.fromarray(semantic_map(drawn))
+    classes = np.append(drawn.labels + 1, 0).astype(np.uint8)  # Owner -1 is the last.
+    semantic = Image.fromarray(classes[drawn.owner])
     semantic.putpalette(np.array([(0, 0, 0), *PALETTE], np.uint8).tobytes())
-    semantic.save(root / paths.semantic / f"{index:06}.png")
-    panoptic = Image.fromarray(id2rgb(panoptic_map(drawn)))
-    panoptic.save(root / paths.panoptic / f"{index:06}.png")
-    return instances(drawn), segments(drawn), drawn.owner.shape
+    semantic.save(folder / f"semantic/{index:06}.png")
+    # Objects from 1 on, then the background; no pixel is void.
+    segment_of = np.where(drawn.owner < 0, len(drawn.labels), drawn.owner) + 1
+    Image.fromarray(id2rgb(segment_of)).save(folder / f"panoptic/{index:06}.png")
+    return _instances(drawn), _segments(drawn, segment_of), drawn.owner.shape
 
 
-# In COCO's files the classes count from 1; the background is the stuff category after them.
-BACKGROUND_ID = len(CLASSES) + 1
-
-
-def semantic_map(drawn: ShapesImage) -> np.ndarray:
-    """Class of every pixel, 0 for the background, uint8 (H, W)."""
-    classes = np.concatenate([drawn.labels + 1, [0]]).astype(np.uint8)  # Owner -1 is the last.
-    return classes[drawn.owner]
-
-
-def instances(drawn: ShapesImage) -> list[dict]:
+def _instances(drawn: ShapesImage) -> list[dict]:
     """Annotations of one image without their ids, with run lengths as masks."""
     return [
         {"category_id": label + 1, **mask_fields(drawn.owner == i)}
@@ -332,14 +276,9 @@ def instances(drawn: ShapesImage) -> list[dict]:
     ]
 
 
-def panoptic_map(drawn: ShapesImage) -> np.ndarray:
-    """Segment of every pixel, int (H, W): objects from 1 on, then the background. No pixel is void."""
-    return np.where(drawn.owner < 0, len(drawn.labels), drawn.owner) + 1
-
-
-def segments(drawn: ShapesImage) -> list[dict]:
-    """``segments_info`` of one image: the segments of :func:`panoptic_map`."""
-    segment_of, found = panoptic_map(drawn), []
+def _segments(drawn: ShapesImage, segment_of: np.ndarray) -> list[dict]:
+    """``segments_info`` of one image, whose pixels belong to these segments, int (H, W)."""
+    found = []
     for id_, category in enumerate([*(drawn.labels + 1).tolist(), BACKGROUND_ID], start=1):
         fields = mask_fields(segment_of == id_)
         del fields["segmentation"]
@@ -347,39 +286,40 @@ def segments(drawn: ShapesImage) -> list[dict]:
     return [segment for segment in found if segment["area"]]
 
 
-def _instances_json(of_images: Sequence[list[dict]], sizes: Sequence[tuple[int, int]]) -> dict:
-    flat = [{"image_id": i, **one} for i, of_image in enumerate(of_images) for one in of_image]
-    # pycocotools takes a match with annotation 0 for no match, so ids start at 1.
-    annotations = [{"id": i, **annotation} for i, annotation in enumerate(flat, start=1)]
-    return _coco_json(sizes, annotations, _categories())
-
-
-def _panoptic_json(of_images: Sequence[list[dict]], sizes: Sequence[tuple[int, int]]) -> dict:
-    annotations = [
-        {"image_id": i, "file_name": f"{i:06}.png", "segments_info": of_image}
-        for i, of_image in enumerate(of_images)
-    ]
-    background = {"id": BACKGROUND_ID, "name": "background", "supercategory": "background"}
-    things = [{**category, "isthing": 1} for category in _categories()]
-    return _coco_json(sizes, annotations, [*things, {**background, "isthing": 0}])
-
-
-def _categories() -> list[dict]:
-    return [
+def _write_annotations(
+    folder: Path,
+    split: str,
+    instances: list[list[dict]],
+    segments: list[list[dict]],
+    sizes: list[tuple[int, int]],
+) -> None:
+    """Write COCO's two files for images with these instances, segments and ``(height, width)``."""
+    flat = [{"image_id": i, **one} for i, of_image in enumerate(instances) for one in of_image]
+    things = [
         {"id": i, "name": name, "supercategory": "shape"} for i, name in enumerate(CLASSES, start=1)
     ]
-
-
-def _coco_json(
-    sizes: Sequence[tuple[int, int]], annotations: list[dict], categories: list[dict]
-) -> dict:
-    return {
-        "info": {"description": "Shapes, rendered by flatten_det"},
-        "licenses": [],
-        "images": [
-            {"id": i, "file_name": f"{i:06}.jpg", "height": height, "width": width}
-            for i, (height, width) in enumerate(sizes)
-        ],
-        "annotations": annotations,
-        "categories": categories,
+    background = {"id": BACKGROUND_ID, "name": "background", "supercategory": "background"}
+    of_kind = {
+        # pycocotools takes a match with annotation 0 for no match, so ids start at 1.
+        "instances": ([{"id": i, **one} for i, one in enumerate(flat, start=1)], things),
+        "panoptic": (
+            [
+                {"image_id": i, "file_name": f"{i:06}.png", "segments_info": of_image}
+                for i, of_image in enumerate(segments)
+            ],
+            [*({**thing, "isthing": 1} for thing in things), {**background, "isthing": 0}],
+        ),
     }
+    images = [
+        {"id": i, "file_name": f"{i:06}.jpg", "height": height, "width": width}
+        for i, (height, width) in enumerate(sizes)
+    ]
+    for kind, (annotations, categories) in of_kind.items():
+        content = {
+            "info": {"description": "Shapes, rendered by flatten_det"},
+            "licenses": [],
+            "images": images,
+            "annotations": annotations,
+            "categories": categories,
+        }
+        (folder / f"{kind}_{split}.json").write_text(json.dumps(content))

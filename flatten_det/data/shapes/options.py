@@ -1,5 +1,6 @@
 """What the Shapes data set contains: its classes, its splits and the options of its rendering."""
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -31,18 +32,17 @@ class ShapesOptions:
         image_size: ``(height, width)`` in pixels, or one number for both. Or two of either in a pair,
             such as ``((96, 96), (192, 256))``: images differ in size, and height and width are drawn
             independently, uniform from the first to the second.
-        num_images: Images per split, such as ``dict(train=1500, val=200)``; a split that is not
-            named keeps its default. More images leave the first ones as they are.
-        seed: Non-negative seed. Every image has its own generator, seeded by
-            (seed, split, index).
-        object_size: Smallest and largest object in pixels, measured along the longer side of the
-            whole object's box; log-uniform in between.
-        objects_per_image: Smallest and largest number of objects. An object for which no place
-            is found is left out, so a crowded image may hold fewer than drawn.
-        min_visible: Fraction of its pixels that every object keeps visible. Objects are placed
-            so that this holds, hence nothing in an image is without annotation.
-        texture_contrast: How far apart the two colours of a texture lie, from 0 (plain colours)
-            to 1. Shapes on strong textures take much longer to learn.
+        num_images: Images per split, such as ``dict(train=1500, val=200)``; a split that is not named
+            keeps its default. More images leave the first ones as they are.
+        seed: Non-negative seed. Every image has its own generator, seeded by (seed, split, index).
+        object_size: Smallest and largest object in pixels, measured along the longer side of the whole
+            object's box; log-uniform in between.
+        objects_per_image: Smallest and largest number of objects. An object for which no place is found
+            is left out, so a crowded image may hold fewer than drawn.
+        min_visible: Fraction of its pixels that every object keeps visible. Objects are placed so that
+            this holds, hence nothing in an image is without annotation.
+        texture_contrast: How far apart the two colours of a texture lie, from 0 (plain colours) to 1.
+            Shapes on strong textures take much longer to learn.
         legend: Smallest and largest number of cells of a legend along the top edge, which says the class
             of all objects of the hue of each cell, so that classes depend on what is far away; None: no
             legend. See :mod:`~flatten_det.data.shapes.render`.
@@ -65,17 +65,12 @@ class ShapesOptions:
     legend_distance: float = 0.0
 
     def __post_init__(self):
-        legend = self.legend
-        normalised = {
-            **{name: _number(name, getattr(self, name), *rule) for name, *rule in _NUMBERS},
-            "image_size": _image_size(self.image_size),
-            "num_images": _num_images(self.num_images),
-            "object_size": _range("object_size", self.object_size, Real, least=4),
-            "objects_per_image": _range(
-                "objects_per_image", self.objects_per_image, Integral, least=0
-            ),
-            "legend": None if legend is None else _range("legend", legend, Integral, least=2),
-        }
+        normalised = {name: _number(name, getattr(self, name), *rule) for name, *rule in _NUMBERS}
+        normalised |= {name: _range(name, getattr(self, name), *rule) for name, *rule in _RANGES}
+        normalised["image_size"] = _image_size(self.image_size)
+        normalised["num_images"] = _num_images(self.num_images)
+        if self.legend is not None:
+            normalised["legend"] = _range("legend", self.legend, Integral, least=2)
         for name, value in normalised.items():
             object.__setattr__(self, name, value)
         if self.objects_per_image[1] < 1:
@@ -87,12 +82,11 @@ class ShapesOptions:
                 f"(height, width) hold at most {min(smallest)} px: lower object_size or "
                 "raise image_size"
             )
-        if self.legend:
-            self._check_room_for_legend(*smallest)
-        elif self.legend_distance:
-            raise ValueError("legend_distance without a legend means nothing: set legend too")
-
-    def _check_room_for_legend(self, height: int, width: int) -> None:
+        if not self.legend:
+            if self.legend_distance:
+                raise ValueError("legend_distance without a legend means nothing: set legend too")
+            return
+        height, width = smallest
         needed = self.objects_top + self.object_size[1]
         if height < needed:
             raise ValueError(
@@ -129,7 +123,7 @@ class ShapesOptions:
         if not self.legend:  # Folders from before there were legends stay as they are.
             for name in ("legend", "legend_classes", "legend_distance"):
                 del values[name]
-        return {name: _lists(value) for name, value in values.items()}
+        return json.loads(json.dumps(values))
 
 
 def check_split(split: str) -> None:
@@ -138,27 +132,21 @@ def check_split(split: str) -> None:
         raise ValueError(f"Shapes has the splits {', '.join(SPLITS)}, not {split!r}")
 
 
-def _lists(value):
-    return [_lists(item) for item in value] if isinstance(value, tuple) else value
-
-
 def _is_number(value, kind: type) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
 
 
 # Options that are numbers: their kind, a test, and what they must do.
+_MOST = len(CLASSES)
 _NUMBERS = (
     ("seed", Integral, lambda value: value >= 0, "be a non-negative integer"),
     ("min_visible", Real, lambda value: 0 < value <= 1, "lie in (0, 1]"),
     ("texture_contrast", Real, lambda value: 0 <= value <= 1, "lie in [0, 1]"),
     ("legend_distance", Real, lambda value: value >= 0, "be a number of pixels >= 0"),
-    (
-        "legend_classes",
-        Integral,
-        lambda value: 2 <= value <= len(CLASSES),
-        f"be from 2 to {len(CLASSES)}",
-    ),
+    ("legend_classes", Integral, lambda value: 2 <= value <= _MOST, f"be from 2 to {_MOST}"),
 )
+# Options that are a smallest and a largest number: their kind, and the least.
+_RANGES = (("object_size", Real, 4), ("objects_per_image", Integral, 0))
 
 
 def _number(name: str, value, kind: type, is_good: Callable, rule: str) -> int | float:

@@ -4,9 +4,9 @@ With a legend, objects can be told apart only by what stands far from them. Like
 the legend, along the top edge, has a hue, and says by its brightness the class of all objects of this hue.
 Cells, their hues, places and classes are drawn anew and independently for every image. The background is
 grey and every object is a disc of one brightness: neither an object nor what surrounds it says its class,
-only the one cell of the same hue does. The more cells there are, the closer their hues, and the sharper
-must be who looks. The legend itself is background in the annotations. ``legend_distance`` keeps objects
-away from it, farther than convolutions reach, so that a model needs attention to do better than guess.
+only the one cell of the same hue does. The more cells, the closer their hues. The legend itself is
+background in the annotations. ``legend_distance`` keeps objects away from it, farther than convolutions
+reach, so that a model needs attention to do better than guess.
 """
 
 from collections.abc import Callable
@@ -40,9 +40,8 @@ class ShapesImage(NamedTuple):
     Attributes:
         image: RGB, uint8, shape (H, W, 3).
         labels: Class index of every object, int64, shape (N,).
-        owner: Which object is seen at a pixel: its index, or -1 for the background. int16,
-            shape (H, W). ``owner == i`` is the visible mask of object ``i``; an image pixel
-            belongs to the object that covers at least half of it.
+        owner: Index of the object that is seen at a pixel, covering at least half of it, or -1 for the
+            background; int16, shape (H, W). ``owner == i`` is the visible mask of object ``i``.
     """
 
     image: np.ndarray
@@ -101,8 +100,7 @@ def _image_size(rng: np.random.Generator, options: ShapesOptions) -> tuple[int, 
     smallest, largest = options.image_size_range
     if smallest == largest:  # Nothing is drawn: what follows is as it was before there were ranges.
         return smallest
-    height, width = rng.integers(smallest, largest, endpoint=True).tolist()
-    return height, width
+    return tuple(rng.integers(smallest, largest, endpoint=True).tolist())
 
 
 def _background(rng: np.random.Generator, height: int, width: int, contrast: float) -> np.ndarray:
@@ -121,8 +119,7 @@ def _place(
 ) -> tuple[tuple[slice, slice], np.ndarray]:
     """Put an outline at a random place wholly between the points ``low`` and ``limit``, in (x, y) pixels.
 
-    Returns the window of the image that holds the object, and the share of each of its pixels that the
-    object covers (float32).
+    Returns the window of the image that holds the object, and how far it covers each pixel (float32).
     """
     extent = np.concatenate(outline).max(axis=0)
     low, limit = np.array(low), np.array(limit)
@@ -131,12 +128,12 @@ def _place(
     stop = np.minimum(np.ceil(corner + extent).astype(int), limit)
     # fillPoly counts from the centre of the first pixel, the outline from its corner.
     contours = [
-        ((contour + corner - start) * _SUPERSAMPLING - 0.5) * 2**_FRACTION_BITS
+        np.rint(((contour + corner - start) * _SUPERSAMPLING - 0.5) * 2**_FRACTION_BITS)
         for contour in outline
     ]
-    columns, rows = (int(length) for length in stop - start)
+    contours = [contour.astype(np.int32) for contour in contours]
+    columns, rows = (stop - start).tolist()
     fine = np.zeros((rows * _SUPERSAMPLING, columns * _SUPERSAMPLING), np.float32)
-    contours = [np.rint(contour).astype(np.int32) for contour in contours]
     cv2.fillPoly(fine, contours, 1.0, shift=_FRACTION_BITS)
     alpha = cv2.resize(fine, (columns, rows), interpolation=cv2.INTER_AREA)
     return (slice(start[1], stop[1]), slice(start[0], stop[0])), alpha
@@ -186,12 +183,7 @@ def _lab(rgb: np.ndarray) -> np.ndarray:
 
 
 class Legend(NamedTuple):
-    """The legend of one image.
-
-    Attributes:
-        classes: Class index of each cell, int64 (cells,).
-        hues: Angle of each cell's colour in radians, float64 (cells,).
-    """
+    """The legend of one image: each cell's class index, and the angle of its colour in radians; (cells,)."""
 
     classes: np.ndarray
     hues: np.ndarray
@@ -200,13 +192,9 @@ class Legend(NamedTuple):
     def draw(
         cls, rng: np.random.Generator, canvas: np.ndarray, cells: tuple[int, int], num_classes: int
     ) -> "Legend":
-        """Choose a legend, make the background grey and draw the legend into its uppermost rows.
+        """Choose a legend, and draw it into the uppermost rows of the background, which becomes grey.
 
-        Args:
-            rng: Source of cells, hues and classes.
-            canvas: The background, RGB, float32 (H, W, 3); overwritten.
-            cells: The smallest and the largest number of them; all have one width up to rounding.
-            num_classes: The classes are the first ones of this number.
+        The canvas is RGB, float32 (H, W, 3). ``cells`` are the smallest and the largest number of them.
         """
         count = int(rng.integers(*cells, endpoint=True))
         hues = rng.uniform(0, 2 * np.pi) + 2 * np.pi * np.arange(count) / count
@@ -239,15 +227,10 @@ def _colours(hues: np.ndarray, lumas: np.ndarray | float) -> np.ndarray:
 
 
 def random_outline(rng: np.random.Generator, label: int, size: float) -> list[np.ndarray]:
-    """Draw the outline of one object, slightly stretched and rotated at random.
+    """Draw the outline of one object of a class, slightly stretched and rotated at random.
 
-    Args:
-        label: Index into :data:`~flatten_det.data.shapes.options.CLASSES`.
-        size: Longer side of the outline's bounding box in pixels.
-
-    Returns:
-        Contours of shape (corners, 2) in (x, y) pixels whose common bounding box starts at
-        (0, 0); a point is inside when an odd number of contours surrounds it.
+    ``size`` is the longer side of its bounding box in pixels. Returns contours of shape (corners, 2) in
+    (x, y) pixels whose common box starts at (0, 0); a point within an odd number of them is inside.
     """
     contours = _OUTLINES[CLASSES[label]](rng)
     stretch = np.exp(rng.uniform(-0.15, 0.15))
@@ -292,7 +275,7 @@ _OUTLINES: dict[str, Callable[[np.random.Generator], list[np.ndarray]]] = {
 
 def random_field(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """A random gradient, noise, stripes, checker or blobs: float32 (height, width) in [0, 1]."""
-    kind = _FIELDS[rng.integers(len(_FIELDS))]
+    kind = FIELDS[rng.integers(len(FIELDS))]
     return kind(rng, height, width).astype(np.float32)
 
 
@@ -347,4 +330,4 @@ def _blobs(rng, height, width) -> np.ndarray:
     return np.clip(0.5 + rng.uniform(2, 6) * (_noise(rng, height, width) - 0.5), 0, 1)
 
 
-_FIELDS = (_gradient, _noise, _stripes, _checker, _blobs)
+FIELDS = (_gradient, _noise, _stripes, _checker, _blobs)

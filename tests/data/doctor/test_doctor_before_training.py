@@ -1,11 +1,9 @@
 """The quick check at the beginning of a training."""
 
 import json
-import logging
 import re
 import shlex
 
-import numpy as np
 import pytest
 from mmengine.logging import MMLogger
 from PIL import Image
@@ -22,12 +20,10 @@ def logger():
 
 
 @pytest.fixture
-def warnings(logger):
+def warnings(logger, monkeypatch):
     """What is logged as a warning."""
     lines = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: lines.append(record.getMessage())
-    logger.addHandler(handler)
+    monkeypatch.setattr(logger, "warning", lines.append)
     return lines
 
 
@@ -71,10 +67,8 @@ def test_the_command_that_shows_all_is_complete(patient, logger):
     with pytest.raises(UserError) as caught:
         check_before_training(patient.config("instances"), logger, command)
     (shown,) = re.findall("The whole list: (.*) ; to train", str(caught.value))
-    assert shlex.split(shown) == [
-        *("uv", "run", "flatten-det", "check", "my config.py", "--cfg-options"),
-        *options,
-    ]
+    start = ["uv", "run", "flatten-det", "check", "my config.py", "--cfg-options"]
+    assert shlex.split(shown) == start + options
 
 
 def test_warnings_are_logged_once_per_kind(patient, logger, warnings):
@@ -91,112 +85,65 @@ def test_warnings_are_logged_once_per_kind(patient, logger, warnings):
     assert "... and 2 more" in of_boxes
 
 
-def every_annotation(patient, split, kind="instances", **change):
-    with patient.annotations(kind, split) as content:
-        for annotation in content["annotations"]:
-            for one in annotation.get("segments_info", [annotation]):
-                one |= change
-
-
-def relabel(patient, split, table):
-    for path in patient.root.glob(f"{split}/semantic/*.png"):
-        with patient.image(path.relative_to(patient.root).as_posix()) as image:
-            image["it"] = Image.fromarray(np.uint8(table)[np.array(image["it"])])
-
-
 def no_annotations(patient, split):
     with patient.annotations(split=split) as content:
         content["annotations"] = []
 
 
-ALL_IGNORED = [255] * 7
+def annotated(kind="instances", **change):
+    """Every object of a file is changed."""
+
+    def spoil(patient, split):
+        with patient.annotations(kind, split) as content:
+            for annotation in content["annotations"]:
+                for one in annotation.get("segments_info", [annotation]):
+                    one |= change
+
+    return spoil
+
+
+def relabelled(label):
+    """All label maps show one label."""
+
+    def spoil(patient, split):
+        for path in patient.root.glob(f"{split}/semantic/*.png"):
+            Image.new("L", Image.open(path).size, label).save(path)
+
+    return spoil
+
+
+CROWDS = dict(iscrowd=1)
 FEW = {"metainfo": {"classes": ("circle", "ring")}}
+FILTERED = dict(filter_cfg=dict(filter_empty_gt=True))
+TOO_SMALL = dict(filter_cfg=dict(min_size=65))
+NO_AREA = "all 47 annotations have no area within"
+IGNORED = r"anything but the ignored label \(255\)"
 NOTHING = [
-    (
-        "instances",
-        "train",
-        lambda p, s: every_annotation(p, s, iscrowd=1),
-        {},
-        "all 47 annotations are crowds",
-    ),
-    (
-        "instances",
-        "val",
-        lambda p, s: every_annotation(p, s, iscrowd=1),
-        {},
-        r"all \d+ annotations are crowds",
-    ),
+    ("instances", "train", annotated(**CROWDS), {}, "all 47 annotations are crowds"),
+    ("instances", "val", annotated(**CROWDS), {}, r"all \d+ annotations are crowds"),
     ("instances", "train", no_annotations, {}, "there is no annotation in the file"),
     ("instances", "val", no_annotations, {}, "there is no annotation in the file"),
+    ("instances", "train", annotated(bbox=[5, 5, 0.5, 9]), {}, NO_AREA),
+    ("instances", "train", annotated(area=0), {}, NO_AREA),
+    ("instances", "train", annotated(ignore=1), {}, r"47 annotations are to be ignored \(ignore\)"),
+    ("instances", "train", annotated(category_id=3), FEW, "all 47 annotations are of no class of"),
     (
         "instances",
         "train",
-        lambda p, s: every_annotation(p, s, bbox=[5, 5, 0.5, 9]),
-        {},
-        "all 47 annotations have no area within",
+        annotated(),
+        TOO_SMALL,
+        "all 47 annotations are in images smaller than 65",
     ),
-    (
-        "instances",
-        "train",
-        lambda p, s: every_annotation(p, s, area=0),
-        {},
-        "all 47 annotations have no area within",
-    ),
-    (
-        "instances",
-        "train",
-        lambda p, s: every_annotation(p, s, ignore=1),
-        {},
-        r"all 47 annotations are to be ignored \(ignore\)",
-    ),
-    (
-        "instances",
-        "train",
-        lambda p, s: every_annotation(p, s, category_id=3),
-        FEW,
-        "all 47 annotations are of no class of the config",
-    ),
-    (
-        "instances",
-        "train",
-        lambda p, s: None,
-        dict(filter_cfg=dict(min_size=65)),
-        "all 47 annotations are in images smaller than 65 px",
-    ),
-    (
-        "panoptic",
-        "train",
-        lambda p, s: every_annotation(p, s, "panoptic", iscrowd=1),
-        dict(filter_cfg=dict(filter_empty_gt=True)),
-        r"\d+ are stuff, in images without a thing",
-    ),
-    (
-        "panoptic",
-        "val",
-        lambda p, s: every_annotation(p, s, "panoptic", iscrowd=1),
-        {},
-        "are crowds",
-    ),
+    ("panoptic", "train", annotated("panoptic", **CROWDS), FILTERED, r"\d+ are stuff, in images"),
+    ("panoptic", "val", annotated("panoptic", **CROWDS), {}, "are crowds"),
+    ("semantic", "train", relabelled(255), {}, IGNORED),
+    ("semantic", "val", relabelled(255), {}, IGNORED),
     (
         "semantic",
         "train",
-        lambda p, s: relabel(p, s, ALL_IGNORED),
-        {},
-        r"anything but the ignored label \(255\)",
-    ),
-    (
-        "semantic",
-        "val",
-        lambda p, s: relabel(p, s, ALL_IGNORED),
-        {},
-        r"anything but the ignored label \(255\)",
-    ),
-    (
-        "semantic",
-        "train",
-        lambda p, s: relabel(p, s, [0] * 7),
+        relabelled(0),
         dict(reduce_zero_label=True),
-        "0, which reduce_zero_label leaves out",
+        "0, which reduce_zero_label",
     ),
 ]
 
@@ -225,10 +172,8 @@ def test_a_part_without_objects_is_no_error(patient, logger):
     patient.path("annotations/empty.json").write_text(text)
     cfg.train_dataloader.dataset = dict(type="ConcatDataset", datasets=[with_objects, empty])
     check_before_training(cfg, logger)
-    cfg.val_dataloader.dataset.ann_file = cfg.test_dataloader.dataset.ann_file = empty["ann_file"]
-    cfg.val_dataloader.dataset.data_prefix = cfg.test_dataloader.dataset.data_prefix = dict(
-        img="train/images"
-    )
+    for loader in (cfg.val_dataloader, cfg.test_dataloader):
+        loader.dataset |= dict(ann_file=empty["ann_file"], data_prefix=dict(img="train/images"))
     with pytest.raises(UserError, match="nothing-to-measure"):
         check_before_training(cfg, logger)
     cfg.val_evaluator = cfg.test_evaluator = [dict(type="CocoMetric", format_only=True)]

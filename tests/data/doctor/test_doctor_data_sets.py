@@ -41,26 +41,22 @@ def test_each_one_once(patient):
 def test_out_of_wrappers(patient):
     cfg = patient.config("instances")
     train, val = cfg.train_dataloader.dataset, cfg.val_dataloader.dataset
-    cfg.train_dataloader.dataset = dict(
-        type="RepeatDataset",
-        times=3,
-        dataset=dict(
-            type="ConcatDataset",
-            datasets=[train, dict(type="ClassBalancedDataset", oversample_thr=0.1, dataset=val)],
-        ),
-    )
+    balanced = dict(type="ClassBalancedDataset", oversample_thr=0.1, dataset=val)
+    joined = dict(type="ConcatDataset", datasets=[train, balanced])
+    cfg.train_dataloader.dataset = dict(type="RepeatDataset", times=3, dataset=joined)
     assert names(cfg) == [("train[0]", False), ("train[1], val, test", True)]
     assert findings_of(check_data(cfg, 0)) == []
 
 
-@pytest.mark.parametrize("task", [INSTANCES, PANOPTIC, SEMANTIC])
-def test_tasks(patient, task):
+@pytest.mark.parametrize(
+    ("task", "classes", "things", "folder"),
+    [(INSTANCES, 6, 6, None), (PANOPTIC, 7, 6, "panoptic"), (SEMANTIC, 7, 0, "semantic")],
+)
+def test_tasks(patient, task, classes, things, folder):
     data_set = find_data_sets(patient.config(task))[0]
     assert data_set.task == task
     assert data_set.images == str(patient.path("train/images"))
-    assert len(data_set.classes) == (6 if task == INSTANCES else 7)
-    assert data_set.things == {INSTANCES: 6, PANOPTIC: 6, SEMANTIC: 0}[task]
-    folder = {INSTANCES: None, PANOPTIC: "panoptic", SEMANTIC: "semantic"}[task]
+    assert (len(data_set.classes), data_set.things) == (classes, things)
     assert data_set.label_maps == (folder and str(patient.path(f"train/{folder}")))
 
 
@@ -85,12 +81,10 @@ def test_pipelines_are_not_built(patient):
     assert patient.findings("instances", pipeline=pipeline) == []
 
 
-def test_options_that_do_not_fit(patient):
+def test_data_sets_that_cannot_be_built(patient):
     with pytest.raises(UserError, match=r"the train data set of the config cannot.*colour"):
         patient.findings("instances", colour="red")
-
-
-def test_folder_that_a_data_set_asserts(patient):
+    # MMSegmentation asserts that a folder is there.
     with pytest.raises(UserError, match="it refuses, perhaps as its files are not there"):
         patient.findings("semantic", type="DRIVEDataset", data_root="no/such", metainfo={})
 
@@ -112,10 +106,14 @@ def test_shapes_are_rendered_when_there_are_none(tmp_path, patient):
         object_size=(8, 10),
         num_images=dict(train=4, val=1),
     )
-    assert {f.kind for f in findings_of(check_data(cfg, 0))} <= {faults.UNUSED_CATEGORY}
+
+    def found():
+        return {f.kind for f in findings_of(check_data(cfg, 0))}
+
+    assert found() <= {faults.UNUSED_CATEGORY}
     # What is there is looked at as it is.
     os.truncate(root / "train/images/000002.jpg", 100)
-    assert faults.IMAGE_UNREADABLE in {f.kind for f in findings_of(check_data(cfg, 0))}
+    assert faults.IMAGE_UNREADABLE in found()
     # A training renders it anew.
     find_data_sets(cfg, render=True)
-    assert faults.IMAGE_UNREADABLE not in {f.kind for f in findings_of(check_data(cfg, 0))}
+    assert faults.IMAGE_UNREADABLE not in found()

@@ -16,7 +16,7 @@ SEGMENTOR = "upernet/flatten-swin-t_upernet_8xb2-160k_ade20k-512x512.py"
 
 
 def said(config, **options):
-    cfg = load_config(CONFIGS / config, {key.replace("__", "."): v for key, v in options.items()})
+    cfg = load_config(CONFIGS / config, options)
     return [
         f"{finding.data_set}: {finding.message}"
         for data_set in find_data_sets(cfg)
@@ -29,39 +29,37 @@ def test_configs_of_the_zoo_agree(config):
     assert said(config) == []
 
 
-def test_detector():
-    names = "the data set has 80 (person, bicycle, car, ...)"
-    assert said(DETECTOR, model__roi_head__mask_head__num_classes=81) == [
-        f"train: model.roi_head.mask_head.num_classes is 81, {names}",
-        f"val, test: model.roi_head.mask_head.num_classes is 81, {names}",
-    ]
+OF_COCO = "the data set has 80 (person, bicycle, car, ...)"
 
 
-def test_one_stage_of_a_cascade():
-    (line, _) = said(CASCADE, model__roi_head__bbox_head__1__num_classes=3)
-    assert "model.roi_head.bbox_head[1].num_classes is 3" in line
-
-
-def test_things_and_stuff():
-    (line, _) = said(PANOPTIC, model__panoptic_head__num_stuff_classes=54)
-    assert "num_stuff_classes is 54, the data set has 53" in line
-    (line, _) = said(QUERIES, model__panoptic_fusion_head__num_things_classes=1)
-    assert "num_things_classes is 1, the data set has 80" in line
-
-
-def test_segmentor():
-    lines = said(SEGMENTOR, model__auxiliary_head__num_classes=19)
-    assert lines[0] == (
-        "train: model.auxiliary_head.num_classes is 19, the data set has 150 (wall, building, sky, ...)"
-    )
+@pytest.mark.parametrize(
+    ("config", "field", "count", "of_data"),
+    [
+        (DETECTOR, "roi_head.mask_head.num_classes", 81, OF_COCO),
+        (CASCADE, "roi_head.bbox_head.1.num_classes", 3, OF_COCO),
+        (PANOPTIC, "panoptic_head.num_stuff_classes", 54, "the data set has 53"),
+        (QUERIES, "panoptic_fusion_head.num_things_classes", 1, OF_COCO),
+        (
+            SEGMENTOR,
+            "auxiliary_head.num_classes",
+            19,
+            "the data set has 150 (wall, building, sky, ...)",
+        ),
+    ],
+)
+def test_another_number(config, field, count, of_data):
+    lines = said(config, **{f"model.{field}": count})
+    place = f"model.{field.replace('.1.', '[1].')}"
+    for line, loaders in zip(lines, ("train", "val, test"), strict=True):
+        assert line.startswith(f"{loaders}: {place} is {count}, {of_data}")
 
 
 def test_heads_that_count_something_else():
-    rpn = dict(model__rpn_head__num_classes=1)
-    stuff = dict(model__roi_head__semantic_head=dict(type="FusedSemanticHead", num_classes=183))
-    borders = dict(model__auxiliary_head=[dict(type="STDCHead", num_classes=2)])
-    assert said(DETECTOR, **rpn, **stuff) == []
-    assert said(SEGMENTOR, **borders) == []
+    stuff = dict(type="FusedSemanticHead", num_classes=183)
+    others = {"model.rpn_head.num_classes": 1, "model.roi_head.semantic_head": stuff}
+    assert said(DETECTOR, **others) == []
+    borders = [dict(type="STDCHead", num_classes=2)]
+    assert said(SEGMENTOR, **{"model.auxiliary_head": borders}) == []
 
 
 def test_no_model():
@@ -72,6 +70,5 @@ def test_no_model():
 
 def test_classes_without_a_comma():
     """They are text, one class."""
-    options = dict(train_dataloader__dataset__metainfo=dict(classes=("person")))
-    lines = said(DETECTOR, **options)
+    lines = said(DETECTOR, **{"train_dataloader.dataset.metainfo": dict(classes="person")})
     assert "the data set has 1 (person)" in lines[0]

@@ -10,23 +10,12 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from shapes_patient import Patient
+from shapes_patient import only
 
 from flatten_det.data.doctor import faults
 from flatten_det.data.doctor.check import check_annotations
 
-
-def one(findings, kind):
-    """The only finding, which is of this kind."""
-    assert [finding.kind.name for finding in findings] == [kind.name]
-    assert findings[0].data_set == "train"
-    return findings[0]
-
-
-def test_nothing_is_wrong_with_the_healthy(patient):
-    assert patient.findings("instances") == []
-    assert patient.quick_findings("instances") == []
-
+FILE = "annotations/instances_train.json"
 
 # What is planted into annotations 1 and 2, and what is said of it.
 IN_ANNOTATIONS = [
@@ -54,118 +43,81 @@ def test_planted_into_an_annotation(patient, kind, change, said):
     with patient.annotations() as content:
         content["annotations"][1] |= change
     for found in (patient.findings("instances"), patient.quick_findings("instances")):
-        finding = one(found, kind)
+        finding = only(found, kind)
         assert said in finding.message
         assert finding.message.startswith("annotation 2 of image")
-        assert finding.id == 2
-        assert finding.file == str(patient.path("annotations/instances_train.json"))
+        assert (finding.id, finding.file) == (2, str(patient.path(FILE)))
 
 
-def change_of(content, key, index, **change):
-    content[key][index] |= change
+def changed(key, index, **change):
+    return lambda content: content[key][index].update(change)
 
 
-@pytest.mark.parametrize(
-    ("kind", "plant", "id_", "said"),
-    [
-        (
-            faults.DUPLICATE_ANNOTATION_ID,
-            lambda c: change_of(c, "annotations", 4, id=2),
-            2,
-            "annotation id 2 occurs 2 times",
-        ),
-        (
-            faults.DUPLICATE_IMAGE_ID,
-            lambda c: c["images"].append({**c["images"][2], "file_name": "copy.jpg"}),
-            2,
-            "image id 2 occurs 2 times",
-        ),
-        (
-            faults.DUPLICATE_FILE_NAME,
-            lambda c: c["images"].append({**c["images"][2], "id": "again"}),
-            "000002.jpg",
-            "file name 000002.jpg occurs 2 times",
-        ),
-        (
-            faults.DUPLICATE_CATEGORY,
-            lambda c: c["categories"].append({**c["categories"][0]}),
-            1,
-            "category id 1 occurs 2 times",
-        ),
-        (
-            faults.MISSING_CATEGORY,
-            lambda c: change_of(c, "categories", 5, name="Cross"),
-            "cross",
-            "class cross is not in the file",
-        ),
-        (
-            faults.IGNORED_CATEGORY,
-            lambda c: c["categories"].append({"id": 7, "name": "hexagon"}),
-            7,
-            "category 7 (hexagon) is no class of the config",
-        ),
-        (
-            faults.CATEGORY_ORDER,
-            lambda c: c["categories"].reverse(),
-            None,
-            "label 0: cross in the file, circle in the config",
-        ),
-        (
-            faults.FILE_NAME_LEAVES,
-            lambda c: change_of(c, "images", 2, file_name="../../secret.jpg"),
-            2,
-            "image 2 (../../secret.jpg) leaves the image folder",
-        ),
-        (
-            faults.FILE_NAME_LEAVES,
-            lambda c: change_of(c, "images", 2, file_name="/etc/hostname"),
-            2,
-            "image 2 (/etc/hostname) leaves the image folder",
-        ),
-        (
-            faults.MALFORMED_ENTRY,
-            lambda c: c["images"].append(3),
-            None,
-            "image number 9 of the file",
-        ),
-        (
-            faults.MALFORMED_ENTRY,
-            lambda c: c["images"].append({"id": 12}),
-            12,
-            "image 12 has no file_name",
-        ),
-        (
-            faults.MALFORMED_ENTRY,
-            lambda c: c["images"][2].pop("width"),
-            2,
-            "image 2 (000002.jpg) has no width and height",
-        ),
-        (faults.MALFORMED_ENTRY, lambda c: c["categories"].append({"id": 9}), 9, "has no name"),
-        (faults.MALFORMED_ENTRY, lambda c: c["annotations"].append([]), None, "is no JSON object"),
-    ],
-)
+def copied(key, index, **change):
+    return lambda content: content[key].append({**content[key][index], **change})
+
+
+def added(key, entry):
+    return lambda content: content[key].append(entry)
+
+
+LEAVES = "leaves the image folder"
+HEXAGON = {"id": 7, "name": "hexagon"}
+IN_FILES = [
+    ("DUPLICATE_ANNOTATION_ID", changed("annotations", 4, id=2), 2, "annotation id 2 occurs 2 tim"),
+    ("DUPLICATE_IMAGE_ID", copied("images", 2, file_name="b.jpg"), 2, "image id 2 occurs 2 times"),
+    ("DUPLICATE_FILE_NAME", copied("images", 2, id="x"), "000002.jpg", "000002.jpg occurs 2 times"),
+    ("DUPLICATE_CATEGORY", copied("categories", 0), 1, "category id 1 occurs 2 times"),
+    ("MISSING_CATEGORY", changed("categories", 5, name="Cross"), "cross", "class cross is not in"),
+    (
+        "IGNORED_CATEGORY",
+        added("categories", HEXAGON),
+        7,
+        "category 7 (hexagon) is no class of the",
+    ),
+    (
+        "CATEGORY_ORDER",
+        lambda content: content["categories"].reverse(),
+        None,
+        "label 0: cross in the file, circle in the config",
+    ),
+    ("FILE_NAME_LEAVES", changed("images", 2, file_name="../x"), 2, f"image 2 (../x) {LEAVES}"),
+    ("FILE_NAME_LEAVES", changed("images", 2, file_name="/etc/x"), 2, f"image 2 (/etc/x) {LEAVES}"),
+    ("MALFORMED_ENTRY", added("images", 3), None, "image number 9 of the file"),
+    ("MALFORMED_ENTRY", added("images", {"id": 12}), 12, "image 12 has no file_name"),
+    (
+        "MALFORMED_ENTRY",
+        changed("images", 2, width=None),
+        2,
+        "image 2 (000002.jpg) has no width and",
+    ),
+    ("MALFORMED_ENTRY", added("categories", {"id": 9}), 9, "has no name"),
+    ("MALFORMED_ENTRY", added("annotations", []), None, "is no JSON object"),
+]
+
+
+@pytest.mark.parametrize(("kind", "plant", "id_", "said"), IN_FILES)
 def test_planted_into_the_file(patient, kind, plant, id_, said):
     with patient.annotations() as content:
         plant(content)
     # Some bring others along: a category that is missing under one name is too much under another.
-    found = [f for f in patient.quick_findings("instances") if f.kind == kind]
+    found = [f for f in patient.quick_findings("instances") if f.kind == getattr(faults, kind)]
     assert [finding.id for finding in found][:1] == [id_]
     assert said in found[0].message
-    assert found[0].file == str(patient.path("annotations/instances_train.json"))
+    assert found[0].file == str(patient.path(FILE))
 
 
 def test_files_outside_of_the_folder_are_not_opened(patient, monkeypatch):
     with patient.annotations() as content:
         content["images"][0]["file_name"] = "../../secret.jpg"
-    opened = []
-    true_open = Image.open
+    opened, true_open = [], Image.open
 
     def recording_open(path, *args, **kwargs):
         opened.append(str(path))
         return true_open(path, *args, **kwargs)
 
     monkeypatch.setattr(Image, "open", recording_open)
-    one(patient.findings("instances"), faults.FILE_NAME_LEAVES)
+    only(patient.findings("instances"), faults.FILE_NAME_LEAVES)
     assert len(set(opened)) == 7 + 5
     assert all("secret" not in path for path in opened)
 
@@ -223,16 +175,16 @@ def test_ids_of_mixed_types_cannot_be_sorted(patient):
 def test_ids_of_other_types(patient, id_):
     with patient.annotations() as content:
         content["annotations"][1]["id"] = id_
-    finding = one(patient.quick_findings("instances"), faults.MALFORMED_ENTRY)
+    finding = only(patient.quick_findings("instances"), faults.MALFORMED_ENTRY)
     assert "has no id that is a whole number or a text" in finding.message
 
 
 def test_root_of_a_roboflow_export(patient):
     """Named like a class, it would have labels of its own."""
-    root = {"id": 0, "name": "circle", "supercategory": "none"}
     with patient.annotations() as content:
+        root = {"id": 0, "name": "circle", "supercategory": "none"}
         content["categories"].insert(0, root)
-    finding = one(patient.quick_findings("instances"), faults.ROOT_CATEGORY)
+    finding = only(patient.quick_findings("instances"), faults.ROOT_CATEGORY)
     assert "category 0 (circle), which has no object, is the root" in finding.message
     with patient.annotations() as content:
         content["annotations"][0]["category_id"] = 0
@@ -241,15 +193,15 @@ def test_root_of_a_roboflow_export(patient):
 
 def test_names_of_windows(patient):
     """A file of that very name is one."""
-    for path in (patient.path("train/images"), patient.path("val/images")):
-        (path / "sub").mkdir()
-    patient.path("train/images/000002.jpg").rename(patient.path("train/images/sub/000002.jpg"))
+    images = patient.path("train/images")
+    (images / "sub").mkdir()
+    (images / "000002.jpg").rename(images / "sub/000002.jpg")
     with patient.annotations() as content:
         content["images"][2]["file_name"] = "sub\\000002.jpg"
     for found in (patient.quick_findings("instances"), patient.findings("instances")):
-        finding = one(found, faults.FILE_NAME_BACKSLASHES)
+        finding = only(found, faults.FILE_NAME_BACKSLASHES)
         assert "image 2 (sub\\000002.jpg) is written with backslashes" in finding.message
-    patient.path("train/images/sub/000002.jpg").rename(patient.path("train/images/sub\\000002.jpg"))
+    (images / "sub/000002.jpg").rename(images / "sub\\000002.jpg")
     assert patient.findings("instances") == []
 
 
@@ -257,7 +209,7 @@ def test_category_without_objects(patient):
     with patient.annotations() as content:
         objects = content["annotations"]
         content["annotations"] = [a for a in objects if a["category_id"] != 3]
-    finding = one(patient.quick_findings("instances"), faults.UNUSED_CATEGORY)
+    finding = only(patient.quick_findings("instances"), faults.UNUSED_CATEGORY)
     assert finding.message == "category 3 (triangle) has no object"
 
 
@@ -284,62 +236,39 @@ def test_masks_are_not_asked_of_a_detector_of_boxes(patient):
     assert not any(checked.findings for checked in check_annotations(cfg))
 
 
-@pytest.mark.parametrize(
-    ("encoding", "said"),
-    [
-        (
-            "utf-8-sig",
-            "begins with a byte order mark (UTF-8 with BOM): save it as UTF-8 without one",
-        ),
-        ("utf-16", "begins with the byte order mark of UTF-16: save it as UTF-8"),
-        ("utf-32", "begins with the byte order mark of UTF-32: save it as UTF-8"),
-        ("latin-1", "is not UTF-8 (byte 0xc4 in line 2): save it as UTF-8"),
-    ],
-)
-def test_other_encodings(patient, encoding, said):
-    path = patient.path("annotations/instances_train.json")
+NO_COCO = "is no COCO file: it needs lists of images, annotations, categories"
+BROKEN_FILES = {
+    "empty object": ("{", "is not valid JSON"),
+    "deep": ("[" * 100_000, "is not valid JSON"),
+    "list": ("[]", NO_COCO),
+    "dict of dicts": (json.dumps({"images": [], "annotations": {}, "categories": []}), NO_COCO),
+    "utf-8-sig": (
+        None,
+        "begins with a byte order mark (UTF-8 with BOM): save it as UTF-8 without one",
+    ),
+    "utf-16": (None, "begins with the byte order mark of UTF-16: save it as UTF-8"),
+    "utf-32": (None, "begins with the byte order mark of UTF-32: save it as UTF-8"),
+    "latin-1": (None, "is not UTF-8 (byte 0xc4 in line 2): save it as UTF-8"),
+    "missing": (None, "not found"),
+    "pipe": (None, "is a named pipe, not a file"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN_FILES)
+def test_broken_annotation_file(patient, what):
+    """The text, or the encoding, or what there is in place of a file."""
+    path, (text, said) = patient.path(FILE), BROKEN_FILES[what]
     content = {"note": "\u00c4pfel", **json.loads(path.read_text())}
-    path.write_bytes(json.dumps(content, indent=0, ensure_ascii=False).encode(encoding))
-    finding = one(patient.quick_findings("instances"), faults.ANNOTATION_FILE)
-    assert finding.message.startswith(f"annotation file {path} {said}")
-
-
-def test_pipe_in_the_place_of_annotations(patient):
-    path = patient.path("annotations/instances_train.json")
     path.unlink()
-    os.mkfifo(path)
-    finding = one(patient.findings("instances"), faults.ANNOTATION_FILE)
-    assert finding.message == f"annotation file {path} is a named pipe, not a file"
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("{", "is not valid JSON"),
-        ("[" * 100_000, "is not valid JSON"),
-        ("[]", "is no COCO file: it needs lists of images, annotations, categories"),
-        (json.dumps({"images": [], "annotations": {}, "categories": []}), "is no COCO file"),
-    ],
-)
-def test_broken_annotation_file(patient, text, said):
-    path = patient.path("annotations/instances_train.json")
-    path.write_text(text)
-    finding = one(patient.findings("instances"), faults.ANNOTATION_FILE)
-    assert f"annotation file {path} {said}" in finding.message
-
-
-def test_missing_annotation_file(patient):
-    path = patient.path("annotations/instances_train.json")
-    path.unlink()
-    finding = one(patient.findings("instances"), faults.ANNOTATION_FILE)
-    assert finding.message == f"annotation file {path} not found"
-
-
-def test_missing_image_folder_is_one_finding(patient):
-    folder = patient.path("train/images")
-    folder.rename(patient.path("train/elsewhere"))
+    if what == "pipe":
+        os.mkfifo(path)
+    elif text is not None:
+        path.write_text(text)
+    elif what != "missing":
+        path.write_bytes(json.dumps(content, indent=0, ensure_ascii=False).encode(what))
     for found in (patient.findings("instances"), patient.quick_findings("instances")):
-        assert one(found, faults.FOLDER_MISSING).file == str(folder)
+        finding = only(found, faults.ANNOTATION_FILE)
+        assert finding.message.startswith(f"annotation file {path} {said}")
 
 
 def test_empty_file(patient):
@@ -350,78 +279,57 @@ def test_empty_file(patient):
     assert {finding.kind for finding in found[1:]} == {faults.UNUSED_CATEGORY}
 
 
-class TestImages:
-    """Faults of the image files, which only the whole check sees."""
-
-    NAME = "train/images/000003.jpg"
-
-    def only(self, patient: Patient, kind):
-        assert patient.quick_findings("instances") == []
-        finding = one(patient.findings("instances"), kind)
-        assert finding.file == str(patient.path(self.NAME))
-        assert finding.id == 3
-        return finding
-
-    def test_missing(self, patient):
-        patient.path(self.NAME).unlink()
-        self.only(patient, faults.IMAGE_MISSING)
-
-    @pytest.mark.parametrize("part", [0, 400, 0.9])
-    def test_truncated(self, patient, part):
-        content = patient.path(self.NAME).read_bytes()
-        patient.path(self.NAME).write_bytes(
-            content[: int(part * len(content)) if part < 1 else part]
-        )
-        assert "cannot be decoded" in self.only(patient, faults.IMAGE_UNREADABLE).message
-
-    def test_other_size(self, patient):
-        with patient.image(self.NAME) as image:
-            image["it"] = image["it"].resize((60, 64))
-        finding = self.only(patient, faults.IMAGE_SIZE)
-        assert finding.message == "image 3 (000003.jpg) is 60x64, not 64x64 as annotated"
-
-    def test_decompression_bomb(self, patient, monkeypatch):
-        with patient.image(self.NAME) as image:
-            image["it"] = image["it"].resize((640, 640))
-        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 64)
-        assert "409600 pixels" in self.only(patient, faults.IMAGE_TOO_LARGE).message
+def cut(part):
+    return lambda path: os.truncate(path, int(part * path.stat().st_size))
 
 
-class TestMasks:
-    """Faults of masks that only the whole check sees."""
-
-    @pytest.mark.parametrize(
-        ("kind", "segmentation"),
-        [
-            (faults.MASK_BROKEN, [[1, 2, 3, 4]]),
-            (faults.MASK_BROKEN, {"size": [64, 64], "counts": "no run lengths"}),
-            (faults.MASK_BROKEN, {"size": [64, 64], "counts": [10, 20]}),
-            (faults.MASK_SIZE, {"size": [64, 65], "counts": [10, 64 * 65 - 10]}),
-            (faults.MASK_OUTSIDE, [[70, 1, 80, 1, 80, 9]]),
-        ],
-    )
-    def test_planted(self, patient, kind, segmentation):
-        with patient.annotations() as content:
-            content["annotations"][1]["segmentation"] = segmentation
-        assert patient.quick_findings("instances") == []
-        finding = one(patient.findings("instances"), kind)
-        assert finding.id == 2
-
-    def test_polygons_of_healthy_objects(self, patient):
-        with patient.annotations() as content:
-            for annotation in content["annotations"]:
-                x, y, w, h = annotation["bbox"]
-                corners = [(x, y), (x + w, y), (x + w, y + h), (x, y + h)]
-                annotation["segmentation"] = [np.ravel(corners).tolist()]
-        assert patient.findings("instances") == []
+def resized(*size):
+    return lambda path: Image.open(path).resize(size).save(path)
 
 
-def test_workers_find_the_same(patient):
+# What is done to an image file, which only the whole check sees, and what is said of it.
+IN_IMAGES = [
+    (faults.IMAGE_MISSING, lambda path: path.unlink(), ""),
+    (faults.IMAGE_UNREADABLE, cut(0), "cannot be decoded"),
+    (faults.IMAGE_UNREADABLE, cut(0.3), "cannot be decoded"),
+    (faults.IMAGE_UNREADABLE, cut(0.9), "cannot be decoded"),
+    (faults.IMAGE_SIZE, resized(60, 64), "3 (000003.jpg) is 60x64, not 64x64 as annotated"),
+    (faults.IMAGE_TOO_LARGE, resized(640, 640), "409600 pixels"),
+]
+
+
+@pytest.mark.parametrize(("kind", "spoil", "said"), IN_IMAGES)
+def test_image_files(patient, monkeypatch, kind, spoil, said):
+    path = patient.path("train/images/000003.jpg")
+    spoil(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 64)
+    assert patient.quick_findings("instances") == []
+    finding = only(patient.findings("instances"), kind)
+    assert (finding.file, finding.id) == (str(path), 3)
+    assert said in finding.message
+
+
+@pytest.mark.parametrize(
+    ("kind", "segmentation"),
+    [
+        (faults.MASK_BROKEN, [[1, 2, 3, 4]]),
+        (faults.MASK_BROKEN, {"size": [64, 64], "counts": "no run lengths"}),
+        (faults.MASK_BROKEN, {"size": [64, 64], "counts": [10, 20]}),
+        (faults.MASK_SIZE, {"size": [64, 65], "counts": [10, 64 * 65 - 10]}),
+        (faults.MASK_OUTSIDE, [[70, 1, 80, 1, 80, 9]]),
+    ],
+)
+def test_masks_that_only_the_whole_check_sees(patient, kind, segmentation):
     with patient.annotations() as content:
-        content["annotations"][1]["segmentation"] = [[1, 2, 3]]
-        content["images"][4]["width"] = 60
-    patient.path("train/images/000005.jpg").write_bytes(b"no image")
-    patient.path("val/images/000001.jpg").unlink()
-    alone = patient.findings("instances", workers=0)
-    assert len(alone) > 4
-    assert patient.findings("instances", workers=2) == alone
+        content["annotations"][1]["segmentation"] = segmentation
+    assert patient.quick_findings("instances") == []
+    assert only(patient.findings("instances"), kind).id == 2
+
+
+def test_polygons_of_healthy_objects(patient):
+    with patient.annotations() as content:
+        for annotation in content["annotations"]:
+            x, y, w, h = annotation["bbox"]
+            corners = [(x, y), (x + w, y), (x + w, y + h), (x, y + h)]
+            annotation["segmentation"] = [np.ravel(corners).tolist()]
+    assert patient.findings("instances") == []

@@ -39,7 +39,12 @@ def test_healthy(patient):
 
 
 def test_ill(ill):
-    lines = printed(check_data(ill.config("instances"), 0), show=2).splitlines()
+    checked = check_data(ill.config("instances"), 0)
+    assert "]: 5\n      ... and 5 more (--show N or --json FILE)\n" in printed(checked, show=0)
+    found = by_kind(findings_of(checked))
+    assert [kind.name for kind in found] == ["box-outside", "box-empty"]
+    assert [finding.id for finding in found[faults.BOX_OUTSIDE]] == [1, 2, 3, 4, 5]
+    lines = printed(checked, show=2).splitlines()
     assert lines[3:9] == [
         "error  boxes that lie outside of their image [box-outside]: 5",
         f"    train: {ill.path('annotations/instances_train.json')}",
@@ -52,20 +57,13 @@ def test_ill(ill):
     assert lines[-1] == "5 errors and 1 warning were found."
 
 
-def test_nothing_shown_but_counts(ill):
-    lines = printed(check_data(ill.config("instances"), 0), show=0).splitlines()
-    assert lines[4] == "      ... and 5 more (--show N or --json FILE)"
-
-
 def test_json(ill, tmp_path):
     target = tmp_path / "new" / "findings.json"
     write_json(target, "ill.py", check_data(ill.config("instances"), 0))
     content = json.loads(target.read_text())
     assert (content["config"], content["errors"], content["warnings"]) == ("ill.py", 5, 1)
-    assert [(d["name"], d["images"]) for d in content["data_sets"]] == [
-        ("train", 8),
-        ("val, test", 5),
-    ]
+    sets = [(d["name"], d["images"]) for d in content["data_sets"]]
+    assert sets == [("train", 8), ("val, test", 5)]
     assert content["kinds"]["box-outside"]["count"] == 5
     assert content["kinds"]["box-outside"]["advice"] == faults.BOX_OUTSIDE.advice
     assert len(content["findings"]) == 6
@@ -105,9 +103,3 @@ def test_kinds():
     assert severities == sorted(severities, key=["error", "warning"].index)
     assert len({kind.name for kind in KINDS}) == len(KINDS)
     assert all(kind.summary and kind.advice for kind in KINDS)
-
-
-def test_by_kind_keeps_the_order(ill):
-    found = by_kind(findings_of(check_data(ill.config("instances"), 0)))
-    assert [kind.name for kind in found] == ["box-outside", "box-empty"]
-    assert [finding.id for finding in found[faults.BOX_OUTSIDE]] == [1, 2, 3, 4, 5]

@@ -72,25 +72,28 @@ def test_steps_are_printed_where_the_archives_are_missing(tmp_path, capsys):
 
 
 def test_second_run_does_nothing(root, archives, capsys):
-    before = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
+    def times():
+        return {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
+
+    before = times()
     assert prepare(cityscapes(COUNTS), root) == []
     assert "nothing to do" in capsys.readouterr().out
-    assert {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()} == before
+    assert times() == before
     assert len(list(archives.iterdir())) == 2
 
 
 def test_what_was_lost_is_converted_again(root):
-    (root / instances_file("val")).unlink()
-    lost = next((root / "gtFine").rglob("*_gtFine_labelTrainIds.png"))
-    lost.unlink()
+    lost = root / instances_file("val"), next(root.rglob("*_gtFine_labelTrainIds.png"))
+    for path in lost:
+        path.unlink()
     assert prepare(cityscapes(COUNTS), root) == []
-    assert lost.is_file()
+    assert all(path.is_file() for path in lost)
 
 
 def test_missing_images_are_found_after_the_conversion(root):
     lost = next((root / "leftImg8bit" / "val").rglob("*.png"))
     lost.unlink()
-    problems = cityscapes(COUNTS).layout.problems(root)
+    problems = cityscapes(COUNTS).problems(root)
     assert problems[0] == "leftImg8bit/val/: 1 files *_leftImg8bit.png instead of 2"
     name = lost.relative_to(root / "leftImg8bit" / "val").as_posix()
     assert any("annotations/instancesonly" in line and name in line for line in problems)
@@ -138,8 +141,7 @@ def test_mmdetection_loads_it(root, split):
         ],
     )
     assert len(dataset) == COUNTS[split]
-    classes = dataset.metainfo["classes"]
-    cities = set()
+    classes, cities = dataset.metainfo["classes"], set()
     for sample in dataset:
         path = Path(sample["img_path"])
         index = int(path.name.split("_")[1])
@@ -159,9 +161,8 @@ def test_mmdetection_loads_it(root, split):
 
 def test_coco_file_is_valid_for_pycocotools(root):
     content = json.loads((root / instances_file("train")).read_text())
-    assert [category["name"] for category in content["categories"]] == list(
-        DetDataset.METAINFO["classes"]
-    )
+    names = tuple(category["name"] for category in content["categories"])
+    assert names == DetDataset.METAINFO["classes"]
     assert [a["id"] for a in content["annotations"]] == list(range(1, 13))
     for annotation in content["annotations"]:
         mask = coco_mask.decode(annotation["segmentation"])

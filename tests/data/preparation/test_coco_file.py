@@ -11,6 +11,7 @@ from mmcv.transforms import LoadImageFromFile
 from mmdet.evaluation import CocoMetric
 from PIL import Image
 from pycocotools import mask as coco_mask
+from shapes_patient import save_turned
 
 from flatten_det.data.preparation.coco_file import completed, divide, read_coco_file
 from flatten_det.errors import UserError
@@ -33,6 +34,17 @@ def read(tmp_path):
     return lambda content: read_coco_file(write_json(tmp_path / "a.json", content))
 
 
+def turned_photograph(folder, **annotation):
+    """A COCO file of one image that is seen 40 wide and 60 high."""
+    save_turned(Image.new("RGB", (60, 40)), folder / "a.jpg", 6)
+    box = {"id": 1, "image_id": 0, "category_id": 1, "bbox": [5, 42, 25, 15]}
+    return {
+        "images": [{"id": 0, "file_name": "a.jpg"}],
+        "annotations": [{**box, **annotation}],
+        "categories": [{"id": 1, "name": "pear"}],
+    }
+
+
 def test_good_file(read, content):
     file = read(content)
     assert file.classes == tuple(CATEGORIES.values())
@@ -40,68 +52,58 @@ def test_good_file(read, content):
     assert completed(file, file.path.parent) == (content, [])
 
 
-def change(*keys_and_value):
-    *keys, last, value = keys_and_value
-
-    def apply(content):
-        for key in keys:
-            content = content[key]
-        content[last] = value
-
-    return apply
-
-
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("place", "value", "message"),
     [
-        (change("categories", []), "its categories are empty"),
-        (
-            change("categories", 1, "name", ""),
-            r"1 of 3 categories have no name.*number 2 .*\(id 3\)",
+        ("categories", [], "its categories are empty"),
+        ("categories 1 name", "", r"1 of 3 categories have no name.*number 2 .*\(id 3\)"),
+        ("categories 1 id", 7, "categories share an id: 7"),
+        ("categories 1 name", "o'range", "categories share a name: o'range"),
+        ("images", [], "it names no images"),
+        ("images 4 file_name", 5, "1 of 20 images have no file_name.*number 5"),
+        ("images 4 id", "3", "images share an id: 3"),
+        *(
+            ("images 4 width", side, "or height that is no size")
+            for side in (0, -1, True, 1.0, "1")
         ),
-        (change("categories", 1, "id", 7), "categories share an id: 7"),
-        (change("categories", 1, "name", "o'range"), "categories share a name: o'range"),
-        (change("images", []), "it names no images"),
-        (change("images", 4, "file_name", 5), "1 of 20 images have no file_name.*number 5"),
-        (change("images", 4, "id", "3"), "images share an id: 3"),
-        (change("images", 4, "width", 0), "width or height that is no size"),
-        (change("annotations", []), "it has no annotations"),
+        ("annotations", [], "it has no annotations"),
+        ("annotations 3 image_id", 99, "1 of 60 annotations have no image_id that is in"),
+        ("annotations 3 category_id", 5, "have no category_id that is in its categories"),
+        ("annotations 3 id", 1, "annotations share an id: 1"),
+        ("annotations 3 bbox", [1, 2, 3], "have no bbox of four numbers"),
+        ("annotations 3 bbox", [1, 2, 3, None], "have no bbox of four numbers"),
+        ("annotations 3 area", "big", "have an area that is no number"),
+        ("annotations 3", 17, "1 of 60 annotations have no id"),
         (
-            change("annotations", 3, "image_id", 99),
-            "1 of 60 annotations have no image_id that is in",
+            "annotations * iscrowd",
+            1,
+            r"of its 60 annotations, 60 are crowds \(iscrowd 1\).* nothing",
         ),
-        (
-            change("annotations", 3, "category_id", 5),
-            "have no category_id that is in its categories",
-        ),
-        (change("annotations", 3, "id", 1), "annotations share an id: 1"),
-        (change("annotations", 3, "bbox", [1, 2, 3]), "have no bbox of four numbers"),
-        (change("annotations", 3, "bbox", [1, 2, 3, None]), "have no bbox of four numbers"),
-        (change("annotations", 3, "area", "big"), "have an area that is no number"),
-        (change("annotations", 3, 17), "1 of 60 annotations have no id"),
-        (
-            lambda content: [a.update(iscrowd=1) for a in content["annotations"]],
-            r"of its 60 annotations, 60 are crowds \(iscrowd 1\).* nothing to learn",
-        ),
-        (
-            lambda content: [a.update(bbox=[1, 1, 0, 5]) for a in content["annotations"]],
-            "0 are crowds .*the others have no area",
-        ),
-        (change("images", "none"), "is no COCO file of objects"),
+        ("annotations * bbox", [1, 1, 0, 5], "0 are crowds .*the others have no area"),
+        ("images", "none", "is no COCO file of objects"),
     ],
 )
-def test_mistakes(read, content, spoil, message):
-    spoil(content)
+def test_mistakes(read, content, place, value, message):
+    """In one place of the content, or in that of all entries."""
+    nodes, (*keys, last) = [content], [int(k) if k.isdigit() else k for k in place.split()]
+    for key in keys:
+        nodes = nodes[0] if key == "*" else [node[key] for node in nodes]
+    for node in nodes:
+        node[last] = value
     with pytest.raises(UserError, match=rf"a\.json.*{message}") as error:
         read(content)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    "name", ["/etc/passwd", "../a.png", "a/../../b.png", "C:\\a.png", "..\\a.png", "http://x/a.png"]
+    "name",
+    ["/etc/passwd", "../a.png", "a/../../b.png", "C:\\a.png", "C:a.png", "..\\a.png", "a\0.png"]
+    + ["http://x/a.png", "day\\..\\a.png", "\\a.png"],
 )
 def test_file_names_that_leave_the_folder(read, content, name):
     content["images"][0]["file_name"] = name
+    content["images"][1]["file_name"] = "a..b.jpg"
+    content["images"][2]["file_name"] = "day 1/a.jpg"
     with pytest.raises(UserError, match="1 file names leave the image folder: "):
         read(content)
 
@@ -114,26 +116,19 @@ def test_what_is_no_json(tmp_path, text):
         read_coco_file(path)
 
 
-def test_annotations_without_masks_are_counted(read, content):
-    content["annotations"][0]["segmentation"] = []
-    del content["annotations"][1]["segmentation"]
-    assert read(content).without_masks() == 2
-
-
 def test_what_exporters_leave_out_is_filled_in(read, content, made):
     bare = deepcopy(content)
+    bare["annotations"][0]["segmentation"] = content["annotations"][0]["segmentation"] = []
+    del bare["annotations"][1]["segmentation"], content["annotations"][1]["segmentation"]
+    assert read(bare).without_masks() == 2
     for image in bare["images"]:
         del image["width"], image["height"]
     for index, annotation in enumerate(bare["annotations"]):
         del annotation["iscrowd"], annotation["area"]
         annotation["id"] = index
     full, added = completed(read(bare), made[0])
-    assert added == [
-        "annotation ids from 1 on",
-        "area (that of the box)",
-        "iscrowd (0)",
-        "width and height of images",
-    ]
+    objects = ["annotation ids from 1 on", "area (that of the box)", "iscrowd (0)"]
+    assert added == [*objects, "width and height of images"]
     assert full["images"] == content["images"]
     for annotation, original in zip(full["annotations"], content["annotations"], strict=True):
         _, _, width, height = original["bbox"]
@@ -144,32 +139,20 @@ def test_photographs_are_sized_as_a_training_sees_them(tmp_path, read):
     """The sides that EXIF turns; what is not turned, or not to be turned, keeps its own."""
     names = {}
     for orientation in range(1, 9):
-        exif = Image.Exif()
-        exif[0x0112] = orientation
         name = f"{orientation}.jpg"
-        Image.new("RGB", (60, 40)).save(tmp_path / name, exif=exif)
+        save_turned(Image.new("RGB", (60, 40)), tmp_path / name, orientation)
         names[name] = cv2.imread(str(tmp_path / name)).shape[1::-1]
     assert set(names.values()) == {(60, 40), (40, 60)}
-    images = [{"id": i, "file_name": name} for i, name in enumerate(names)]
-    annotation = {"id": 1, "image_id": 0, "category_id": 1, "bbox": [1, 1, 9, 9]}
-    categories = [{"id": 1, "name": "pear"}]
-    file = read({"images": images, "annotations": [annotation], "categories": categories})
-    content, _ = completed(file, tmp_path)
+    content = turned_photograph(tmp_path)
+    content["images"] = [{"id": i, "file_name": name} for i, name in enumerate(names)]
+    content, _ = completed(read(content), tmp_path)
     assert {i["file_name"]: (i["width"], i["height"]) for i in content["images"]} == names
 
 
 def test_perfect_predictions_on_photographs_are_perfect(tmp_path, read):
     """Of an image that is loaded, sized and compared in the same way everywhere."""
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (60, 40)).save(tmp_path / "a.jpg", exif=exif)
-    polygon = [5, 42, 30, 42, 30, 57, 5, 57]  # As seen: 40 wide, 60 high.
-    annotation = {"id": 1, "image_id": 0, "category_id": 1, "bbox": [5, 42, 25, 15]}
-    content = {
-        "images": [{"id": 0, "file_name": "a.jpg"}],
-        "annotations": [{**annotation, "segmentation": [polygon]}],
-        "categories": [{"id": 1, "name": "pear"}],
-    }
+    polygon = [5, 42, 30, 42, 30, 57, 5, 57]
+    content = turned_photograph(tmp_path, segmentation=[polygon])
     full, _ = completed(read(content), tmp_path)
     shape = LoadImageFromFile()({"img_path": str(tmp_path / "a.jpg")})["ori_shape"]
     rle = coco_mask.merge(coco_mask.frPyObjects([polygon], *shape))
@@ -187,18 +170,11 @@ def test_perfect_predictions_on_photographs_are_perfect(tmp_path, read):
 
 
 def test_masks_of_photographs_that_are_turned(tmp_path, read):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (60, 40)).save(tmp_path / "a.jpg", exif=exif)
-    annotation = {"id": 1, "image_id": 0, "category_id": 1, "bbox": [1, 1, 9, 9]}
-    content = {
-        "images": [{"id": 0, "file_name": "a.jpg"}],
-        "annotations": [{**annotation, "segmentation": {"size": [40, 60], "counts": [0, 2400]}}],
-        "categories": [{"id": 1, "name": "pear"}],
-    }
+    mask = {"size": [40, 60], "counts": [0, 2400]}
+    content = turned_photograph(tmp_path, segmentation=mask)
     with pytest.raises(UserError, match=r"1 masks .* annotation 1, not \[60, 40\]"):
         completed(read(content), tmp_path)
-    content["annotations"][0]["segmentation"]["size"] = [60, 40]
+    mask["size"] = [60, 40]
     assert completed(read(content), tmp_path)[0]["images"][0]["height"] == 60
 
 
@@ -251,19 +227,14 @@ def test_root_of_a_roboflow_export_is_left_out(read, content, made):
         read(with_root)
 
 
-def test_division_keeps_images_together(read, content):
-    file = read(content)
-    train, val = divide(file, 0.2)
+def test_division_keeps_images_together_and_does_not_depend_on_the_order(read, content):
+    train, val = divide(read(content), 0.2)
     assert (len(train["images"]), len(val["images"])) == (16, 4)
     for part in (train, val):
         assert part["categories"] == content["categories"]
         ids = {image["id"] for image in part["images"]}
         assert {a["image_id"] for a in part["annotations"]} == ids
     assert len(train["annotations"]) + len(val["annotations"]) == len(content["annotations"])
-
-
-def test_division_does_not_depend_on_the_order(read, content):
-    _, val = divide(read(content), 0.2)
     shuffled = {**content, "images": content["images"][::-1]}
     _, again = divide(read(shuffled), 0.2)
     assert sorted(map(json.dumps, again["images"])) == sorted(map(json.dumps, val["images"]))

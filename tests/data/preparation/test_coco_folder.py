@@ -22,38 +22,30 @@ def lay_out(root: Path, annotations: dict[str, str], images: dict[str, str], pre
     return root
 
 
+# Annotation files and image folders of training, validation and, perhaps, test.
 LAYOUTS = {
     "coco": (
-        {
-            "train": "annotations/instances_train2017.json",
-            "val": "annotations/instances_val2017.json",
-        },
-        {"train": "train2017", "val": "val2017"},
+        ["annotations/instances_train2017.json", "annotations/instances_val2017.json"],
+        ["train2017", "val2017"],
     ),
     "roboflow": (
-        {
-            "train": "train/_annotations.coco.json",
-            "val": "valid/_annotations.coco.json",
-            "test": "test/_annotations.coco.json",
-        },
-        {"train": "train", "val": "valid", "test": "test"},
+        [f"{split}/_annotations.coco.json" for split in ("train", "valid", "test")],
+        ["train", "valid", "test"],
     ),
-    "one image folder": (
-        {"train": "training.json", "val": "validation.json"},
-        {"train": "images", "val": "images"},
-    ),
+    "one image folder": (["training.json", "validation.json"], ["images", "images"]),
     "images below": (
-        {"train": "labels/my-train-set.json", "val": "labels/my-val-set.json"},
-        {"train": "images/train", "val": "images/val"},
+        ["labels/my-train-set.json", "labels/my-val-set.json"],
+        ["images/train", "images/val"],
     ),
-    "beside": ({"train": "train.json", "val": "val.json"}, {"train": "", "val": ""}),
+    "beside": (["train.json", "val.json"], ["", ""]),
 }
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("prefix", ["", "day1/cam2/"])
 def test_layouts(tmp_path, layout, prefix):
-    annotations, images = LAYOUTS[layout]
+    splits = ("train", "val", "test")
+    annotations, images = (dict(zip(splits, names, strict=False)) for names in LAYOUTS[layout])
     lay_out(tmp_path, annotations, images, prefix)
     write_json(tmp_path / "package.json", {"name": "not annotations"})
     found = find_annotation_files(tmp_path, {})
@@ -92,15 +84,8 @@ def test_nothing_to_train_on(tmp_path, name):
         find_annotation_files(tmp_path, {})
 
 
-def test_broken_annotations_are_not_passed_over(tmp_path):
-    (tmp_path / "train.json").write_text('{"images": [')
-    path = find_annotation_files(tmp_path, {})["train"]
-    with pytest.raises(UserError, match=r"train\.json is not valid JSON"):
-        read_coco_file(path)
-
-
 def test_what_cannot_be_read_is_named(tmp_path):
-    """Where nothing else is found, it may have been meant."""
+    """Where nothing else is found, it may have been meant; named like annotations, it was."""
     (tmp_path / "_annotations.coco.json").write_bytes('"\u00c4pfel"'.encode("latin-1"))
     os.mkfifo(tmp_path / "pipe.json")
     with pytest.raises(
@@ -109,6 +94,8 @@ def test_what_cannot_be_read_is_named(tmp_path):
         find_annotation_files(tmp_path, {})
     with pytest.raises(UserError, match=r"pipe\.json is a named pipe"):
         read_coco_file(tmp_path / "pipe.json")
+    (tmp_path / "train.json").write_text('{"images": [')
+    assert find_annotation_files(tmp_path, {}) == {"train": tmp_path / "train.json"}
 
 
 def test_missing_images_are_counted_and_named(tmp_path):

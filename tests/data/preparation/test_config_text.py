@@ -23,13 +23,16 @@ NASTY = [
 ]
 
 
+def read_back(text, tmp_path) -> dict:
+    path = tmp_path / "config.py"
+    path.write_text(text, encoding="utf-8")
+    return Config.fromfile(path).to_dict()
+
+
 @pytest.mark.parametrize("name", NASTY)
 def test_strings_survive(name, tmp_path):
-    path = tmp_path / "config.py"
-    path.write_text(assignments({"classes": (name,), "names": [name, name]}), encoding="utf-8")
-    cfg = Config.fromfile(path)
-    assert cfg.classes == (name,)
-    assert cfg.names == [name, name]
+    values = {"classes": (name,), "names": [name, name]}
+    assert read_back(assignments(values), tmp_path).items() >= values.items()
 
 
 def test_nested_values_survive_in_short_lines(tmp_path):
@@ -41,9 +44,7 @@ def test_nested_values_survive_in_short_lines(tmp_path):
     }
     text = assignments(values)
     assert max(map(len, text.splitlines())) <= LINE_LENGTH
-    path = tmp_path / "config.py"
-    path.write_text(text, encoding="utf-8")
-    assert {key: Config.fromfile(path).to_dict()[key] for key in values} == values
+    assert read_back(text, tmp_path).items() >= values.items()
 
 
 def test_code_is_written_as_it_is():

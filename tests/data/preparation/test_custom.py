@@ -1,7 +1,6 @@
 """Configs for data of one's own: they build, with the folder's classes, for every kind of detector."""
 
 import json
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -51,6 +50,21 @@ def write(tmp_path):
     return write
 
 
+@pytest.fixture
+def change(tmp_path):
+    """Makes a folder whose annotation files are changed."""
+
+    def change(function, names: str = "*.json") -> Path:
+        root = make_custom_folder(tmp_path / "data")
+        for path in root.rglob(names):
+            content = json.loads(path.read_text())
+            function(content)
+            write_json(path, content)
+        return root
+
+    return change
+
+
 def innermost(dataset: Config) -> Config:
     while "dataset" in dataset:
         dataset = dataset.dataset
@@ -74,13 +88,9 @@ def test_every_family(config, folder, write):
     with DefaultScope.overwrite_default_scope("mmdet"), torch.device("meta"):
         model = MODELS.build(cfg.model)
         assert class_counts(model) == {3}
-    for name, split, images in (
-        ("train_dataloader", "train", 6),
-        ("val_dataloader", "valid", 3),
-        ("test_dataloader", "valid", 3),
-    ):
-        built = innermost(cfg[name].dataset)
-        of_base = base[name].dataset
+    for name, split, images in (("train", "train", 6), ("val", "valid", 3), ("test", "valid", 3)):
+        name = f"{name}_dataloader"
+        built, of_base = innermost(cfg[name].dataset), base[name].dataset
         assert ("times" in cfg[name].dataset) == ("times" in of_base)
         assert cfg[name].dataset.get("times") == of_base.get("times")
         assert len(built.pipeline) >= len(innermost(of_base).pipeline)
@@ -102,71 +112,48 @@ def test_every_family(config, folder, write):
         assert ("segm" in metric.metrics) == ("mask" in config)
 
 
-@cache
-def base_model(config: str) -> dict:
-    return Config.fromfile(CONFIGS / f"{config}.py").model.to_dict()
-
-
-def differences(new, old, place="model") -> set[str]:
+def differences(new, old, place="") -> set[str]:
     if isinstance(new, dict) and isinstance(old, dict):
         assert new.keys() == old.keys(), place
-        return {d for key in new for d in differences(new[key], old[key], f"{place}.{key}")}
+        return {d for key in new for d in differences(new[key], old[key], f"{place} {key}")}
     if isinstance(new, list) and isinstance(old, list) and new and isinstance(new[0], dict):
-        return {d for n, o in zip(new, old, strict=True) for d in differences(n, o, f"{place}[]")}
-    return set() if new == old else {place}
+        return {d for n, o in zip(new, old, strict=True) for d in differences(n, o, f"{place} []")}
+    return set() if new == old else {place.strip()}
 
 
 @pytest.mark.parametrize(
     ("config", "changed"),
     [
-        (FAMILIES[2], {"model.bbox_head.num_classes"}),
-        (
-            FAMILIES[6],
-            {"model.roi_head.bbox_head[].num_classes", "model.roi_head.mask_head.num_classes"},
-        ),
+        (FAMILIES[2], {"bbox_head num_classes"}),
+        (FAMILIES[6], {"roi_head bbox_head [] num_classes", "roi_head mask_head num_classes"}),
         (
             FAMILIES[9],
             {
-                "model.panoptic_head.num_things_classes",
-                "model.panoptic_head.loss_cls.class_weight",
-                "model.panoptic_fusion_head.num_things_classes",
+                "panoptic_head num_things_classes",
+                "panoptic_head loss_cls class_weight",
+                "panoptic_fusion_head num_things_classes",
             },
         ),
     ],
 )
 def test_nothing_else_in_the_model_changes(config, changed, folder, write):
     cfg = Config.fromfile(write(folder, config))
-    assert differences(cfg.model.to_dict(), base_model(config)) == changed
+    base = Config.fromfile(CONFIGS / f"{config}.py")
+    assert differences(cfg.model.to_dict(), base.model.to_dict()) == changed
     if "panoptic_head" in cfg.model:
         assert cfg.model.panoptic_head.loss_cls.class_weight == [1.0, 1.0, 1.0, 0.1]
 
 
 def test_quickstart_resizes_images_of_all_sizes(folder, write):
     pipeline = Config.fromfile(write(folder)).train_dataloader.dataset.pipeline
-    assert [step.type for step in pipeline][:3] == [
-        "LoadImageFromFile",
-        "LoadAnnotations",
-        "Resize",
-    ]
+    types = [step.type for step in pipeline[:3]]
+    assert types == ["LoadImageFromFile", "LoadAnnotations", "Resize"]
     assert pipeline[2].scale == (128, 128)
 
 
-@pytest.fixture
-def boxes_only(tmp_path):
-    """A folder whose annotations have no segmentation."""
-    root = make_custom_folder(tmp_path / "boxes")
-    for path in root.rglob("*.json"):
-        content = json.loads(path.read_text())
-        for annotation in content["annotations"]:
-            annotation["segmentation"] = []
-        write_json(path, content)
-    return root
-
-
-def test_boxes_without_masks_are_for_detectors_of_boxes(boxes_only, write):
-    message = (
-        r"learns masks, but 18 of 18 .* no segmentation: choose a detector of boxes such as configs"
-    )
+def test_boxes_without_masks_are_for_detectors_of_boxes(change, write):
+    boxes_only = change(lambda content: [a.update(segmentation=[]) for a in content["annotations"]])
+    message = r"learns masks, but 18 of 18 .* no segmentation: choose a detector of boxes such as"
     with pytest.raises(UserError, match=message):
         write(boxes_only)
     pipeline = Config.fromfile(write(boxes_only, RETINANET)).train_dataloader.dataset.pipeline
@@ -205,25 +192,19 @@ def test_nothing_is_overwritten(folder, write):
     assert Config.fromfile(out).num_classes == 3
 
 
-def test_splits_must_have_the_same_categories(tmp_path, write):
-    root = make_custom_folder(tmp_path / "data")
-    path = root / "valid" / "_annotations.coco.json"
-    content = json.loads(path.read_text())
-    write_json(path, {**content, "categories": content["categories"][::-1]})
+def test_splits_must_have_the_same_categories(change, write):
+    root = change(lambda content: content["categories"].reverse(), "valid/*.json")
     with pytest.raises(UserError, match=r"have different categories \(their order differs\)"):
         write(root)
-    content["categories"].append({"id": 50, "name": "plum"})
-    write_json(path, content)
+    plum = {"id": 50, "name": "plum"}
+    change(lambda content: content["categories"].append(plum), "valid/*.json")
     with pytest.raises(UserError, match="only one has plum"):
         write(root)
 
 
-def test_unused_categories_are_kept(tmp_path, write):
-    root = make_custom_folder(tmp_path / "data")
-    for path in root.rglob("*.json"):
-        content = json.loads(path.read_text())
-        content["categories"].insert(0, {"id": 0, "name": "fruit"})
-        write_json(path, content)
+def test_unused_categories_are_kept(change, write):
+    fruit = {"id": 0, "name": "fruit"}
+    root = change(lambda content: content["categories"].insert(0, fruit))
     assert Config.fromfile(write(root)).classes == ("fruit", *CLASSES)
 
 
@@ -245,17 +226,11 @@ def test_a_single_annotation_file_is_divided(tmp_path, write):
     assert cfg.val_evaluator.ann_file == str(out.with_name("fruit_val.json"))
 
 
-def test_incomplete_annotations_are_completed_beside_the_config(tmp_path, write, capsys):
-    root = make_custom_folder(tmp_path / "data")
-    path = root / "valid" / "_annotations.coco.json"
-    content = json.loads(path.read_text())
-    for annotation in content["annotations"]:
-        del annotation["iscrowd"]
-    write_json(path, content)
-    before = path.read_bytes()
+def test_incomplete_annotations_are_completed_beside_the_config(change, write, capsys):
+    root = change(lambda c: [a.pop("iscrowd") for a in c["annotations"]], "valid/*.json")
     out = write(root)
     assert "completed by iscrowd (0)" in capsys.readouterr().out
-    assert path.read_bytes() == before
+    assert '"iscrowd"' not in (root / "valid" / "_annotations.coco.json").read_text()
     cfg = Config.fromfile(out)
     assert cfg.val_evaluator.ann_file == str(out.with_name("fruit_val.json"))
     assert cfg.train_dataloader.dataset.ann_file == "train/_annotations.coco.json"

@@ -12,13 +12,12 @@ from types import SimpleNamespace
 import pytest
 
 from flatten_det.data.preparation import fetch
-from flatten_det.data.preparation.layout import Archive, Files, Layout, Listing, PublicDataSet
+from flatten_det.data.preparation.layout import Archive, Files, Listing, PublicDataSet
 from flatten_det.data.preparation.public import check, prepare
 from flatten_det.errors import UserError
 
 VAL = Files("val2017", ".jpg", 3)
 INSTANCES = "annotations/instances_val2017.json"
-LAYOUT = Layout((VAL,), listings=(Listing(INSTANCES, VAL),))
 
 
 class Handler(SimpleHTTPRequestHandler):
@@ -59,7 +58,7 @@ def dataset(served):
         return Archive("http://unreachable.invalid", f"zips/{name}", provides, size, size, digest)
 
     archives = (archive("images.zip", VAL), archive("labels.zip", INSTANCES))
-    return PublicDataSet("Small", LAYOUT, archives)
+    return PublicDataSet("Small", (VAL, Listing(INSTANCES, VAL)), archives)
 
 
 @pytest.fixture
@@ -83,15 +82,11 @@ def test_from_nothing_to_complete_and_then_nothing_more(dataset, served, root, c
     assert "nothing to do" in capsys.readouterr().out
 
 
-def test_only_what_is_missing_is_downloaded(dataset, served, root, coco_folder):
+def test_only_what_is_missing_is_downloaded_and_kept_on_request(dataset, served, root, coco_folder):
     shutil.copytree(coco_folder / "annotations", root / "annotations")
-    assert prepare(dataset, root, mirror=served.url) == []
+    assert prepare(dataset, root, mirror=served.url, keep_archives=True) == []
     assert served.asked == ["/zips/images.zip"]
-
-
-def test_downloaded_archives_are_kept_on_request(dataset, served, root):
-    prepare(dataset, root, mirror=served.url, keep_archives=True)
-    assert archives_in(root) == {"images.zip", "labels.zip"}
+    assert archives_in(root) == {"images.zip"}
 
 
 def test_archives_of_the_user_are_used_and_kept(dataset, served, root, tmp_path):

@@ -8,14 +8,15 @@ import pytest
 from mmengine.config import Config
 
 from flatten_det.data.preparation.cityscapes import CITYSCAPES
-from flatten_det.data.preparation.layout import Files, Layout, Listing, Pairs
+from flatten_det.data.preparation.layout import Files, Listing, Pairs, PublicDataSet
 from flatten_det.data.preparation.public import ADE20K, COCO, COCO_PANOPTIC
 
 CONFIGS = Path(__file__).parents[3] / "configs"
+ADE20K_ROOT = "data/ade/ADEChallengeData2016"
 TRAIN = Files("train2017", ".jpg", 6)
-COCO_FOLDER = Layout((TRAIN,), listings=(Listing("annotations/instances_train2017.json", TRAIN),))
+COCO_FOLDER = PublicDataSet("", (TRAIN, Listing("annotations/instances_train2017.json", TRAIN)))
 IMAGES, LABELS = Files("images/training", ".jpg", 6), Files("annotations/training", ".png", 6)
-ADE20K_FOLDER = Layout((IMAGES, LABELS), pairs=(Pairs(IMAGES, LABELS),))
+ADE20K_FOLDER = PublicDataSet("", (IMAGES, LABELS, Pairs(IMAGES, LABELS)))
 
 
 @pytest.fixture
@@ -28,12 +29,8 @@ def ade20k(ade20k_folder, tmp_path):
     return Path(shutil.copytree(ade20k_folder, tmp_path / "ade"))
 
 
-def test_complete_folders_have_no_problems(coco, ade20k):
-    assert COCO_FOLDER.problems(coco) == []
-    assert ADE20K_FOLDER.problems(ade20k) == []
-
-
 def test_missing_images_are_counted_and_named(coco):
+    assert COCO_FOLDER.problems(coco) == []
     for index in (1, 2, 3, 5):
         (coco / "train2017" / f"{index:012d}.jpg").unlink()
     assert COCO_FOLDER.problems(coco) == [
@@ -61,6 +58,7 @@ def test_damaged_annotations_are_named(coco, content):
 
 
 def test_label_maps_that_are_missing_or_left_over(ade20k):
+    assert ADE20K_FOLDER.problems(ade20k) == []
     folder = ade20k / "annotations" / "training"
     (folder / "ADE_train_00000002.png").rename(folder / "other.png")
     assert ADE20K_FOLDER.problems(ade20k) == [
@@ -73,7 +71,7 @@ def test_label_maps_that_are_missing_or_left_over(ade20k):
 
 def test_segments_of_panoptic_annotations(tmp_path):
     images, segments = Files("val", ".jpg", 1), Files("panoptic", ".png", 1)
-    layout = Layout((images, segments), listings=(Listing("val.json", images, segments),))
+    layout = PublicDataSet("", (images, segments, Listing("val.json", images, segments)))
     for folder, name in (("val", "a.jpg"), ("panoptic", "b.png")):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / name).touch()
@@ -91,17 +89,13 @@ def test_segments_of_panoptic_annotations(tmp_path):
         ("mask2former/mask2former_flatten-swin-t_8xb2-lsj-50e_coco-panoptic", COCO_PANOPTIC, None),
         ("mask_rcnn/mask-rcnn_flatten-swin-t_fpn_1x_cityscapes", CITYSCAPES, "data/cityscapes"),
         ("upernet/flatten-swin-t_upernet_8xb1-160k_cityscapes-1024x2048", CITYSCAPES, None),
-        (
-            "upernet/flatten-swin-t_upernet_8xb2-160k_ade20k-512x512",
-            ADE20K,
-            "data/ade/ADEChallengeData2016",
-        ),
+        ("upernet/flatten-swin-t_upernet_8xb2-160k_ade20k-512x512", ADE20K, ADE20K_ROOT),
     ],
 )
 def test_layouts_hold_what_the_configs_read(config, dataset, root):
     cfg = Config.fromfile(CONFIGS / f"{config}.py")
-    folders = {files.folder for files in dataset.layout.files}
-    listings = {listing.file for listing in dataset.layout.listings}
+    folders = {part.folder for part in dataset.parts if isinstance(part, Files)}
+    listings = {part.file for part in dataset.parts if isinstance(part, Listing)}
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         data = loader.dataset
         while "dataset" in data:
