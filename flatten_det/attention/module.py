@@ -232,11 +232,7 @@ class FocusedLinearAttention(nn.Module):
         return choose(kind, is_layer=self._could_be_one_operator(x, dtype))
 
     def _attend(
-        self,
-        x: Tensor,
-        hw_shape: tuple[int, int],
-        choice: Choice,
-        padding: Padding | None = None,
+        self, x: Tensor, hw_shape: tuple[int, int], choice: Choice, padding: Padding | None = None
     ) -> Tensor:
         """Attention and convolutions of V, without the output projection."""
         # The Triton kernels scale what they have read anyway: nothing to gain from folding.

@@ -86,11 +86,7 @@ def focused_map(x: Tensor, focusing_factor: float = 3) -> Tensor:
 
 
 def feature_map(
-    x: Tensor,
-    scale: Tensor | None,
-    focusing_factor: float,
-    eps: float,
-    floor: Tensor | None = None,
+    x: Tensor, scale: Tensor | None, focusing_factor: float, eps: float, floor: Tensor | None = None
 ) -> Tensor:
     r""":math:`\phi_p(x) = f_p((\mathrm{ReLU}(x) + \epsilon) / \mathrm{softplus}(s))` of Eq. 5.
 

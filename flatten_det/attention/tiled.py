@@ -53,11 +53,7 @@ def positioned_keys(k: Tensor, positions: Tensor | None, tile: Tile, out: Tensor
 
 
 def keys_of_tile(
-    k: Tensor,
-    positions: Tensor | None,
-    activation: Activation,
-    tile: Tile,
-    buffers: Buffers,
+    k: Tensor, positions: Tensor | None, activation: Activation, tile: Tile, buffers: Buffers
 ) -> Focused:
     """Focus a tile of the keys ``k (B, M, C)``, with ``positions`` added."""
     a = buffers("a", *tile.size, k.shape[-1])

@@ -165,10 +165,7 @@ class TokenMlp(TimmMlp):
     """Two linear layers with a GELU in between, for each token by itself; arguments are timm's."""
 
     def forward(
-        self,
-        x: Tensor,
-        hw_shape: tuple[int, int] | None = None,
-        padding: Padding | None = None,
+        self, x: Tensor, hw_shape: tuple[int, int] | None = None, padding: Padding | None = None
     ) -> Tensor:
         """``(B, N, C)`` -> ``(B, N, C)``; where the tokens lie on the map does not matter."""
         return super().forward(x)

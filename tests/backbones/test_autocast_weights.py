@@ -26,9 +26,7 @@ from flatten_det.backbones.softmax_attention import SpatialReductionAttention
 def on_the_cpu(monkeypatch):
     """The CPU's autocast stands in for that of CUDA."""
     monkeypatch.setattr(
-        cuda,
-        "_pays",
-        lambda x: torch.is_autocast_enabled("cpu") and not x.requires_grad,
+        cuda, "_pays", lambda x: torch.is_autocast_enabled("cpu") and not x.requires_grad
     )
 
 

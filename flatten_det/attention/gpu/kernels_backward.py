@@ -70,14 +70,7 @@ def query_head(u, inverse_norm, floor, grad, matrix, factor, mean, centre):
 
 @triton.jit
 def query_parameters(
-    means,
-    kv,
-    head,
-    lanes,
-    inside,
-    C: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    OPERAND: tl.constexpr,
+    means, kv, head, lanes, inside, C: tl.constexpr, HEAD_DIM: tl.constexpr, OPERAND: tl.constexpr
 ):
     """What :func:`query_head` takes of a head: matrix, factor, mean, centre.
 

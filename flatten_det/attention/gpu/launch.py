@@ -185,10 +185,7 @@ def _heads(call: Call) -> dict[str, Any]:
 def _products(call: Call) -> dict[str, Any]:
     """Those of the kernels with products."""
     return dict(
-        C=call.C,
-        **_heads(call),
-        OPERAND=OPERANDS[call.operand],
-        HAS_SCALE=call.scale is not None,
+        C=call.C, **_heads(call), OPERAND=OPERANDS[call.operand], HAS_SCALE=call.scale is not None
     )
 
 
@@ -230,10 +227,7 @@ def _reduce_keys(call: Call, norms: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def _attention_gradients(
-    call: Call,
-    grad: tuple[Tensor, int, int],
-    saved: tuple[Tensor, Tensor],
-    k_dtype: torch.dtype,
+    call: Call, grad: tuple[Tensor, int, int], saved: tuple[Tensor, Tensor], k_dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k and v, and the rows ``(..., C)`` whose sum times a factor is that of the scale.
 

@@ -77,12 +77,7 @@ def head_block(head_dim: int) -> int:
 
 @cache
 def default_plan(
-    dim: int,
-    num_heads: int,
-    dtype: torch.dtype,
-    tokens_bucket: int,
-    is_wide: bool,
-    generation: int,
+    dim: int, num_heads: int, dtype: torch.dtype, tokens_bucket: int, is_wide: bool, generation: int
 ) -> Plan:
     """The plan of a layer, from register counts: see :mod:`flatten_det.attention.gpu`.
 

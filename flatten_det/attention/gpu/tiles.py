@@ -340,13 +340,7 @@ def region_groups(tile, first, W, rows, GROUPS: tl.constexpr, COLUMNS: tl.conste
 
 @triton.jit
 def region_tokens(
-    tile,
-    H,
-    W,
-    rows,
-    BLOCK: tl.constexpr,
-    GROUPS: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    tile, H, W, rows, BLOCK: tl.constexpr, GROUPS: tl.constexpr, COLUMNS: tl.constexpr
 ):
     """Where the tokens of a region's first tile are: row, column, and the row where their band ends.
 

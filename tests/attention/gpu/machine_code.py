@@ -339,10 +339,7 @@ def _source(
 
 
 def _count(
-    code: list[_Instruction],
-    loops: list[_Loop],
-    variable: str | None,
-    constants: Mapping[str, Any],
+    code: list[_Instruction], loops: list[_Loop], variable: str | None, constants: Mapping[str, Any]
 ) -> tuple[int, int]:
     """Instructions and barriers that a thread executes in a pass of a loop, or in all."""
     body = frozenset(range(len(code)))
