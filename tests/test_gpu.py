@@ -159,7 +159,7 @@ def chosen(monkeypatch):
     names, run = [], dispatch.run
 
     def spy(choice, *args, **kwargs):
-        names.append(choice.implementation)
+        names.append(choice)
         return run(choice, *args, **kwargs)
 
     for module in (dispatch, sys.modules[FocusedLinearAttention.__module__]):

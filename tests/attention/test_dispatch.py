@@ -26,7 +26,7 @@ def nothing_said_yet():
 def chosen(inputs, focusing_factor=3, implementation=None) -> str:
     q = inputs["q"]
     kind = dispatch.Kind(q.device, (q.dtype,) * 3, 32, 2, focusing_factor)
-    return dispatch.choose(kind, implementation=implementation).implementation
+    return dispatch.choose(kind, implementation=implementation)
 
 
 def test_choice_on_the_cpu(inputs):

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 import flatten_det  # noqa: F401  registers the backbones
 from flatten_det.attention import module
-from flatten_det.attention.dispatch import TRITON, Choice
+from flatten_det.attention.dispatch import TRITON
 
 PADDED = (128, 192)
 # The second is half as large, the third has the size of the first, the fourth ends within a token.
@@ -226,7 +226,7 @@ def test_what_computes_all_images_in_one_pass():
 
 def test_one_pass_saves_operators(monkeypatch):
     """In training, the kernels being one operator, as on CUDA; two sizes one after the other take twice."""
-    monkeypatch.setattr(module, "choose", lambda *_, **__: Choice(TRITON))
+    monkeypatch.setattr(module, "choose", lambda *_, **__: TRITON)
     backbone, (height, width) = build("FLattenPVT").train().backbone, PADDED
     with FakeTensorMode(allow_non_fake_inputs=True):
         calls = {}

@@ -6,7 +6,7 @@ from attention_cases import make_inputs, relative_error
 from nano_backbones import NANO
 
 from flatten_det.attention import FocusedLinearAttention, module, ops
-from flatten_det.attention.dispatch import TRITON, Choice
+from flatten_det.attention.dispatch import TRITON
 from flatten_det.attention.maps import Padding, is_padding, shares_of_grid
 from flatten_det.backbones import FLattenPVT
 
@@ -49,7 +49,7 @@ def test_a_layer_with_padding(interpreter, monkeypatch):
         alone, parameters, [grad[i, v][None] for i, v in enumerate(valid)]
     )
     with monkeypatch.context() as patch:
-        patch.setattr(module, "choose", lambda *_, **__: Choice(TRITON))
+        patch.setattr(module, "choose", lambda *_, **__: TRITON)
         out = layer(x, hw_shape, padding)
         with torch.no_grad():
             assert layer(x, hw_shape, padding).equal(out)
@@ -72,7 +72,7 @@ def test_a_backbone_with_padding(interpreter, monkeypatch):
     alone = [backbone(images[i : i + 1, :, :h, :w]) for i, (h, w) in enumerate(sizes)]
     parameters = list(backbone.parameters())
     with monkeypatch.context() as patch:
-        patch.setattr(module, "choose", lambda *_, **__: Choice(TRITON))
+        patch.setattr(module, "choose", lambda *_, **__: TRITON)
         together = backbone.forward_images(images, sizes)
         found = torch.autograd.grad(sum(x.square().sum() for x in together), parameters)
     expected = torch.autograd.grad(sum(x.square().sum() for y in alone for x in y), parameters)
