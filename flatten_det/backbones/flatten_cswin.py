@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from ..attention.layer_norm import layer_norm
 from .base import PyramidBackbone
-from .blocks import PatchEmbed
 from .options import NUM_STAGES, check_options
 from .softmax_attention import CrossShapedAttention
 
@@ -40,6 +39,7 @@ class FLattenCSwin(PyramidBackbone):
         "base": {"embed_dims": 96, "depths": (3, 6, 29, 2), "num_heads": (4, 8, 16, 32)},
     }
     norm_eps = 1e-5
+    patches = ((4, 7, 2), (2, 3, 1))
 
     def __init__(
         self,
@@ -58,12 +58,6 @@ class FLattenCSwin(PyramidBackbone):
         for stage in self.out_indices:
             setattr(self, f"norm{stage + 1}", nn.LayerNorm(self.feature_dims[stage]))
         self.finish()
-
-    @staticmethod
-    def make_patch_embed(stage: int, in_channels: int, embed_dims: int) -> PatchEmbed:
-        if stage == 0:
-            return PatchEmbed(in_channels, embed_dims, stride=4, patch_size=7, padding=2)
-        return PatchEmbed(in_channels, embed_dims, stride=2, patch_size=3, padding=1)
 
     def make_attention(self, stage: int, index: int) -> nn.Module:
         if self.attn_types[stage] == "L":

@@ -7,11 +7,9 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..attention import FocusedLinearAttention
 from ..attention.maps import Padding, resize_grid, resize_grid_to_each
 from ..attention.tiles import GridRows, tiles
 from .base import PyramidBackbone
-from .blocks import PatchEmbed
 from .options import check_options
 from .softmax_attention import SpatialReductionAttention
 
@@ -55,8 +53,7 @@ class PVTFamily(PyramidBackbone):
         raise NotImplementedError
 
     def computes_padded(self, x: Tensor) -> bool:
-        layers = (m for m in self.modules() if isinstance(m, FocusedLinearAttention))
-        return x.is_cuda and all(layer.takes_padding for layer in layers)
+        return x.is_cuda and all(layer.takes_padding for layer in self.linear_layers())
 
 
 def _pvt(depths: tuple[int, ...]) -> dict:
@@ -83,10 +80,7 @@ class FLattenPVT(PVTFamily):
         "medium": _pvt(depths=(3, 4, 18, 3)),
         "large": _pvt(depths=(3, 8, 27, 3)),
     }
-
-    @staticmethod
-    def make_patch_embed(stage: int, in_channels: int, embed_dims: int) -> PatchEmbed:
-        return PatchEmbed(in_channels, embed_dims, stride=2 if stage else 4)
+    patches = ((4,), (2,))
 
     def add_own_parameters(self) -> None:
         for stage, dim in enumerate(self.feature_dims):

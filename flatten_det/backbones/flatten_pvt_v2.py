@@ -6,7 +6,6 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..attention.layer_norm import layer_norm
-from .blocks import PatchEmbed
 from .flatten_pvt import PVTFamily
 
 
@@ -42,12 +41,7 @@ class FLattenPVTv2(PVTFamily):
         "b5": _pvt_v2((3, 6, 40, 3), mlp_ratios=(4, 4, 4, 4)),
     }
     mlp_conv = True
-
-    @staticmethod
-    def make_patch_embed(stage: int, in_channels: int, embed_dims: int) -> PatchEmbed:
-        if stage == 0:
-            return PatchEmbed(in_channels, embed_dims, stride=4, patch_size=7, padding=3)
-        return PatchEmbed(in_channels, embed_dims, stride=2, patch_size=3, padding=1)
+    patches = ((4, 7, 3), (2, 3, 1))
 
     def add_own_parameters(self) -> None:
         for stage, dim in enumerate(self.feature_dims):

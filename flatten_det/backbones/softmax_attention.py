@@ -19,11 +19,7 @@ from ..attention.maps import (
 class SpatialReductionAttention(nn.Module):
     """PVT's attention: keys and values from a map reduced ``sr_ratio`` times (arXiv 2102.12122, Eq. 1-3).
 
-    Args:
-        dim: channels C.
-        num_heads: heads.
-        sr_ratio: stride of the reduction of keys and values; 1: none, as in a plain ViT.
-        qkv_bias: bias of the query, key and value projections.
+    With 1 it is that of a plain ViT.
     """
 
     def __init__(self, dim: int, num_heads: int, sr_ratio: int, qkv_bias: bool = True) -> None:
@@ -63,15 +59,8 @@ class SpatialReductionAttention(nn.Module):
 class ShiftedWindowAttention(nn.Module):
     """Swin's attention in (shifted) windows with a relative position bias (arXiv 2103.14030, Sec. 3.2).
 
-    The map is padded with zeros to whole windows. Along an axis on which the map fits into one window
-    nothing is shifted.
-
-    Args:
-        dim: channels C.
-        num_heads: heads.
-        window_size: tokens of a window's side.
-        shift_size: the map is rolled by this many tokens before it is cut; 0: no shift.
-        qkv_bias: bias of the query, key and value projections.
+    The map is padded with zeros to whole windows of ``window_size`` tokens a side, and rolled by
+    ``shift_size`` before it is cut, but along axes on which it fits into one window.
     """
 
     def __init__(
@@ -149,15 +138,9 @@ def _shift_mask(
 class CrossShapedAttention(nn.Module):
     """Half of the heads attend in vertical stripes, half in horizontal ones (arXiv 2107.00652, Sec. 3.2).
 
-    The map may have any size: the last stripe is as wide as what is left, which equals padding it to
-    full width and masking the padding. To the values goes the locally-enhanced positional encoding, a
-    3x3 depthwise convolution within each stripe.
-
-    Args:
-        dim: channels C.
-        num_heads: heads of all branches together.
-        split_size: width of the stripes in tokens; None: one branch over the whole map (last stage).
-        qkv_bias: bias of the query, key and value projections.
+    Stripes are ``split_size`` tokens wide; None: one branch over the whole map (last stage). The last stripe
+    is as wide as what is left, which equals padding it to full width and masking the padding. To the values
+    goes the locally-enhanced positional encoding, a 3x3 depthwise convolution within each stripe.
     """
 
     def __init__(
@@ -185,13 +168,8 @@ class CrossShapedAttention(nn.Module):
             out = self._attend(qkv, hw_shape, self.lepe[0])
         else:
             vertical, horizontal = qkv.chunk(2, dim=-1)
-            out = torch.cat(
-                [
-                    self._in_stripes(vertical, 2, self.lepe[0]),
-                    self._in_stripes(horizontal, 1, self.lepe[1]),
-                ],
-                dim=-1,
-            )
+            halves = zip((vertical, horizontal), (2, 1), self.lepe, strict=True)
+            out = torch.cat([self._in_stripes(*half) for half in halves], dim=-1)
         return self.proj(out.reshape(B, N, C))
 
     def _in_stripes(self, qkv: Tensor, axis: int, lepe: nn.Conv2d) -> Tensor:
