@@ -361,10 +361,8 @@ def test_compiled_block(grad):
     pytest.importorskip("mmengine")
     from flatten_det.backbones import build_backbone
 
-    arch = dict(embed_dims=(32, 32, 32, 32), num_heads=(1, 1, 2, 2), depths=(1, 1, 1, 1))
     torch.manual_seed(0)
-    backbone = build_backbone("flatten-pvt-t", arch=arch).to(DEVICE)
-    block = backbone.stages[0].blocks[0] if hasattr(backbone, "stages") else backbone.block1[0]
+    block = build_backbone("flatten-pvt-t", arch=SMALL).to(DEVICE).block1[0]
     results = []
     for function in (block, torch.compile(block, fullgraph=True, dynamic=True)):
         for size in ((24, 32), (20, 28)):
@@ -387,10 +385,9 @@ def test_images_of_several_sizes():
     pytest.importorskip("mmengine")
     from flatten_det.backbones import build_backbone
 
-    arch = dict(embed_dims=(32, 64, 128, 128), num_heads=(1, 2, 4, 4), depths=(1, 1, 1, 1))
     torch.manual_seed(0)
     for name in ("flatten-pvt-t", "pvtv2-b0"):
-        backbone = build_backbone(name, arch=arch).to(DEVICE).train()
+        backbone = build_backbone(name, arch=SMALL).to(DEVICE).train()
         images, sizes = torch.randn(2, 3, 128, 160, device=DEVICE), [(128, 96), (77, 160)]
         assert backbone.computes_padded(images) == (DEVICE == "cuda")
         parameters = list(backbone.parameters())

@@ -285,13 +285,13 @@ class FocusedLinearAttention(nn.Module):
             return False
         if self.window_size is not None or self.sr_ratio > 1:
             return False
+        projections = self._projections()
+        linear = (*projections, self.proj)
         convolutions = [part for part in (self.dwc, self.lepe) if part is not None]
         return (
-            self._can_be_folded()
-            and is_plain(self.proj, nn.Linear)
-            and self.proj.bias is not None
+            all(map(is_plain, linear, repeat(nn.Linear)))
             and all(map(is_plain_depthwise, convolutions))
-            and all(
-                part.weight.dtype == torch.float32 for part in (*self._projections(), self.proj)
-            )
+            and len({part.bias is None for part in projections}) == 1
+            and self.proj.bias is not None
+            and all(part.weight.dtype == torch.float32 for part in linear)
         )

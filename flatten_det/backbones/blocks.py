@@ -18,6 +18,7 @@ policy          computed again                                        kept in ea
 
 from collections.abc import Mapping
 from functools import partial
+from itertools import starmap
 from typing import Any
 
 import torch
@@ -168,9 +169,9 @@ class TokenMlp(TimmMlp):
     def adds_in_tiles(self, x: Tensor, norm: nn.Module) -> bool:
         """Whether :meth:`add_in_tiles` can be called; parts that are not plain may see all tokens at once."""
         drops = (self.drop1, self.drop2)
-        is_plain_norm = is_plain(self.norm, nn.Identity)
-        are_off = all(is_plain(x, nn.Dropout) and not (x.training and x.p) for x in drops)
-        return is_plain_norm and are_off and _is_plain_mlp(self, x, norm)
+        more = ((self.norm, nn.Identity), *((drop, nn.Dropout) for drop in drops))
+        is_usual = _is_plain_mlp(self, x, norm, *more)
+        return is_usual and not any(drop.training and drop.p for drop in drops)
 
     def add_in_tiles(self, x: Tensor, hw_shape: tuple[int, int], norm: nn.LayerNorm) -> None:
         """Add the MLP of ``norm(x)`` to ``x (B, N, C)``, in place."""
@@ -239,10 +240,12 @@ class DepthwiseMlp(nn.Module):
             part += self(norm(tokens), (tokens.shape[1] // width, width), rows=rows)
 
 
-def _is_plain_mlp(mlp: nn.Module, x: Tensor, norm: nn.Module) -> bool:
-    parts = (norm, mlp.fc1, mlp.act, mlp.fc2)
-    kinds = (nn.LayerNorm, nn.Linear, nn.GELU, nn.Linear)
-    are_plain = x.is_contiguous() and all(map(is_plain, parts, kinds))
+def _is_plain_mlp(
+    mlp: nn.Module, x: Tensor, norm: nn.Module, *more: tuple[nn.Module, type]
+) -> bool:
+    """Whether ``mlp(norm(x))`` is what its parts, and ``more``, say, for all tokens by themselves."""
+    parts = ((norm, nn.LayerNorm), (mlp.fc1, nn.Linear), (mlp.act, nn.GELU), (mlp.fc2, nn.Linear))
+    are_plain = x.is_contiguous() and all(starmap(is_plain, (*parts, *more)))
     return are_plain and norm.normalized_shape == x.shape[-1:]
 
 

@@ -76,23 +76,15 @@ def test_mistakes_are_named(inputs, monkeypatch):
 
 
 def test_the_choice_is_logged_once(inputs, caplog):
+    layer = FocusedLinearAttention(32, 2, grid_size=(2, 2))
     with caplog.at_level(logging.DEBUG, logger=dispatch.__name__), torch.no_grad():
         for _ in range(3):
             focused_linear_attention(**inputs, **OPTIONS)
         focused_linear_attention(**inputs, **OPTIONS, implementation="reference")
-    messages = [record.getMessage() for record in caplog.records]
-    assert messages == [
-        f"focused linear attention on cpu, torch.float32, inference: {name}"
-        for name in ("tiled", "reference")
-    ]
-
-
-def test_a_whole_layer_in_tiles_is_logged(caplog):
-    layer = FocusedLinearAttention(32, 2, grid_size=(2, 2))
-    with caplog.at_level(logging.DEBUG, logger=dispatch.__name__), torch.no_grad():
         layer(torch.ones(1, 4, 32), (2, 2))
     assert [record.getMessage() for record in caplog.records] == [
-        "focused linear attention on cpu, torch.float32, inference: tiled, the whole layer"
+        f"focused linear attention on cpu, torch.float32, inference: {name}"
+        for name in ("tiled", "reference", "tiled, the whole layer")
     ]
 
 

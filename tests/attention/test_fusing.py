@@ -2,19 +2,10 @@
 
 import pytest
 import torch
-from attention_cases import relative_error
+from attention_cases import make_layer, randomised, relative_error
 from torch import nn
 
-from flatten_det.attention import FocusedLinearAttention
 from flatten_det.backbones import build_backbone
-
-
-def make_layer(**options) -> FocusedLinearAttention:
-    torch.manual_seed(0)
-    layer = FocusedLinearAttention(32, 2, (6, 5), **options).eval()
-    for parameter in layer.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    return layer
 
 
 @pytest.mark.parametrize("implementation", ["tiled", "reference"])
@@ -80,9 +71,7 @@ def test_training_ends_it_and_gradients_flow():
 def test_backbones(name):
     dims = dict(embed_dims=(16, 32, 64, 128)) if "pvt" in name else dict(embed_dims=16)
     arch = dict(**dims, num_heads=(2, 2, 4, 8), depths=(1, 1, 1, 1))
-    backbone = build_backbone(name, arch=arch).eval()
-    for parameter in backbone.parameters():
-        nn.init.normal_(parameter, std=0.1)
+    backbone = randomised(build_backbone(name, arch=arch), std=0.1)
     image = torch.randn(1, 3, 75, 110)
     with torch.no_grad():
         before = backbone(image)
