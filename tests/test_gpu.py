@@ -469,37 +469,22 @@ def _without_weights(part):
 
 def _batch(scope: str) -> dict:
     """Two images, of different sizes where the framework takes such."""
-    from mmengine.structures import InstanceData, PixelData
+    if scope == "mmdet":
+        from mmdet.testing import demo_mm_inputs
 
-    def detection(size):
-        from mmdet.structures import DetDataSample
-        from mmdet.structures.mask import BitmapMasks
+        # DINO takes 900 queries of the places that there are.
+        shapes = [(3, 256, 320), (3, 280, 304)]
+        return demo_mm_inputs(2, shapes, num_items=[2, 2], with_mask=True)
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
 
-        masks = np.zeros((2, *size), np.uint8)
-        masks[0, 10:90, 20:80], masks[1, 30:120, 60:140] = 1, 1
-        boxes = torch.tensor([[20.0, 10, 80, 90], [60, 30, 140, 120]])
-        instances = InstanceData(bboxes=boxes, labels=torch.tensor([0, 3]))
-        instances.masks = BitmapMasks(masks, *size)
-        sample = DetDataSample(gt_instances=instances)
-        sample.ignored_instances = InstanceData(
-            bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long)
+    size = (256, 320)
+    samples = [
+        SegDataSample(
+            gt_sem_seg=PixelData(data=torch.randint(0, 10, (1, *size))),
+            metainfo=dict.fromkeys(("img_shape", "ori_shape", "pad_shape"), size),
         )
-        return sample
-
-    def segmentation(size):
-        from mmseg.structures import SegDataSample
-
-        return SegDataSample(gt_sem_seg=PixelData(data=torch.randint(0, 10, (1, *size))))
-
-    is_detection = scope == "mmdet"
-    images, samples = [], []
-    # DINO takes 900 queries of the places that there are.
-    for size in [(256, 320), (280, 304)] if is_detection else [(256, 320)] * 2:
-        images.append(torch.randint(0, 255, (3, *size), dtype=torch.uint8))
-        sample = (detection if is_detection else segmentation)(size)
-        sample.set_metainfo(
-            dict(img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size)
-            | dict(scale_factor=(1.0, 1.0), img_id=0, img_path="image")
-        )
-        samples.append(sample)
+        for _ in range(2)
+    ]
+    images = [torch.randint(0, 255, (3, *size), dtype=torch.uint8) for _ in samples]
     return dict(inputs=images, data_samples=samples)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from inspect import Parameter, signature
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -52,14 +52,11 @@ NORM_LAYERS = (nn.LayerNorm, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
 _NOT_DECAYING = (".scale", ".relative_position_bias_table")
 
 
-class _Batch(NamedTuple):
-    """Of the model that is being called: ``images (B, 3, H, W)``, and ``(h, w)`` of what is valid in each."""
-
-    images: Tensor
-    valid: tuple[tuple[int, int], ...]
-
-
-_current: ContextVar[tuple[_Batch, ...]] = ContextVar("flatten_det_batches", default=())
+Sizes = tuple[tuple[int, int], ...]
+# Of the model that is being called: images ``(B, 3, H, W)``, and ``(h, w)`` of what is valid in each.
+_current: ContextVar[tuple[tuple[Tensor, Sizes], ...]] = ContextVar(
+    "flatten_det_batches", default=()
+)
 
 
 @contextmanager
@@ -76,7 +73,7 @@ def valid_regions(images: object, data_samples: object) -> Iterator[None]:
         _current.reset(token)
 
 
-def _read(images: object, data_samples: object) -> Iterator[_Batch]:
+def _read(images: object, data_samples: object) -> Iterator[tuple[Tensor, Sizes]]:
     if isinstance(images, Mapping) and isinstance(data_samples, Mapping):
         for key in images.keys() & data_samples.keys():
             yield from _read(images[key], data_samples[key])
@@ -85,12 +82,10 @@ def _read(images: object, data_samples: object) -> Iterator[_Batch]:
         return
     valid = sizes_within(images, data_samples, "img_shape")
     if valid is not None:
-        yield _Batch(images, valid)
+        yield images, valid
 
 
-def sizes_within(
-    images: Tensor, data_samples: object, name: str
-) -> tuple[tuple[int, int], ...] | None:
+def sizes_within(images: Tensor, data_samples: object, name: str) -> Sizes | None:
     """``(h, w)`` under a name in each data sample; None unless each image has one, not larger than itself."""
     if not isinstance(data_samples, Sequence) or len(data_samples) != len(images):
         return None
@@ -102,21 +97,17 @@ def sizes_within(
     return tuple((int(h), int(w)) for h, w, *_ in shapes)
 
 
-def valid_sizes(images: Tensor) -> tuple[tuple[int, int], ...] | None:
+def valid_sizes(images: Tensor) -> Sizes | None:
     """``(h, w)`` of the image in each of ``images (B, C, H, W)``; None where nothing is padded or known.
 
     Inputs of another size than the model's own, such as the crops of sliding windows, are not known.
     """
-    batches, (count, _, *hw_shape) = _current.get(), images.shape
-    found = [batch for batch in batches if batch.images is images]
-    # The same under another type or layout, for instance.
-    found = found or [
-        x for x in batches if [len(x.images), *x.images.shape[2:]] == [count, *hw_shape]
-    ]
-    if len(found) != 1:
-        return None
-    valid = found[0].valid
-    return None if all(list(size) == hw_shape for size in valid) else valid
+    batches, count, hw_shape = _current.get(), len(images), images.shape[2:]
+    found = [valid for x, valid in batches if x is images]
+    if not found:  # The same under another type or layout, for instance.
+        found = [valid for x, valid in batches if (len(x), x.shape[2:]) == (count, hw_shape)]
+    is_padded = len(found) == 1 and any(size != tuple(hw_shape) for size in found[0])
+    return found[0] if is_padded else None
 
 
 def of_equal_size(sizes: Sequence[tuple[int, int]]) -> dict[tuple[int, int], list[int]]:

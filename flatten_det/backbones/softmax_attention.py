@@ -1,10 +1,14 @@
 """The softmax attentions of PVT, Swin and CSwin, for baselines and for later stages."""
 
+import math
+from functools import lru_cache
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attention.eager import SizeCache
+from ..attention.eager import is_plain_eager, keeps_tensors
 from ..attention.maps import (
     Padding,
     as_image,
@@ -14,6 +18,9 @@ from ..attention.maps import (
     window_merge,
     window_partition,
 )
+
+# Elements of a mask that is kept; the work that makes a larger one is not noticed beside its use.
+_LARGEST = 1 << 22
 
 
 class SpatialReductionAttention(nn.Module):
@@ -77,7 +84,6 @@ class ShiftedWindowAttention(nn.Module):
         )
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
         self.register_buffer("bias_index", _relative_position_index(window_size), persistent=False)
-        self._masks = SizeCache()
 
     def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         """``(B, N, C)`` with N = H*W of ``hw_shape`` -> ``(B, N, C)``."""
@@ -95,10 +101,7 @@ class ShiftedWindowAttention(nn.Module):
         bias = self.relative_position_bias_table[self.bias_index].permute(2, 0, 1)  # [h, n, n]
         bias = bias.to(q.dtype).unsqueeze(0)
         if any(shift):
-            separate = self._masks(
-                (*padded_shape, self.window_size, *shift, x.device),
-                lambda: _shift_mask(padded_shape, self.window_size, shift, x.device),
-            )
+            separate = shift_mask(padded_shape, self.window_size, shift, x.device)
             bias = bias.masked_fill(separate[:, None], float("-inf")).repeat(B, 1, 1, 1)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
@@ -118,11 +121,30 @@ def _relative_position_index(window_size: int) -> Tensor:
     return dy * (2 * window_size - 1) + dx
 
 
-def _shift_mask(
+def shift_mask(
     padded_shape: tuple[int, int], window_size: int, shift: tuple[int, int], device: torch.device
 ) -> Tensor:
     """True for the pairs of a window that were not neighbours before the roll: ``(nW, n, n)``."""
+    arguments = (padded_shape, window_size, shift, device)
+    if (
+        is_plain_eager()
+        and keeps_tensors()
+        and math.prod(padded_shape) * window_size**2 <= _LARGEST
+    ):
+        return _kept_mask(*arguments)
+    return _make_mask(*arguments)
 
+
+@lru_cache(maxsize=16)  # Sizes in turn, as evaluation on images of a few shapes has them.
+def _kept_mask(*arguments: Any) -> Tensor:
+    # Not as an inference tensor, which later training could not use.
+    with torch.inference_mode(False):
+        return _make_mask(*arguments)
+
+
+def _make_mask(
+    padded_shape: tuple[int, int], window_size: int, shift: tuple[int, int], device: torch.device
+) -> Tensor:
     def region(size: int, axis_shift: int) -> Tensor:
         index = torch.arange(size, device=device)
         if not axis_shift:

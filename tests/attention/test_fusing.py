@@ -23,24 +23,18 @@ from flatten_det.backbones import build_backbone
 def test_same_function(options, implementation, monkeypatch):
     monkeypatch.setenv("FLATTEN_DET_ATTENTION", implementation)
     layer, x = make_layer(**options), torch.randn(2, 70, 32)
+    state = {name: value.clone() for name, value in layer.state_dict().items()}
     with torch.no_grad():
         before = layer(x, (7, 10))
         layer.fuse_for_inference()
         assert layer.is_fused
         fused = layer(x, (7, 10))
+        assert layer.state_dict().keys() == state.keys()
+        assert all(torch.equal(layer.state_dict()[name], value) for name, value in state.items())
         layer.unfuse()
         assert not layer.is_fused
         assert torch.equal(layer(x, (7, 10)), before)
     assert relative_error(fused, before) < 1e-6
-
-
-def test_state_dict_stays_as_it_is():
-    layer = make_layer()
-    before = {name: value.clone() for name, value in layer.state_dict().items()}
-    layer.fuse_for_inference()
-    after = layer.state_dict()
-    assert before.keys() == after.keys()
-    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_other_weights_are_folded_however_they_were_written(monkeypatch):

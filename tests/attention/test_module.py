@@ -6,7 +6,7 @@ from attention_cases import randomised
 from torch import nn
 
 from flatten_det.attention import FocusedLinearAttention, resize_grid
-from flatten_det.attention.maps import pad_to_multiple, window_merge, window_partition
+from flatten_det.attention.maps import pad_to_multiple
 
 
 @pytest.mark.parametrize("fused_qkv", [True, False])
@@ -61,12 +61,6 @@ def test_spatial_reduction_of_keys_and_values(hw_shape):
     assert out.isfinite().all()
 
 
-def test_without_convolution():
-    layer = FocusedLinearAttention(8, 2, (4, 4), kernel_size=0)
-    assert layer.dwc is None
-    assert layer(torch.randn(1, 16, 8), (4, 4)).shape == (1, 16, 8)
-
-
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
@@ -88,11 +82,3 @@ def test_resize_grid():
     resized = resize_grid(grid, (3, 4), (5, 2))
     torch.testing.assert_close(resized, expected[0].permute(1, 2, 0).reshape(1, 10, 5))
     assert resize_grid(grid.half(), (3, 4), (6, 8)).dtype == torch.float16
-
-
-def test_window_merge_inverts_window_partition():
-    x = torch.randn(2, 6, 8, 3)
-    windows = window_partition(x, (3, 2))
-    assert windows.shape == (2, 8, 6, 3)
-    torch.testing.assert_close(windows[0, 0].view(3, 2, 3), x[0, :3, :2])
-    torch.testing.assert_close(window_merge(windows, (3, 2), (6, 8)), x)

@@ -6,8 +6,6 @@ from attention_cases import use_tiles_of
 from nano_backbones import KINDS, NANO, build_nano
 from torch import nn
 
-from flatten_det.backbones.blocks import as_contiguous_image
-
 
 @pytest.fixture(autouse=True)
 def small_portions(monkeypatch):
@@ -66,13 +64,3 @@ def test_a_block_overwrites_only_what_it_may():
         overwritten = block(x, (15, 20), inplace=True)
     assert overwritten.data_ptr() == x.data_ptr()
     torch.testing.assert_close(overwritten, out)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_contiguous_images(dtype):
-    tokens = torch.randn(2, 7 * 13, 16).to(dtype)
-    expected = tokens.view(2, 7, 13, 16).permute(0, 3, 1, 2).contiguous()
-    with torch.no_grad():
-        found = as_contiguous_image(tokens, (7, 13))
-    assert found.is_contiguous()
-    assert torch.equal(found, expected)

@@ -1,5 +1,7 @@
 """The softmax blocks against direct formulas, and against timm's Swin and mmdet's PVT attention."""
 
+from contextlib import contextmanager
+
 import pytest
 import timm
 import torch
@@ -8,7 +10,8 @@ from mmdet.models.backbones.pvt import SpatialReductionAttention as MmdetAttenti
 from mmdet.models.backbones.swin import ShiftWindowMSA
 from timm.models.swin_transformer import SwinTransformer
 
-from flatten_det.backbones import FLattenPVTv2, FLattenSwin
+from flatten_det.attention.eager import keeping_nothing
+from flatten_det.backbones import FLattenPVTv2, FLattenSwin, softmax_attention
 from flatten_det.backbones.softmax_attention import (
     CrossShapedAttention,
     ShiftedWindowAttention,
@@ -143,3 +146,45 @@ def test_shift_only_along_axes_that_need_it():
     assert moved[:, 2:6].all()
     assert not moved[:, :2].any()
     assert not moved[:, 6:].any()
+
+
+@pytest.fixture(params=["to be captured", "captured"])
+def capture(request, monkeypatch):
+    """What a CUDA graph is made of: by us, or by somebody who captures."""
+    if request.param == "to be captured":
+        return keeping_nothing
+
+    @contextmanager
+    def capturing():
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.cuda, "is_initialized", lambda: True)
+            patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+            yield
+
+    return capturing
+
+
+def mask(width: int) -> torch.Tensor:
+    return softmax_attention.shift_mask((8, width), 4, (2, 2), torch.device("cpu"))
+
+
+def test_masks_are_kept_but_large_ones(monkeypatch):
+    assert mask(8) is mask(8)
+    monkeypatch.setattr(softmax_attention, "_LARGEST", 1023)
+    assert mask(8) is not mask(8)
+
+
+def test_a_graph_has_masks_of_its_own(capture):
+    """Replays would read what was dropped and given to others, and others what only replays write."""
+    kept = mask(8)
+    with capture():
+        assert mask(8) is not kept
+        first = mask(20)
+    assert mask(8) is kept
+    assert mask(20) is not first
+
+
+def test_inference_tensors_are_not_kept():
+    with torch.inference_mode():
+        mask(24)
+    assert not mask(24).is_inference()
