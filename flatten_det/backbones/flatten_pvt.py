@@ -56,14 +56,10 @@ class PVTFamily(PyramidBackbone):
         return x.is_cuda and all(layer.takes_padding for layer in self.linear_layers())
 
 
-def _pvt(depths: tuple[int, ...]) -> dict:
-    return {
-        "embed_dims": (64, 128, 320, 512),
-        "num_heads": (1, 2, 5, 8),
-        "mlp_ratios": (8, 8, 4, 4),
-        "depths": depths,
-        "sr_ratios": (8, 4, 2, 1),
-    }
+def pvt_fields(*depths: int, **changes: Any) -> dict[str, Any]:
+    """Of an architecture of PVT, with changes to what its larger ones have."""
+    usual = dict(embed_dims=(64, 128, 320, 512), num_heads=(1, 2, 5, 8), mlp_ratios=(8, 8, 4, 4))
+    return usual | dict(depths=depths, sr_ratios=(8, 4, 2, 1)) | changes
 
 
 @MODELS.register_module()
@@ -75,10 +71,10 @@ class FLattenPVT(PVTFamily):
     """
 
     arch_zoo: ClassVar[dict[str, dict]] = {
-        "tiny": _pvt(depths=(2, 2, 2, 2)),
-        "small": _pvt(depths=(3, 4, 6, 3)),
-        "medium": _pvt(depths=(3, 4, 18, 3)),
-        "large": _pvt(depths=(3, 8, 27, 3)),
+        "tiny": pvt_fields(2, 2, 2, 2),
+        "small": pvt_fields(3, 4, 6, 3),
+        "medium": pvt_fields(3, 4, 18, 3),
+        "large": pvt_fields(3, 8, 27, 3),
     }
     patches = ((4,), (2,))
 

@@ -6,21 +6,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..attention.layer_norm import layer_norm
-from .flatten_pvt import PVTFamily
-
-
-def _pvt_v2(
-    depths: tuple[int, ...],
-    embed_dims: tuple[int, ...] = (64, 128, 320, 512),
-    mlp_ratios: tuple[int, ...] = (8, 8, 4, 4),
-) -> dict:
-    return {
-        "embed_dims": embed_dims,
-        "num_heads": (1, 2, 5, 8),
-        "mlp_ratios": mlp_ratios,
-        "depths": depths,
-        "sr_ratios": (8, 4, 2, 1),
-    }
+from .flatten_pvt import PVTFamily, pvt_fields
 
 
 @MODELS.register_module()
@@ -33,12 +19,12 @@ class FLattenPVTv2(PVTFamily):
     """
 
     arch_zoo: ClassVar[dict[str, dict]] = {
-        "b0": _pvt_v2((2, 2, 2, 2), embed_dims=(32, 64, 160, 256)),
-        "b1": _pvt_v2((2, 2, 2, 2)),
-        "b2": _pvt_v2((3, 4, 6, 3)),
-        "b3": _pvt_v2((3, 4, 18, 3)),
-        "b4": _pvt_v2((3, 8, 27, 3)),
-        "b5": _pvt_v2((3, 6, 40, 3), mlp_ratios=(4, 4, 4, 4)),
+        "b0": pvt_fields(2, 2, 2, 2, embed_dims=(32, 64, 160, 256)),
+        "b1": pvt_fields(2, 2, 2, 2),
+        "b2": pvt_fields(3, 4, 6, 3),
+        "b3": pvt_fields(3, 4, 18, 3),
+        "b4": pvt_fields(3, 8, 27, 3),
+        "b5": pvt_fields(3, 6, 40, 3, mlp_ratios=(4, 4, 4, 4)),
     }
     mlp_conv = True
     patches = ((4, 7, 3), (2, 3, 1))
