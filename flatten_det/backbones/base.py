@@ -410,7 +410,22 @@ class DenseBackbone(ExplainedModule):
 
     def convert_official(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         """A classification state dict in this class's names, and what dense prediction has no use for."""
-        raise NotImplementedError
+        converted, dropped = {}, []
+        for name, value in state.items():
+            own = self.own_name(name)
+            if own is None or self.is_beyond(own):
+                dropped.append(name)
+            else:
+                converted[own] = value
+        return converted, dropped
+
+    def own_name(self, name: str) -> str | None:
+        """The name here of an official parameter; None for heads and buffers."""
+        return None if name.startswith("head.") else name
+
+    def is_beyond(self, name: str) -> bool:
+        """Whether a parameter belongs to what comes after the last of ``out_indices``."""
+        return False
 
     def optional_keys(self) -> set[str]:
         """Parameters that an official checkpoint need not contain."""
@@ -546,7 +561,6 @@ class PyramidBackbone(DenseBackbone):
                 yield part
 
     def is_beyond(self, name: str) -> bool:
-        """Whether a parameter belongs to a stage after the last of ``out_indices``."""
         return _stage_number(name.split(".")[0]) > self.num_stages
 
 

@@ -69,19 +69,17 @@ class FLattenCSwin(PyramidBackbone):
     def to_output(self, stage: int, x: Tensor) -> Tensor:
         return layer_norm(x, getattr(self, f"norm{stage + 1}"))
 
-    def convert_official(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    def own_name(self, name: str) -> str | None:
         """Stages and merges are numbered like PVT's; the final norm becomes ``norm4``."""
-        linear = {n.removesuffix("attns.0.scale") for n in state if n.endswith("attns.0.scale")}
-        converted, dropped = {}, []
-        for name, value in state.items():
-            new_name = _dense_name(name)
-            if name.split("attns.")[0] in linear:  # one branch only: no list of convolutions
-                new_name = new_name.replace(".lepe.0.", ".lepe.")
-            if name.startswith("head.") or self.is_beyond(new_name):
-                dropped.append(name)
-            else:
-                converted[new_name] = value
-        return converted, dropped
+        for pattern, replacement in _RENAMES:
+            name, found = re.subn(rf"^{pattern}", replacement, name)
+            if found:
+                break
+        # A linear stage has one branch only: no list of convolutions.
+        stage = re.match(r"block([1-4])\.", name)
+        if stage and self.attn_types[int(stage[1]) - 1] == "L":
+            name = name.replace(".lepe.0.", ".lepe.")
+        return super().own_name(name)
 
     def optional_keys(self) -> set[str]:
         own = [stage for stage in self.out_indices if stage < NUM_STAGES - 1]
@@ -100,11 +98,3 @@ _RENAMES = (
     (r"stage(\d)\.", r"block\1."),
     (r"norm\.", "norm4."),
 )
-
-
-def _dense_name(name: str) -> str:
-    for pattern, replacement in _RENAMES:
-        renamed, found = re.subn(rf"^{pattern}", replacement, name)
-        if found:
-            return renamed
-    return name

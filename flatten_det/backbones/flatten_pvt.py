@@ -110,12 +110,13 @@ class FLattenPVT(PVTFamily):
         return super().grid_shapes() | own
 
     def convert_official(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-        """Drop the final norm, the head and PVT's class token, which is first in ``pos_embed4``."""
-        unused = ("norm.", "head.", "cls_token")
-        dropped = [n for n in state if n.startswith(unused) or self.is_beyond(n)]
-        converted = {name: value for name, value in state.items() if name not in dropped}
+        """PVT's class token is first in ``pos_embed4``."""
+        converted, dropped = super().convert_official(state)
         grid = converted.get("pos_embed4")
         # Of another shape it is damaged, and named when the shapes are compared.
         if "cls_token" in state and grid is not None and grid.dim() == 3:
             converted["pos_embed4"] = grid[:, 1:]
         return converted, dropped
+
+    def own_name(self, name: str) -> str | None:
+        return None if name.startswith(("norm.", "head.", "cls_token")) else name

@@ -36,12 +36,6 @@ class FLattenPVTv2(PVTFamily):
     def after_blocks(self, stage: int, x: Tensor) -> Tensor:
         return layer_norm(x, getattr(self, f"norm{stage + 1}"))
 
-    def convert_official(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-        """Drop the head; the convolutions of the MLPs lose a level of their names."""
-        dropped = [name for name in state if name.startswith("head.") or self.is_beyond(name)]
-        converted = {
-            name.replace(".dwconv.dwconv.", ".dwconv."): value
-            for name, value in state.items()
-            if name not in dropped
-        }
-        return converted, dropped
+    def own_name(self, name: str) -> str | None:
+        """The convolutions of the MLPs lose a level of their names."""
+        return super().own_name(name.replace(".dwconv.dwconv.", ".dwconv."))
