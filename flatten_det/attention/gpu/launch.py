@@ -112,7 +112,7 @@ def backward(
             d_taps = _depthwise_gradients(call, grad)
         parameters = (inputs.positions, call.scale, call.dwc_weight, inputs.dwc_bias)
         wanted = [x if need else None for x, need in zip(parameters, needs[3:], strict=True)]
-        sums = _sum_parameters(call, d_k, d_scale, d_taps, *wanted)
+        sums = _sum_parameters(call, (d_k, d_scale, d_taps), wanted)
     d_q, d_v = d_q if needs_q else None, d_v if needs_v else None
     return d_q, d_k.to(k_dtype) if needs_k else None, d_v, *sums
 
@@ -300,20 +300,14 @@ def _depthwise_gradients(call: Call, grad: tuple[Tensor, int, int]) -> Tensor:
 
 
 def _sum_parameters(
-    call: Call,
-    d_k: Tensor | None,
-    scale_parts: Tensor | None,
-    d_taps: Tensor | None,
-    positions: Tensor | None,
-    scale: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
+    call: Call, parts: tuple[Tensor | None, ...], wanted: list[Tensor | None]
 ) -> list[Tensor | None]:
-    """Gradients of the last four, each from its parts: of the positions, d_k; None needs none."""
-    gradients = [
-        None if x is None else empty(*x.shape, like=x, dtype=x.dtype)
-        for x in (positions, scale, weight, bias)
-    ]
+    """Gradients of positions, scale, weight and bias, where wanted.
+
+    ``parts``: gradient of the keys, whose sum is that of the positions, and parts of the others.
+    """
+    (d_k, scale_parts, d_taps), (positions, scale, weight, bias) = parts, wanted
+    gradients = [None if x is None else empty(*x.shape, like=x, dtype=x.dtype) for x in wanted]
     d_positions, d_scale, d_weight, d_bias = gradients
     summands = 1 if positions is None else d_k.shape[0] // positions.shape[0]
     size = 0 if positions is None else positions.numel()
