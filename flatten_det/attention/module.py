@@ -236,17 +236,10 @@ class FocusedLinearAttention(nn.Module):
             sizes, positions = padding.sizes, resize_grid_to_each(grid, padding)
         dwc = self.dwc
         is_read = dwc is not None and is_plain_depthwise(dwc)
-        tensors = (
-            q,
-            k,
-            v,
-            positions,
-            scale,
-            *((dwc.weight, dwc.bias) if is_read else (None, None)),
-        )
+        weight, bias = (dwc.weight, dwc.bias) if is_read else (None, None)
+        tensors = (q, k, v, positions, scale, weight, bias)
         settings = (self.num_heads, hw_shape, self.focusing_factor, EPS, floor, sizes)
-        inputs = Inputs(*tensors, *settings)
-        out = run(choice, inputs)
+        out = run(choice, Inputs(*tensors, *settings))
         if dwc is not None and not is_read:
             if padding is not None:
                 v = v.masked_fill(padding.mask, 0)

@@ -126,13 +126,10 @@ def shift_mask(
 ) -> Tensor:
     """True for the pairs of a window that were not neighbours before the roll: ``(nW, n, n)``."""
     arguments = (padded_shape, window_size, shift, device)
-    if (
-        is_plain_eager()
-        and keeps_tensors()
-        and math.prod(padded_shape) * window_size**2 <= _LARGEST
-    ):
-        return _kept_mask(*arguments)
-    return _make_mask(*arguments)
+    if not (is_plain_eager() and keeps_tensors()):
+        return _make_mask(*arguments)
+    is_small = math.prod(padded_shape) * window_size**2 <= _LARGEST
+    return (_kept_mask if is_small else _make_mask)(*arguments)
 
 
 @lru_cache(maxsize=16)  # Sizes in turn, as evaluation on images of a few shapes has them.
