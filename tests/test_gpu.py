@@ -159,7 +159,7 @@ def chosen(monkeypatch):
     names, run = [], dispatch.run
 
     def spy(choice, *args, **kwargs):
-        names.append(choice.implementation)
+        names.append(choice)
         return run(choice, *args, **kwargs)
 
     for module in (dispatch, sys.modules[FocusedLinearAttention.__module__]):
@@ -361,10 +361,8 @@ def test_compiled_block(grad):
     pytest.importorskip("mmengine")
     from flatten_det.backbones import build_backbone
 
-    arch = dict(embed_dims=(32, 32, 32, 32), num_heads=(1, 1, 2, 2), depths=(1, 1, 1, 1))
     torch.manual_seed(0)
-    backbone = build_backbone("flatten-pvt-t", arch=arch).to(DEVICE)
-    block = backbone.stages[0].blocks[0] if hasattr(backbone, "stages") else backbone.block1[0]
+    block = build_backbone("flatten-pvt-t", arch=SMALL).to(DEVICE).block1[0]
     results = []
     for function in (block, torch.compile(block, fullgraph=True, dynamic=True)):
         for size in ((24, 32), (20, 28)):
@@ -387,10 +385,9 @@ def test_images_of_several_sizes():
     pytest.importorskip("mmengine")
     from flatten_det.backbones import build_backbone
 
-    arch = dict(embed_dims=(32, 64, 128, 128), num_heads=(1, 2, 4, 4), depths=(1, 1, 1, 1))
     torch.manual_seed(0)
     for name in ("flatten-pvt-t", "pvtv2-b0"):
-        backbone = build_backbone(name, arch=arch).to(DEVICE).train()
+        backbone = build_backbone(name, arch=SMALL).to(DEVICE).train()
         images, sizes = torch.randn(2, 3, 128, 160, device=DEVICE), [(128, 96), (77, 160)]
         assert backbone.computes_padded(images) == (DEVICE == "cuda")
         parameters = list(backbone.parameters())
@@ -472,37 +469,22 @@ def _without_weights(part):
 
 def _batch(scope: str) -> dict:
     """Two images, of different sizes where the framework takes such."""
-    from mmengine.structures import InstanceData, PixelData
+    if scope == "mmdet":
+        from mmdet.testing import demo_mm_inputs
 
-    def detection(size):
-        from mmdet.structures import DetDataSample
-        from mmdet.structures.mask import BitmapMasks
+        # DINO takes 900 queries of the places that there are.
+        shapes = [(3, 256, 320), (3, 280, 304)]
+        return demo_mm_inputs(2, shapes, num_items=[2, 2], with_mask=True)
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
 
-        masks = np.zeros((2, *size), np.uint8)
-        masks[0, 10:90, 20:80], masks[1, 30:120, 60:140] = 1, 1
-        boxes = torch.tensor([[20.0, 10, 80, 90], [60, 30, 140, 120]])
-        instances = InstanceData(bboxes=boxes, labels=torch.tensor([0, 3]))
-        instances.masks = BitmapMasks(masks, *size)
-        sample = DetDataSample(gt_instances=instances)
-        sample.ignored_instances = InstanceData(
-            bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long)
+    size = (256, 320)
+    samples = [
+        SegDataSample(
+            gt_sem_seg=PixelData(data=torch.randint(0, 10, (1, *size))),
+            metainfo=dict.fromkeys(("img_shape", "ori_shape", "pad_shape"), size),
         )
-        return sample
-
-    def segmentation(size):
-        from mmseg.structures import SegDataSample
-
-        return SegDataSample(gt_sem_seg=PixelData(data=torch.randint(0, 10, (1, *size))))
-
-    is_detection = scope == "mmdet"
-    images, samples = [], []
-    # DINO takes 900 queries of the places that there are.
-    for size in [(256, 320), (280, 304)] if is_detection else [(256, 320)] * 2:
-        images.append(torch.randint(0, 255, (3, *size), dtype=torch.uint8))
-        sample = (detection if is_detection else segmentation)(size)
-        sample.set_metainfo(
-            dict(img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size)
-            | dict(scale_factor=(1.0, 1.0), img_id=0, img_path="image")
-        )
-        samples.append(sample)
+        for _ in range(2)
+    ]
+    images = [torch.randint(0, 255, (3, *size), dtype=torch.uint8) for _ in samples]
     return dict(inputs=images, data_samples=samples)

@@ -19,29 +19,8 @@ TILED_LAYER = "tiled, the whole layer"
 _logger = logging.getLogger(__name__)
 
 
-class Choice(NamedTuple):
-    """What computes a call.
-
-    Attributes:
-        implementation: one of ``IMPLEMENTATIONS``, or ``TILED_LAYER``.
-        obstacle: why it is not the device's fast one, or None.
-    """
-
-    implementation: str
-    obstacle: str | None = None
-
-
 class Kind(NamedTuple):
-    """What decides which implementations can compute a call.
-
-    Attributes:
-        device, dtypes: of q, k and v.
-        channels: C of q.
-        num_heads: h.
-        focusing_factor: p.
-        has_fewer_keys: than queries.
-        is_empty: there are no tokens.
-    """
+    """What decides which implementations can compute a call; ``dtypes`` are those of q, k and v."""
 
     device: torch.device
     dtypes: tuple[torch.dtype, ...]
@@ -68,12 +47,10 @@ def focused_linear_attention(
     floor: Tensor | None = None,
     implementation: str | None = None,
 ) -> Tensor:
-    """Focused linear attention by the fastest implementation that serves the inputs.
-
-    The arguments are those of :class:`~flatten_det.attention.reference.Inputs`, and
-    :func:`~flatten_det.attention.reference.focused_linear_attention` says what is computed of them.
+    """:func:`.reference.focused_linear_attention` by the fastest implementation that serves the inputs.
 
     Args:
+        q, k, v, num_heads, hw_shape, …: see :class:`~flatten_det.attention.reference.Inputs`.
         implementation: ``'reference'`` (the equation), ``'plain'`` (few operations of torch), ``'tiled'``
             (CPU) or ``'triton'`` (CUDA); None: the environment variable ``FLATTEN_DET_ATTENTION``, if the
             inputs are on the device of what it names, or else the fastest: ``'triton'`` on CUDA, ``'tiled'``
@@ -101,13 +78,9 @@ def focused_linear_attention(
     return run(choose(kind, implementation=implementation), inputs)
 
 
-def run(choice: Choice, inputs: Inputs) -> Tensor:
-    """:func:`focused_linear_attention` by what :func:`choose` chose for these inputs.
-
-    Padding is for the kernels alone: whatever else was chosen, plain operations compute what has some.
-    """
-    name = choice.implementation
-    # The kernels take scale and eps themselves.
+def run(name: str, inputs: Inputs) -> Tensor:
+    """:func:`focused_linear_attention` by the implementation that :func:`choose` chose."""
+    # The kernels take scale and eps themselves, and nothing but them and plain operations takes padding.
     refused = inputs.floor if name == TRITON else inputs.sizes
     if refused is not None:
         name = PLAIN
@@ -131,16 +104,12 @@ def run(choice: Choice, inputs: Inputs) -> Tensor:
     return (out + values).to(inputs.v.dtype)
 
 
-def choose(kind: Kind, is_layer: bool = False, implementation: str | None = None) -> Choice:
-    """What computes a call; the one place that decides it.
+def choose(kind: Kind, is_layer: bool = False, implementation: str | None = None) -> str:
+    """What computes a call: one of ``IMPLEMENTATIONS``, or, if ``is_layer``, maybe ``TILED_LAYER``.
 
-    It says so in the debug log, once for each kind of call, and warns once for each reason why a GPU has to
-    do without the kernels.
-
-    Args:
-        kind: of the call.
-        is_layer: a whole layer could be computed in tiles.
-        implementation: see :func:`focused_linear_attention`, also for the errors.
+    The one place that decides it. It says so in the debug log, once for each kind of call, and warns once for
+    each reason why a GPU has to do without the kernels. For implementation and errors see
+    :func:`focused_linear_attention`.
     """
     variable = None if implementation else os.environ.get(VARIABLE)
     modes = (is_layer, torch.jit.is_tracing(), implementation or None, variable or None)
@@ -149,21 +118,20 @@ def choose(kind: Kind, is_layer: bool = False, implementation: str | None = None
         choice = _decide(kind, *modes)
     else:
         choice = _choose(kind, torch.is_grad_enabled(), *modes)
-    if choice.implementation == TRITON and gpu.failure() and not implementation and not variable:
-        return Choice(PLAIN, gpu.failure())
-    return choice
+    has_failed = choice == TRITON and gpu.failure() and not implementation and not variable
+    return PLAIN if has_failed else choice
 
 
 @cache
-def _choose(kind: Kind, is_grad_enabled: bool, *modes) -> Choice:
+def _choose(kind: Kind, is_grad_enabled: bool, *modes) -> str:
     choice = _decide(kind, *modes)
-    _log(choice.implementation, kind.device.type, kind.dtypes[-1], is_grad_enabled)
+    _log(choice, kind.device.type, kind.dtypes[-1], is_grad_enabled)
     return choice
 
 
 def _decide(
     kind: Kind, is_layer: bool, is_tracing: bool, implementation: str | None, variable: str | None
-) -> Choice:
+) -> str:
     forced = implementation or variable
     if forced is not None and forced not in IMPLEMENTATIONS:
         source = "implementation" if implementation else VARIABLE
@@ -174,15 +142,15 @@ def _decide(
     if variable in (TILED, TRITON) and (variable != fast or is_tracing):
         forced = None
     if forced in (REFERENCE, PLAIN):
-        return Choice(forced, "it was asked for")
+        return forced
     if forced is not None and (forced != fast or obstacle is not None):
         reason = f"the inputs are on {kind.device.type}" if forced != fast else obstacle
         raise ValueError(f"the implementation {forced!r} cannot compute this: {reason}")
     if obstacle is None:
-        return Choice(TILED_LAYER if is_layer and fast == TILED else fast)
+        return TILED_LAYER if is_layer and fast == TILED else fast
     if fast == TRITON:
         gpu.warn(obstacle)
-    return Choice(REFERENCE if fast == TILED else PLAIN, obstacle)
+    return REFERENCE if fast == TILED else PLAIN
 
 
 def _fast(kind: Kind, is_tracing: bool) -> tuple[str | None, str | None]:

@@ -5,8 +5,7 @@ called, and so do pruning and the older normalisations of weights, which are hoo
 and wrapped modules are of other classes.
 """
 
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import cache
@@ -18,10 +17,6 @@ from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 PLAIN_TENSORS = (Tensor, nn.Parameter, FakeTensor)
-# Sizes in turn, as evaluation on images of a few shapes has them, and 16 MiB in float32: the work that
-# makes a larger tensor is no longer noticed beside what is done with it.
-_SIZES = 4
-_ELEMENTS = 1 << 22
 _keeps_nothing: ContextVar[bool] = ContextVar("flatten_det_keeps_nothing", default=False)
 
 
@@ -104,39 +99,3 @@ def keeps_tensors() -> bool:
     if _keeps_nothing.get():
         return False
     return not (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing())
-
-
-class SizeCache:
-    """A few small tensors by key, the longest unused one going first.
-
-    Copies of a module, pickled or not, begin with an empty one.
-    """
-
-    def __init__(self) -> None:
-        self._kept: OrderedDict[Hashable, Tensor] = OrderedDict()
-
-    def __call__(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
-        """The tensor of the key; it is made without gradients, and not to be changed."""
-        if not (is_plain_eager() and keeps_tensors()):
-            return make()
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key]
-        # Not as an inference tensor, which later training could not use.
-        with torch.inference_mode(False), torch.no_grad():
-            value = make()
-        if value.numel() <= _ELEMENTS:
-            self._kept[key] = value
-            if len(self._kept) > _SIZES:
-                self._kept.popitem(last=False)
-        return value
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._kept.clear()
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def __reduce__(self) -> tuple:
-        return SizeCache, ()

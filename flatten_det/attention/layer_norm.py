@@ -17,8 +17,6 @@ from torch.autograd.function import once_differentiable
 from . import gpu
 from .eager import PLAIN_TENSORS, has_hooks_or_own_forward, is_plain, is_plain_eager
 
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-
 # By hand, not by torch.library.custom_op, whose wrappers in Python take several times as long per call.
 _library = torch.library.Library("flatten_det", "FRAGMENT")
 _library.define(
@@ -32,14 +30,11 @@ _library.define(
 
 
 def layer_norm(x: Tensor, norm: nn.Module, for_product: bool = False) -> Tensor:
-    """``norm(x)``.
+    """``norm(x)`` of ``x (B, ..., C)``.
 
-    Args:
-        x: ``(B, ..., C)``.
-        norm: over C.
-        for_product: nothing but matrix products reads the result: under autocast it may come in their dtype.
+    ``for_product``: nothing but matrix products reads the result; under autocast it may come in their dtype.
     """
-    if _obstacle(x, None, norm) is not None:
+    if not _kernel_serves(x, None, norm):
         return norm(x)
     return _add_layer_norm(x, None, None, norm, for_product)[1]
 
@@ -53,10 +48,9 @@ def add_layer_norm(
         x: ``(B, ..., C)``, the residual.
         branch: the same shape; None: y is x, which goes on from here so that its gradients are summed up
             in the kernel.
-        norm: over C.
         drop_path: stochastic depth, timm's ``DropPath`` or an identity.
     """
-    if _obstacle(x, branch, norm) is None:
+    if _kernel_serves(x, branch, norm):
         keep = None
         if branch is not None and drop_path is not None:
             branch, keep = _drop_factors(branch, drop_path)
@@ -72,59 +66,43 @@ def product_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
-def _obstacle(x: Tensor, branch: Tensor | None, norm: nn.Module) -> str | None:
-    """Why the kernel cannot be used for a call, or None."""
+def _kernel_serves(x: Tensor, branch: Tensor | None, norm: nn.Module) -> bool:
+    """Whether the kernel computes a call: multiples of 8 channels up to 1024 on CUDA, a plain LayerNorm."""
+    # A compiler fuses plain operations by itself, a trace needs them.
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return "a compiler fuses plain operations by itself, a trace needs them"
-    reason = _device_obstacle(x.device)
-    if reason is not None:
-        return reason
-    if not is_plain(norm, nn.LayerNorm):
-        return "the norm is no plain LayerNorm: of another class, or with hooks"
+        return False
+    if not _device_serves(x.device) or not is_plain(norm, nn.LayerNorm):
+        return False
     weight, bias = norm.weight, norm.bias  # Looked up once: a module takes its time to answer.
-    if weight is None or bias is None:
-        return "the norm is no plain LayerNorm with weight and bias"
     C = x.shape[-1]
-    if weight.shape != (C,) or C % 8 or C > 1024:
-        return f"{tuple(weight.shape)} channels, the kernel takes multiples of 8 up to 1024"
-    if x.numel() == 0:
-        return "there are no rows"
+    if weight is None or bias is None or weight.shape != (C,):
+        return False
+    if C % 8 or C > 1024 or x.numel() == 0:
+        return False
     dtype, device, tensors = x.dtype, x.device, (x, weight, bias)
     if branch is not None:
         if branch.shape != x.shape:
-            return "residual and branch have other shapes"
+            return False
         dtype, tensors = torch.promote_types(dtype, branch.dtype), (*tensors, branch)
     for tensor in tensors:
-        if tensor.dtype not in _DTYPES:
-            return f"{tensor.dtype}, the kernel takes float32, float16 and bfloat16"
-        if type(tensor) not in PLAIN_TENSORS or tensor.device != device:
-            return f"{type(tensor).__name__} on {tensor.device} instead of a tensor on {device}"
-    if not (weight.dtype == bias.dtype == dtype or torch.is_autocast_enabled(device.type)):
-        return f"weights of another dtype than {dtype}, without autocast"
-    return None
-
-
-def _device_obstacle(device: torch.device) -> str | None:
-    if device.type != "cuda":
-        return f"tensors on {device.type}"
-    return gpu.unavailable_reason() or _capability_obstacle(device)
+        if tensor.dtype not in gpu.DTYPES or tensor.device != device:
+            return False
+        if type(tensor) not in PLAIN_TENSORS:
+            return False
+    return weight.dtype == bias.dtype == dtype or torch.is_autocast_enabled(device.type)
 
 
 @cache
-def _capability_obstacle(device: torch.device) -> str | None:
-    capability = torch.cuda.get_device_capability(device)
-    if torch.version.hip is None and capability < (8, 0):
-        return f"compute capability {capability[0]}.{capability[1]}, the kernel needs 8.0"
-    return None
+def _device_serves(device: torch.device) -> bool:
+    return device.type == "cuda" and gpu.machine_reason(device) is None
 
 
 def _drop_factors(branch: Tensor, drop_path: nn.Module) -> tuple[Tensor, Tensor | None]:
     """The branch, and factors ``(B,)`` that stochastic depth still has to multiply it with."""
     # Of timm alone is known what it does, but only torch is needed here.
-    is_from_known_library = type(drop_path).__module__.startswith(
-        "timm."
-    ) and not has_hooks_or_own_forward(drop_path)
-    probability = drop_path.drop_prob if is_from_known_library else None
+    is_timms = type(drop_path).__module__.startswith("timm.")
+    is_known = is_timms and not has_hooks_or_own_forward(drop_path)
+    probability = drop_path.drop_prob if is_known else None
     if probability is None:
         return drop_path(branch), None
     if not (probability and drop_path.training):
@@ -154,17 +132,9 @@ class _AddLayerNorm(torch.autograd.Function):
     """y and n with gradients. Kept for the backward pass are y, two numbers a row and the factors."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        branch: Tensor | None,
-        keep: Tensor | None,
-        weight: Tensor,
-        bias: Tensor,
-        eps: float,
-        dtype: torch.dtype,
-    ) -> tuple[Tensor, Tensor]:
-        n, statistics, *sums = _forward(x, branch, keep, weight, bias, eps, dtype)
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+        n, statistics, *sums = _forward(*arguments)
+        x, branch, keep, weight, bias, _, dtype = arguments
         y = sums[0] if sums else x
         ctx.save_for_backward(y, statistics, keep, weight)
         ctx.dtypes = (x.dtype, None if branch is None else branch.dtype, bias.dtype, dtype)

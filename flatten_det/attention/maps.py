@@ -79,10 +79,6 @@ def strided_convolution(conv: nn.Conv2d, image: Tensor) -> Tensor:
     for maps one to seven tokens wide, or few channels, the output or the gradient of the weight is something
     else altogether, up to whatever the memory held before. They are so small a part of a backbone that
     float32 costs nothing that could be measured.
-
-    Args:
-        conv: any convolution with strides.
-        image: ``(B, C, H, W)``.
     """
     if image.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
         return conv(image)
@@ -95,17 +91,8 @@ def reduce_tokens(
 ) -> tuple[Tensor, tuple[int, int]]:
     """PVT's spatial reduction: a strided convolution merges each ``R x R`` patch of tokens, then a norm.
 
-    Maps that R does not divide are padded with zeros at the bottom and right.
-
-    Args:
-        x: ``(B, H*W, C)``.
-        hw_shape: ``(H, W)``.
-        ratio: R.
-        conv: kernel and stride ``(R, R)``.
-        norm: over C.
-
-    Returns:
-        Tokens ``(B, ceil(H/R)*ceil(W/R), C)`` and their map size.
+    ``(B, H*W, C)`` -> ``(B, ceil(H/R)*ceil(W/R), C)`` and their map size. Maps that R does not divide are
+    padded with zeros at the bottom and right.
     """
     B, _, C = x.shape
     image = pad_to_multiple(x.view(B, *hw_shape, C), (ratio, ratio)).permute(0, 3, 1, 2)
@@ -116,13 +103,7 @@ def reduce_tokens(
 def resize_grid(grid: Tensor, from_hw: tuple[int, int], to_hw: tuple[int, int]) -> Tensor:
     """Resize a learned grid bilinearly (``align_corners=False``) from one map size to another.
 
-    Args:
-        grid: ``(1, h*w, C)``, row-major over ``from_hw``.
-        from_hw: ``(h, w)`` that the grid was learned on.
-        to_hw: ``(H, W)`` of the feature map.
-
-    Returns:
-        ``(1, H*W, C)``; the grid itself when the sizes agree.
+    ``(1, h*w, C)``, row-major, -> ``(1, H*W, C)``; the grid itself when the sizes agree.
     """
     if tuple(from_hw) == tuple(to_hw):
         return grid
@@ -135,15 +116,7 @@ def resize_grid(grid: Tensor, from_hw: tuple[int, int], to_hw: tuple[int, int]) 
 
 
 def resize_grid_to_each(grid: Tensor, padding: Padding) -> Tensor:
-    """:func:`resize_grid` to the size of each map of a padded batch.
-
-    Args:
-        grid: ``(1, h*w, C)``, row-major.
-        padding: of the maps, with :func:`shares_of_grid` of the grid's size.
-
-    Returns:
-        ``(B, H*W, C)``, zero in the padding.
-    """
+    """:func:`resize_grid` to the size of each map of a padded batch: ``(B, H*W, C)``, zero in the padding."""
     rows, columns = padding.rows, padding.columns
     (B, W, w), h = columns.shape, rows.shape[-1]
     with without_autocast(grid.device):
@@ -158,13 +131,9 @@ def resize_grid_to_each(grid: Tensor, padding: Padding) -> Tensor:
 def shares_of_grid(sizes: Tensor, grid_sizes: Tensor, points: int, grid_points: int) -> Tensor:
     """Shares of a grid's points in those of axes that it is stretched to (``align_corners=False``).
 
-    Args:
-        sizes, grid_sizes: points of the axes, and of the grids, of the same shape. The result is float64 if
-            one of them is, or else float32.
-        points, grid_points: that there are at most.
-
-    Returns:
-        ``(..., points, grid_points)``, zero beyond the ends.
+    ``sizes`` and ``grid_sizes (...)`` are the points of axes and grids, at most ``points`` and
+    ``grid_points``. The result ``(..., points, grid_points)`` is zero beyond the ends, and float64 if one of
+    them is, or else float32.
     """
     ratios, ends = (grid_sizes / sizes).unsqueeze(-1), (grid_sizes - 1).unsqueeze(-1)
     ticks = torch.arange(0.5, points, device=ratios.device, dtype=ratios.dtype)

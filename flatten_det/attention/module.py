@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import ops, tiles
-from .dispatch import TILED_LAYER, TRITON, Choice, Kind, choose, run
+from .dispatch import TILED_LAYER, TRITON, Kind, choose, run
 from .eager import is_plain, is_plain_depthwise, is_plain_eager
 from .maps import (
     Padding,
@@ -21,7 +21,7 @@ from .maps import (
     window_partition,
 )
 from .reference import Inputs, values_as_image
-from .tiles import FoldedProjections, fold_projections
+from .tiles import FoldedProjections, Layer, Norm, fold_projections
 
 EPS = 1e-6
 
@@ -116,10 +116,10 @@ class FocusedLinearAttention(nn.Module):
         return self.window_size is None and self.sr_ratio == 1 and self.lepe is None
 
     def fuse_for_inference(self) -> None:
-        """Fold scale, eps and bias into the projections where no gradient is needed.
+        """Fold scale, eps and bias into the projections where no gradient is needed, until training mode.
 
-        On a GPU, the kernels have these for free and nothing changes. It is done in every call, which takes
-        no time that could be measured, and knows no weights but the present ones. Training mode ends it.
+        It is done in every call, which takes no time that could be measured, and knows no weights but the
+        present ones. On a GPU, the kernels have these for free and nothing changes.
         """
         self.is_fused = True
 
@@ -136,13 +136,10 @@ class FocusedLinearAttention(nn.Module):
         return [self.qkv] if self.fused_qkv else [self.q, self.kv]
 
     def _can_be_folded(self) -> bool:
-        """Whether the projections may be read, and are of one kind."""
+        """Whether the projections may be read, and all of them or none have a bias."""
         parts = self._projections()
-        return all(map(is_plain, parts, repeat(nn.Linear))) and self._have_biases_alike(parts)
-
-    @staticmethod
-    def _have_biases_alike(parts: list[nn.Module]) -> bool:
-        return (parts[0].bias is None) == (parts[-1].bias is None)
+        is_readable = all(map(is_plain, parts, repeat(nn.Linear)))
+        return is_readable and len({part.bias is None for part in parts}) == 1
 
     def _fold(self) -> FoldedProjections:
         parts = self._projections()
@@ -150,14 +147,20 @@ class FocusedLinearAttention(nn.Module):
         bias = None if parts[0].bias is None else torch.cat([part.bias for part in parts])
         return fold_projections(weight, bias, self.positional_encoding, self.scale, EPS)
 
+    def _in_tiles(self) -> Layer:
+        dwc, lepe = (
+            (None, None) if c is None else (c.weight, c.bias) for c in (self.dwc, self.lepe)
+        )
+        proj = (self.proj.weight, self.proj.bias)
+        return Layer(*self._fold(), *self.grid_size, *dwc, *lepe, *proj, self.num_heads, EPS)
+
     def forward(
         self, x: Tensor, hw_shape: tuple[int, int], padding: Padding | None = None
     ) -> Tensor:
         """``x (B, N, C)`` with N = H*W tokens of ``hw_shape = (H, W)`` -> ``(B, N, C)``.
 
-        Args:
-            padding: with shares of a grid of ``grid_size``: each map is computed as alone, and what the
-                result has in the padding is of no use. None: there is none, or it is taken for image.
+        With ``padding``, and shares of a grid of ``grid_size`` in it, each map is computed as alone, and what
+        the result has in the padding is of no use.
 
         Raises:
             ValueError: if there is padding, and the layer does not :attr:`takes_padding`.
@@ -165,8 +168,8 @@ class FocusedLinearAttention(nn.Module):
         if padding is not None and not self.takes_padding:
             raise ValueError("windows, sr_ratio > 1 and lepe_kernel_size take no padding")
         choice = self._choose(x)
-        if choice.implementation == TILED_LAYER and padding is None:
-            return self._forward_in_tiles(x, hw_shape)
+        if choice == TILED_LAYER and padding is None:
+            return ops.layer(x, *hw_shape, *self._in_tiles())
         if self.window_size is None:
             return self.proj(self._attend(x, hw_shape, choice, padding))
         B, N, C = x.shape
@@ -184,37 +187,19 @@ class FocusedLinearAttention(nn.Module):
         weight, bias = norm.weight, norm.bias
         if weight is None or bias is None or weight.shape != x.shape[-1:]:
             return False
-        if weight.dtype != torch.float32:
-            return False
-        return self._choose(x).implementation == TILED_LAYER
+        return weight.dtype == torch.float32 and self._choose(x) == TILED_LAYER
 
     def add_in_tiles(
         self, x: Tensor, hw_shape: tuple[int, int], norm: nn.LayerNorm, inplace: bool
     ) -> Tensor:
         """``x + self(norm(x), hw_shape)``, without a tensor for what norm and the layer return.
 
-        Args:
-            x: ``(B, N, C)``.
-            hw_shape: ``(H, W)`` with H*W = N.
-            norm: of a block that :meth:`adds_in_tiles`.
-            inplace: overwrite x, which must be contiguous.
+        For blocks that :meth:`adds_in_tiles`. ``inplace``: overwrite x, which must be contiguous.
         """
-        pairs = ((self.dwc, self.num_heads), (self.lepe, 1))
-        convolutions = [(c.weight, c.bias, heads) for c, heads in pairs if c is not None]
-        layer = tiles.Layer(
-            self._fold(),
-            self.grid_size,
-            convolutions,
-            self.proj.weight,
-            self.proj.bias,
-            self.num_heads,
-            EPS,
-        )
-        norm = tiles.Norm(norm.weight, norm.bias, norm.eps)
-        return tiles.forward(x, layer, hw_shape, norm, inplace)
+        own = Norm(norm.weight, norm.bias, norm.eps)
+        return tiles.forward(x, self._in_tiles(), hw_shape, own, inplace)
 
-    def _choose(self, x: Tensor) -> Choice:
-        """What computes the layer for x."""
+    def _choose(self, x: Tensor) -> str:
         device, dtype = x.device, x.dtype
         kind = device.type
         # What the projections return. Tensors without values know of no autocast.
@@ -232,50 +217,29 @@ class FocusedLinearAttention(nn.Module):
         return choose(kind, is_layer=self._could_be_one_operator(x, dtype))
 
     def _attend(
-        self,
-        x: Tensor,
-        hw_shape: tuple[int, int],
-        choice: Choice,
-        padding: Padding | None = None,
+        self, x: Tensor, hw_shape: tuple[int, int], choice: str, padding: Padding | None = None
     ) -> Tensor:
         """Attention and convolutions of V, without the output projection."""
         # The Triton kernels scale what they have read anyway: nothing to gain from folding.
-        uses_folded = (
-            self.is_fused
-            and not torch.is_grad_enabled()
-            and choice.implementation != TRITON
-            and self._can_be_folded()
-        )
-        folded = self._fold() if uses_folded else None
+        uses_folded = self.is_fused and not torch.is_grad_enabled() and choice != TRITON
+        folded = self._fold() if uses_folded and self._can_be_folded() else None
+        scale, floor, grid = self.scale, None, self.positional_encoding
+        if folded is not None:
+            scale, floor, grid = None, folded.floor, folded.positions * folded.position_scale
         reduced, key_shape = x, hw_shape
         if self.sr_ratio > 1:
             reduced, key_shape = reduce_tokens(x, hw_shape, self.sr_ratio, self.sr, self.norm)
         q, k, v = self._project(x, reduced, folded)
-        grid = (
-            self.positional_encoding if folded is None else folded.positions * folded.position_scale
-        )
         if padding is None:
-            positions = resize_grid(grid, self.grid_size, key_shape)
+            sizes, positions = None, resize_grid(grid, self.grid_size, key_shape)
         else:
-            positions = resize_grid_to_each(grid, padding)
+            sizes, positions = padding.sizes, resize_grid_to_each(grid, padding)
         dwc = self.dwc
         is_read = dwc is not None and is_plain_depthwise(dwc)
-        inputs = Inputs(
-            q,
-            k,
-            v,
-            positions,
-            self.scale if folded is None else None,
-            dwc.weight if is_read else None,
-            dwc.bias if is_read else None,
-            self.num_heads,
-            hw_shape,
-            self.focusing_factor,
-            EPS,
-            None if folded is None else folded.floor,
-            None if padding is None else padding.sizes,
-        )
-        out = run(choice, inputs)
+        weight, bias = (dwc.weight, dwc.bias) if is_read else (None, None)
+        tensors = (q, k, v, positions, scale, weight, bias)
+        settings = (self.num_heads, hw_shape, self.focusing_factor, EPS, floor, sizes)
+        out = run(choice, Inputs(*tensors, *settings))
         if dwc is not None and not is_read:
             if padding is not None:
                 v = v.masked_fill(padding.mask, 0)
@@ -287,10 +251,8 @@ class FocusedLinearAttention(nn.Module):
     def _call_dwc(self, v: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         """The depthwise convolution of ``v (B, M, C)`` as its module computes it, ``(B, N, C)``."""
         B, heads = v.shape[0], self.num_heads
-        image = (
-            values_as_image(v, hw_shape).unflatten(1, (heads, -1)).flatten(0, 1)
-        )  # [B*h, d, H, W]
-        return as_tokens(self.dwc(image).unflatten(0, (B, heads)).flatten(1, 2))
+        image = values_as_image(v, hw_shape).unflatten(1, (heads, -1))  # [B, h, d, H, W]
+        return as_tokens(self.dwc(image.flatten(0, 1)).unflatten(0, (B, heads)).flatten(1, 2))
 
     def _project(
         self, x: Tensor, reduced: Tensor, folded: FoldedProjections | None
@@ -308,9 +270,8 @@ class FocusedLinearAttention(nn.Module):
 
     def _could_be_one_operator(self, x: Tensor, dtype: torch.dtype) -> bool:
         """Whether the whole layer can run tile by tile: on the CPU, without gradients, in float32."""
-        if x.device.type != "cpu" or torch.is_grad_enabled():
-            return False
-        if not x.dtype == dtype == torch.float32:
+        is_exact = x.dtype == dtype == torch.float32
+        if x.device.type != "cpu" or torch.is_grad_enabled() or not is_exact:
             return False
         # What is looked at becomes part of a trace.
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
@@ -323,24 +284,7 @@ class FocusedLinearAttention(nn.Module):
         return (
             all(map(is_plain, linear, repeat(nn.Linear)))
             and all(map(is_plain_depthwise, convolutions))
-            and self._have_biases_alike(projections)
+            and len({part.bias is None for part in projections}) == 1
             and self.proj.bias is not None
             and all(part.weight.dtype == torch.float32 for part in linear)
-        )
-
-    def _forward_in_tiles(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        convolutions = []
-        for convolution in (self.dwc, self.lepe):
-            is_there = convolution is not None
-            convolutions += [convolution.weight, convolution.bias] if is_there else [None, None]
-        return ops.layer(
-            x,
-            *self._fold(),
-            *self.grid_size,
-            *convolutions,
-            self.proj.weight,
-            self.proj.bias,
-            self.num_heads,
-            *hw_shape,
-            EPS,
         )

@@ -18,7 +18,6 @@ from torch.utils.flop_counter import register_flop_formula
 from . import gpu, plain, tiled, tiles
 from .eager import is_plain_eager, without_autocast
 from .reference import Inputs
-from .tiles import FoldedProjections
 
 # Schemas are flat: `_unpack` takes `Inputs` apart for a call, `_pack` puts them together again.
 _TENSORS = (
@@ -46,7 +45,10 @@ def attention(*arguments):
     ``sizes`` are for CUDA alone.
     """
     inputs = _pack(*arguments)
-    _check_no_padding(inputs)
+    if inputs.sizes is not None:
+        raise NotImplementedError(
+            "padding within the operator is for CUDA; leave it out on the CPU"
+        )
     # Autocast would send the products within an operator to half precision.
     with without_autocast(_CPU):
         return tiled.forward(inputs)
@@ -62,7 +64,6 @@ def attention(*arguments):
 def attention_backward(*arguments):
     """Gradients of those of the seven tensor inputs that need one, in their order."""
     grad, inputs, kv, means, needs = _pack_backward(*arguments)
-    _check_no_padding(inputs)
     with without_autocast(_CPU):
         return _needed(tiled.backward(grad, inputs, kv, means, needs), needs)
 
@@ -77,9 +78,9 @@ def _pack(
 
 def _pack_backward(grad, *arguments) -> tuple[Tensor, Inputs, Tensor, Tensor, Sequence[bool]]:
     """The arguments of :func:`attention_backward`."""
-    tensors = arguments[:7]
     kv, means, num_heads, height, width, eps, needs, *sizes = arguments[7:]
-    return grad, _pack(*tensors, None, num_heads, height, width, eps, *sizes), kv, means, needs
+    inputs = _pack(*arguments[:7], None, num_heads, height, width, eps, *sizes)
+    return grad, inputs, kv, means, needs
 
 
 def _unpack(inputs: Inputs) -> tuple:
@@ -96,13 +97,6 @@ def _spread(gradients: Iterable[Tensor], needs: Iterable[bool]) -> list[Tensor |
     """The inverse of :func:`_needed`."""
     found = iter(gradients)
     return [next(found) if need else None for need in needs]
-
-
-def _check_no_padding(inputs: Inputs) -> None:
-    if inputs.sizes is not None:
-        raise NotImplementedError(
-            "padding within the operator is for CUDA; leave it out on the CPU"
-        )
 
 
 @attention.register_kernel("cuda")
@@ -173,7 +167,8 @@ class _Kernels(torch.autograd.Function):
 
 def attention_on_cuda(inputs: Inputs) -> Tensor:
     """The output of :func:`attention` on CUDA, by its operator only where somebody may look at operators."""
-    if not _is_plain_eager_tensor(inputs.q):
+    is_plain = type(inputs.q) is Tensor and is_plain_eager()
+    if not is_plain or torch._C._are_functorch_transforms_active():
         return attention(*_unpack(inputs))[0]
     if torch.is_grad_enabled():
         return _Kernels.apply(*inputs)
@@ -183,13 +178,6 @@ def attention_on_cuda(inputs: Inputs) -> Tensor:
 def attention_in_tiles(inputs: Inputs) -> Tensor:
     """The output of :func:`attention` on the CPU."""
     return attention(*_unpack(inputs))[0]
-
-
-def _is_plain_eager_tensor(x: Tensor) -> bool:
-    """Whether x is a plain tensor: no compiler's, trace's, mode's, subclass's or transformation's."""
-    if type(x) is not Tensor or not is_plain_eager():
-        return False
-    return not torch._C._are_functorch_transforms_active()
 
 
 @attention.register_fake
@@ -263,39 +251,18 @@ def _attention_backward_flops(*arguments, **_) -> int:
     "flatten_det::focused_linear_attention_layer",
     mutates_args=(),
     device_types="cpu",
-    schema="(Tensor x, Tensor weight, Tensor bias, Tensor positions, Tensor position_scale, Tensor floor, "
-    "int grid_height, int grid_width, "
-    "Tensor? dwc_weight, Tensor? dwc_bias, Tensor? lepe_weight, Tensor? lepe_bias, "
-    "Tensor proj_weight, Tensor proj_bias, int num_heads, SymInt height, "
-    "SymInt width, float eps) -> Tensor",
+    schema="(Tensor x, SymInt height, SymInt width, Tensor weight, Tensor bias, Tensor positions, "
+    "Tensor position_scale, Tensor floor, int grid_height, int grid_width, Tensor? dwc_weight, "
+    "Tensor? dwc_bias, Tensor? lepe_weight, Tensor? lepe_bias, Tensor proj_weight, Tensor proj_bias, "
+    "int num_heads, float eps) -> Tensor",
 )
-def layer(
-    x, weight, bias, positions, position_scale, floor, grid_height, grid_width, dwc_weight, dwc_bias,
-    lepe_weight, lepe_bias, proj_weight, proj_bias, num_heads, height, width, eps,
-):  # fmt: skip
+def layer(x, height, width, *parameters):
     """The whole layer on the CPU, without autograd, ``(B, N, C)`` to ``(B, N, C)`` in float32.
 
-    Args:
-        x: ``(B, N, C)``.
-        weight, bias, positions, position_scale, floor: see
-            :class:`~flatten_det.attention.tiles.FoldedProjections`.
-        grid_height, grid_width: of the positions.
-        dwc_weight, dwc_bias: depthwise convolution of V, the same for all heads, or None.
-        lepe_weight, lepe_bias: one with a kernel for every channel, or None.
-        proj_weight, proj_bias: the output projection.
+    ``parameters`` are those of :class:`~flatten_det.attention.tiles.Layer`.
     """
-    pairs = ((dwc_weight, dwc_bias, num_heads), (lepe_weight, lepe_bias, 1))
-    parameters = tiles.Layer(
-        FoldedProjections(weight, bias, positions, position_scale, floor),
-        (grid_height, grid_width),
-        [pair for pair in pairs if pair[0] is not None],
-        proj_weight,
-        proj_bias,
-        num_heads,
-        eps,
-    )
     with without_autocast(_CPU):
-        return tiles.forward(x, parameters, (height, width))
+        return tiles.forward(x, tiles.Layer(*parameters), (height, width))
 
 
 @layer.register_fake
@@ -304,9 +271,9 @@ def _(x, *_):
 
 
 @register_flop_formula(torch.ops.flatten_det.focused_linear_attention_layer)
-def _layer_flops(x, weight, bias, positions, position_scale, floor, *settings, **_) -> int:
+def _layer_flops(x, height, width, *parameters, **_) -> int:
     B, N, C = x
-    _, _, dwc_weight, _, lepe_weight, _, _, _, num_heads, *_ = settings
+    shapes = tiles.Layer(*parameters)
     projections = 4 * 2 * B * N * C * C
-    convolutions = _convolution_flops(x, dwc_weight, lepe_weight)
-    return projections + _core_flops(x, x, num_heads) + convolutions
+    convolutions = _convolution_flops(x, shapes.dwc_weight, shapes.lepe_weight)
+    return projections + _core_flops(x, x, shapes.num_heads) + convolutions

@@ -20,13 +20,12 @@ class Inputs(NamedTuple):
 
     Attributes:
         q: queries ``(B, N, C)``, N = H*W tokens in row-major order.
-        k: keys ``(B, M, C)``. M < N for spatially reduced keys and values.
-        v: values ``(B, M, C)``.
+        k, v: keys and values ``(B, M, C)``; M < N where they are spatially reduced.
         positions: added to the keys, broadcastable to ``(B, M, C)``.
         scale: per-channel parameter s of :func:`feature_map`, broadcastable to ``(B, N, C)``.
         dwc_weight: ``(d, 1, K, K)``, the depthwise convolution, shared by all heads. None: no convolution.
         dwc_bias: ``(d,)``.
-        num_heads: number of heads h; the head dimension is d = C / h.
+        num_heads: h; the head dimension is d = C / h.
         hw_shape: ``(H, W)`` of the map of the queries.
         focusing_factor: p in Eq. 5.
         eps: added after the ReLU and to the normaliser.
@@ -61,16 +60,10 @@ class Inputs(NamedTuple):
 
 
 def focused_map(x: Tensor, focusing_factor: float = 3) -> Tensor:
-    r"""The focused function :math:`f_p(x) = \|x\| \, x^p / \|x^p\|` of Eq. 5, for x >= 0.
+    r"""The focused function :math:`f_p(x) = \|x\| \, x^p / \|x^p\|` of Eq. 5, for ``x (..., C)`` >= 0.
 
-    It keeps the norm of every row and turns its direction towards the largest entries.
-
-    Args:
-        x: non-negative ``(..., C)``; the norms span the last dimension.
-        focusing_factor: the power p.
-
-    Returns:
-        ``(..., C)``; zero rows stay zero.
+    It keeps the norm of every row, over C, and turns its direction towards the largest entries. Zero rows
+    stay zero.
     """
     tiny = torch.finfo(x.dtype).tiny
     # f_p(c x) = c f_p(x), so rows may be scaled to a largest entry of 1 first: no power of a row
@@ -86,23 +79,15 @@ def focused_map(x: Tensor, focusing_factor: float = 3) -> Tensor:
 
 
 def feature_map(
-    x: Tensor,
-    scale: Tensor | None,
-    focusing_factor: float,
-    eps: float,
-    floor: Tensor | None = None,
+    x: Tensor, scale: Tensor | None, focusing_factor: float, eps: float, floor: Tensor | None = None
 ) -> Tensor:
     r""":math:`\phi_p(x) = f_p((\mathrm{ReLU}(x) + \epsilon) / \mathrm{softplus}(s))` of Eq. 5.
 
     Args:
         x: ``(B, N, C)``.
         scale: per-channel s, broadcastable to x, or None for no division.
-        focusing_factor: the power p.
         eps: keeps rows without a positive entry away from zero.
-        floor: per-channel eps/softplus(s), where x has scale and eps already, see :func:`fold_projections`.
-
-    Returns:
-        ``(B, N, C)``, non-negative.
+        floor: per-channel eps/softplus(s), where x has scale and eps already, see ``tiles.fold_projections``.
     """
     if floor is not None:
         return focused_map(torch.maximum(x, floor), focusing_factor)
@@ -155,16 +140,9 @@ def depthwise_values(
 ) -> Tensor:
     """The depthwise convolution of V that restores the rank of the attention (Sec. 4.2).
 
-    Args:
-        v: values ``(B, M, C)``. If M differs from H*W (spatial reduction), they are first resized
-            *linearly along the flattened token axis*: that is what the original does.
-        weight: ``(d, 1, K, K)``, one kernel for all heads.
-        bias: ``(d,)`` or None.
-        num_heads: h; d = C / h.
-        hw_shape: ``(H, W)``.
-
-    Returns:
-        ``(B, H*W, C)``.
+    ``v (B, M, C)`` -> ``(B, H*W, C)``. If M differs from H*W (spatial reduction), values are first resized
+    *linearly along the flattened token axis*: that is what the original does. All heads have the same kernels
+    ``(d, 1, K, K)``.
     """
     image = values_as_image(v, hw_shape)
     # Repeating the kernel over the heads is one convolution over C channels: no copy of V per head.

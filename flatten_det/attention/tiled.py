@@ -24,6 +24,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 
 from .maps import as_image
 from .reference import Inputs
@@ -43,32 +44,22 @@ from .tiles import (
 )
 
 
-def positioned_keys(k: Tensor, positions: Tensor | None, tile: Tile, out: Tensor) -> Tensor:
-    """A tile of the keys ``k (B, M, C)``: a view, or with ``positions`` their sum in ``out``."""
-    x = k[tile.batch, tile.tokens]
+def with_positions(x: Tensor, positions: Tensor | None, tile: Tile, out: Tensor) -> Tensor:
+    """A tile of ``x (B, N, C)``: a view, or with ``positions`` their sum in ``out``."""
+    rows = x[tile.batch, tile.tokens]
     if positions is None:
-        return x
+        return rows
     own = positions[tile.batch] if len(positions) > 1 else positions
-    return torch.add(x, own[:, tile.tokens], out=out)
+    return torch.add(rows, own[:, tile.tokens], out=out)
 
 
-def keys_of_tile(
-    k: Tensor,
-    positions: Tensor | None,
-    activation: Activation,
-    tile: Tile,
-    buffers: Buffers,
+def focused_tile(
+    x: Tensor, positions: Tensor | None, activation: Activation, tile: Tile, buffers: Buffers
 ) -> Focused:
-    """Focus a tile of the keys ``k (B, M, C)``, with ``positions`` added."""
-    a = buffers("a", *tile.size, k.shape[-1])
-    x = positioned_keys(k, positions, tile, out=a)
-    return focus(activation(x, out=a).flatten(0, 1), buffers)
-
-
-def queries_of_tile(q: Tensor, activation: Activation, tile: Tile, buffers: Buffers) -> Focused:
-    """Focus a tile of the queries ``q (B, N, C)``."""
-    a = buffers("a", *tile.size, q.shape[-1])
-    return focus(activation(q[tile.batch, tile.tokens], out=a).flatten(0, 1), buffers)
+    """Focus a tile of the queries or keys ``x (B, N, C)``, with ``positions`` added."""
+    a = buffers("a", *tile.size, x.shape[-1])
+    rows = with_positions(x, positions, tile, out=a)
+    return focus(activation(rows, out=a).flatten(0, 1), buffers)
 
 
 def forward(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
@@ -88,7 +79,7 @@ def forward(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     sums = KeySums(B, num_heads, C // num_heads)
     key_shape = hw_shape if M == N else (1, M)
     for tile in tiles(B, key_shape, C):
-        keys = keys_of_tile(k, positions, activation, tile, buffers)
+        keys = focused_tile(k, positions, activation, tile, buffers)
         sums.add(tile, keys, v[tile.batch, tile.tokens].float())
     sums.finish(M)
 
@@ -97,7 +88,7 @@ def forward(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     if dwc_weight is not None:
         convolution = Convolution(dwc_weight, dwc_bias, num_heads)
     for tile in tiles(B, hw_shape, C):
-        queries = queries_of_tile(q, activation, tile, buffers)
+        queries = focused_tile(q, None, activation, tile, buffers)
         part = out[tile.batch, tile.tokens]  # Contiguous: rows of one map, or whole maps.
         into = part if part.dtype == torch.float32 else buffers("out", *part.shape)
         result = attend(queries, sums, tile, eps, into)
@@ -232,13 +223,9 @@ def _key_gradients(
 def backward(
     grad: Tensor, inputs: Inputs, kv: Tensor, k_mean: Tensor, needs: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of the tensors of the inputs, q to dwc_bias; None for those not needed.
+    """Gradients of the tensors of the inputs, q to dwc_bias; None for those without ``needs``.
 
-    Args:
-        grad: of the output, ``(B, N, C)``.
-        inputs: of the forward pass.
-        kv, k_mean: from the forward pass.
-        needs: which of the seven are needed. Those of q, k and v are always computed.
+    Those of q, k and v are always computed. ``kv`` and ``k_mean`` are from the forward pass.
     """
     q, k, v, positions, scale, dwc_weight, dwc_bias = inputs.tensors
     num_heads, hw_shape, eps = inputs.num_heads, inputs.hw_shape, inputs.eps
@@ -251,7 +238,7 @@ def backward(
     side = _QuerySide(kv, k_mean, eps)
     for tile in tiles(B, hw_shape, C):
         part = (tile.batch, tile.tokens)
-        rows = queries_of_tile(q, activation, tile, buffers)
+        rows = focused_tile(q, None, activation, tile, buffers)
         da = side.gradient(rows, grad[part].float(), tile, buffers)
         scale_sum.add(da, rows, buffers)
         _through_activation(da, q[part], activation, dq[part])
@@ -263,13 +250,13 @@ def backward(
     key_shape = hw_shape if M == N else (1, M)
     for tile in tiles(B, key_shape, C):
         part = (tile.batch, tile.tokens)
-        rows = keys_of_tile(k, positions, activation, tile, buffers)
+        rows = focused_tile(k, positions, activation, tile, buffers)
         da, d_values = _key_gradients(rows, v[part].float(), d_kv, d_k, tile, buffers)
         if flipped is not None:
             d_values += flipped.of_rows(as_image(grad[tile.batch], hw_shape), tile.rows)
         dv[part] = d_values
         scale_sum.add(da, rows, buffers)
-        x = positioned_keys(k, positions, tile, out=buffers("product", *tile.size, C))
+        x = with_positions(k, positions, tile, out=buffers("product", *tile.size, C))
         _through_activation(da, x, activation, dk[part])
 
     d_positions = None
@@ -279,38 +266,14 @@ def backward(
         d_positions = d_positions.to(positions.dtype)
     d_weight, d_bias = None, None
     if needs[5] or needs[6]:
-        d_weight, d_bias = _convolution_gradients(
-            grad, v, dwc_weight, dwc_bias, num_heads, hw_shape
-        )
+        # As one convolution of all channels, whose heads are summed up.
+        shape = (C, *dwc_weight.shape[1:])
+        v_image, grad_image = (as_image(x, hw_shape).float() for x in (v, grad))
+        reach = shape[-1] // 2
+        found = conv2d_weight(v_image, shape, grad_image, padding=reach, groups=C)
+        d_weight = found.unflatten(0, (num_heads, -1)).sum(dim=0).to(dwc_weight.dtype)
+    if dwc_bias is not None and (needs[5] or needs[6]):
+        # The convolution's own sum of a long column is ten times less exact.
+        d_bias = grad.float().sum(dim=(0, 1)).unflatten(0, (num_heads, -1)).sum(dim=0)
+        d_bias = d_bias.to(dwc_bias.dtype)
     return dq, dk, dv, d_positions, scale_sum.gradient(), d_weight, d_bias
-
-
-def _convolution_gradients(
-    grad: Tensor,
-    v: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    num_heads: int,
-    hw_shape: tuple[int, int],
-) -> tuple[Tensor, Tensor | None]:
-    padding = weight.shape[-1] // 2
-    repeated = weight.float().repeat(num_heads, 1, 1, 1)
-    _, d_weight, _ = torch.ops.aten.convolution_backward(
-        as_image(grad, hw_shape).float(),
-        as_image(v, hw_shape).float(),
-        repeated,
-        None,
-        [1, 1],
-        [padding, padding],
-        [1, 1],
-        False,
-        [0, 0],
-        len(repeated),
-        [False, True, False],
-    )
-    d_weight = d_weight.unflatten(0, (num_heads, -1)).sum(dim=0).to(weight.dtype)
-    if bias is None:
-        return d_weight, None
-    # The convolution's own sum of a long column is ten times less exact.
-    d_bias = grad.float().sum(dim=(0, 1)).unflatten(0, (num_heads, -1)).sum(dim=0)
-    return d_weight, d_bias.to(bias.dtype)

@@ -24,13 +24,7 @@ _LEAST_TOKENS = 1024
 
 
 class Tile(NamedTuple):
-    """Some rows of one map, or several whole maps.
-
-    Attributes:
-        batch: slice of the batch; longer than one only for whole maps.
-        rows: slice of the map's rows.
-        tokens: slice of its tokens.
-    """
+    """Some rows of one map, or several whole maps: slices of the batch, of the map's rows, of its tokens."""
 
     batch: slice
     rows: slice
@@ -88,13 +82,8 @@ def merge_heads(x: Tensor, num_heads: int) -> Tensor:
 class GridRows:
     """Rows of a learned grid resized as by :func:`~.maps.resize_grid`, which never exists as a whole.
 
-    The grid is stretched along its width at once, which keeps it small, and along its height as rows are
-    asked for.
-
-    Args:
-        grid: ``(1, h*w, C)``, without gradients.
-        from_hw: ``(h, w)`` that the grid was learned on.
-        to_hw: ``(H, W)`` of the feature map.
+    The grid ``(1, h*w, C)``, without gradients, is stretched from ``(h, w)`` along its width at once, which
+    keeps it small, and along its height as rows are asked for.
     """
 
     def __init__(self, grid: Tensor, from_hw: tuple[int, int], to_hw: tuple[int, int]) -> None:
@@ -129,12 +118,11 @@ class GridRows:
 class Activation(NamedTuple):
     """How a token becomes non-negative: ``(ReLU(x) + eps) * inverse_scale``, or ``max(x, floor)``.
 
-    The second form is the first one with everything but the maximum folded into the projection.
+    The second form is the first one with everything but the maximum ``folded`` into the projection.
 
     Attributes:
         inverse_scale: 1 / softplus(s) per channel, or None for 1.
         floor: what remains of a negative entry, per channel: eps * inverse_scale.
-        folded: whether inputs have the scale and eps already.
     """
 
     inverse_scale: Tensor | None
@@ -175,11 +163,7 @@ LENGTH = 2.0**12
 class Focused(NamedTuple):
     """Rows a > 0 of a tile, brought to one length; f_3(a) = ``norm * cube / cube_norm``.
 
-    Attributes:
-        scaled: ``LENGTH * a/|a|``, ``(n, C)``.
-        cube: its elementwise third power, ``(n, C)``.
-        norm: |a|, ``(n, 1)``.
-        cube_norm: |cube|, ``(n, 1)``.
+    ``scaled (n, C)`` is ``LENGTH * a/|a|``, ``cube`` its elementwise third power; norms are ``(n, 1)``.
     """
 
     scaled: Tensor
@@ -194,23 +178,14 @@ class Focused(NamedTuple):
 
 def focus(a: Tensor, buffers: Buffers) -> Focused:
     """Focus positive rows ``a (n, C)``, in place."""
-    norm = _row_norm(a)
+    norm = torch.linalg.vector_norm(a, dim=-1).unsqueeze(-1)
     scaled = a.mul_(LENGTH / norm)
     cube = torch.pow(scaled, 3, out=buffers("cube", *a.shape))
-    return Focused(scaled, cube, norm, _row_norm(cube))
-
-
-def _row_norm(a: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(a, dim=-1).unsqueeze(-1)
+    return Focused(scaled, cube, norm, torch.linalg.vector_norm(cube, dim=-1).unsqueeze(-1))
 
 
 class KeySums:
-    """What the queries need of all keys and values.
-
-    Attributes:
-        kv: mean of f(k)ᵀ v per head, ``(B, h, d, d)``.
-        k: mean of f(k), ``(B, h, d)``.
-    """
+    """What queries need of all keys: the means ``kv (B, h, d, d)`` of f(k)ᵀ v, ``k (B, h, d)`` of f(k)."""
 
     def __init__(self, batch: int, num_heads: int, head_dim: int) -> None:
         self.kv = torch.zeros(batch, num_heads, head_dim, head_dim)
@@ -249,13 +224,7 @@ def attend(queries: Focused, sums: KeySums, tile: Tile, eps: float, out: Tensor)
 
 
 class Convolution:
-    """The depthwise convolution of V for the rows of a tile.
-
-    Args:
-        weight: ``(d, 1, K, K)``, shared by all heads.
-        bias: ``(d,)`` or None.
-        num_heads: h.
-    """
+    """The depthwise convolution of V for the rows of a tile; heads share the ``weight (d, 1, K, K)``."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, num_heads: int) -> None:
         self.weight = weight.detach().float().repeat(num_heads, 1, 1, 1)
@@ -294,48 +263,43 @@ class FoldedProjections(NamedTuple):
 def fold_projections(
     weight: Tensor, bias: Tensor | None, positions: Tensor, scale: Tensor, eps: float
 ) -> FoldedProjections:
-    """Projections that already contain scale, eps and bias of the feature map: for frozen weights.
+    """Projections of q, k and v, ``(3C, C)``, with scale, eps and bias of the feature map in them.
 
     The feature map sees queries only as ``(ReLU(W x + b) + eps) / softplus(s)``, and keys with positions
     added before the ReLU. With r = 1/softplus(s) > 0 per channel this is ``max(r (W x + b) + eps r, eps r)``:
     the factors go into the weights, and one maximum per entry remains.
-
-    Args:
-        weight: of q, k and v, ``(3C, C)``.
-        bias: ``(3C,)`` or None.
-        positions: ``(1, h*w, C)``.
-        scale: the parameter s, ``(1, 1, C)``.
-        eps: added after the ReLU.
     """
     inverse = 1 / F.softplus(scale.flatten())
     floor = eps * inverse
     ones = torch.ones_like(inverse)
     factors = torch.cat([inverse, inverse, ones])
     bias = torch.zeros_like(factors) if bias is None else bias * factors
-    return FoldedProjections(
-        weight * factors[:, None],
-        bias + torch.cat([floor, floor, 0 * ones]),
-        positions,
-        inverse,
-        floor,
-    )
+    bias = bias + torch.cat([floor, floor, 0 * ones])
+    return FoldedProjections(weight * factors[:, None], bias, positions, inverse, floor)
 
 
 class Layer(NamedTuple):
-    """What the layer is computed with.
+    """What the layer is computed with: :class:`FoldedProjections`, and the rest of its parameters.
 
     Attributes:
-        folded: projections of q, k and v, positions and scale.
-        grid_size: ``(h, w)`` of the positions.
-        convolutions: of V, to be added to the attention: the arguments of a :class:`Convolution` each.
+        grid_height, grid_width: of the positions.
+        dwc_weight, dwc_bias: depthwise convolution of V, the same for all heads, or None.
+        lepe_weight, lepe_bias: one with a kernel for every channel, or None.
         proj_weight, proj_bias: the output projection.
-        num_heads: h.
         eps: of the normaliser.
     """
 
-    folded: FoldedProjections
-    grid_size: tuple[int, int]
-    convolutions: list[tuple[Tensor, Tensor | None, int]]
+    weight: Tensor
+    bias: Tensor
+    positions: Tensor
+    position_scale: Tensor
+    floor: Tensor
+    grid_height: int
+    grid_width: int
+    dwc_weight: Tensor | None
+    dwc_bias: Tensor | None
+    lepe_weight: Tensor | None
+    lepe_bias: Tensor | None
     proj_weight: Tensor
     proj_bias: Tensor
     num_heads: int
@@ -343,21 +307,16 @@ class Layer(NamedTuple):
 
 
 class Norm(NamedTuple):
-    """A LayerNorm over the channels.
-
-    Attributes:
-        weight, bias: ``(C,)``.
-        eps: added to the variance.
-    """
+    """A LayerNorm over the channels."""
 
     weight: Tensor
     bias: Tensor
     eps: float
 
-    def folded_into(self, folded: FoldedProjections) -> FoldedProjections:
-        """Projections of standardised tokens instead of normalised ones."""
-        bias = torch.addmv(folded.bias, folded.weight, self.bias)
-        return folded._replace(weight=folded.weight * self.weight, bias=bias)
+    def folded_into(self, layer: Layer) -> Layer:
+        """The layer with projections of standardised tokens instead of normalised ones."""
+        bias = torch.addmv(layer.bias, layer.weight, self.bias)
+        return layer._replace(weight=layer.weight * self.weight, bias=bias)
 
     def standardised(self, x: Tensor, buffers: Buffers) -> Tensor:
         """Tokens ``x (b, n, C)`` of mean 0 and variance 1 over the channels.
@@ -384,9 +343,8 @@ class _RollingValues:
     def of_tile(self, tile: Tile, tokens: Tensor) -> tuple[Tensor, slice]:
         """``(b, C, H', W)`` channels last, and the tile's rows in it.
 
-        Args:
-            tile: the next one of the map, or the first of another.
-            tokens: what v is projected from, ``(b, n, C)``, of the tile and the rows below that are in reach.
+        Tiles of a map come in their order. ``tokens (b, n, C)`` is what v is projected from, of the tile and
+        the rows below that are in reach.
         """
         maps, num_tokens, channels = tokens.shape
         first = tile.rows.start
@@ -416,27 +374,21 @@ def forward(
     norm: Norm | None = None,
     inplace: bool = False,
 ) -> Tensor:
-    """The layer without autograd, in float32.
+    """``layer(x)`` or, with a norm, ``x + layer(norm(x))``, without autograd, in float32.
 
-    Args:
-        x: ``(B, H*W, C)``.
-        layer: its parameters.
-        hw_shape: ``(H, W)``.
-        norm: compute ``x + layer(norm(x))``; None: ``layer(x)``.
-        inplace: overwrite the contiguous ``x``.
-
-    Returns:
-        ``(B, H*W, C)``.
+    ``(B, H*W, C)`` to ``(B, H*W, C)``; ``inplace``: overwrite the contiguous ``x``.
     """
     B, N, C = x.shape
     height, width = hw_shape
     buffers = Buffers()
-    convolutions = [Convolution(*arguments) for arguments in layer.convolutions]
-    activation = Activation(None, layer.folded.floor, folded=True)
+    dwc = (layer.dwc_weight, layer.dwc_bias, layer.num_heads)
+    lepe = (layer.lepe_weight, layer.lepe_bias, 1)
+    convolutions = [Convolution(*own) for own in (dwc, lepe) if own[0] is not None]
+    activation = Activation(None, layer.floor, folded=True)
     if norm is not None:
-        layer = layer._replace(folded=norm.folded_into(layer.folded))
-    q_weight, _, v_weight = layer.folded.weight.chunk(3)
-    q_bias, _, v_bias = layer.folded.bias.chunk(3)
+        layer = norm.folded_into(layer)
+    q_weight, _, v_weight = layer.weight.chunk(3)
+    q_bias, _, v_bias = layer.bias.chunk(3)
     sums = _key_sums(x, layer, activation, hw_shape, norm, buffers)
     # In place, a tile is overwritten when nothing reads it any more: neighbours need its v, which is kept.
     out = x if inplace else torch.empty(B, N, C)
@@ -474,17 +426,17 @@ def _key_sums(
 ) -> KeySums:
     """Sums over all keys, whose ``layer`` takes standardised tokens if there is a norm."""
     B, N, C = x.shape
-    folded, num_heads = layer.folded, layer.num_heads
-    _, k_weight, v_weight = folded.weight.chunk(3)
-    _, k_bias, v_bias = folded.bias.chunk(3)
-    positions = GridRows(folded.positions, layer.grid_size, hw_shape)
+    num_heads = layer.num_heads
+    _, k_weight, v_weight = layer.weight.chunk(3)
+    _, k_bias, v_bias = layer.bias.chunk(3)
+    positions = GridRows(layer.positions, (layer.grid_height, layer.grid_width), hw_shape)
     keys_x, keys_sum = torch.zeros(B, C, C), torch.zeros(B, C)
     for tile in tiles(B, hw_shape, C):
         tokens = x[tile.batch, tile.tokens]
         tokens = tokens if norm is None else norm.standardised(tokens, buffers)
         keys = buffers("a", *tokens.shape)
         positions.of_rows(tile.rows, out=keys[0])
-        torch.addcmul(k_bias, keys[0], folded.position_scale, out=keys[0])
+        torch.addcmul(k_bias, keys[0], layer.position_scale, out=keys[0])
         keys[1:] = keys[0]
         _add_product(tokens, k_weight, keys)
         rows = focus(activation(keys, out=keys).flatten(0, 1), buffers)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from inspect import Parameter, signature
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,13 @@ from torch import Tensor, nn
 
 from ..attention import FocusedLinearAttention
 from ..attention.maps import Padding, as_image, is_padding, shares_of_grid
-from .blocks import TransformerBlock, as_contiguous_image, compile_blocks, computes_in_place
+from .blocks import (
+    PatchEmbed,
+    TransformerBlock,
+    as_contiguous_image,
+    compile_blocks,
+    computes_in_place,
+)
 from .cuda import AutocastWeights, replay_forward
 from .options import (
     check_attn_types,
@@ -46,25 +52,19 @@ NORM_LAYERS = (nn.LayerNorm, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
 _NOT_DECAYING = (".scale", ".relative_position_bias_table")
 
 
-class _Batch(NamedTuple):
-    """Of the model that is being called: ``images (B, 3, H, W)``, and ``(h, w)`` of what is valid in each."""
-
-    images: Tensor
-    valid: tuple[tuple[int, int], ...]
-
-
-_current: ContextVar[tuple[_Batch, ...]] = ContextVar("flatten_det_batches", default=())
+Sizes = tuple[tuple[int, int], ...]
+# Of the model that is being called: images ``(B, 3, H, W)``, and ``(h, w)`` of what is valid in each.
+_current: ContextVar[tuple[tuple[Tensor, Sizes], ...]] = ContextVar(
+    "flatten_det_batches", default=()
+)
 
 
 @contextmanager
 def valid_regions(images: object, data_samples: object) -> Iterator[None]:
     """For the time of a model's call, what its data samples say about its images.
 
-    Args:
-        images: what the model is called with: ``(B, 3, H, W)``, or a dict of such, as the branches of
-            semi-supervised detectors are; anything else says nothing.
-        data_samples: with ``img_shape``, one for each image, in a dict with the same keys for a dict of
-            images; anything else says nothing.
+    Images are ``(B, 3, H, W)``, or a dict of such, as the branches of semi-supervised detectors are. Samples
+    have an ``img_shape``, one for each image, in a dict with the same keys. Anything else says nothing.
     """
     token = _current.set(tuple(_read(images, data_samples)))
     try:
@@ -73,7 +73,7 @@ def valid_regions(images: object, data_samples: object) -> Iterator[None]:
         _current.reset(token)
 
 
-def _read(images: object, data_samples: object) -> Iterator[_Batch]:
+def _read(images: object, data_samples: object) -> Iterator[tuple[Tensor, Sizes]]:
     if isinstance(images, Mapping) and isinstance(data_samples, Mapping):
         for key in images.keys() & data_samples.keys():
             yield from _read(images[key], data_samples[key])
@@ -82,16 +82,11 @@ def _read(images: object, data_samples: object) -> Iterator[_Batch]:
         return
     valid = sizes_within(images, data_samples, "img_shape")
     if valid is not None:
-        yield _Batch(images, valid)
+        yield images, valid
 
 
-def sizes_within(
-    images: Tensor, data_samples: object, name: str
-) -> tuple[tuple[int, int], ...] | None:
-    """``(h, w)`` that each of the data samples has under a name.
-
-    None unless there is one for each of ``images (B, C, H, W)``, not larger than ``(H, W)``.
-    """
+def sizes_within(images: Tensor, data_samples: object, name: str) -> Sizes | None:
+    """``(h, w)`` under a name in each data sample; None unless each image has one, not larger than itself."""
     if not isinstance(data_samples, Sequence) or len(data_samples) != len(images):
         return None
     shapes = [getattr(sample, name, None) for sample in data_samples]
@@ -102,24 +97,17 @@ def sizes_within(
     return tuple((int(h), int(w)) for h, w, *_ in shapes)
 
 
-def valid_sizes(images: Tensor) -> tuple[tuple[int, int], ...] | None:
+def valid_sizes(images: Tensor) -> Sizes | None:
     """``(h, w)`` of the image in each of ``images (B, C, H, W)``; None where nothing is padded or known.
 
     Inputs of another size than the model's own, such as the crops of sliding windows, are not known.
     """
-    batches = _current.get()
-    found = [batch for batch in batches if batch.images is images]
-    # The same under another type or layout, for instance.
-    found = found or [batch for batch in batches if _shape(batch.images) == _shape(images)]
-    if len(found) != 1:
-        return None
-    hw_shape, valid = tuple(images.shape[2:]), found[0].valid
-    return None if all(size == hw_shape for size in valid) else valid
-
-
-def _shape(images: Tensor) -> tuple[int, ...]:
-    """``(B, H, W)`` of ``(B, C, H, W)``."""
-    return (*images.shape[:1], *images.shape[2:])
+    batches, count, hw_shape = _current.get(), len(images), images.shape[2:]
+    found = [valid for x, valid in batches if x is images]
+    if not found:  # The same under another type or layout, for instance.
+        found = [valid for x, valid in batches if (len(x), x.shape[2:]) == (count, hw_shape)]
+    is_padded = len(found) == 1 and any(size != tuple(hw_shape) for size in found[0])
+    return found[0] if is_padded else None
 
 
 def of_equal_size(sizes: Sequence[tuple[int, int]]) -> dict[tuple[int, int], list[int]]:
@@ -142,20 +130,18 @@ def apply_to_valid(
         backbone: from images to one map for each of ``strides``.
         images: ``(B, C, H, W)``.
         sizes: ``(h, w)`` of the image in each.
-        strides: s of the maps, in pixels.
 
     Returns:
-        ``(B, C_i, ceil(H/s), ceil(W/s))`` for each stride; what lies beyond ``ceil(h/s)`` and
-        ``ceil(w/s)`` is zero.
+        ``(B, C_i, ceil(H/s), ceil(W/s))`` for each stride s, zero beyond ``ceil(h/s)`` and ``ceil(w/s)``.
     """
     groups = of_equal_size(sizes)
     of_groups = []
     for (height, width), members in groups.items():
         own = images[:, :, :height, :width]
         of_groups.append(backbone(own if len(groups) == 1 else own[members]))
-    places = [index for members in groups.values() for index in members]
-    is_in_order = places == sorted(places)
-    order = None if is_in_order else torch.tensor(places).argsort().to(images.device)
+    places, order = [index for members in groups.values() for index in members], None
+    if places != sorted(places):
+        order = torch.tensor(places).argsort().to(images.device)
     outs = []
     for stride, *parts in zip(strides, *of_groups, strict=True):
         height, width = (-(-size // stride) for size in images.shape[2:])
@@ -175,11 +161,7 @@ def fill_padding(
 ) -> tuple[Tensor, list[Padding]]:
     """Images with zeros in their padding, and what is padding of their feature maps.
 
-    Args:
-        images: ``(B, C, H, W)``.
-        sizes: ``(h, w)`` of the image in each.
-        strides: s of the maps ``(ceil(H/s), ceil(W/s))``, in pixels.
-        grid_sizes: of the learned grids on the maps.
+    Arguments as for :func:`apply_to_valid`; ``grid_sizes`` are those of the learned grids on the maps.
     """
     device, hw_shape = images.device, tuple(images.shape[2:])
     # One transfer, which waits for nothing, and few operations: launches are what is to be saved.
@@ -209,11 +191,7 @@ class DenseBackbone(ExplainedModule):
 
     Attributes:
         arch_zoo: architectures by name, the smallest first.
-        stage_strides: of the stages' maps, in pixels.
-        norm_eps: of the blocks' norms.
-        mlp_conv: whether the blocks' MLPs have a depthwise convolution.
-        feature_dims: channels of the stages' maps.
-        out_indices: the stages that are returned, ascending.
+        feature_dims, stage_strides: channels of the stages' maps, and pixels to their tokens.
 
     Args:
         arch: a name in ``arch_zoo``, or a dict that changes single fields of ``base`` (default: the
@@ -312,7 +290,7 @@ class DenseBackbone(ExplainedModule):
         self._autocast_weights = AutocastWeights()
 
     def make_attention(self, stage: int, index: int) -> nn.Module:
-        """The attention of a stage's block of an index: by ``attn_types``, linear or the original's."""
+        """The attention of a stage's block: by ``attn_types``, linear or the original's."""
         raise NotImplementedError
 
     def linear_attention(self, stage: int, **own: Any) -> FocusedLinearAttention:
@@ -382,7 +360,7 @@ class DenseBackbone(ExplainedModule):
     def forward(
         self, x: Tensor, sizes: Sequence[tuple[int, int]] | None = None
     ) -> tuple[Tensor, ...]:
-        """``(B, in_channels, H, W)`` -> one ``(B, C_i, ceil(H/s), ceil(W/s))`` for each out index.
+        """``(B, in_channels, H, W)`` -> one ``(B, C_i, ceil(H/s), ceil(W/s))`` for each stage returned.
 
         With ``sizes``, the ``(h, w)`` of the image in each of ``x``, the rest of ``x`` is left out and its
         maps are zero. Within the call of a detector or segmentor they are known, with ``mask_padding``.
@@ -403,10 +381,7 @@ class DenseBackbone(ExplainedModule):
         return False
 
     def forward_images(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The same for images without padding, or with padding that is taken for image.
-
-        If it :meth:`computes_padded`, also with ``sizes`` as a second argument.
-        """
+        """The same without padding; with ``sizes`` as a second argument if it :meth:`computes_padded`."""
         raise NotImplementedError
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -423,10 +398,7 @@ class DenseBackbone(ExplainedModule):
         return group_parameters(self, self.group_matcher(coarse), reverse=True)
 
     def get_layer_depth(self, param_name: str, prefix: str = "") -> tuple[int, int]:
-        """A parameter's layer and the number of layers, by the convention of MMPretrain's backbones.
-
-        The embedding is layer 0; what is not of the backbone, whose names begin with ``prefix``, is the last.
-        """
+        """A parameter's layer and their number, as in MMPretrain; the last has names without the prefix."""
         depths = self.layer_depths()
         num_layers = max(depths.values()) + 2
         own = param_name.removeprefix(prefix) if param_name.startswith(prefix) else None
@@ -437,12 +409,23 @@ class DenseBackbone(ExplainedModule):
         raise NotImplementedError
 
     def convert_official(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-        """From a classification state dict to this class's names.
+        """A classification state dict in this class's names, and what dense prediction has no use for."""
+        converted, dropped = {}, []
+        for name, value in state.items():
+            own = self.own_name(name)
+            if own is None or self.is_beyond(own):
+                dropped.append(name)
+            else:
+                converted[own] = value
+        return converted, dropped
 
-        Returns:
-            The renamed entries, and the names of those that dense prediction has no use for.
-        """
-        raise NotImplementedError
+    def own_name(self, name: str) -> str | None:
+        """The name here of an official parameter; None for heads and buffers."""
+        return None if name.startswith("head.") else name
+
+    def is_beyond(self, name: str) -> bool:
+        """Whether a parameter belongs to what comes after the last of ``out_indices``."""
+        return False
 
     def optional_keys(self) -> set[str]:
         """Parameters that an official checkpoint need not contain."""
@@ -464,19 +447,21 @@ class DenseBackbone(ExplainedModule):
                 part.eval()
 
     def fuse_for_inference(self) -> None:
-        """Fold what can be folded into the projections of the linear attention, for frozen weights.
+        """Fold scale and bias into the linear attention's projections until :meth:`unfuse` or training mode.
 
-        The outputs change by rounding only. It lasts until :meth:`unfuse` or training mode.
+        The outputs change by rounding only.
         """
-        for module in self.modules():
-            if isinstance(module, FocusedLinearAttention):
-                module.fuse_for_inference()
+        for layer in self.linear_layers():
+            layer.fuse_for_inference()
 
     def unfuse(self) -> None:
         """Undo :meth:`fuse_for_inference`."""
-        for module in self.modules():
-            if isinstance(module, FocusedLinearAttention):
-                module.unfuse()
+        for layer in self.linear_layers():
+            layer.unfuse()
+
+    def linear_layers(self) -> list[FocusedLinearAttention]:
+        """All layers of focused linear attention."""
+        return [m for m in self.modules() if isinstance(m, FocusedLinearAttention)]
 
     def train(self, mode: bool = True) -> "DenseBackbone":
         """Training mode for all but the frozen stages (and the norms, with ``norm_eval``)."""
@@ -490,11 +475,7 @@ class DenseBackbone(ExplainedModule):
 
 
 def use_cuda_graphs(model: nn.Module) -> None:
-    """Let the backbones within ``model`` replay CUDA graphs at inference, see :class:`.cuda.CudaGraphs`.
-
-    Raises:
-        ValueError: if none of its modules is a backbone of this package.
-    """
+    """Let the backbones in ``model`` replay :class:`.cuda.CudaGraphs`; ValueError if it has none."""
     backbones = [module for module in model.modules() if isinstance(module, DenseBackbone)]
     if not backbones:
         raise ValueError("CUDA graphs are for backbones of flatten_det, and the model has none")
@@ -505,22 +486,19 @@ def use_cuda_graphs(model: nn.Module) -> None:
 class PyramidBackbone(DenseBackbone):
     """Base of PVT, PVTv2 and CSwin: four stages of tokens, each a patch embedding and blocks.
 
-    Stages are numbered from 1: ``patch_embed1``, ``block1`` (a list), and what a subclass adds to them.
-    Numbered attributes instead of a list keep the official parameter names.
+    Stages are numbered from 1, as in the official names: ``patch_embed1``, ``block1`` (a list). ``patches``
+    are stride, size and padding of the image's and of the later embeddings, see :class:`.blocks.PatchEmbed`.
     """
+
+    patches: ClassVar[tuple[tuple[int, ...], tuple[int, ...]]]
 
     def add_stages(self, mlp_ratios: Sequence[float]) -> None:
         """Build the patch embeddings and the blocks; ``mlp_ratios`` are hidden channels / channels."""
         dims = (self.in_channels, *self.feature_dims)
         for stage in range(self.num_stages):
-            embedding = self.make_patch_embed(stage, *dims[stage : stage + 2])
-            setattr(self, f"patch_embed{stage + 1}", embedding)
+            patches = PatchEmbed(*dims[stage : stage + 2], *self.patches[min(stage, 1)])
+            setattr(self, f"patch_embed{stage + 1}", patches)
             setattr(self, f"block{stage + 1}", self.make_blocks(stage, mlp_ratios[stage]))
-
-    @staticmethod
-    def make_patch_embed(stage: int, in_channels: int, embed_dims: int) -> nn.Module:
-        """The patch embedding of a stage (0 to 3)."""
-        raise NotImplementedError
 
     def forward_images(
         self, x: Tensor, sizes: Sequence[tuple[int, int]] | None = None
@@ -583,7 +561,6 @@ class PyramidBackbone(DenseBackbone):
                 yield part
 
     def is_beyond(self, name: str) -> bool:
-        """Whether a parameter belongs to a stage after the last of ``out_indices``."""
         return _stage_number(name.split(".")[0]) > self.num_stages
 
 

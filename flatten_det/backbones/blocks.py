@@ -18,6 +18,7 @@ policy          computed again                                        kept in ea
 
 from collections.abc import Mapping
 from functools import partial
+from itertools import starmap
 from typing import Any
 
 import torch
@@ -105,9 +106,6 @@ class PatchEmbed(nn.Module):
     token map's size is rounded up.
 
     Args:
-        in_channels: of the map.
-        embed_dims: channels C of the tokens.
-        stride: of the patches, in pixels of the map.
         patch_size: side of a patch; larger than the stride, patches overlap. None: the stride.
         padding: zeros around the map.
         norm: normalise the tokens; a plain ViT does not.
@@ -164,26 +162,16 @@ class PatchEmbed(nn.Module):
 class TokenMlp(TimmMlp):
     """Two linear layers with a GELU in between, for each token by itself; arguments are timm's."""
 
-    def forward(
-        self,
-        x: Tensor,
-        hw_shape: tuple[int, int] | None = None,
-        padding: Padding | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, *maps: Any) -> Tensor:
         """``(B, N, C)`` -> ``(B, N, C)``; where the tokens lie on the map does not matter."""
         return super().forward(x)
 
     def adds_in_tiles(self, x: Tensor, norm: nn.Module) -> bool:
         """Whether :meth:`add_in_tiles` can be called; parts that are not plain may see all tokens at once."""
         drops = (self.drop1, self.drop2)
-        parts = (norm, self.fc1, self.act, self.norm, self.fc2, *drops)
-        kinds = (nn.LayerNorm, nn.Linear, nn.GELU, nn.Identity, nn.Linear, nn.Dropout, nn.Dropout)
-        return (
-            x.is_contiguous()
-            and all(map(is_plain, parts, kinds))
-            and norm.normalized_shape == x.shape[-1:]
-            and not any(drop.training and drop.p for drop in drops)
-        )
+        more = ((self.norm, nn.Identity), *((drop, nn.Dropout) for drop in drops))
+        is_usual = _is_plain_mlp(self, x, norm, *more)
+        return is_usual and not any(drop.training and drop.p for drop in drops)
 
     def add_in_tiles(self, x: Tensor, hw_shape: tuple[int, int], norm: nn.LayerNorm) -> None:
         """Add the MLP of ``norm(x)`` to ``x (B, N, C)``, in place."""
@@ -206,12 +194,7 @@ class TokenMlp(TimmMlp):
 
 
 class DepthwiseMlp(nn.Module):
-    """PVTv2's MLP with a 3x3 depthwise convolution before the activation (arXiv 2106.13797, Sec. 3.2).
-
-    Args:
-        dim: channels C.
-        hidden_dim: channels in between.
-    """
+    """PVTv2's MLP with a 3x3 depthwise convolution before the activation (arXiv 2106.13797, Sec. 3.2)."""
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
@@ -239,15 +222,8 @@ class DepthwiseMlp(nn.Module):
 
     def adds_in_tiles(self, x: Tensor, norm: nn.Module) -> bool:
         """As :meth:`TokenMlp.adds_in_tiles`."""
-        parts = (norm, self.fc1, self.act, self.fc2)
-        kinds = (nn.LayerNorm, nn.Linear, nn.GELU, nn.Linear)
-        return (
-            x.is_contiguous()
-            and all(map(is_plain, parts, kinds))
-            and norm.normalized_shape == x.shape[-1:]
-            and is_plain_depthwise(self.dwconv)
-            and self.dwconv.kernel_size == (3, 3)
-        )
+        is_usual = is_plain_depthwise(self.dwconv) and self.dwconv.kernel_size == (3, 3)
+        return is_usual and _is_plain_mlp(self, x, norm)
 
     def add_in_tiles(self, x: Tensor, hw_shape: tuple[int, int], norm: nn.LayerNorm) -> None:
         """As :meth:`TokenMlp.add_in_tiles`."""
@@ -264,15 +240,22 @@ class DepthwiseMlp(nn.Module):
             part += self(norm(tokens), (tokens.shape[1] // width, width), rows=rows)
 
 
+def _is_plain_mlp(
+    mlp: nn.Module, x: Tensor, norm: nn.Module, *more: tuple[nn.Module, type]
+) -> bool:
+    """Whether ``mlp(norm(x))`` is what its parts, and ``more``, say, for all tokens by themselves."""
+    parts = ((norm, nn.LayerNorm), (mlp.fc1, nn.Linear), (mlp.act, nn.GELU), (mlp.fc2, nn.Linear))
+    are_plain = x.is_contiguous() and all(starmap(is_plain, (*parts, *more)))
+    return are_plain and norm.normalized_shape == x.shape[-1:]
+
+
 class TransformerBlock(nn.Module):
     """``x + attn(norm1(x))``, then ``x + mlp(norm2(x))``, with stochastic depth on both branches.
 
     Args:
-        dim: channels C.
         attn: layer called as ``attn(x, hw_shape)``, with the padding as a third argument if there is some.
         mlp_ratio: hidden channels of the MLP / C.
         drop_path: probability to drop a branch for a sample in training.
-        norm_eps: of the LayerNorms.
         cp_policy: what is computed again in the backward pass; None: nothing.
         mlp_conv: a depthwise convolution inside the MLP (PVTv2).
     """
@@ -305,10 +288,8 @@ class TransformerBlock(nn.Module):
     ) -> Tensor:
         """``(B, N, C)`` with N = H*W of ``hw_shape`` -> ``(B, N, C)``.
 
-        Args:
-            inplace: x may be overwritten: the backbone :func:`computes_in_place`.
-            padding: for an ``attn`` that takes it, not in place: each map is computed as alone, and what the
-                result has in the padding is of no use.
+        ``inplace``: x may be overwritten, as the backbone :func:`computes_in_place`. With ``padding``, for an
+        ``attn`` that takes it, each map is computed as alone; what the result has there is of no use.
         """
         maps = (hw_shape,) if padding is None else (hw_shape, padding)
         policy = self.cp_policy if torch.is_grad_enabled() else None
@@ -323,7 +304,8 @@ class TransformerBlock(nn.Module):
             return checkpoint(self._add_mlp, x, *maps, use_reentrant=False)
         # A compiled block is called from a backbone that is not, and plans its memory itself.
         is_alone = inplace and not torch.compiler.is_compiling()
-        if padding is None and (is_alone or computes_in_place(self, x)) and not self._is_dropping():
+        drops = self.drop_path.training and not isinstance(self.drop_path, nn.Identity)
+        if padding is None and not drops and (is_alone or computes_in_place(self, x)):
             return self._forward_in_place(x, hw_shape, inplace and x.is_contiguous())
         return self._forward(x, *maps)
 
@@ -337,9 +319,6 @@ class TransformerBlock(nn.Module):
     def _add_mlp(self, x: Tensor, *maps: Any) -> Tensor:
         x, normed = add_layer_norm(x, None, self.norm2)
         return x + self.drop_path(self.mlp(normed, *maps))
-
-    def _is_dropping(self) -> bool:
-        return self.drop_path.training and not isinstance(self.drop_path, nn.Identity)
 
     def _forward_in_place(self, x: Tensor, hw_shape: tuple[int, int], inplace: bool) -> Tensor:
         """The same in one tensor of x's size, or, if ``inplace``, in x itself."""

@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from operator import is_
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -157,7 +157,7 @@ class CudaGraphs:
 
     def _forget(self) -> None:
         """Drop all graphs, whose memory is common."""
-        self._graphs: dict[Hashable, _Graph] = {}
+        self._graphs: dict[Hashable, Callable[[Tensor], Any]] = {}
         self._recorder: Recorder | None = None
         self._parts: _Parts | None = None
 
@@ -218,7 +218,8 @@ class CudaGraphs:
         self._recorder.take_turn()
         return self._graphs[key](x)
 
-    def _capture(self, x: Tensor, *sizes: Hashable) -> "_Graph":
+    def _capture(self, x: Tensor, *sizes: Hashable) -> Callable[[Tensor], Any]:
+        """What computes the outputs anew for other images of this kind."""
         kind = x.device.type
         if self._recorder is None:
             self._recorder = Recorder(x.device)
@@ -235,7 +236,15 @@ class CudaGraphs:
             keeping_nothing(),
         ):
             images = torch.empty_like(x).copy_(x)
-            return _Graph(images, *self._recorder.record(lambda: self._forward(images, *sizes)))
+            repeat, outputs = self._recorder.record(lambda: self._forward(images, *sizes))
+
+        def replay(x: Tensor) -> Any:
+            images.copy_(x)
+            repeat()
+            # The next replay of any graph may write where these lie.
+            return tree_map_only(Tensor, torch.clone, outputs)
+
+        return replay
 
     def _tell(self, obstacle: str) -> None:
         text = f"a backbone runs without CUDA graphs: {obstacle}"
@@ -247,20 +256,6 @@ class CudaGraphs:
 
     def __reduce__(self) -> tuple:
         return CudaGraphs, (self._module, self._strict)
-
-
-class _Graph(NamedTuple):
-    """A captured pass: the images that it reads, what computes the outputs anew, and the outputs."""
-
-    images: Tensor
-    replay: Callable[[], object]
-    outputs: Any
-
-    def __call__(self, x: Tensor) -> Any:
-        self.images.copy_(x)
-        self.replay()
-        # The next replay of any graph may write where these lie.
-        return tree_map_only(Tensor, torch.clone, self.outputs)
 
 
 class Recorder:

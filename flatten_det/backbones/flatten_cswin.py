@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from ..attention.layer_norm import layer_norm
 from .base import PyramidBackbone
-from .blocks import PatchEmbed
 from .options import NUM_STAGES, check_options
 from .softmax_attention import CrossShapedAttention
 
@@ -40,6 +39,7 @@ class FLattenCSwin(PyramidBackbone):
         "base": {"embed_dims": 96, "depths": (3, 6, 29, 2), "num_heads": (4, 8, 16, 32)},
     }
     norm_eps = 1e-5
+    patches = ((4, 7, 2), (2, 3, 1))
 
     def __init__(
         self,
@@ -59,12 +59,6 @@ class FLattenCSwin(PyramidBackbone):
             setattr(self, f"norm{stage + 1}", nn.LayerNorm(self.feature_dims[stage]))
         self.finish()
 
-    @staticmethod
-    def make_patch_embed(stage: int, in_channels: int, embed_dims: int) -> PatchEmbed:
-        if stage == 0:
-            return PatchEmbed(in_channels, embed_dims, stride=4, patch_size=7, padding=2)
-        return PatchEmbed(in_channels, embed_dims, stride=2, patch_size=3, padding=1)
-
     def make_attention(self, stage: int, index: int) -> nn.Module:
         if self.attn_types[stage] == "L":
             return self.linear_attention(stage, window_size=self.la_window_size, lepe_kernel_size=3)
@@ -75,19 +69,17 @@ class FLattenCSwin(PyramidBackbone):
     def to_output(self, stage: int, x: Tensor) -> Tensor:
         return layer_norm(x, getattr(self, f"norm{stage + 1}"))
 
-    def convert_official(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    def own_name(self, name: str) -> str | None:
         """Stages and merges are numbered like PVT's; the final norm becomes ``norm4``."""
-        linear = {n.removesuffix("attns.0.scale") for n in state if n.endswith("attns.0.scale")}
-        converted, dropped = {}, []
-        for name, value in state.items():
-            new_name = _dense_name(name)
-            if name.split("attns.")[0] in linear:  # one branch only: no list of convolutions
-                new_name = new_name.replace(".lepe.0.", ".lepe.")
-            if name.startswith("head.") or self.is_beyond(new_name):
-                dropped.append(name)
-            else:
-                converted[new_name] = value
-        return converted, dropped
+        for pattern, replacement in _RENAMES:
+            name, found = re.subn(rf"^{pattern}", replacement, name)
+            if found:
+                break
+        # A linear stage has one branch only: no list of convolutions.
+        stage = re.match(r"block([1-4])\.", name)
+        if stage and self.attn_types[int(stage[1]) - 1] == "L":
+            name = name.replace(".lepe.0.", ".lepe.")
+        return super().own_name(name)
 
     def optional_keys(self) -> set[str]:
         own = [stage for stage in self.out_indices if stage < NUM_STAGES - 1]
@@ -106,11 +98,3 @@ _RENAMES = (
     (r"stage(\d)\.", r"block\1."),
     (r"norm\.", "norm4."),
 )
-
-
-def _dense_name(name: str) -> str:
-    for pattern, replacement in _RENAMES:
-        renamed, found = re.subn(rf"^{pattern}", replacement, name)
-        if found:
-            return renamed
-    return name

@@ -110,11 +110,13 @@ class FLattenDeiT(DenseBackbone):
     def optional_keys(self) -> set[str]:
         return {name for name in self.state_dict() if name.endswith(_OF_LINEAR_ATTENTION)}
 
+    def own_name(self, name: str) -> str | None:
+        return None if name in _EXTRA_TOKENS or name.startswith(_HEADS) else name
+
     def convert_official(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-        """Drop heads and class tokens, whose places are first in ``pos_embed``; cut ``qkv`` for softmax."""
+        """Class tokens have the first places in ``pos_embed``; softmax attention has ``qkv`` in two parts."""
         tokens = [name for name in _EXTRA_TOKENS if name in state]
-        dropped = [name for name in state if name in tokens or name.startswith(_HEADS)]
-        converted = {name: value for name, value in state.items() if name not in dropped}
+        converted, dropped = super().convert_official(state)
         grid = converted.get("pos_embed")
         if tokens and grid is not None and grid.dim() == 3:
             converted["pos_embed"] = grid[:, len(tokens) :]

@@ -7,11 +7,9 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..attention import FocusedLinearAttention
 from ..attention.maps import Padding, resize_grid, resize_grid_to_each
 from ..attention.tiles import GridRows, tiles
 from .base import PyramidBackbone
-from .blocks import PatchEmbed
 from .options import check_options
 from .softmax_attention import SpatialReductionAttention
 
@@ -55,18 +53,13 @@ class PVTFamily(PyramidBackbone):
         raise NotImplementedError
 
     def computes_padded(self, x: Tensor) -> bool:
-        layers = (m for m in self.modules() if isinstance(m, FocusedLinearAttention))
-        return x.is_cuda and all(layer.takes_padding for layer in layers)
+        return x.is_cuda and all(layer.takes_padding for layer in self.linear_layers())
 
 
-def _pvt(depths: tuple[int, ...]) -> dict:
-    return {
-        "embed_dims": (64, 128, 320, 512),
-        "num_heads": (1, 2, 5, 8),
-        "mlp_ratios": (8, 8, 4, 4),
-        "depths": depths,
-        "sr_ratios": (8, 4, 2, 1),
-    }
+def pvt_fields(*depths: int, **changes: Any) -> dict[str, Any]:
+    """Of an architecture of PVT, with changes to what its larger ones have."""
+    usual = dict(embed_dims=(64, 128, 320, 512), num_heads=(1, 2, 5, 8), mlp_ratios=(8, 8, 4, 4))
+    return usual | dict(depths=depths, sr_ratios=(8, 4, 2, 1)) | changes
 
 
 @MODELS.register_module()
@@ -78,15 +71,12 @@ class FLattenPVT(PVTFamily):
     """
 
     arch_zoo: ClassVar[dict[str, dict]] = {
-        "tiny": _pvt(depths=(2, 2, 2, 2)),
-        "small": _pvt(depths=(3, 4, 6, 3)),
-        "medium": _pvt(depths=(3, 4, 18, 3)),
-        "large": _pvt(depths=(3, 8, 27, 3)),
+        "tiny": pvt_fields(2, 2, 2, 2),
+        "small": pvt_fields(3, 4, 6, 3),
+        "medium": pvt_fields(3, 4, 18, 3),
+        "large": pvt_fields(3, 8, 27, 3),
     }
-
-    @staticmethod
-    def make_patch_embed(stage: int, in_channels: int, embed_dims: int) -> PatchEmbed:
-        return PatchEmbed(in_channels, embed_dims, stride=2 if stage else 4)
+    patches = ((4,), (2,))
 
     def add_own_parameters(self) -> None:
         for stage, dim in enumerate(self.feature_dims):
@@ -120,12 +110,13 @@ class FLattenPVT(PVTFamily):
         return super().grid_shapes() | own
 
     def convert_official(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-        """Drop the final norm, the head and PVT's class token, which is first in ``pos_embed4``."""
-        unused = ("norm.", "head.", "cls_token")
-        dropped = [n for n in state if n.startswith(unused) or self.is_beyond(n)]
-        converted = {name: value for name, value in state.items() if name not in dropped}
+        """PVT's class token is first in ``pos_embed4``."""
+        converted, dropped = super().convert_official(state)
         grid = converted.get("pos_embed4")
         # Of another shape it is damaged, and named when the shapes are compared.
         if "cls_token" in state and grid is not None and grid.dim() == 3:
             converted["pos_embed4"] = grid[:, 1:]
         return converted, dropped
+
+    def own_name(self, name: str) -> str | None:
+        return None if name.startswith(("norm.", "head.", "cls_token")) else name

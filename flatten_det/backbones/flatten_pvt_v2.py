@@ -6,22 +6,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..attention.layer_norm import layer_norm
-from .blocks import PatchEmbed
-from .flatten_pvt import PVTFamily
-
-
-def _pvt_v2(
-    depths: tuple[int, ...],
-    embed_dims: tuple[int, ...] = (64, 128, 320, 512),
-    mlp_ratios: tuple[int, ...] = (8, 8, 4, 4),
-) -> dict:
-    return {
-        "embed_dims": embed_dims,
-        "num_heads": (1, 2, 5, 8),
-        "mlp_ratios": mlp_ratios,
-        "depths": depths,
-        "sr_ratios": (8, 4, 2, 1),
-    }
+from .flatten_pvt import PVTFamily, pvt_fields
 
 
 @MODELS.register_module()
@@ -34,20 +19,15 @@ class FLattenPVTv2(PVTFamily):
     """
 
     arch_zoo: ClassVar[dict[str, dict]] = {
-        "b0": _pvt_v2((2, 2, 2, 2), embed_dims=(32, 64, 160, 256)),
-        "b1": _pvt_v2((2, 2, 2, 2)),
-        "b2": _pvt_v2((3, 4, 6, 3)),
-        "b3": _pvt_v2((3, 4, 18, 3)),
-        "b4": _pvt_v2((3, 8, 27, 3)),
-        "b5": _pvt_v2((3, 6, 40, 3), mlp_ratios=(4, 4, 4, 4)),
+        "b0": pvt_fields(2, 2, 2, 2, embed_dims=(32, 64, 160, 256)),
+        "b1": pvt_fields(2, 2, 2, 2),
+        "b2": pvt_fields(3, 4, 6, 3),
+        "b3": pvt_fields(3, 4, 18, 3),
+        "b4": pvt_fields(3, 8, 27, 3),
+        "b5": pvt_fields(3, 6, 40, 3, mlp_ratios=(4, 4, 4, 4)),
     }
     mlp_conv = True
-
-    @staticmethod
-    def make_patch_embed(stage: int, in_channels: int, embed_dims: int) -> PatchEmbed:
-        if stage == 0:
-            return PatchEmbed(in_channels, embed_dims, stride=4, patch_size=7, padding=3)
-        return PatchEmbed(in_channels, embed_dims, stride=2, patch_size=3, padding=1)
+    patches = ((4, 7, 3), (2, 3, 1))
 
     def add_own_parameters(self) -> None:
         for stage, dim in enumerate(self.feature_dims):
@@ -56,12 +36,6 @@ class FLattenPVTv2(PVTFamily):
     def after_blocks(self, stage: int, x: Tensor) -> Tensor:
         return layer_norm(x, getattr(self, f"norm{stage + 1}"))
 
-    def convert_official(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-        """Drop the head; the convolutions of the MLPs lose a level of their names."""
-        dropped = [name for name in state if name.startswith("head.") or self.is_beyond(name)]
-        converted = {
-            name.replace(".dwconv.dwconv.", ".dwconv."): value
-            for name, value in state.items()
-            if name not in dropped
-        }
-        return converted, dropped
+    def own_name(self, name: str) -> str | None:
+        """The convolutions of the MLPs lose a level of their names."""
+        return super().own_name(name.replace(".dwconv.dwconv.", ".dwconv."))

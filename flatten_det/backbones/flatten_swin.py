@@ -146,24 +146,17 @@ class FLattenSwin(DenseBackbone):
             if stage in self.out_indices:
                 yield getattr(self, f"norm{stage}")
 
-    def convert_official(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-        """The final norm becomes ``norm3``; the head, masks and index tables are dropped."""
-        converted, dropped = {}, []
-        for name, value in state.items():
-            new_name = name.replace("norm.", "norm3.", 1) if name.startswith("norm.") else name
-            is_buffer = name.endswith((".relative_position_index", ".attn_mask"))
-            if is_buffer or name.startswith("head.") or self._is_beyond(new_name):
-                dropped.append(name)
-            else:
-                converted[new_name] = value
-        return converted, dropped
+    def own_name(self, name: str) -> str | None:
+        """The final norm becomes ``norm3``; masks and index tables are buffers."""
+        if name.startswith("head.") or name.endswith((".relative_position_index", ".attn_mask")):
+            return None
+        return name.replace("norm.", "norm3.", 1) if name.startswith("norm.") else name
 
     def optional_keys(self) -> set[str]:
         own = [stage for stage in self.out_indices if stage < 3]
         return {f"norm{stage}.{part}" for stage in own for part in ("weight", "bias")}
 
-    def _is_beyond(self, name: str) -> bool:
-        """Whether a parameter belongs to what comes after the last of ``out_indices``."""
+    def is_beyond(self, name: str) -> bool:
         parts = name.split(".")
         if parts[0] == "norm3":
             return self.num_stages < 4

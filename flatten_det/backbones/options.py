@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 NUM_STAGES = 4
@@ -29,37 +30,27 @@ def is_list(value: Any, length: int, is_item: Callable[[Any], bool]) -> bool:
     return is_sequence and len(value) == length and all(map(is_item, value))
 
 
-def _each(is_item: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: is_list(value, NUM_STAGES, is_item)
-
-
-def _is_side(value: Any) -> bool:
-    return is_count(value, MAX_IMG_SIZE)
-
-
-def _is_window(value: Any) -> bool:
-    return is_count(value, MAX_WINDOW)
-
-
-def _is_ratio(value: Any) -> bool:
-    return is_number(value, 0.1, MAX_RATIO)
-
-
-def _is_reduction(value: Any) -> bool:
-    return is_count(value, MAX_RATIO)
-
-
-_CHANNELS = (lambda v: is_count(v, MAX_CHANNELS), f"from 1 to {MAX_CHANNELS}")
+_is_side = partial(is_count, most=MAX_IMG_SIZE)
+_is_window = partial(is_count, most=MAX_WINDOW)
+_is_reduction = partial(is_count, most=MAX_RATIO)
+_is_ratio = partial(is_number, least=0.1, most=MAX_RATIO)
+_CHANNELS = (partial(is_count, most=MAX_CHANNELS), f"from 1 to {MAX_CHANNELS}")
 _FLAG = (lambda v: isinstance(v, bool), "be True or False")
 _OPTIONS = {
     "in_channels": (_CHANNELS[0], f"be {_CHANNELS[1]}"),
-    "la_sr_ratios": (_each(_is_reduction), f"be one whole number a stage, from 1 to {MAX_RATIO}"),
+    "la_sr_ratios": (
+        lambda v: is_list(v, NUM_STAGES, _is_reduction),
+        f"be one whole number a stage, from 1 to {MAX_RATIO}",
+    ),
     "window_size": (_is_window, f"be from 1 to {MAX_WINDOW} tokens"),
     "la_window_size": (
         lambda v: v is None or _is_window(v),
         f"be None or from 1 to {MAX_WINDOW} tokens",
     ),
-    "split_size": (_each(_is_window), f"have {NUM_STAGES} positive values, one a stage"),
+    "split_size": (
+        lambda v: is_list(v, NUM_STAGES, _is_window),
+        f"have {NUM_STAGES} positive values, one a stage",
+    ),
     "mlp_ratio": (_is_ratio, f"be a number from 0.1 to {MAX_RATIO}"),
     "focusing_factor": (
         lambda v: is_number(v, math.ulp(0.0), math.inf) and v != math.inf,
@@ -82,18 +73,14 @@ _OPTIONS = {
 _ARCH_FIELDS = {
     "embed_dims": _CHANNELS,
     "num_heads": _CHANNELS,
-    "depths": (lambda v: is_count(v, MAX_DEPTH), f"from 1 to {MAX_DEPTH}"),
+    "depths": (partial(is_count, most=MAX_DEPTH), f"from 1 to {MAX_DEPTH}"),
     "mlp_ratios": (_is_ratio, f"from 0.1 to {MAX_RATIO}"),
     "sr_ratios": (_is_reduction, f"from 1 to {MAX_RATIO}"),
 }
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Check the options that mean the same in all families; others are passed over.
-
-    Raises:
-        ValueError: for one that is not what it should be.
-    """
+    """Raise ValueError for an option that is not what it should be; unknown ones are passed over."""
     for name, value in options.items():
         if name in _OPTIONS:
             is_good, words = _OPTIONS[name]
@@ -102,12 +89,10 @@ def check_options(options: Mapping[str, Any]) -> None:
 
 
 def resolve_arch(arch: str | Mapping[str, Any], zoo: Mapping[str, Mapping[str, Any]]) -> dict:
-    """The fields of an architecture by name, or with single fields changed.
+    """The fields of an architecture by its name in ``zoo``, or with single fields changed.
 
     Args:
-        arch: a name in ``zoo``, or a dict of fields that replace those of ``zoo[arch['base']]``
-            (``base`` defaults to the smallest).
-        zoo: name -> fields; all entries have the same fields, smallest architecture first.
+        arch: a name, or a dict of fields that replace those of ``zoo[arch['base']]`` (default: the first).
 
     Raises:
         ValueError: for an unknown name or field, a field of wrong values or without one for each stage,
@@ -157,11 +142,7 @@ def _values(count: int) -> str:
 
 
 def check_attn_types(attn_types: Sequence[str], num_stages: int) -> tuple[str, ...]:
-    """``('L', 'L', 'S', 'S')`` and the like: linear or softmax, one a stage.
-
-    Raises:
-        ValueError: for anything else.
-    """
+    """``('L', 'L', 'S', 'S')`` and the like: linear or softmax, one a stage; ValueError for anything else."""
     if isinstance(attn_types, str):
         attn_types = tuple(attn_types)
     if not is_list(attn_types, num_stages, lambda kind: kind in ("L", "S")):
@@ -173,11 +154,7 @@ def check_attn_types(attn_types: Sequence[str], num_stages: int) -> tuple[str, .
 
 
 def check_out_indices(out_indices: int | Sequence[int]) -> tuple[int, ...]:
-    """Stages to return, ascending; one, or the last by -1, as the frameworks' backbones take them.
-
-    Raises:
-        ValueError: for anything else.
-    """
+    """Stages to return, ascending; one, or the last by -1, as in the frameworks; ValueError for others."""
     given = (out_indices,) if isinstance(out_indices, int) else out_indices
     given = tuple(given) if isinstance(given, Iterable) else ()
     if not given or not all(is_count(i, NUM_STAGES - 1, -NUM_STAGES) for i in given):
@@ -195,11 +172,7 @@ def check_out_indices(out_indices: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def check_frozen_stages(frozen_stages: int, num_stages: int) -> int:
-    """-1: nothing; 0: the patch embedding; n: it and the first n stages.
-
-    Raises:
-        ValueError: for anything else.
-    """
+    """-1: nothing; 0: the patch embedding; n: it and the first n stages; ValueError for anything else."""
     if not is_count(frozen_stages, num_stages, -1):
         raise ValueError(f"frozen_stages must be from -1 to {num_stages}; got {frozen_stages!r}")
     return frozen_stages
@@ -208,15 +181,9 @@ def check_frozen_stages(frozen_stages: int, num_stages: int) -> int:
 def checkpoint_policies(
     with_cp: bool | Mapping[str, Any], num_stages: int = NUM_STAGES
 ) -> tuple[str | None, ...]:
-    """The checkpointing policy of each stage, None for no checkpointing.
+    """The checkpointing policy of each stage, None for no checkpointing; ValueError for mistakes.
 
-    Args:
-        with_cp: False, True (policy ``'block'`` everywhere), or a dict of ``policy`` and ``stages``
-            (from 0 on), both optional.
-        num_stages: of the backbone.
-
-    Raises:
-        ValueError: for anything else.
+    ``with_cp`` is False, True (``'block'`` everywhere), or a dict of ``policy`` and ``stages`` (from 0 on).
     """
     if isinstance(with_cp, bool):
         return (BLOCK if with_cp else None,) * num_stages

@@ -1,10 +1,14 @@
 """The softmax attentions of PVT, Swin and CSwin, for baselines and for later stages."""
 
+import math
+from functools import lru_cache
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attention.eager import SizeCache
+from ..attention.eager import is_plain_eager, keeps_tensors
 from ..attention.maps import (
     Padding,
     as_image,
@@ -15,15 +19,14 @@ from ..attention.maps import (
     window_partition,
 )
 
+# Elements of a mask that is kept; the work that makes a larger one is not noticed beside its use.
+_LARGEST = 1 << 22
+
 
 class SpatialReductionAttention(nn.Module):
     """PVT's attention: keys and values from a map reduced ``sr_ratio`` times (arXiv 2102.12122, Eq. 1-3).
 
-    Args:
-        dim: channels C.
-        num_heads: heads.
-        sr_ratio: stride of the reduction of keys and values; 1: none, as in a plain ViT.
-        qkv_bias: bias of the query, key and value projections.
+    With 1 it is that of a plain ViT.
     """
 
     def __init__(self, dim: int, num_heads: int, sr_ratio: int, qkv_bias: bool = True) -> None:
@@ -63,15 +66,8 @@ class SpatialReductionAttention(nn.Module):
 class ShiftedWindowAttention(nn.Module):
     """Swin's attention in (shifted) windows with a relative position bias (arXiv 2103.14030, Sec. 3.2).
 
-    The map is padded with zeros to whole windows. Along an axis on which the map fits into one window
-    nothing is shifted.
-
-    Args:
-        dim: channels C.
-        num_heads: heads.
-        window_size: tokens of a window's side.
-        shift_size: the map is rolled by this many tokens before it is cut; 0: no shift.
-        qkv_bias: bias of the query, key and value projections.
+    The map is padded with zeros to whole windows of ``window_size`` tokens a side, and rolled by
+    ``shift_size`` before it is cut, but along axes on which it fits into one window.
     """
 
     def __init__(
@@ -88,7 +84,6 @@ class ShiftedWindowAttention(nn.Module):
         )
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
         self.register_buffer("bias_index", _relative_position_index(window_size), persistent=False)
-        self._masks = SizeCache()
 
     def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         """``(B, N, C)`` with N = H*W of ``hw_shape`` -> ``(B, N, C)``."""
@@ -106,10 +101,7 @@ class ShiftedWindowAttention(nn.Module):
         bias = self.relative_position_bias_table[self.bias_index].permute(2, 0, 1)  # [h, n, n]
         bias = bias.to(q.dtype).unsqueeze(0)
         if any(shift):
-            separate = self._masks(
-                (*padded_shape, self.window_size, *shift, x.device),
-                lambda: _shift_mask(padded_shape, self.window_size, shift, x.device),
-            )
+            separate = shift_mask(padded_shape, self.window_size, shift, x.device)
             bias = bias.masked_fill(separate[:, None], float("-inf")).repeat(B, 1, 1, 1)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
@@ -129,11 +121,27 @@ def _relative_position_index(window_size: int) -> Tensor:
     return dy * (2 * window_size - 1) + dx
 
 
-def _shift_mask(
+def shift_mask(
     padded_shape: tuple[int, int], window_size: int, shift: tuple[int, int], device: torch.device
 ) -> Tensor:
     """True for the pairs of a window that were not neighbours before the roll: ``(nW, n, n)``."""
+    arguments = (padded_shape, window_size, shift, device)
+    if not (is_plain_eager() and keeps_tensors()):
+        return _make_mask(*arguments)
+    is_small = math.prod(padded_shape) * window_size**2 <= _LARGEST
+    return (_kept_mask if is_small else _make_mask)(*arguments)
 
+
+@lru_cache(maxsize=16)  # Sizes in turn, as evaluation on images of a few shapes has them.
+def _kept_mask(*arguments: Any) -> Tensor:
+    # Not as an inference tensor, which later training could not use.
+    with torch.inference_mode(False):
+        return _make_mask(*arguments)
+
+
+def _make_mask(
+    padded_shape: tuple[int, int], window_size: int, shift: tuple[int, int], device: torch.device
+) -> Tensor:
     def region(size: int, axis_shift: int) -> Tensor:
         index = torch.arange(size, device=device)
         if not axis_shift:
@@ -149,15 +157,9 @@ def _shift_mask(
 class CrossShapedAttention(nn.Module):
     """Half of the heads attend in vertical stripes, half in horizontal ones (arXiv 2107.00652, Sec. 3.2).
 
-    The map may have any size: the last stripe is as wide as what is left, which equals padding it to
-    full width and masking the padding. To the values goes the locally-enhanced positional encoding, a
-    3x3 depthwise convolution within each stripe.
-
-    Args:
-        dim: channels C.
-        num_heads: heads of all branches together.
-        split_size: width of the stripes in tokens; None: one branch over the whole map (last stage).
-        qkv_bias: bias of the query, key and value projections.
+    Stripes are ``split_size`` tokens wide; None: one branch over the whole map (last stage). The last stripe
+    is as wide as what is left, which equals padding it to full width and masking the padding. To the values
+    goes the locally-enhanced positional encoding, a 3x3 depthwise convolution within each stripe.
     """
 
     def __init__(
@@ -185,13 +187,8 @@ class CrossShapedAttention(nn.Module):
             out = self._attend(qkv, hw_shape, self.lepe[0])
         else:
             vertical, horizontal = qkv.chunk(2, dim=-1)
-            out = torch.cat(
-                [
-                    self._in_stripes(vertical, 2, self.lepe[0]),
-                    self._in_stripes(horizontal, 1, self.lepe[1]),
-                ],
-                dim=-1,
-            )
+            halves = zip((vertical, horizontal), (2, 1), self.lepe, strict=True)
+            out = torch.cat([self._in_stripes(*half) for half in halves], dim=-1)
         return self.proj(out.reshape(B, N, C))
 
     def _in_stripes(self, qkv: Tensor, axis: int, lepe: nn.Conv2d) -> Tensor:

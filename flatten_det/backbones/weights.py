@@ -30,10 +30,9 @@ from .names import BACKBONES, build_backbone
 
 @dataclass
 class LoadReport:
-    """What became of a checkpoint's entries.
+    """What became of the entries of a file or URL.
 
     Attributes:
-        source: file or URL.
         loaded: parameters taken over, resized ones included.
         resized: parameter -> (shape in the file, shape in the model).
         dropped: entries that dense prediction has no use for (head, buffers, stages not built).
@@ -62,12 +61,8 @@ class LoadReport:
 def load_backbone(model: nn.Module, state: dict[str, Tensor], source: str | Path) -> LoadReport:
     """Load official classification weights, or the class's own, into a dense backbone, in place.
 
-    Learned grids and relative position tables of another pretraining size are resized.
-
-    Args:
-        model: a :class:`.base.DenseBackbone`, or any other module, which takes the entries as they are.
-        state: parameter name -> tensor, as :func:`read_checkpoint` returns it.
-        source: named in messages.
+    Learned grids and relative position tables of another pretraining size are resized. Modules that are no
+    :class:`.base.DenseBackbone` take the entries as they are. ``source`` is named in messages.
 
     Raises:
         CheckpointError: if anything is missing, unexpected or of another shape; it lists the keys and
@@ -141,14 +136,9 @@ class ExplainedInit(PretrainedInit):
     """
 
     def __call__(self, module: nn.Module) -> None:
-        """Load a module, or a part of one.
-
-        Raises:
-            CheckpointError: if the file cannot be read or does not fit; it lists the keys.
-        """
-        report = load_backbone(
-            module, read_checkpoint(self.checkpoint, self.prefix), self.checkpoint
-        )
+        """Load a module, or a part of one; CheckpointError if the file cannot be read or does not fit."""
+        state = read_checkpoint(self.checkpoint, self.prefix)
+        report = load_backbone(module, state, self.checkpoint)
         MMLogger.get_current_instance().info(report.summary())
         if hasattr(module, "_params_init_info"):
             update_init_info(module, init_info=self._get_init_info())
@@ -158,14 +148,9 @@ class ExplainedModule(BaseModule):
     """A module whose ``init_cfg`` is one of mmengine's, or a list of them, with :class:`ExplainedInit`."""
 
     def init_weights(self) -> None:
-        """Do what ``init_cfg`` says, checkpoints last; the constructor has initialised the rest.
-
-        Raises:
-            CheckpointError: if a file cannot be read or does not fit; it lists the keys.
-        """
+        """Do what ``init_cfg`` says, checkpoints last; the constructor has initialised the rest."""
         given = self.init_cfg
-        cfgs = [given] if isinstance(given, Mapping) else given or ()
-        cfgs = [_explained(cfg) for cfg in cfgs]
+        cfgs = [_explained(cfg) for cfg in ([given] if isinstance(given, Mapping) else given or ())]
         files = [cfg for cfg in cfgs if cfg["type"] is ExplainedInit]
         others = [cfg for cfg in cfgs if cfg["type"] is not ExplainedInit]
         if others or not files:
@@ -198,11 +183,9 @@ RELEASE_PAGE = "https://github.com/LeapLabTHU/FLatten-Transformer"
 
 @dataclass(frozen=True)
 class OfficialCheckpoint:
-    """One file of the release.
+    """One file of the release, by its backbone's short name.
 
     Attributes:
-        name: the file that our configs look for in ``checkpoints/``, without its suffix.
-        backbone: short name of the backbone it belongs to.
         resolution: pretraining size in pixels.
         top1: ImageNet-1K top-1 accuracy in percent, as reported (paper, Fig. 6; B0: release page).
         page: where the release links it.
@@ -215,6 +198,7 @@ class OfficialCheckpoint:
 
     @property
     def name(self) -> str:
+        """Of the file that our configs look for in ``checkpoints/``, without its suffix."""
         return self.backbone.replace("-", "_")
 
 
@@ -281,23 +265,25 @@ def convert_checkpoint(
     # Output norms that the file does not have stay at identity; leaving them out keeps that visible.
     values = model.state_dict()
     weights = {name: values[name].contiguous() for name in report.loaded}
-    _write(weights, destination)
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    if destination.suffix == ".safetensors":
+        content = save(weights, _MARK)
+    else:
+        buffer = io.BytesIO()
+        torch.save({"meta": _MARK, "state_dict": weights}, buffer)
+        content = buffer.getvalue()
+    write_atomically(destination, content)
     return backbone, report
 
 
 def identify_backbone(state: dict[str, Tensor], source: str | Path) -> str:
-    """The short name of the backbone whose parameters these are.
-
-    Raises:
-        CheckpointError: if there is none.
-    """
+    """The short name of the backbone whose parameters these are; CheckpointError if there is none."""
     for name in BACKBONES:
         model = _without_values(name)
         own = {n: p.shape for n, p in model.state_dict().items()}
         found = {n: v.shape for n, v in model.convert_official(state)[0].items()}
-        if own.keys() - model.optional_keys() <= found.keys() <= own.keys() and all(
-            own[n] == shape for n, shape in found.items()
-        ):
+        is_complete = own.keys() - model.optional_keys() <= found.keys()
+        if is_complete and found.items() <= own.items():
             return name
     raise CheckpointError(
         f"{source}: these are not the parameters of any backbone at its own pretraining size; name the "
@@ -333,14 +319,3 @@ def _is_ours(path: Path) -> bool:
         return content.keys() == {"meta", "state_dict"} and content["meta"] == _MARK
     except Exception:
         return False  # Whatever it is.
-
-
-def _write(weights: dict[str, Tensor], destination: Path) -> None:
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    if destination.suffix == ".safetensors":
-        content = save(weights, _MARK)
-    else:
-        buffer = io.BytesIO()
-        torch.save({"meta": _MARK, "state_dict": weights}, buffer)
-        content = buffer.getvalue()
-    write_atomically(destination, content)

@@ -2,19 +2,10 @@
 
 import pytest
 import torch
-from attention_cases import relative_error
+from attention_cases import make_layer, randomised, relative_error
 from torch import nn
 
-from flatten_det.attention import FocusedLinearAttention
 from flatten_det.backbones import build_backbone
-
-
-def make_layer(**options) -> FocusedLinearAttention:
-    torch.manual_seed(0)
-    layer = FocusedLinearAttention(32, 2, (6, 5), **options).eval()
-    for parameter in layer.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    return layer
 
 
 @pytest.mark.parametrize("implementation", ["tiled", "reference"])
@@ -32,24 +23,18 @@ def make_layer(**options) -> FocusedLinearAttention:
 def test_same_function(options, implementation, monkeypatch):
     monkeypatch.setenv("FLATTEN_DET_ATTENTION", implementation)
     layer, x = make_layer(**options), torch.randn(2, 70, 32)
+    state = {name: value.clone() for name, value in layer.state_dict().items()}
     with torch.no_grad():
         before = layer(x, (7, 10))
         layer.fuse_for_inference()
         assert layer.is_fused
         fused = layer(x, (7, 10))
+        assert layer.state_dict().keys() == state.keys()
+        assert all(torch.equal(layer.state_dict()[name], value) for name, value in state.items())
         layer.unfuse()
         assert not layer.is_fused
         assert torch.equal(layer(x, (7, 10)), before)
     assert relative_error(fused, before) < 1e-6
-
-
-def test_state_dict_stays_as_it_is():
-    layer = make_layer()
-    before = {name: value.clone() for name, value in layer.state_dict().items()}
-    layer.fuse_for_inference()
-    after = layer.state_dict()
-    assert before.keys() == after.keys()
-    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_other_weights_are_folded_however_they_were_written(monkeypatch):
@@ -80,9 +65,7 @@ def test_training_ends_it_and_gradients_flow():
 def test_backbones(name):
     dims = dict(embed_dims=(16, 32, 64, 128)) if "pvt" in name else dict(embed_dims=16)
     arch = dict(**dims, num_heads=(2, 2, 4, 8), depths=(1, 1, 1, 1))
-    backbone = build_backbone(name, arch=arch).eval()
-    for parameter in backbone.parameters():
-        nn.init.normal_(parameter, std=0.1)
+    backbone = randomised(build_backbone(name, arch=arch), std=0.1)
     image = torch.randn(1, 3, 75, 110)
     with torch.no_grad():
         before = backbone(image)

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from flatten_det.attention import resize_grid
-from flatten_det.attention.maps import Padding, is_padding, resize_grid_to_each, shares_of_grid
+from flatten_det.attention.maps import resize_grid_to_each
 from flatten_det.attention.tiles import GridRows
+from flatten_det.backbones.base import fill_padding
 
 
 @pytest.mark.parametrize("from_hw", [(7, 5), (1, 1), (56, 3)])
@@ -30,15 +31,12 @@ def test_grids_of_a_padded_batch(from_hw):
     torch.manual_seed(0)
     sizes, (H, W) = [(7, 5), (13, 11), (3, 2), (1, 40), (40, 1)], (40, 45)
     grid = torch.randn(1, from_hw[0] * from_hw[1], 8, requires_grad=True)
-    tensor = torch.tensor(sizes)
-    shares = shares_of_grid(tensor, torch.tensor(from_hw), 45, 60)
-    rows, columns = shares[:, 0, :H, : from_hw[0]], shares[:, 1, :W, : from_hw[1]].contiguous()
-    mask = is_padding(tensor, (H, W))
-    found = resize_grid_to_each(grid, Padding(tensor, mask.view(5, -1, 1), rows, columns))
+    _, (padding,) = fill_padding(torch.zeros(5, 3, H, W), sizes, (1,), [from_hw])
+    found = resize_grid_to_each(grid, padding)
     expected = torch.zeros(5, H, W, 8)
     for i, size in enumerate(sizes):
         expected[i, : size[0], : size[1]] = resize_grid(grid, from_hw, size).view(*size, 8)
     torch.testing.assert_close(found, expected.view(5, -1, 8), rtol=1e-4, atol=2e-5)
-    assert mask.equal((expected == 0).all(dim=3))
+    assert padding.mask.view(5, H, W).equal((expected == 0).all(dim=3))
     gradients = (torch.autograd.grad((x * x).sum(), grid)[0] for x in (found, expected))
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)

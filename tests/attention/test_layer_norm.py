@@ -13,10 +13,10 @@ def fake_gpu(monkeypatch):
     """Tensors of a GPU of compute capability 9.0, without values."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(gpu, "unavailable_reason", lambda: None)
-    layer_norm._capability_obstacle.cache_clear()
+    layer_norm._device_serves.cache_clear()
     with FakeTensorMode():
         yield
-    layer_norm._capability_obstacle.cache_clear()
+    layer_norm._device_serves.cache_clear()
 
 
 def tokens(C: int = 64, dtype: torch.dtype = torch.float32, B: int = 2) -> torch.Tensor:
@@ -38,38 +38,45 @@ class OwnNorm(nn.LayerNorm):
 
 
 @pytest.mark.parametrize(
-    ("case", "reason"),
+    "case",
     [
-        (lambda: (tokens(), None, norm()), None),
-        (lambda: (tokens(), tokens(), norm()), None),
-        (lambda: (tokens(24, torch.bfloat16), None, norm(24, dtype=torch.bfloat16)), None),
-        (lambda: (tokens(), None, OwnNorm(64, device="cuda")), "no plain LayerNorm"),
-        (lambda: (tokens(), None, norm(bias=False)), "no plain LayerNorm"),
-        (lambda: (tokens(), None, nn.Identity()), "no plain LayerNorm"),
-        (lambda: (tokens(), None, with_hook()), "hooks"),
-        (lambda: (tokens(36), None, norm(36)), "multiples of 8"),
-        (lambda: (tokens(2048), None, norm(2048)), "up to 1024"),
-        (lambda: (tokens(), None, nn.LayerNorm((6, 64), device="cuda")), "(6, 64) channels"),
-        (lambda: (tokens(), tokens(B=1), norm()), "other shapes"),
-        (lambda: (tokens(B=0), None, norm()), "no rows"),
-        (lambda: (tokens(), None, nn.LayerNorm(64)), "on cpu instead of a tensor on cuda"),
-        (lambda: (tokens(dtype=torch.float64), None, norm(dtype=torch.float64)), "float64"),
-        (lambda: (tokens(), tokens(dtype=torch.float64), norm()), "float64"),
-        (lambda: (tokens(dtype=torch.bfloat16), None, norm()), "another dtype than torch.bfloat16"),
-        (lambda: (torch.empty(2, 6, 64), None, nn.LayerNorm(64)), "tensors on cpu"),
+        lambda: (tokens(), None, norm()),
+        lambda: (tokens(), tokens(), norm()),
+        lambda: (tokens(24, torch.bfloat16), None, norm(24, dtype=torch.bfloat16)),
     ],
 )
-def test_obstacles(case, reason):
-    obstacle = layer_norm._obstacle(*case())
-    assert obstacle is None if reason is None else reason in obstacle
-
-
-def test_obstacles_of_the_machine(monkeypatch):
-    layer_norm._capability_obstacle.cache_clear()
+def test_what_the_kernel_computes(monkeypatch, case):
+    assert layer_norm._kernel_serves(*case())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    assert "7.5, the kernel needs 8.0" in layer_norm._obstacle(tokens(), None, norm())
+    layer_norm._device_serves.cache_clear()
+    assert not layer_norm._kernel_serves(*case())
+    monkeypatch.undo()
     monkeypatch.setattr(gpu, "unavailable_reason", lambda: "no Triton")
-    assert layer_norm._obstacle(tokens(), None, norm()) == "no Triton"
+    layer_norm._device_serves.cache_clear()
+    assert not layer_norm._kernel_serves(*case())
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        lambda: (tokens(), None, OwnNorm(64, device="cuda")),
+        lambda: (tokens(), None, norm(bias=False)),
+        lambda: (tokens(), None, nn.Identity()),
+        lambda: (tokens(), None, with_hook()),
+        lambda: (tokens(36), None, norm(36)),
+        lambda: (tokens(2048), None, norm(2048)),
+        lambda: (tokens(), None, nn.LayerNorm((6, 64), device="cuda")),
+        lambda: (tokens(), tokens(B=1), norm()),
+        lambda: (tokens(B=0), None, norm()),
+        lambda: (tokens(), None, nn.LayerNorm(64)),
+        lambda: (tokens(dtype=torch.float64), None, norm(dtype=torch.float64)),
+        lambda: (tokens(), tokens(dtype=torch.float64), norm()),
+        lambda: (tokens(dtype=torch.bfloat16), None, norm()),
+        lambda: (torch.empty(2, 6, 64), None, nn.LayerNorm(64)),
+    ],
+)
+def test_what_is_left_to_torch(case):
+    assert not layer_norm._kernel_serves(*case())
 
 
 @pytest.mark.parametrize("grad", [False, True])

@@ -33,12 +33,11 @@ def test_registration(kernel_size):
 
 def test_registration_of_the_layer():
     layer = FocusedLinearAttention(32, 2, (6, 5))
-    folded = (value.detach() for value in layer._fold())
-    convolutions = [layer.dwc.weight.detach(), layer.dwc.bias.detach()]
-    proj = (layer.proj.weight.detach(), layer.proj.bias.detach())
+    with torch.no_grad():
+        parameters = [x.detach() if isinstance(x, torch.Tensor) else x for x in layer._in_tiles()]
     found = torch.library.opcheck(
         ops.layer,
-        (torch.randn(2, 63, 32), *folded, 6, 5, *convolutions, None, None, *proj, 2, 9, 7, 1e-6),
+        (torch.randn(2, 63, 32), 9, 7, *parameters),
         test_utils=("test_schema", "test_faketensor"),
     )
     assert set(found.values()) == {"SUCCESS"}

@@ -6,7 +6,9 @@ from attention_cases import (
     MAPS,
     TOLERANCES,
     exact,
+    exact_of_each,
     make_inputs,
+    make_layer,
     plain,
     reference,
     relative_error,
@@ -17,7 +19,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from flatten_det.attention import FocusedLinearAttention
 from flatten_det.lab.benchmark.attention import eager_attention as eager
 
 
@@ -82,20 +83,7 @@ def test_padding(dtype, focusing_factor):
     out, gradients = with_gradients(plain, inputs, grad, **padded)
     with torch.no_grad():
         at_inference = plain(**inputs, **padded)
-    expected = torch.zeros(out.shape).double()
-    expected_gradients = {n: torch.zeros(x.shape).double() for n, x in inputs.items()}
-    for index, size in enumerate(sizes):
-        own = torch.arange(H * W).view(H, W)[: size[0], : size[1]].flatten()
-        cut = {n: inputs[n][index : index + 1, own] for n in ("q", "k", "v")}
-        cut["positions"] = inputs["positions"][:, own]
-        alone, found = exact(inputs | cut, grad[index : index + 1, own], hw_shape=size, **options)
-        expected[index, own] = alone[0]
-        for name, gradient in found.items():
-            place = expected_gradients[name]
-            if name in cut:
-                place[min(index, len(place) - 1), own] += gradient[0]
-            else:
-                place += gradient
+    expected, expected_gradients = exact_of_each(inputs, grad, (H, W), sizes, **options)
     found = {"out": out, "inference": at_inference, **gradients}
     expected = {"out": expected, "inference": expected, **expected_gradients}
     for name, value in found.items():
@@ -106,10 +94,7 @@ def test_padding(dtype, focusing_factor):
 
 def test_folded_projections(monkeypatch):
     monkeypatch.setenv("FLATTEN_DET_ATTENTION", "plain")
-    layer = FocusedLinearAttention(32, 2, (6, 5)).eval()
-    for parameter in layer.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    x = torch.randn(2, 30, 32)
+    layer, x = make_layer(), torch.randn(2, 30, 32)
     with torch.no_grad():
         before = layer(x, (6, 5))
         layer.fuse_for_inference()

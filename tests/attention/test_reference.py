@@ -3,11 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from attention_cases import reference
+from attention_cases import make_inputs, reference, relative_error
 
-from flatten_det.attention.reference import depthwise_values, focused_map
-
-torch.manual_seed(0)
+from flatten_det.attention.reference import depthwise_values
 
 
 def explicit_attention(q, k, v, num_heads, positions, scale, p, eps):
@@ -44,29 +42,13 @@ def explicit_depthwise(v, weight, bias, num_heads, hw_shape):
     return out.view(B, H * W, C) + bias.repeat(num_heads)
 
 
-def random_inputs(hw_shape, num_heads, d, B=2, K=5):
-    N, C = hw_shape[0] * hw_shape[1], num_heads * d
-    shapes = {
-        "q": (B, N, C),
-        "k": (B, N, C),
-        "v": (B, N, C),
-        "positions": (1, N, C),
-        "scale": (1, 1, C),
-        "dwc_weight": (d, 1, K, K),
-        "dwc_bias": (d,),
-    }
-    return {
-        name: torch.randn(shape, dtype=torch.float64, requires_grad=True)
-        for name, shape in shapes.items()
-    }
-
-
 @pytest.mark.parametrize(
     ("hw_shape", "num_heads", "d", "p", "K"),
     [((3, 5), 1, 8, 3, 5), ((1, 1), 2, 4, 3, 5), ((7, 4), 3, 4, 2, 3), ((2, 9), 2, 16, 4, 7)],
 )
 def test_values_and_gradients_equal_the_explicit_matrix(hw_shape, num_heads, d, p, K):
-    inputs = random_inputs(hw_shape, num_heads, d, K=K)
+    inputs = make_inputs(hw_shape, num_heads, d, kernel_size=K)
+    inputs = {name: x.double().requires_grad_() for name, x in inputs.items()}
     out = reference(**inputs, num_heads=num_heads, hw_shape=hw_shape, focusing_factor=p)
     q, k, v, positions, scale, weight, bias = inputs.values()
     expected = explicit_attention(q, k, v, num_heads, positions, scale, p, eps=1e-6)
@@ -80,47 +62,25 @@ def test_values_and_gradients_equal_the_explicit_matrix(hw_shape, num_heads, d, 
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("p", [1, 2, 3, 4, 8])
-def test_focused_map_keeps_the_norm_and_the_zero_row(p):
-    x = torch.rand(50, 16, dtype=torch.float64)
-    torch.testing.assert_close(focused_map(x, p).norm(dim=-1), x.norm(dim=-1))
-    assert focused_map(torch.zeros(2, 4), p).eq(0).all()
-    if p == 1:
-        torch.testing.assert_close(focused_map(x, 1), x)
-
-
-def test_focused_map_sharpens():
-    """Proposition 1: for some p, rows with the same largest entry approach, others part."""
-    x, same, other = torch.tensor([[0.9, 0.5, 0.3], [0.8, 0.3, 0.6], [0.4, 0.9, 0.5]]).double()
-    fx, f_same, f_other = (focused_map(t, 16) for t in (x, same, other))
-    assert fx @ f_same > x @ same
-    assert fx @ f_other < x @ other
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("factor", [1e-4, 1e-2, 1.0, 1e2, 1e3])
 def test_finite_and_close_in_every_precision(dtype, factor):
     """The original is NaN in float16 from x10 on, and for rows without a positive entry."""
-    inputs = {k: t.detach() for k, t in random_inputs((6, 5), num_heads=2, d=8).items()}
-    for name in ("q", "k", "v"):
-        inputs[name] = (inputs[name] * factor).to(dtype)
+    inputs, options = make_inputs((6, 5), 2, 8, dtype=dtype), dict(num_heads=2, hw_shape=(6, 5))
+    for name in "qkv":
+        inputs[name] = inputs[name] * factor
     inputs["q"][0, 3] = -factor
     inputs["k"][1] = -factor
     inputs["v"][1, 0] = 0
-    exact = reference(
-        **inputs | {name: inputs[name].double() for name in ("q", "k", "v")},
-        num_heads=2,
-        hw_shape=(6, 5),
-    )
-    out = reference(**inputs, num_heads=2, hw_shape=(6, 5))
+    exact = reference(**{name: x.double() for name, x in inputs.items()}, **options)
+    out = reference(**inputs, **options)
     assert out.dtype == dtype
     tolerance = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype]
-    error = (out.double() - exact).norm() / exact.norm()
-    assert error < tolerance
+    assert relative_error(out, exact) < tolerance
 
 
 def test_autocast_does_not_reach_the_cubes():
-    inputs = {k: t.detach().float() for k, t in random_inputs((4, 4), 2, 8).items()}
+    inputs = make_inputs((4, 4), 2, 8)
     inputs["q"] *= 1e3
     kwargs = dict(num_heads=2, hw_shape=(4, 4))
     with torch.autocast("cpu", dtype=torch.float16):

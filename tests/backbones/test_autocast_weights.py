@@ -7,12 +7,12 @@ from collections import Counter
 import pytest
 import torch
 from mmengine.registry import MODELS
-from nano_backbones import NANO
+from nano_backbones import build_nano
+from operators import Operators
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrize
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from flatten_det.attention import FocusedLinearAttention, gpu
 from flatten_det.attention.eager import keeping_nothing
@@ -26,9 +26,7 @@ from flatten_det.backbones.softmax_attention import SpatialReductionAttention
 def on_the_cpu(monkeypatch):
     """The CPU's autocast stands in for that of CUDA."""
     monkeypatch.setattr(
-        cuda,
-        "_pays",
-        lambda x: torch.is_autocast_enabled("cpu") and not x.requires_grad,
+        cuda, "_pays", lambda x: torch.is_autocast_enabled("cpu") and not x.requires_grad
     )
 
 
@@ -143,22 +141,10 @@ def test_compiled_blocks_take_the_casts():
 
 
 def test_copies_begin_anew():
-    model = MODELS.build(dict(type="FLattenPVT", arch=NANO["FLattenPVT"]))
+    model = build_nano("FLattenPVT")
     model._autocast_weights._owner = model
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert other._autocast_weights._owner is None
-
-
-class Calls(TorchDispatchMode):
-    """Counts the calls of operators by name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-        self.counts[operator.overloadpacket.__name__] += 1
-        return operator(*args, **(kwargs or {}))
 
 
 def test_operator_calls_of_a_pass_on_cuda(monkeypatch):
@@ -173,11 +159,11 @@ def test_operator_calls_of_a_pass_on_cuda(monkeypatch):
         with FakeTensorMode(), torch.device("cuda"), torch.no_grad():
             model = MODELS.build(dict(type="FLattenPVT", arch="tiny")).eval()
             image = torch.empty(2, 3, 224, 224)
-            with Calls() as calls:
+            with Operators() as operators:
                 model(image)
     finally:
         torch.set_autocast_enabled("cuda", False)
-    counts = calls.counts
+    counts = Counter(operators.names)
     blocks, stages = 8, 4
     assert counts["_foreach_copy_"] == 1
     assert counts["_to_copy"] == stages  # what the patch embeddings are given

@@ -4,32 +4,26 @@ import copy
 
 import pytest
 import torch
+from attention_cases import use_tiles_of
 from mmdet.engine.hooks import MeanTeacherHook
 from mmengine.hooks import EMAHook
 from mmengine.model import ExponentialMovingAverage
-from mmengine.registry import MODELS
-from nano_backbones import DEIT, NANO
+from nano_backbones import ARCHS, build_nano
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.optim import swa_utils
 
-from flatten_det.attention import FocusedLinearAttention, tiles
-
-ARCHS = NANO | {"FLattenDeiT": DEIT}
+from flatten_det.attention import FocusedLinearAttention
 
 
 @pytest.fixture
 def small_portions(monkeypatch):
     """Everything that large maps are computed by happens for small ones too."""
-    monkeypatch.setattr(tiles, "TILE_TOKENS", 10)
-    monkeypatch.setattr(tiles, "_LEAST_TOKENS", 1)
+    use_tiles_of(10, monkeypatch)
 
 
 def build(family: str, attn_types: str = "LLSS", **options) -> nn.Module:
-    torch.manual_seed(0)
-    attn_types = attn_types[-1] if family == "FLattenDeiT" else attn_types
-    options = dict(attn_types=attn_types, pretrain_img_size=32) | options
-    return randomised(MODELS.build(dict(type=family, arch=ARCHS[family]) | options))
+    return randomised(build_nano(family, attn_types, pretrain_img_size=32, **options))
 
 
 def randomised(model: nn.Module) -> nn.Module:

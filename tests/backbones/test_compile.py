@@ -4,11 +4,10 @@ import copy
 
 import pytest
 import torch
-from mmengine.registry import MODELS
-from nano_backbones import NANO
+from attention_cases import use_tiles_of
+from nano_backbones import build_nano
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from flatten_det.attention import tiles
 from flatten_det.backbones.blocks import TransformerBlock
 
 SIZES = [(96, 128), (75, 101), (224, 64)]
@@ -20,10 +19,8 @@ def nothing_compiled():
     torch.compiler.reset()
 
 
-def build(family: str, compile, **options) -> torch.nn.Module:
-    torch.manual_seed(0)
-    config = dict(type=family, arch=NANO[family], compile=compile, **options)
-    return MODELS.build(config).eval()
+def build(family: str, compile, attn_types: str | None = None) -> torch.nn.Module:
+    return build_nano(family, attn_types, compile=compile).eval()
 
 
 def outputs_and_gradients(model, image):
@@ -33,8 +30,8 @@ def outputs_and_gradients(model, image):
     return [*outs, *(p.grad for p in model.parameters() if p.grad is not None)]
 
 
-def check(family: str, compile, rtol: float, atol: float) -> None:
-    plain, model = build(family, False), build(family, compile)
+def check(family: str, compile, rtol: float, atol: float, attn_types: str | None = None) -> None:
+    plain, model = (build(family, kind, attn_types) for kind in (False, compile))
     for size in SIZES:
         image = torch.randn(2, 3, *size)
         with torch.no_grad():
@@ -47,19 +44,26 @@ def check(family: str, compile, rtol: float, atol: float) -> None:
 
 # Windows of symbolic sizes keep the compiler busy.
 @pytest.mark.parametrize(
-    "family", [pytest.param(f, marks=[] if "PVT" in f else [pytest.mark.slow]) for f in NANO]
+    ("family", "attn_types"),
+    [
+        ("FLattenPVT", None),
+        ("FLattenPVTv2", None),
+        ("FLattenDeiT", "L"),
+        ("FLattenDeiT", "S"),
+        pytest.param("FLattenSwin", None, marks=pytest.mark.slow),
+        pytest.param("FLattenCSwin", None, marks=pytest.mark.slow),
+    ],
 )
-def test_compiled_equals_plain(family):
-    check(family, dict(dynamic=True, backend="eager", fullgraph=True), rtol=1e-3, atol=1e-4)
+def test_compiled_equals_plain(family, attn_types):
+    compile = dict(dynamic=True, backend="eager", fullgraph=True)
+    check(family, compile, rtol=1e-3, atol=1e-4, attn_types=attn_types)
 
 
 @pytest.mark.slow
 def test_compiled_with_padding():
     """As on CUDA, in one pass for all images."""
-    plain, model = (
-        build("FLattenPVT", False),
-        build("FLattenPVT", dict(dynamic=True, backend="eager", fullgraph=True)),
-    )
+    options = dict(dynamic=True, backend="eager", fullgraph=True)
+    plain, model = (build("FLattenPVT", compile) for compile in (False, options))
     for images, sizes in (
         (torch.randn(2, 3, 96, 128), [(96, 64), (75, 128)]),
         (torch.randn(3, 3, 64, 96), [(64, 96), (50, 50), (33, 96)]),
@@ -86,8 +90,7 @@ def test_equal_blocks_and_other_sizes_compile_once():
 
 def test_large_maps_are_not_compiled_in_portions(monkeypatch):
     """What saves fresh memory without a compiler would be a graph of hundreds of parts."""
-    monkeypatch.setattr(tiles, "TILE_TOKENS", 1)
-    monkeypatch.setattr(tiles, "_LEAST_TOKENS", 1)
+    use_tiles_of(1, monkeypatch)
     graphs = []
 
     def backend(graph, inputs):

@@ -2,35 +2,19 @@
 
 import pytest
 import torch
-from mmengine.registry import MODELS
-from nano_backbones import NANO
+from attention_cases import use_tiles_of
+from nano_backbones import KINDS, NANO, build_nano
 from torch import nn
-
-from flatten_det.attention import tiles
-from flatten_det.backbones.blocks import as_contiguous_image
 
 
 @pytest.fixture(autouse=True)
 def small_portions(monkeypatch):
-    monkeypatch.setattr(tiles, "TILE_TOKENS", 60)
-    monkeypatch.setattr(tiles, "_LEAST_TOKENS", 1)
+    use_tiles_of(60, monkeypatch)
 
 
-def build(family: str, **options) -> nn.Module:
-    torch.manual_seed(0)
-    model = MODELS.build(dict(type=family, arch=NANO[family], **options)).eval()
-    for name, parameter in model.named_parameters():
-        if "norm" in name and name.endswith("weight"):
-            nn.init.uniform_(parameter, 0.5, 2)
-        elif parameter.dim() < 2 or "pos" in name:
-            nn.init.normal_(parameter, std=0.3)
-    return model
-
-
-@pytest.mark.parametrize("attn_types", [("L",) * 4, ("L", "L", "S", "S"), ("S",) * 4])
-@pytest.mark.parametrize("family", NANO)
+@pytest.mark.parametrize(("family", "attn_types"), KINDS)
 def test_same_outputs(family, attn_types):
-    model = build(family, attn_types=attn_types)
+    model = build_nano(family, attn_types).eval()
     for size in ((96, 128), (75, 101), (32, 300)):
         image = torch.randn(2, 3, *size)
         before, expected = image.clone(), model(image)
@@ -48,7 +32,7 @@ def test_same_outputs(family, attn_types):
 @pytest.mark.parametrize("family", NANO)
 def test_hooks_see_what_is_not_overwritten(family, listens_to):
     """``None``: to all modules of the process, as counters do; ``ModuleList``: to the blocks."""
-    model, seen = build(family), []
+    model, seen = build_nano(family).eval(), []
 
     def keep(module, inputs, output):
         if isinstance(output, torch.Tensor):
@@ -71,7 +55,7 @@ def test_hooks_see_what_is_not_overwritten(family, listens_to):
 
 
 def test_a_block_overwrites_only_what_it_may():
-    block = build("FLattenPVT").block1[0]
+    block = build_nano("FLattenPVT").eval().block1[0]
     x = torch.randn(1, 300, 16)
     with torch.no_grad():
         kept = x.clone()
@@ -80,29 +64,3 @@ def test_a_block_overwrites_only_what_it_may():
         overwritten = block(x, (15, 20), inplace=True)
     assert overwritten.data_ptr() == x.data_ptr()
     torch.testing.assert_close(overwritten, out)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_contiguous_images(dtype):
-    tokens = torch.randn(2, 7 * 13, 16).to(dtype)
-    expected = tokens.view(2, 7, 13, 16).permute(0, 3, 1, 2).contiguous()
-    with torch.no_grad():
-        found = as_contiguous_image(tokens, (7, 13))
-    assert found.is_contiguous()
-    assert torch.equal(found, expected)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("family", NANO)
-def test_autocast_and_half(family, dtype):
-    """The result of norms stays float32 under autocast, and a half model half."""
-    model, image = build(family), torch.randn(1, 3, 75, 101)
-    with torch.no_grad():
-        exact = model(image)
-        with torch.autocast("cpu", dtype=dtype):
-            under_autocast = model(image)
-        if dtype == torch.bfloat16:
-            half = model.to(dtype)(image.to(dtype))
-            assert all(x.dtype == dtype for x in half)
-    for a, b in zip(under_autocast, exact, strict=True):
-        assert (a.float() - b).norm() / b.norm() < (0.05 if dtype == torch.bfloat16 else 0.01)

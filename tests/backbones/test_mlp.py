@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from attention_cases import randomised, use_tiles_of
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from flatten_det.attention import tiles
 from flatten_det.backbones import blocks
 from flatten_det.backbones.blocks import TransformerBlock
 from flatten_det.backbones.softmax_attention import SpatialReductionAttention
@@ -20,8 +20,7 @@ class Identity(nn.Module):
 
 @pytest.fixture(autouse=True)
 def small_portions(monkeypatch):
-    monkeypatch.setattr(tiles, "TILE_TOKENS", 10)
-    monkeypatch.setattr(tiles, "_LEAST_TOKENS", 1)
+    use_tiles_of(10, monkeypatch)
 
 
 def make_block(
@@ -30,9 +29,7 @@ def make_block(
     torch.manual_seed(0)
     attn = attn or SpatialReductionAttention(16, 1, sr_ratio=1)
     block = TransformerBlock(16, attn, 2, drop_path, 1e-6, cp_policy=None, mlp_conv=mlp_conv)
-    for parameter in block.parameters():
-        nn.init.normal_(parameter, std=0.5)
-    return block
+    return randomised(block, std=0.5).train()
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ def test_every_name_builds_what_it_says(name):
     with torch.device("meta"):
         model = build_backbone(name)
     names = {n.split(".")[-1] for n, _ in model.named_parameters()}
-    assert ("positional_encoding" in names) == name.startswith("flatten-")
+    is_linear = name.startswith("flatten-")
+    assert ("positional_encoding" in names) == ("scale" in names) == is_linear
     family = name.removeprefix("flatten-").split("-")[0]
     assert type(model).__name__.lower() == f"flatten{family}"
 

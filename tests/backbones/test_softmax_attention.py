@@ -1,14 +1,17 @@
 """The softmax blocks against direct formulas, and against timm's Swin and mmdet's PVT attention."""
 
+from contextlib import contextmanager
+
 import pytest
 import timm
 import torch
+from attention_cases import randomised
 from mmdet.models.backbones.pvt import SpatialReductionAttention as MmdetAttention
 from mmdet.models.backbones.swin import ShiftWindowMSA
 from timm.models.swin_transformer import SwinTransformer
-from torch import nn
 
-from flatten_det.backbones import FLattenPVTv2, FLattenSwin
+from flatten_det.attention.eager import keeping_nothing
+from flatten_det.backbones import FLattenPVTv2, FLattenSwin, softmax_attention
 from flatten_det.backbones.softmax_attention import (
     CrossShapedAttention,
     ShiftedWindowAttention,
@@ -16,16 +19,9 @@ from flatten_det.backbones.softmax_attention import (
 )
 
 
-def randomise(module: nn.Module) -> nn.Module:
-    torch.manual_seed(0)
-    for parameter in module.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    return module.eval()
-
-
 @pytest.mark.parametrize("sr_ratio", [1, 2])
 def test_spatial_reduction_attention_equals_mmdets(sr_ratio):
-    ours = randomise(SpatialReductionAttention(16, 2, sr_ratio))
+    ours = randomised(SpatialReductionAttention(16, 2, sr_ratio))
     theirs = MmdetAttention(16, 2, sr_ratio=sr_ratio, qkv_bias=True, batch_first=True).eval()
     theirs.attn.in_proj_weight.data = torch.cat([ours.q.weight, ours.kv.weight])
     theirs.attn.in_proj_bias.data = torch.cat([ours.q.bias, ours.kv.bias])
@@ -44,7 +40,7 @@ def test_softmax_swin_equals_timms(size):
     ours = FLattenSwin(
         arch=dict(embed_dims=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8)), attn_types="SSSS"
     )
-    randomise(ours)
+    randomised(ours)
     theirs = SwinTransformer(
         img_size=size, embed_dim=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8), num_classes=0
     ).eval()
@@ -68,7 +64,7 @@ def test_softmax_swin_equals_timms(size):
 
 
 def test_softmax_pvt_v2_equals_timms():
-    ours = randomise(FLattenPVTv2(attn_types="SSSS"))
+    ours = randomised(FLattenPVTv2(attn_types="SSSS"))
     theirs = timm.create_model("pvt_v2_b0", num_classes=0).eval()
     state = {}
     for name, value in ours.state_dict().items():
@@ -91,7 +87,7 @@ def test_cross_shaped_attention_equals_padded_and_masked_stripes(hw_shape):
     """Every query attends to the keys of its own stripe, one stripe at a time, in plain loops."""
     H, W = hw_shape
     split, heads, C = 4, 4, 16
-    ours = randomise(CrossShapedAttention(C, heads, split))
+    ours = randomised(CrossShapedAttention(C, heads, split))
     x = torch.randn(2, H * W, C)
     qkv = ours.qkv(x).view(2, H, W, 3, C)
     expected = torch.zeros(2, H, W, C)
@@ -113,7 +109,7 @@ def test_cross_shaped_attention_equals_padded_and_masked_stripes(hw_shape):
 
 
 def test_cross_shaped_attention_without_stripes_is_global():
-    layer = randomise(CrossShapedAttention(8, 2, split_size=None))
+    layer = randomised(CrossShapedAttention(8, 2, split_size=None))
     x = torch.randn(1, 30, 8)
     moved = x.clone()
     moved[0, -1] += 1
@@ -124,7 +120,7 @@ def test_cross_shaped_attention_without_stripes_is_global():
 @pytest.mark.parametrize("hw_shape", [(8, 12), (9, 6), (5, 15)])
 def test_shifted_windows_equal_mmdets(shift_size, hw_shape):
     """Maps that the window does not divide are padded before the shift."""
-    ours = randomise(ShiftedWindowAttention(8, 2, window_size=4, shift_size=shift_size))
+    ours = randomised(ShiftedWindowAttention(8, 2, window_size=4, shift_size=shift_size))
     theirs = ShiftWindowMSA(8, 2, window_size=4, shift_size=shift_size).eval()
     state = {f"w_msa.{n}": v for n, v in ours.state_dict().items() if n != "bias_index"}
     theirs.load_state_dict(state, strict=False)
@@ -141,7 +137,7 @@ def test_shifted_windows_equal_mmdets(shift_size, hw_shape):
 
 def test_shift_only_along_axes_that_need_it():
     """On a map one window high, a shift may only mix neighbours along the width."""
-    layer = randomise(ShiftedWindowAttention(8, 2, window_size=4, shift_size=2))
+    layer = randomised(ShiftedWindowAttention(8, 2, window_size=4, shift_size=2))
     x = torch.randn(1, 4 * 8, 8)
     out = layer(x, (4, 8))
     changed = x.view(1, 4, 8, 8).clone()
@@ -150,3 +146,45 @@ def test_shift_only_along_axes_that_need_it():
     assert moved[:, 2:6].all()
     assert not moved[:, :2].any()
     assert not moved[:, 6:].any()
+
+
+@pytest.fixture(params=["to be captured", "captured"])
+def capture(request, monkeypatch):
+    """What a CUDA graph is made of: by us, or by somebody who captures."""
+    if request.param == "to be captured":
+        return keeping_nothing
+
+    @contextmanager
+    def capturing():
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.cuda, "is_initialized", lambda: True)
+            patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+            yield
+
+    return capturing
+
+
+def mask(width: int) -> torch.Tensor:
+    return softmax_attention.shift_mask((8, width), 4, (2, 2), torch.device("cpu"))
+
+
+def test_masks_are_kept_but_large_ones(monkeypatch):
+    assert mask(8) is mask(8)
+    monkeypatch.setattr(softmax_attention, "_LARGEST", 1023)
+    assert mask(8) is not mask(8)
+
+
+def test_a_graph_has_masks_of_its_own(capture):
+    """Replays would read what was dropped and given to others, and others what only replays write."""
+    kept = mask(8)
+    with capture():
+        assert mask(8) is not kept
+        first = mask(20)
+    assert mask(8) is kept
+    assert mask(20) is not first
+
+
+def test_inference_tensors_are_not_kept():
+    with torch.inference_mode():
+        mask(24)
+    assert not mask(24).is_inference()

@@ -1,8 +1,12 @@
 """Inputs of focused linear attention that fast implementations must get right."""
 
-import torch
-from torch import Tensor
+from collections.abc import Sequence
 
+import pytest
+import torch
+from torch import Tensor, nn
+
+from flatten_det.attention import FocusedLinearAttention, tiles
 from flatten_det.attention import plain as plain_operations
 from flatten_det.attention import reference as equation
 from flatten_det.attention.reference import Inputs
@@ -80,6 +84,46 @@ def exact(inputs: dict[str, Tensor | None], grad: Tensor, **options):
     """:func:`with_gradients` of the reference in float64."""
     double = {n: None if x is None else x.double() for n, x in inputs.items()}
     return with_gradients(reference, double, grad.double(), **options)
+
+
+def exact_of_each(
+    inputs: dict[str, Tensor | None],
+    grad: Tensor,
+    hw_shape: tuple[int, int],
+    sizes: Sequence[tuple[int, int]],
+    **options,
+):
+    """:func:`exact` of each padded map alone: zeros in the padding, sums of the parameters' gradients."""
+    out = torch.zeros(grad.shape).double()
+    gradients = {n: torch.zeros(x.shape).double() for n, x in inputs.items() if x is not None}
+    for index, size in enumerate(sizes):
+        own = torch.arange(hw_shape[0] * hw_shape[1]).view(hw_shape)[: size[0], : size[1]].flatten()
+        places = {n: (min(index, len(inputs[n]) - 1), own) for n in NAMES[:4] if n in gradients}
+        cut = {n: inputs[n][place][None] for n, place in places.items()}
+        alone, found = exact(inputs | cut, grad[index, own][None], hw_shape=size, **options)
+        out[index, own] = alone[0]
+        for name, gradient in found.items():
+            gradients[name][places.get(name, ...)] += gradient[0] if name in places else gradient
+    return out, gradients
+
+
+def randomised(module: nn.Module, std: float = 0.3) -> nn.Module:
+    """Without a parameter at zero or one, and in evaluation mode."""
+    torch.manual_seed(0)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=std)
+    return module.eval()
+
+
+def make_layer(num_heads: int = 2, **options) -> FocusedLinearAttention:
+    """A :func:`randomised` one of 32 channels on a grid of 6 x 5."""
+    return randomised(FocusedLinearAttention(32, num_heads, (6, 5), **options))
+
+
+def use_tiles_of(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let small maps be computed as large ones are: in tiles of so many tokens of 64 channels."""
+    monkeypatch.setattr(tiles, "TILE_TOKENS", tokens)
+    monkeypatch.setattr(tiles, "_LEAST_TOKENS", 1)
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

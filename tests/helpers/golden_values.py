@@ -1,6 +1,7 @@
 """Golden values of the original implementation: synthetic weights, one file a network and input."""
 
 import json
+import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,20 +42,19 @@ class Golden:
 
 def _weight(name: str, shape: list[int]) -> torch.Tensor:
     noise = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
+    return torch.from_numpy(as_trained(name, noise).astype(np.float32))
+
+
+def as_trained(name: str, noise: np.ndarray | torch.Tensor) -> np.ndarray | torch.Tensor:
+    """Normal noise at the size that training gives to a parameter of this name."""
     last = name.split(".")[-1]
     if last == "scale":
-        noise = 0.5 * noise
-    elif last in ("positional_encoding", "relative_position_bias_table") or last.startswith(
-        "pos_embed"
-    ):
-        noise = 0.2 * noise
-    elif last == "bias":
-        noise = 0.1 * noise
-    elif len(shape) == 1:
-        noise = 1 + 0.1 * noise
-    else:
-        noise = noise / np.sqrt(np.prod(shape[1:]))
-    return torch.from_numpy(noise.astype(np.float32))
+        return 0.5 * noise
+    if last in ("positional_encoding", "relative_position_bias_table") or "pos_embed" in last:
+        return 0.2 * noise
+    if last == "bias":
+        return 0.1 * noise
+    return 1 + 0.1 * noise if noise.ndim == 1 else noise / math.prod(noise.shape[1:]) ** 0.5
 
 
 def load_golden(name: str) -> Golden:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from golden_values import as_trained
 from torch import Tensor, nn
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -30,20 +31,7 @@ def with_weights(module: nn.Module) -> nn.Module:
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            last = name.split(".")[-1]
-            if last == "scale":
-                noise *= 0.5
-            elif last in ("positional_encoding", "relative_position_bias_table") or last.startswith(
-                "pos_embed"
-            ):
-                noise *= 0.2
-            elif last == "bias":
-                noise *= 0.1
-            elif noise.ndim == 1:
-                noise = 1 + 0.1 * noise
-            else:
-                noise /= noise[0].numel() ** 0.5
-            parameter.copy_(noise)
+            parameter.copy_(as_trained(name, noise))
     return module
 
 

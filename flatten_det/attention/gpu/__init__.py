@@ -1,10 +1,9 @@
 """Focused linear attention in Triton kernels: fp32, fp16 and bf16, forward and backward, p = 3.
 
 Nothing here imports Triton until a kernel is asked for. An H200 confirmed an earlier version of the kernels
-(November 2026), which was slower than its memory allows by ten times and more: instructions and waiting were
-what limited it. This version was designed from the machine code, which needs no GPU, and has not run on one:
-``tests/attention/gpu/test_machine_code.py`` prints registers, barriers and instructions per element, and
-``pytest -m gpu`` checks values and gradients on a card.
+(November 2026), which instructions and waiting made ten times slower than its memory allows. This version was
+designed from the machine code and has not run on a GPU: ``tests/attention/gpu/test_machine_code.py`` prints
+registers, barriers and instructions per element, ``pytest -m gpu`` checks values and gradients on a card.
 
 **Bytes moved.** U is one tensor ``(B, N, C)``. Eager execution of the equation moves about 50 U forward. Here
 
@@ -30,31 +29,22 @@ that is 5-6 U forward and 17-20 U with backward. With many heads ``row_norms``, 
 - No norm is needed for the queries: a positive scale of a row of q cancels, but for the eps.
 - Splits of the tokens are summed in a second kernel, always in the same order, not by atomics: results are
   the same bit for bit in every run.
-- The convolution walks down the rows of the map. Of K rows of outputs all sums are in registers, and so are
-  the K*K taps: outputs of 4 columns need K + 3 values of a row, and 25 multiply-adds cost 40 instructions.
-  It is the second half of the kernels that attend, which is a launch less and finds their output in the
-  cache. Nothing passes through shared memory.
-- The gradient of its weight walks alike, with K rows of gradients and all K*K sums in registers.
-- Rows that are combined with products come into their registers through a product with the identity: the
-  matrix units leave their results in an arrangement of their own, and everything would pass through shared
-  memory, with two barriers each time, to get from the one into the other.
-- Sums over the tokens of a tile are products with ones, for the same reason.
+- The convolution is the second half of the kernels that attend, which is a launch less and finds their output
+  in the cache. Of K rows of outputs all sums are in registers, and so are the K*K taps: outputs of 4 columns
+  need K + 3 values of a row, and 25 multiply-adds cost 40 instructions.
+- Shared memory, with two barriers each time, is avoided: sums over the tokens of a tile are products with
+  ones, and rows that meet results of the matrix units come into their registers by a product, too.
 
-**Padding.** Maps of several sizes in one batch have their heights and widths as an argument. Kernels that
-walk over tokens count those of a map's own rows and columns, kernels that walk over regions cut its own map,
-and both step from row to row by the width of the padded one. So padding is neither read nor written; its
-zeros are filled in before (one operator forward, three backward, 1 U each). It takes 1-3 % more instructions
-per element, for the divisions, and none where there is no padding.
+**Padding.** Kernels walk over a map's own rows and columns, and step from row to row by the width of the
+padded one: padding is neither read nor written. Its zeros are filled in before (one operator forward, three
+backward, 1 U each). The divisions are 1-3 % more instructions per element, and none where nothing is padded.
 
 **Numbers.** All arithmetic is float32; products of matrices have operands of 16 bits where the inputs do.
 
-- Rows are divided by their norms before they are cubed, so that no power over- or underflows.
 - ``kv`` and the mean of f(k) are sums over the same rounded f(k): weights of the attention sum to one.
 - ``kv`` is that of ``v - centre``, the centre being the mean of some tokens, and later of all as the keys
   weigh them. The centre's share of the output is exact, what is rounded is small, and the gradients of q and
   k are no small differences of large numbers: for equal tokens they are of the order of eps.
-- float16 has nine decades. Factors of rows, and of matrices, are taken out of operands and come back in
-  float32; the largest operand is 16384.
 
 **Considered and dropped.** Products in tf32 (their operands cannot be transposed in shared memory: 51 loads
 and 24 stores per tile); all heads in a program backward (spills of 1 KB per thread with two heads); atomics;
@@ -114,19 +104,7 @@ def supported(
     has_fewer_keys: bool = False,
     is_empty: bool = False,
 ) -> str | None:
-    """Whether the kernels serve a call, with p = 3.
-
-    Args:
-        device: of q, k and v.
-        dtypes: of q, k and v.
-        channels: C.
-        num_heads: h.
-        has_fewer_keys: than queries.
-        is_empty: there are no tokens.
-
-    Returns:
-        None, or in a few words why not.
-    """
+    """Why the kernels do not serve a call with p = 3, or None; arguments are those of ``dispatch.Kind``."""
     if has_fewer_keys:
         return "there are fewer keys than queries, the kernels need as many"
     if is_empty:
@@ -138,11 +116,12 @@ def supported(
         return f"C={channels}, the kernels take multiples of 8 up to 1024"
     if not 16 <= channels // num_heads <= 64:
         return f"head dimension {channels // num_heads}, the kernels take 16 to 64"
-    return _machine_reason(device)
+    return machine_reason(device)
 
 
 @torch.compiler.assume_constant_result
-def _machine_reason(device: torch.device) -> str | None:
+def machine_reason(device: torch.device) -> str | None:
+    """Why no kernel runs on a device, or None."""
     return unavailable_reason() or _device_reason(device)
 
 

@@ -70,20 +70,9 @@ def query_head(u, inverse_norm, floor, grad, matrix, factor, mean, centre):
 
 @triton.jit
 def query_parameters(
-    means,
-    kv,
-    head,
-    lanes,
-    inside,
-    C: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    OPERAND: tl.constexpr,
+    means, kv, head, lanes, inside, C: tl.constexpr, HEAD_DIM: tl.constexpr, OPERAND: tl.constexpr
 ):
-    """What :func:`query_head` takes of a head: matrix, factor, mean, centre.
-
-    Args:
-        means, kv: of this batch entry.
-    """
+    """What :func:`query_head` takes of a head of this batch entry: matrix, factor, mean, centre."""
     matrix = load_matrix(kv + head * HEAD_DIM * HEAD_DIM, lanes, inside, HEAD_DIM)
     mean = tl.load(means + head * HEAD_DIM + lanes, mask=inside, other=0.0)
     middle = tl.load(means + C + head * HEAD_DIM + lanes, mask=inside, other=0.0)
@@ -274,11 +263,7 @@ def key_parameters(
     means, d_kv, d_k_mean, head, lanes, inside,
     C: tl.constexpr, HEAD_DIM: tl.constexpr, OPERAND: tl.constexpr,
 ):  # fmt: skip
-    """d_kv of a head as an operand, its factor, d_k_mean, centre.
-
-    Args:
-        means, d_kv, d_k_mean: of this batch entry.
-    """
+    """Of a head of this batch entry: d_kv as an operand, its factor, d_k_mean, centre."""
     matrix = load_matrix(d_kv + head * HEAD_DIM * HEAD_DIM, lanes, inside, HEAD_DIM)
     operand, factor = as_operand(matrix, OPERAND)
     vector = tl.load(d_k_mean + head * HEAD_DIM + lanes, mask=inside, other=0.0)
@@ -535,15 +520,9 @@ def sum_taps(
 
 @triton.jit
 def sum_scales(
-    parts,
-    count,
-    scale,
-    d_scale,
-    block,
-    C: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    parts, count, scale, d_scale, block,
+    C: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """One block of the gradient of the scale, from ``parts (count, C)``."""
     index = block * BLOCK + tl.arange(0, BLOCK)
     inside = index < C

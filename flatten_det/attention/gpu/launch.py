@@ -1,7 +1,6 @@
 """Launching the kernels: forward and backward of one attention."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +13,6 @@ from . import kernels_backward, kernels_forward
 from .plan import (
     Call,
     Plan,
-    Regions,
     ceil_div,
     check_parameters,
     empty,
@@ -43,9 +41,9 @@ def forward(inputs: Inputs, plan: Plan | None = None) -> tuple[Tensor, Tensor, T
     """Focused linear attention with p = 3, as in :mod:`flatten_det.attention.reference`.
 
     Args:
-        inputs: q, k and v in float32, float16 or bfloat16, with as many keys as queries; views of a fused
-            projection are not copied. Positions are ``(1, N, C)`` or ``(B, N, C)``, and K is odd. Sizes are
-            at least 1 and at most H and W, which is not checked: that would wait for the device.
+        inputs: what :func:`~flatten_det.attention.gpu.supported` takes; views of a fused projection are not
+            copied. Sizes are at least 1 and at most H and W, which is not checked: that would wait for the
+            device.
         plan: block sizes; None: the fastest known, see :mod:`.tuning`.
 
     Returns:
@@ -59,7 +57,7 @@ def forward(inputs: Inputs, plan: Plan | None = None) -> tuple[Tensor, Tensor, T
     call = make_call(inputs, plan, is_backward=False)
     check_parameters(inputs)
     if plan is None:
-        call = _tuned(call, lambda: forward_trial(forward, inputs))
+        _tune(call, lambda: forward_trial(forward, inputs))
     plan = call.plan
     with torch.cuda.device_of(inputs.q):
         norms = _row_norms(call)
@@ -90,27 +88,15 @@ def backward(
     needs: tuple[bool, ...],
     plan: Plan | None = None,
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of :func:`forward`.
+    """Gradients of the seven tensors of the inputs of :func:`forward`; None for those without ``needs``.
 
-    Args:
-        grad_out: gradient of the result, ``(B, N, C)``.
-        inputs: of :func:`forward`.
-        kv, means: from :func:`forward`.
-        needs: which of q, k, v, positions, scale, dwc_weight and dwc_bias need a gradient.
-        plan: block sizes; None: the fastest known.
-
-    Returns:
-        Their gradients, each in the shape and dtype of its tensor, None where not needed. They share no
-        memory.
-
-    Raises:
-        ValueError: if H * W is not N.
+    They share no memory. ``kv`` and ``means`` are from :func:`forward`; ValueError if H * W is not N.
     """
     call = make_call(inputs, plan, is_backward=True)
     if plan is None:
         default = call.plan
-        call = _tuned(call, lambda: backward_trial(forward, backward, inputs, needs, default))
-    needs_q, needs_k, needs_v, needs_positions, needs_scale, needs_weight, needs_bias = needs
+        _tune(call, lambda: backward_trial(forward, backward, inputs, needs, default))
+    needs_q, needs_k, needs_v, needs_positions, _, needs_weight, needs_bias = needs
     d_q = d_k = d_v = d_scale = d_taps = None
     k_dtype = inputs.k.dtype
     with torch.cuda.device_of(inputs.q):
@@ -119,38 +105,23 @@ def backward(
             # Positions are often wider than keys under AMP, and summed over the batch: float16 might not
             # hold the single gradients.
             wide = needs_positions and k_dtype == torch.float16
-            d_q, d_k, d_v, d_scale = _attention_gradients(
-                call,
-                grad,
-                (means.contiguous(), kv.contiguous()),
-                torch.float32 if wide else k_dtype,
-            )
+            saved = (means.contiguous(), kv.contiguous())
+            own_dtype = torch.float32 if wide else k_dtype
+            d_q, d_k, d_v, d_scale = _attention_gradients(call, grad, saved, own_dtype)
         if needs_weight or needs_bias:
             d_taps = _depthwise_gradients(call, grad)
-        sums = _sum_parameters(
-            call,
-            (
-                d_taps,
-                call.dwc_weight if needs_weight else None,
-                inputs.dwc_bias if needs_bias else None,
-            ),
-            (d_scale, call.scale if needs_scale else None),
-            (d_k, inputs.positions if needs_positions else None),
-        )
-    return (
-        d_q if needs_q else None,
-        d_k.to(k_dtype) if needs_k else None,
-        d_v if needs_v else None,
-        *sums,
-    )
+        parameters = (inputs.positions, call.scale, call.dwc_weight, inputs.dwc_bias)
+        wanted = [x if need else None for x, need in zip(parameters, needs[3:], strict=True)]
+        sums = _sum_parameters(call, (d_k, d_scale, d_taps), wanted)
+    d_q, d_v = d_q if needs_q else None, d_v if needs_v else None
+    return d_q, d_k.to(k_dtype) if needs_k else None, d_v, *sums
 
 
-def _tuned(call: Call, trial: Callable[[], Trial]) -> Call:
-    """The call with the fastest plan that is known for its kind."""
+def _tune(call: Call, trial: Callable[[], Trial]) -> None:
+    """Give the call the fastest plan that is known for its kind."""
     direction = "backward" if call.is_backward else "forward"
     key = make_key(direction, call.B, call.N, call.W, call.C, call.heads, call.operand)
-    plan = tuner.plan(key, call.plan, call.inputs.q, trial)
-    return call if plan is call.plan else replace(call, plan=plan)
+    call.plan = tuner.plan(key, call.plan, call.inputs.q, trial)
 
 
 def _tokens(call: Call, dtype: torch.dtype) -> Tensor:
@@ -185,16 +156,8 @@ def _heads(call: Call) -> dict[str, Any]:
 def _products(call: Call) -> dict[str, Any]:
     """Those of the kernels with products."""
     return dict(
-        C=call.C,
-        **_heads(call),
-        OPERAND=OPERANDS[call.operand],
-        HAS_SCALE=call.scale is not None,
+        C=call.C, **_heads(call), OPERAND=OPERANDS[call.operand], HAS_SCALE=call.scale is not None
     )
-
-
-def _positions(call: Call) -> dict[str, bool]:
-    """That of the kernels which read keys."""
-    return dict(HAS_POSITIONS=call.inputs.positions is not None)
 
 
 def _row_norms(call: Call) -> Tensor | None:
@@ -205,7 +168,7 @@ def _row_norms(call: Call) -> Tensor | None:
     run(
         kernels_forward.row_norms, (call.tiles(call.plan.norm_block), call.B, 2),
         *call.q, *call.k, *call.positions, call.scale, norms, *_token_count(call), call.inputs.eps,
-        **_heads(call), **_positions(call), HAS_SCALE=call.scale is not None,
+        **_heads(call), HAS_POSITIONS=call.inputs.positions is not None, HAS_SCALE=call.scale is not None,
         BLOCK=call.plan.norm_block, num_warps=call.plan.norm_warps,
     )  # fmt: skip
     return norms
@@ -222,7 +185,7 @@ def _reduce_keys(call: Call, norms: Tensor | None) -> tuple[Tensor, Tensor]:
         kernels_forward.reduce_keys, (call.B * call.groups, splits),
         *call.k, *call.v, *call.positions, call.scale, norms, means, kv, k_mean,
         2 * call.C if splits == 1 else call.C, *_token_count(call), tiles_per_split, call.inputs.eps,
-        **_products(call), **_positions(call), GROUP=call.group,
+        **_products(call), HAS_POSITIONS=call.inputs.positions is not None, GROUP=call.group,
         BLOCK=call.plan.block, SAMPLES=call.plan.samples,
         num_warps=call.plan.warps, num_stages=call.plan.stages,
     )  # fmt: skip
@@ -230,17 +193,11 @@ def _reduce_keys(call: Call, norms: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def _attention_gradients(
-    call: Call,
-    grad: tuple[Tensor, int, int],
-    saved: tuple[Tensor, Tensor],
-    k_dtype: torch.dtype,
+    call: Call, grad: tuple[Tensor, int, int], saved: tuple[Tensor, Tensor], k_dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k and v, and the rows ``(..., C)`` whose sum times a factor is that of the scale.
 
-    Args:
-        grad: of the result, :func:`strided`.
-        saved: means and kv of :func:`forward`.
-        k_dtype: of the gradient of k.
+    From that of the result, :func:`strided`, and ``saved``: means and kv of :func:`forward`.
     """
     plan, inputs, means = call.plan, call.inputs, saved[0]
     splits, tiles_per_split = call.splits(plan.query_block)
@@ -273,7 +230,7 @@ def _attention_gradients(
             kernels_backward.key_norms, (call.tiles(plan.norm_block), call.B),
             *call.k, *call.v, *call.positions, call.scale, means, d_kv, d_k_mean, norms,
             *_token_count(call), inputs.eps,
-            **_products(call), **_positions(call), **norm_block,
+            **_products(call), HAS_POSITIONS=call.inputs.positions is not None, **norm_block,
         )  # fmt: skip
     d_k, d_v = _tokens(call, k_dtype), _tokens(call, inputs.v.dtype)
     run(
@@ -281,7 +238,7 @@ def _attention_gradients(
         *call.k, *call.v, *call.positions, *grad, call.scale, norms, means, d_kv, d_k_mean,
         call.dwc_weight, d_k, d_v, d_scale[call.B * splits :],
         *_map_size(call), regions.rows, inputs.eps,
-        **_products(call), **_positions(call), **regions.constants,
+        **_products(call), HAS_POSITIONS=call.inputs.positions is not None, **regions.constants,
         GROUP=call.group, BLOCK=regions.block,
         K=call.kernel_size if plan.fused_convolution else 0,
         num_warps=plan.key_warps, num_stages=plan.backward_stages,
@@ -291,15 +248,11 @@ def _attention_gradients(
     return d_q, d_k, d_v, d_scale
 
 
-def _convolution_regions(call: Call, columns: int) -> Regions:
-    return call.regions(call.plan.depthwise_warps, columns, 0, call.heads)
-
-
 def _convolve(
     call: Call, image: tuple[Tensor, int, int], bias: Tensor | None, out: Tensor, flip: bool
 ) -> None:
     """Add the depthwise convolution of ``image``, :func:`strided`, to ``out``."""
-    regions = _convolution_regions(call, call.plan.columns)
+    regions = call.regions(call.plan.depthwise_warps, call.plan.columns, 0, call.heads)
     run(
         kernels_forward.convolve, (call.B * call.heads, regions.count),
         *image, call.dwc_weight, bias, out, *_map_size(call), regions.rows,
@@ -331,7 +284,8 @@ def _sum_splits(matrices: Tensor, vectors: Tensor, vector_sums: Tensor) -> Tenso
 def _depthwise_gradients(call: Call, grad: tuple[Tensor, int, int]) -> Tensor:
     """Parts of the gradients of weight and bias, ``(splits, K*K + 1, d)``, float32."""
     K = call.kernel_size
-    regions = _convolution_regions(call, call.plan.depthwise_columns)
+    plan = call.plan
+    regions = call.regions(plan.depthwise_warps, plan.depthwise_columns, 0, call.heads)
     items = call.B * call.heads * regions.count
     per_split = ceil_div(items, min(items, call.programs))
     splits = ceil_div(items, per_split)
@@ -340,31 +294,21 @@ def _depthwise_gradients(call: Call, grad: tuple[Tensor, int, int]) -> Tensor:
         kernels_backward.backward_depthwise, (splits,),
         *call.v, *grad, d_taps, regions.count, items, per_split, *_map_size(call), regions.rows,
         **_heads(call), **regions.constants, K=K,
-        num_warps=call.plan.depthwise_warps,
+        num_warps=plan.depthwise_warps,
     )  # fmt: skip
     return d_taps
 
 
 def _sum_parameters(
-    call: Call,
-    taps: tuple[Tensor | None, Tensor | None, Tensor | None],
-    scales: tuple[Tensor | None, Tensor | None],
-    keys: tuple[Tensor | None, Tensor | None],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of positions, scale, weight and bias, each from its parts.
+    call: Call, parts: tuple[Tensor | None, ...], wanted: list[Tensor | None]
+) -> list[Tensor | None]:
+    """Gradients of positions, scale, weight and bias, where wanted.
 
-    Args:
-        taps: parts of weight and bias, and both; a parameter that needs no gradient is None.
-        scales: parts of the scale, and the scale.
-        keys: gradient of the keys, and the positions.
+    ``parts``: gradient of the keys, whose sum is that of the positions, and parts of the others.
     """
-    d_taps, weight, bias = taps
-    scale_parts, scale = scales
-    d_k, positions = keys
-    d_positions, d_scale, d_weight, d_bias = (
-        None if x is None else empty(*x.shape, like=x, dtype=x.dtype)
-        for x in (positions, scale, weight, bias)
-    )
+    (d_k, scale_parts, d_taps), (positions, scale, weight, bias) = parts, wanted
+    gradients = [None if x is None else empty(*x.shape, like=x, dtype=x.dtype) for x in wanted]
+    d_positions, d_scale, d_weight, d_bias = gradients
     summands = 1 if positions is None else d_k.shape[0] // positions.shape[0]
     size = 0 if positions is None else positions.numel()
     block, positions_block = 32, 1024
@@ -383,4 +327,4 @@ def _sum_parameters(
             TAP_BLOCKS=tap_blocks, SCALE_BLOCKS=scale_blocks,
             BLOCK_ROWS=32, BLOCK=block, POSITIONS_BLOCK=positions_block,
         )  # fmt: skip
-    return d_positions, d_scale, d_weight, d_bias
+    return gradients

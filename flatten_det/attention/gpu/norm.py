@@ -2,7 +2,7 @@
 
 A row stays in registers as a whole, cut into PARTS parts of CHUNK channels. CHUNK divides C where that makes
 few parts, so that 96, 320 or 768 channels leave no lane idle. Sums over a row are taken over the parts first,
-within each thread, and then over the few threads that share a part. All arithmetic is float32.
+within each thread, then over the few threads that share a part. All arithmetic is float32.
 """
 
 from functools import cache
@@ -202,14 +202,11 @@ def forward(
     eps: float,
     dtype: torch.dtype,
 ) -> list[Tensor]:
-    """``y = x + keep * branch`` and the LayerNorm of y.
+    """``y = x + keep * branch`` and the LayerNorm of y, in ``dtype``.
 
     Args:
-        x, branch: ``(B, ..., C)`` of the same shape, C a multiple of 8 up to 1024; branch may be None.
+        x, branch: ``(B, ..., C)``, C a multiple of 8 up to 1024; branch may be None.
         keep: ``(B,)`` float32, or None for ones.
-        weight, bias: ``(C,)``.
-        eps: of the LayerNorm.
-        dtype: of its result.
 
     Returns:
         The LayerNorm, ``(rows, 2)`` means and inverse standard deviations, and y if there is a branch.
@@ -223,29 +220,13 @@ def forward(
     if branch is not None:
         branch = branch.contiguous()
         y = empty(*x.shape, like=x, dtype=torch.promote_types(x.dtype, branch.dtype))
-    blocks = _blocks(
-        C, _FORWARD_ELEMENTS, _width(x.dtype, dtype, n.dtype if y is None else y.dtype)
-    )
+    blocks = _blocks(C, _FORWARD_ELEMENTS, _width(x.dtype, dtype, (n if y is None else y).dtype))
     with torch.cuda.device_of(x):
         launch.run(
-            add_layer_norm,
-            (ceil_div(rows, blocks["ROWS"]),),
-            x,
-            branch,
-            keep,
-            weight,
-            bias,
-            y,
-            n,
-            statistics,
-            rows,
-            rows // x.shape[0],
-            eps,
-            **blocks,
-            HAS_BRANCH=branch is not None,
-            HAS_KEEP=keep is not None,
-            num_warps=_WARPS,
-        )
+            add_layer_norm, (ceil_div(rows, blocks["ROWS"]),),
+            x, branch, keep, weight, bias, y, n, statistics, rows, rows // x.shape[0], eps,
+            **blocks, HAS_BRANCH=branch is not None, HAS_KEEP=keep is not None, num_warps=_WARPS,
+        )  # fmt: skip
     return [n, statistics] if y is None else [n, statistics, y]
 
 
@@ -260,12 +241,9 @@ def backward(
     x_dtype: torch.dtype,
     branch_dtype: torch.dtype | None,
 ) -> list[Tensor]:
-    """Gradients of :func:`forward`.
+    """Gradients of :func:`forward`, from those of the LayerNorm and of y by itself, which may be None.
 
-    Args:
-        d_n, d_y: gradients of the LayerNorm and of y by itself; d_y may be None.
-        y: x where there was no branch.
-        x_dtype, branch_dtype: of the gradients; branch_dtype None: there was no branch.
+    Without a branch, ``branch_dtype`` is None and y is x.
 
     Returns:
         Parts ``(2, parts, C)`` whose sums are the gradients of weight and bias, the gradient of x, and that
@@ -281,36 +259,18 @@ def backward(
     d_branch = empty(*y.shape, like=y, dtype=branch_dtype) if is_apart else None
     with torch.cuda.device_of(y):
         launch.run(
-            add_layer_norm_backward,
-            (programs,),
-            d_n.contiguous(),
-            None if d_y is None else d_y.contiguous(),
-            y.contiguous(),
-            statistics,
-            keep,
-            weight,
-            d_x,
-            d_branch,
-            d_parameters,
-            rows,
-            rows // y.shape[0],
-            **blocks,
-            HAS_D_Y=d_y is not None,
-            HAS_D_BRANCH=is_apart,
-            HAS_KEEP=keep is not None,
+            add_layer_norm_backward, (programs,),
+            d_n.contiguous(), None if d_y is None else d_y.contiguous(), y.contiguous(), statistics,
+            keep, weight, d_x, d_branch, d_parameters, rows, rows // y.shape[0],
+            **blocks, HAS_D_Y=d_y is not None, HAS_D_BRANCH=is_apart, HAS_KEEP=keep is not None,
             num_warps=_WARPS,
-        )
+        )  # fmt: skip
     return [d_parameters, d_x, d_branch] if is_apart else [d_parameters, d_x]
 
 
 @cache
 def _blocks(C: int, elements: int, width: int) -> dict[str, int]:
-    """Compile-time sizes of a tile.
-
-    Args:
-        elements: at most for each thread, where the rows are not too long for that.
-        width: neighbouring channels that a thread reads at once.
-    """
+    """Compile-time sizes of a tile, whose threads read ``width`` channels at once, and have ``elements``."""
     divisor = C & -C
     chunk = min(divisor, 8 * width)
     while C // chunk * width > elements and chunk < min(divisor, 32 * width):

@@ -25,8 +25,8 @@ class Plan:
 
     Attributes:
         samples: tokens whose mean is the centre of the values (power of two).
-        group, backward_group: heads per program of the forward and the backward kernels, all or 1. With 1,
-            what the heads of a row share is computed by kernels of their own.
+        group, backward_group: heads per program, all or 1, forward and backward. With 1, what the heads of a
+            row share is computed by kernels of their own.
         block, attend_block, query_block, key_block: tokens per tile of ``reduce_keys``, ``attend``,
             ``backward_queries`` and ``backward_keys`` (powers of two >= 16).
         norm_block: of the kernels that compute what heads share; they hold whole rows.
@@ -77,18 +77,11 @@ def head_block(head_dim: int) -> int:
 
 @cache
 def default_plan(
-    dim: int,
-    num_heads: int,
-    dtype: torch.dtype,
-    tokens_bucket: int,
-    is_wide: bool,
-    generation: int,
+    dim: int, num_heads: int, dtype: torch.dtype, tokens_bucket: int, is_wide: bool, generation: int
 ) -> Plan:
     """The plan of a layer, from register counts: see :mod:`flatten_det.attention.gpu`.
 
     Args:
-        dim: channels C.
-        num_heads: h.
         dtype: of the products.
         tokens_bucket: of :func:`bucket`.
         is_wide: whether the map has :data:`WIDE` columns.
@@ -97,7 +90,7 @@ def default_plan(
     width = head_block(dim // num_heads)
     exact = dtype == torch.float32
     group = num_heads if num_heads <= 3 and num_heads * width * width <= 8192 else 1
-    block = min(32 if exact or group > 1 else 64, tokens_bucket)
+    block = min(32 if exact else 64, tokens_bucket)
     row = num_heads * width
     # Products of float32 are multiplications and additions of single numbers.
     warps = 8 if exact and width > 32 else 4
@@ -107,10 +100,10 @@ def default_plan(
         samples=min(32, tokens_bucket),
         group=group,
         backward_group=1,
-        block=block,
-        attend_block=min(32 if exact else 64, tokens_bucket),
-        query_block=min(32 if exact else 64, tokens_bucket),
-        key_block=min(32 if exact else 64, tokens_bucket),
+        block=min(32, block) if group > 1 else block,
+        attend_block=block,
+        query_block=block,
+        key_block=block,
         norm_block=min(64 if row <= 512 else 16, tokens_bucket),
         warps=warps,
         attend_warps=4,
@@ -136,11 +129,7 @@ def plan_for(
 class Regions(NamedTuple):
     """How a map is cut for a kernel with the convolution, see :func:`.tiles.region_groups`.
 
-    Attributes:
-        groups, columns: groups per region, and columns of each.
-        rows: of a band.
-        count: regions of the map.
-        block: tokens per tile.
+    Groups per region, columns of each, rows of a band, regions of the map, and tokens per tile.
     """
 
     groups: int
@@ -157,17 +146,11 @@ class Regions(NamedTuple):
 
 @dataclass
 class Call:
-    """A call's inputs, its sizes, and what follows from them.
+    """A call's inputs, its sizes ``(B, N, C)`` of q and ``(H, W)`` of the map, and what follows from them.
 
     Attributes:
-        inputs: of the attention.
         operand: dtype of the products.
-        plan: block sizes.
         programs: that fill the device.
-        is_backward: the direction.
-        B, N, C: of q.
-        heads, head_dim: h and d.
-        H, W: of the map, H * W = N.
     """
 
     inputs: Inputs
@@ -184,33 +167,28 @@ class Call:
 
     @cached_property
     def q(self) -> tuple[Tensor, int, int]:
-        """The queries, :func:`strided`."""
         return strided(self.inputs.q)
 
     @cached_property
     def k(self) -> tuple[Tensor, int, int]:
-        """The keys."""
         return strided(self.inputs.k)
 
     @cached_property
     def v(self) -> tuple[Tensor, int, int]:
-        """The values."""
         return strided(self.inputs.v)
 
     @cached_property
     def positions(self) -> tuple[Tensor, int, int]:
-        """The positions; without any, the keys, which no kernel reads as such then."""
+        """Without any, the keys, which no kernel reads as such then."""
         return self.k if self.inputs.positions is None else strided(self.inputs.positions)
 
     @cached_property
     def scale(self) -> Tensor | None:
-        """The scale, contiguous."""
-        return _contiguous(self.inputs.scale)
+        return None if self.inputs.scale is None else self.inputs.scale.contiguous()
 
     @cached_property
     def dwc_weight(self) -> Tensor | None:
-        """The weight of the convolution, contiguous."""
-        return _contiguous(self.inputs.dwc_weight)
+        return None if self.inputs.dwc_weight is None else self.inputs.dwc_weight.contiguous()
 
     @property
     def kernel_size(self) -> int:
@@ -239,12 +217,9 @@ class Call:
         return ceil_div(tiles, per_split), per_split
 
     def regions(self, warps: int, columns: int, block: int, sharing: int) -> Regions:
-        """Regions for programs of so many warps.
+        """Regions for programs of so many warps, of which ``sharing`` share one of each batch entry.
 
-        Args:
-            columns: of a group.
-            block: tokens per tile at least; a tile is some rows of a region.
-            sharing: programs that a region has for each batch entry.
+        A tile is some rows of a region, with ``block`` tokens at least.
         """
         groups = max(32 * warps * self.plan.lanes // head_block(self.head_dim), 1)
         per_band = ceil_div(self.W, columns)
@@ -277,11 +252,7 @@ def make_call(inputs: Inputs, plan: Plan | None, is_backward: bool) -> Call:
 
 
 def check_parameters(inputs: Inputs) -> None:
-    """The kernels would read beyond the end of parameters that are too small.
-
-    Raises:
-        ValueError: if a parameter has another shape than the kernels take.
-    """
+    """Raise ValueError for parameters of another shape: kernels would read beyond the end of small ones."""
     (B, N, C), sizes = inputs.q.shape, inputs.sizes
     d = C // inputs.num_heads
     K = 1 if inputs.dwc_weight is None else inputs.dwc_weight.shape[-1]
@@ -302,15 +273,8 @@ def check_parameters(inputs: Inputs) -> None:
 
 
 def empty(*shape: int, like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Unwritten contiguous memory on the device of ``like``; tests fill it with NaN.
-
-    Outputs and scratch memory of the kernels are allocated here alone.
-    """
+    """Unwritten memory on the device of ``like``, for all that kernels write; tests fill it with NaN."""
     return torch.empty(shape, dtype=dtype, device=like.device)
-
-
-def _contiguous(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.contiguous()
 
 
 def ceil_div(a: int, b: int) -> int:

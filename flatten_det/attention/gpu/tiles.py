@@ -59,12 +59,7 @@ def valid_count(sizes, batch, N, HAS_SIZES: tl.constexpr):
 
 @triton.jit
 def valid_tokens(index, width, pitch, HAS_SIZES: tl.constexpr):
-    """The tokens of these indices among those that are no padding.
-
-    Args:
-        width: of :func:`valid_count`.
-        pitch: width of the map with its padding.
-    """
+    """The tokens of these indices among those that are no padding; pitch: width of the map with it."""
     if HAS_SIZES:
         index = index // width * pitch + index % width
     return index
@@ -127,14 +122,9 @@ def inverse_softplus(scale, channels, inside, HAS_SCALE: tl.constexpr):
 
 @triton.jit
 def inverse_scales(
-    scale,
-    first_head,
-    lanes,
-    inside,
-    HEAD_DIM: tl.constexpr,
-    GROUP: tl.constexpr,
-    HAS_SCALE: tl.constexpr,
-):
+    scale, first_head, lanes, inside,
+    HEAD_DIM: tl.constexpr, GROUP: tl.constexpr, HAS_SCALE: tl.constexpr,
+):  # fmt: skip
     """:func:`inverse_softplus` of GROUP heads, a tuple."""
     inverses = ()
     for g in tl.static_range(GROUP):
@@ -243,16 +233,16 @@ def store_matrix(pointer, lanes, inside, values, HEAD_DIM: tl.constexpr):
 
 @triton.jit
 def headroom(OPERAND: tl.constexpr):
-    """What the largest operand is to be: float16 has nine decades, which are used from the top."""
+    """What the largest operand is to be: float16 has nine decades, which are used from the top.
+
+    Factors of rows, and of matrices, are taken out of operands and come back in float32.
+    """
     return 16384.0 if OPERAND == tl.float16 else 1.0
 
 
 @triton.jit
 def as_operand(x, OPERAND: tl.constexpr):
-    """x in the dtype of products, and what the products are to be multiplied with.
-
-    float16 has not the range: the largest entry of x becomes :func:`headroom`.
-    """
+    """x in the dtype of products, float16 up to :func:`headroom`; and what to multiply the products with."""
     factor = 1.0
     if OPERAND == tl.float16:
         factor = tl.maximum(tl.max(tl.abs(x)), 1e-30) / headroom(OPERAND)
@@ -281,10 +271,7 @@ def centred_values(v, rows, channels, live, inside, centre, OPERAND: tl.constexp
 
 @triton.jit
 def as_columns(x, OPERAND: tl.constexpr):
-    """``[len(x), 16]`` whose sum over the columns is x, to twice the digits of the operands.
-
-    With what the sum is to be multiplied with, as for :func:`as_operand`.
-    """
+    """``[len(x), 16]`` whose sum over the columns is x, to twice the digits of operands, and their factor."""
     column = tl.arange(0, 16)[None, :]
     high, low, factor = as_operands(x, OPERAND)
     rest = tl.zeros([x.shape[0], 16], OPERAND)
@@ -340,13 +327,7 @@ def region_groups(tile, first, W, rows, GROUPS: tl.constexpr, COLUMNS: tl.conste
 
 @triton.jit
 def region_tokens(
-    tile,
-    H,
-    W,
-    rows,
-    BLOCK: tl.constexpr,
-    GROUPS: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    tile, H, W, rows, BLOCK: tl.constexpr, GROUPS: tl.constexpr, COLUMNS: tl.constexpr
 ):
     """Where the tokens of a region's first tile are: row, column, and the row where their band ends.
 

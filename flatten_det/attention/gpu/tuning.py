@@ -71,15 +71,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Key(NamedTuple):
-    """A kind of call.
-
-    Attributes:
-        direction: ``'forward'`` or ``'backward'``.
-        dim, num_heads: C and h.
-        dtype: of the products.
-        tokens, is_wide: bucket of N and kind of map, on which the table's plan depends.
-        size: :func:`size_bucket` of B * N.
-    """
+    """A kind of call: buckets of N (``tokens``) and of B * N (``size``), and the dtype of the products."""
 
     direction: str
     dim: int
@@ -99,12 +91,7 @@ def make_key(
 
 
 class Trial(NamedTuple):
-    """What plans are tried on.
-
-    Attributes:
-        run: one call with this plan, on random inputs of the shape in question.
-        expected: what it must return, in float32 or wider; None where it returns None.
-    """
+    """One call with a plan, on random inputs, and what it must return, at least in float32."""
 
     run: Callable[[Plan], Sequence[Tensor | None]]
     expected: Sequence[Tensor | None]
@@ -135,12 +122,7 @@ def random_like(x: Tensor | None) -> Tensor | None:
 
 
 def forward_trial(forward: Callable[..., tuple[Tensor, ...]], inputs: Inputs) -> Trial:
-    """Plans for :func:`~flatten_det.attention.gpu.launch.forward` are tried on its output.
-
-    Args:
-        forward: that function.
-        inputs: of the call.
-    """
+    """Plans for :func:`.launch.forward` are tried on its output."""
     inputs = _random_inputs(inputs)
     expected = focused_linear_attention(_exact(inputs))
     return Trial(lambda plan: forward(inputs, plan)[:1], [expected])
@@ -153,13 +135,7 @@ def backward_trial(
     needs: tuple[bool, ...],
     default: Plan,
 ) -> Trial:
-    """Plans for :func:`~flatten_det.attention.gpu.launch.backward` are tried on all of its gradients.
-
-    Args:
-        forward, backward: the functions there.
-        inputs, needs: of the call.
-        default: plan of the forward.
-    """
+    """Plans for :func:`.launch.backward` are tried on all gradients, after a forward with the default one."""
     inputs = _random_inputs(inputs)
     out, *saved = forward(inputs, default)
     grad_out = random_like(out)
@@ -238,14 +214,7 @@ def environment(device: torch.device) -> dict[str, str]:
 
 @dataclass
 class Tuner:
-    """Chosen plans of this process, with all that measuring needs.
-
-    Attributes:
-        measure: seconds of a call.
-        clock: seconds, for the budget.
-        worth_tuning, environment: as the functions of this module.
-        capturing: whether a CUDA graph is being captured.
-    """
+    """Chosen plans of this process, with all that measuring needs: tests have other clocks and cards."""
 
     measure: Callable[[Callable[[], Any]], float] = seconds_on_device
     clock: Callable[[], float] = time.monotonic
@@ -258,14 +227,7 @@ class Tuner:
         self._lock = threading.Lock()
 
     def plan(self, key: Key, default: Plan, q: Tensor, trial: Callable[[], Trial]) -> Plan:
-        """The plan for a call.
-
-        Args:
-            key: its kind.
-            default: the table's plan.
-            q: of the call.
-            trial: makes the inputs and the right results; called where plans are measured.
-        """
+        """The plan for a call of this kind: the table's ``default``, or the fastest in a ``trial``."""
         # Every call passes here: a look-up, and nothing else.
         chosen = self._chosen.get((key, q.device))
         if chosen is not None:
@@ -298,11 +260,8 @@ class Tuner:
                 run, expected = trial()
             except Exception as failure:
                 # The call itself may well have the memory, or say better what is wrong.
-                level = (
-                    logging.DEBUG
-                    if isinstance(failure, torch.OutOfMemoryError)
-                    else logging.WARNING
-                )
+                is_full = isinstance(failure, torch.OutOfMemoryError)
+                level = logging.DEBUG if is_full else logging.WARNING
                 _logger.log(level, "%s: no plans compared: %s", key, failure)
                 return None
             for plan in plans:
@@ -331,13 +290,11 @@ class Tuner:
 def is_right(found: Sequence[Tensor | None], expected: Sequence[Tensor | None]) -> bool:
     """Whether all outputs are near what is expected, and finite."""
     tolerance = max(TOLERANCES[x.dtype] for x in found if x is not None)
-    for ours, exact in zip(found, expected, strict=True):
-        if ours is not None:
-            difference = (ours.to(exact.dtype) - exact).norm()
-            # NaN is not less than anything.
-            if not difference <= tolerance * exact.norm():
-                return False
-    return True
+    # NaN is not less than anything.
+    return all(
+        ours is None or (ours.to(exact.dtype) - exact).norm() <= tolerance * exact.norm()
+        for ours, exact in zip(found, expected, strict=True)
+    )
 
 
 class _Entry:

@@ -9,6 +9,7 @@ from attention_cases import (
     make_inputs,
     reference,
     relative_error,
+    use_tiles_of,
     with_gradients,
 )
 
@@ -106,8 +107,7 @@ def test_convolution(kernel_size, hw_shape):
 @pytest.mark.parametrize("tile_tokens", [1, 20, 100])
 def test_tiles_of_any_size(tile_tokens, monkeypatch):
     """Borders of tiles show in nothing, also where a tile is lower than the convolution reaches."""
-    monkeypatch.setattr(tiles, "TILE_TOKENS", tile_tokens)
-    monkeypatch.setattr(tiles, "_LEAST_TOKENS", 1)
+    use_tiles_of(tile_tokens, monkeypatch)
     check(make_inputs((13, 11), 2, 16, batch=3), (13, 11), 2)
 
 

@@ -2,16 +2,15 @@
 
 import pytest
 import torch
+from attention_cases import make_layer, relative_error, use_tiles_of
 from torch import nn
 
-from flatten_det.attention import FocusedLinearAttention, tiles
+from flatten_det.attention import ops
 
 
 @pytest.fixture
 def operators(monkeypatch):
     """Names of the operators that ran, of ours."""
-    from flatten_det.attention import ops
-
     called = []
     for name in ("layer", "attention"):
         inner = getattr(ops, name)
@@ -24,12 +23,9 @@ def operators(monkeypatch):
     return called
 
 
-def make_layer(**options) -> FocusedLinearAttention:
-    torch.manual_seed(0)
-    layer = FocusedLinearAttention(32, options.pop("num_heads", 2), (6, 5), **options).eval()
-    for parameter in layer.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    return layer
+@pytest.fixture(params=[1, 60, 4096])
+def tile_tokens(request, monkeypatch):
+    use_tiles_of(request.param, monkeypatch)
 
 
 def by_reference(layer, x, hw_shape, monkeypatch):
@@ -51,10 +47,7 @@ def by_reference(layer, x, hw_shape, monkeypatch):
     ],
 )
 @pytest.mark.parametrize("hw_shape", [(6, 5), (13, 11), (1, 40), (40, 1), (3, 4), (2, 300)])
-@pytest.mark.parametrize("tile_tokens", [1, 60, 4096])
-def test_equals_the_reference(options, hw_shape, tile_tokens, operators, monkeypatch):
-    monkeypatch.setattr(tiles, "TILE_TOKENS", tile_tokens)
-    monkeypatch.setattr(tiles, "_LEAST_TOKENS", 1)
+def test_equals_the_reference(options, hw_shape, operators, monkeypatch, tile_tokens):
     layer = make_layer(**options)
     x = torch.randn(2, hw_shape[0] * hw_shape[1], 32)
     expected = by_reference(layer, x, hw_shape, monkeypatch)
@@ -69,11 +62,8 @@ def test_equals_the_reference(options, hw_shape, tile_tokens, operators, monkeyp
     "options", [{}, {"num_heads": 1}, {"lepe_kernel_size": 3}, {"kernel_size": 0}]
 )
 @pytest.mark.parametrize("hw_shape", [(6, 5), (13, 11), (1, 40), (40, 1), (2, 300)])
-@pytest.mark.parametrize("tile_tokens", [1, 60, 4096])
 @pytest.mark.parametrize("inplace", [False, True])
-def test_with_norm_and_sum(options, hw_shape, tile_tokens, inplace, monkeypatch):
-    monkeypatch.setattr(tiles, "TILE_TOKENS", tile_tokens)
-    monkeypatch.setattr(tiles, "_LEAST_TOKENS", 1)
+def test_with_norm_and_sum(options, hw_shape, inplace, monkeypatch, tile_tokens):
     layer, norm = make_layer(**options), nn.LayerNorm(32)
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)
@@ -139,12 +129,11 @@ def test_a_hooked_or_replaced_projection_is_called(operators):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast(dtype, monkeypatch):
+def test_autocast(dtype):
     layer, x = make_layer(), torch.randn(2, 143, 32)
     with torch.no_grad():
         exact = layer(x, (13, 11))
         with torch.autocast("cpu", dtype=dtype):
             found = layer(x, (13, 11))
     assert found.dtype == dtype
-    error = (found.float() - exact).norm() / exact.norm()
-    assert error < (2e-2 if dtype == torch.bfloat16 else 3e-3)
+    assert relative_error(found, exact) < (2e-2 if dtype == torch.bfloat16 else 3e-3)

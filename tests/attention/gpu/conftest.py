@@ -31,10 +31,11 @@ def interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def fresh_support() -> Iterator[None]:
     """Nothing is known about the machine, and nothing is kept of what the test finds out."""
-    from flatten_det.attention import dispatch, gpu
+    from flatten_det.attention import dispatch, gpu, layer_norm
 
     def forget() -> None:
-        for function in (dispatch._choose, gpu.unavailable_reason, gpu._warn):
+        caches = (dispatch._choose, layer_norm._device_serves, gpu.unavailable_reason, gpu._warn)
+        for function in caches:
             function.cache_clear()
         gpu._failures.clear()
 

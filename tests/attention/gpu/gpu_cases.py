@@ -4,14 +4,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from attention_cases import NAMES, TOLERANCES, make_inputs, reference, relative_error
+from attention_cases import NAMES, TOLERANCES, exact, exact_of_each, make_inputs, relative_error
 from torch import Tensor
 
 from flatten_det.attention import gpu
 from flatten_det.attention.gpu.plan import Plan
 from flatten_det.attention.reference import Inputs
-
-EPS = 1e-6
 
 
 class Case(NamedTuple):
@@ -24,7 +22,7 @@ class Case(NamedTuple):
 
     def inputs(self, sizes: Tensor | None = None) -> Inputs:
         """As the kernels take them."""
-        return Inputs(*self.tensors, self.num_heads, self.hw_shape, eps=EPS, sizes=sizes)
+        return Inputs(*self.tensors, self.num_heads, self.hw_shape, sizes=sizes)
 
 
 class Results(NamedTuple):
@@ -58,20 +56,6 @@ def make_case(
     return Case(list(inputs.values()), num_heads, hw_shape, grad)
 
 
-def run_reference(case: Case) -> Results:
-    """The reference in float64."""
-    tensors = [None if x is None else x.detach().double().requires_grad_() for x in case.tensors]
-    out = reference(
-        **dict(zip(NAMES, tensors, strict=True)),
-        num_heads=case.num_heads,
-        hw_shape=case.hw_shape,
-        eps=EPS,
-    )
-    present = [x for x in tensors if x is not None]
-    grads = iter(torch.autograd.grad(out, present, case.grad.double()))
-    return Results(out.detach(), [None if x is None else next(grads) for x in tensors])
-
-
 def run_kernels(
     case: Case, plan: Plan | None = None, valid: Sequence[tuple[int, int]] | None = None
 ) -> Results:
@@ -83,55 +67,24 @@ def run_kernels(
     return Results(out, list(grads))
 
 
-def run_reference_on_each(case: Case, valid: Sequence[tuple[int, int]]) -> Results:
-    """The reference in float64 for each map alone; zeros in the padding, sums of parameters' gradients."""
-    H, W = case.hw_shape
-    q = case.tensors[0]
-    expected = Results(torch.zeros(q.shape).double(), [None] * len(NAMES))
-    for index, (height, width) in enumerate(valid):
-        own = torch.arange(H * W).view(H, W)[:height, :width].flatten()
-
-        def cut(x: Tensor) -> Tensor:
-            return x[min(index, len(x) - 1), own][None]  # noqa: B023
-
-        alone = run_reference(
-            Case(
-                [cut(x) if i < 4 and x is not None else x for i, x in enumerate(case.tensors)],
-                case.num_heads,
-                (height, width),
-                cut(case.grad),
-            )
-        )
-        expected.out[index, own] = alone.out[0]
-        for i, (x, grad) in enumerate(zip(case.tensors, alone.grads, strict=True)):
-            if x is None:
-                continue
-            if expected.grads[i] is None:
-                expected.grads[i] = torch.zeros(x.shape).double()
-            if i < 4:
-                expected.grads[i][min(index, len(x) - 1), own] += grad[0]
-            else:
-                expected.grads[i] += grad
-    return expected
-
-
 def check(
     case: Case, plan: Plan | None = None, valid: Sequence[tuple[int, int]] | None = None
 ) -> None:
     """Values and all gradients of the kernels against the reference, by relative error of the norm."""
-    expected = run_reference(case) if valid is None else run_reference_on_each(case, valid)
-    ours = run_kernels(case, plan, valid)
-    dtype = case.tensors[2].dtype
-    pairs = zip(
-        ("out", *NAMES), (ours.out, *ours.grads), (expected.out, *expected.grads), strict=True
-    )
-    errors = {}
-    for (name, value, exact), like in zip(pairs, (case.tensors[2], *case.tensors), strict=True):
-        if exact is None:
+    inputs, options = dict(zip(NAMES, case.tensors, strict=True)), dict(num_heads=case.num_heads)
+    if valid is None:
+        out, gradients = exact(inputs, case.grad, hw_shape=case.hw_shape, **options)
+    else:
+        out, gradients = exact_of_each(inputs, case.grad, case.hw_shape, valid, **options)
+    expected, errors, ours = {"out": out} | gradients, {}, run_kernels(case, plan, valid)
+    results = zip(("out", *NAMES), (ours.out, *ours.grads), strict=True)
+    for (name, value), like in zip(results, (inputs["v"], *case.tensors), strict=True):
+        if like is None:
             assert value is None, name
             continue
-        assert (value.shape, value.dtype) == (exact.shape, like.dtype), name
-        errors[name] = relative_error(value, exact)
+        exact_value = expected[name]
+        assert (value.shape, value.dtype) == (exact_value.shape, like.dtype), name
+        errors[name] = relative_error(value, exact_value)
         if valid is not None and name in ("out", "q", "k", "v"):
-            assert not value[exact == 0].any(), name
-    assert all(error <= TOLERANCES[dtype] for error in errors.values()), errors
+            assert not value[exact_value == 0].any(), name
+    assert all(error <= TOLERANCES[inputs["v"].dtype] for error in errors.values()), errors

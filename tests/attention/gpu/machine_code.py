@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from gpu_cases import make_case
+from operators import Operators
 from recorded_launches import Launch, compiled_for
 from rich.table import Table
-from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.nvidia.compiler import get_ptxas
 
 from flatten_det.attention import gpu
@@ -67,10 +67,8 @@ class Code(NamedTuple):
     """Figures of a kernel.
 
     Attributes:
-        registers, spilled: of a thread, the latter in bytes.
-        shared: bytes of a program.
+        registers, spilled, shared: the first of a thread, the others bytes of a thread and of a program.
         barriers: of a tile, or of the whole program where it has one tile.
-        instructions: in the file.
         per_element: instructions executed by a thread per element that it handles; None where the kernel does
             not grow with the tokens.
         note: loops that are in no table and were counted once.
@@ -87,11 +85,7 @@ class Code(NamedTuple):
 
 
 class Direction(NamedTuple):
-    """The launches of a forward or a backward.
-
-    Attributes:
-        operators: of torch that are no views and no allocations, each at least a launch.
-    """
+    """The launches of a forward or a backward: kernels, and torch's operators that read or write memory."""
 
     name: str
     codes: list[Code]
@@ -99,12 +93,10 @@ class Direction(NamedTuple):
 
     @property
     def per_element(self) -> float:
-        """Instructions per element of all kernels."""
         return sum(code.per_element or 0 for code in self.codes)
 
     @property
     def launches(self) -> int:
-        """Of kernels and of torch's operators."""
         return len(self.codes) + len(self.operators)
 
 
@@ -118,13 +110,7 @@ class _For(NamedTuple):
 
 
 class _Instruction(NamedTuple):
-    """An instruction.
-
-    Attributes:
-        target: label of a branch.
-        always: whether what follows is never executed after it.
-        fors: loops of the sources around it, the innermost first.
-    """
+    """With the label of a branch, whether it is always taken, and source loops, the innermost first."""
 
     name: str
     target: str | None
@@ -152,22 +138,17 @@ def compile_attention(
 ) -> list[Direction]:
     """Forward and backward of an attention with all of its parameters, compiled.
 
-    Args:
-        dim: channels C.
-        num_heads: h.
-        capability: compute capability times ten.
-        folder: for the files of the disassembler.
+    ``capability`` is the compute capability times ten; the folder is for the files of the disassembler.
     """
     case = make_case((64, 64), num_heads, dim // num_heads, 5, dtype, B=1)
     # The tensors are on the CPU, and know of no card.
     plan = plan_for(dim, num_heads, dtype, 64 * 64, 64, capability // 10)
     inputs = case.inputs()
-    with compiled_for(capability) as launches, _Operators() as operators:
+    with compiled_for(capability) as launches, Operators() as operators:
         _, *saved = gpu.forward(inputs, plan)
         first = len(launches), len(operators.names)
         gpu.backward(case.grad, inputs, *saved, (True,) * 7, plan)
-    read = {x.compiled.hash: x for x in launches}
-    read = {key: read_code(x, folder) for key, x in read.items()}
+    read = {key: read_code(x, folder) for key, x in {x.compiled.hash: x for x in launches}.items()}
     codes = [read[x.compiled.hash] for x in launches]
     return [
         Direction("forward", codes[: first[0]], operators.names[: first[1]]),
@@ -197,20 +178,6 @@ def make_code_table(title: str, directions: Sequence[Direction]) -> Table:
     )
 
 
-class _Operators(TorchDispatchMode):
-    """Names of the operators that read or write memory."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        if not func.is_view and not name.startswith(("empty", "detach", "lift")):
-            self.names.append(name)
-        return func(*args, **(kwargs or {}))
-
-
 def _run(*command: str | Path) -> str:
     done = subprocess.run([str(x) for x in command], capture_output=True, text=True, check=True)
     return done.stdout + done.stderr
@@ -238,16 +205,8 @@ def read_code(launch: Launch, folder: Path) -> Code:
         long = [x for x in loops if len(x.body) > 16]
         unknown = {x.source.variable if x.source else "?" for x in long} - known
         note = f"counted once: {', '.join(sorted(unknown))}" if unknown else ""
-    return Code(
-        launch.name,
-        registers,
-        stack,
-        compiled.metadata.shared,
-        barriers,
-        instructions,
-        per_element or None,
-        note,
-    )
+    usage = (registers, stack, compiled.metadata.shared)
+    return Code(launch.name, *usage, barriers, instructions, per_element or None, note)
 
 
 def _parse(listing: str) -> tuple[list[_Instruction], dict[str, int]]:
@@ -339,10 +298,7 @@ def _source(
 
 
 def _count(
-    code: list[_Instruction],
-    loops: list[_Loop],
-    variable: str | None,
-    constants: Mapping[str, Any],
+    code: list[_Instruction], loops: list[_Loop], variable: str | None, constants: Mapping[str, Any]
 ) -> tuple[int, int]:
     """Instructions and barriers that a thread executes in a pass of a loop, or in all."""
     body = frozenset(range(len(code)))

@@ -22,25 +22,18 @@ def fresh_cache(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("dim", "num_heads", "dtype"),
+    ("dim", "num_heads", "dtype", "valid"),
     [
-        (16, 1, torch.bfloat16),
-        (32, 2, torch.float16),
-        (64, 1, torch.float32),
-        (320, 5, torch.bfloat16),
-        (192, 8, torch.float32),
+        (16, 1, torch.bfloat16, None),
+        (32, 2, torch.float16, None),
+        (64, 1, torch.float32, None),
+        (320, 5, torch.bfloat16, None),
+        (192, 8, torch.float32, None),
+        (64, 1, torch.bfloat16, [(16, 9), (7, 17)]),
+        (128, 2, torch.bfloat16, [(16, 9), (7, 17)]),
     ],
 )
-def test_kernels_compile(dim, num_heads, dtype):
-    compile_kernels(dim, num_heads, dtype)
-
-
-@pytest.mark.parametrize(("dim", "num_heads"), [(64, 1), (128, 2)])
-def test_kernels_with_padding_compile(dim, num_heads):
-    compile_kernels(dim, num_heads, torch.bfloat16, valid=[(16, 9), (7, 17)])
-
-
-def compile_kernels(dim, num_heads, dtype, valid=None):
+def test_kernels_compile(dim, num_heads, dtype, valid):
     with compiled_for(90) as launches:
         run_kernels(make_case((16, 17), num_heads, dim // num_heads, 5, dtype), valid=valid)
     names = {x.name for x in launches}

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from attention_cases import make_inputs, relative_error
+from attention_cases import make_inputs, randomised, relative_error
 from nano_backbones import NANO
 
 from flatten_det.attention import FocusedLinearAttention, module, ops
-from flatten_det.attention.dispatch import TRITON, Choice
-from flatten_det.attention.maps import Padding, is_padding, shares_of_grid
+from flatten_det.attention.dispatch import TRITON
 from flatten_det.backbones import FLattenPVT
+from flatten_det.backbones.base import fill_padding
 
 
 @pytest.mark.parametrize("positions_of_each_map", [False, True])
@@ -32,24 +32,17 @@ def test_operators(interpreter, positions_of_each_map):
 
 def test_a_layer_with_padding(interpreter, monkeypatch):
     """Values and gradients of each map are those of the map alone, by what the CPU has."""
-    torch.manual_seed(0)
-    hw_shape, sizes = (4, 5), torch.tensor([[4, 3], [2, 5]], dtype=torch.int32)
-    layer = FocusedLinearAttention(16, 1, (3, 2), kernel_size=3)
-    for parameter in layer.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
+    hw_shape, sizes = (4, 5), [(4, 3), (2, 5)]
+    layer = randomised(FocusedLinearAttention(16, 1, (3, 2), kernel_size=3), std=0.5)
     x, grad = torch.randn(2, 2, 20, 16).unbind()
-    shares = shares_of_grid(sizes, torch.tensor((3, 2)), 5, 3)
-    mask = is_padding(sizes, hw_shape)
-    padding = Padding(
-        sizes, mask.view(2, 20, 1), shares[:, 0, :4], shares[:, 1, :, :2].contiguous()
-    )
-    parameters, valid = list(layer.parameters()), [~x.flatten() for x in mask]
-    alone = [layer(x[i, v][None], sizes[i].tolist()) for i, v in enumerate(valid)]
+    _, (padding,) = fill_padding(torch.zeros(2, 3, *hw_shape), sizes, (1,), [(3, 2)])
+    parameters, valid = list(layer.parameters()), [~mask.flatten() for mask in padding.mask]
+    alone = [layer(x[i, v][None], sizes[i]) for i, v in enumerate(valid)]
     expected = torch.autograd.grad(
         alone, parameters, [grad[i, v][None] for i, v in enumerate(valid)]
     )
     with monkeypatch.context() as patch:
-        patch.setattr(module, "choose", lambda *_, **__: Choice(TRITON))
+        patch.setattr(module, "choose", lambda *_, **__: TRITON)
         out = layer(x, hw_shape, padding)
         with torch.no_grad():
             assert layer(x, hw_shape, padding).equal(out)
@@ -63,16 +56,13 @@ def test_a_layer_with_padding(interpreter, monkeypatch):
 @pytest.mark.slow
 def test_a_backbone_with_padding(interpreter, monkeypatch):
     """All images in one pass by the kernels, and each alone by what the CPU has."""
-    torch.manual_seed(0)
     arch = NANO["FLattenPVT"] | dict(depths=(1, 1, 1, 1))
-    backbone = FLattenPVT(arch, out_indices=(0, 1))
-    for parameter in backbone.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
+    backbone = randomised(FLattenPVT(arch, out_indices=(0, 1)))
     images, sizes = torch.randn(2, 3, 40, 48), [(40, 20), (23, 48)]
     alone = [backbone(images[i : i + 1, :, :h, :w]) for i, (h, w) in enumerate(sizes)]
     parameters = list(backbone.parameters())
     with monkeypatch.context() as patch:
-        patch.setattr(module, "choose", lambda *_, **__: Choice(TRITON))
+        patch.setattr(module, "choose", lambda *_, **__: TRITON)
         together = backbone.forward_images(images, sizes)
         found = torch.autograd.grad(sum(x.square().sum() for x in together), parameters)
     expected = torch.autograd.grad(sum(x.square().sum() for y in alone for x in y), parameters)

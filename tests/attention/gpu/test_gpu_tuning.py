@@ -29,12 +29,10 @@ def folder(monkeypatch, tmp_path):
 
 
 class Card:
-    """A device where plans take the seconds that a test says, and compilations half a second.
+    """A device where plans take the ``seconds`` that a test says, and compilations half a second.
 
-    Attributes:
-        seconds: of a call; the place in the list of candidates + 1 where nothing is said.
-        outputs: of a call, or an exception; what is expected where nothing is said.
-        runs: plans in the order of their first calls.
+    Otherwise their place in the list of candidates + 1. ``outputs`` may be exceptions; what is expected where
+    nothing is said. ``runs`` are plans in the order of their first calls.
     """
 
     def __init__(self, seconds=(), outputs=(), compiling=0.5):

@@ -14,7 +14,7 @@ from flatten_det.lab.analysis.run import head_count
 @pytest.mark.parametrize("attn_types", ["LLLL", "SSSS"])
 @pytest.mark.parametrize("family", NANO)
 def test_matrices_of_whole_backbones(family, attn_types):
-    backbone = build_nano(family, attn_types=attn_types)
+    backbone = build_nano(family, attn_types=attn_types).eval()
     layers = attention_layers(backbone)
     assert [layer.name for layer in layers[:3]] == ["1.1", "1.2", "2.1"]
     with torch.no_grad():
@@ -41,7 +41,7 @@ def test_matrices_of_whole_backbones(family, attn_types):
     "side", [14, *(pytest.param(side, marks=pytest.mark.slow) for side in (28, 56))]
 )
 def test_convolution_restores_the_rank(side):
-    backbone = build_nano("FLattenSwin")
+    backbone = build_nano("FLattenSwin").eval()
     image = torch.randn(1, 3, 4 * side, 4 * side)
     (call,) = capture(backbone, attention_layers(backbone)[:1], image)
     variants = {m.variant.name: m for m in measure_layer(call, Measures()).variants}
@@ -56,7 +56,7 @@ def test_convolution_restores_the_rank(side):
 
 
 def test_what_is_too_large_is_sampled(monkeypatch):
-    backbone = build_nano("FLattenPVT")
+    backbone = build_nano("FLattenPVT").eval()
     (call,) = capture(backbone, attention_layers(backbone)[:1], torch.randn(1, 3, 64, 64))
     whole = measure_layer(call, Measures())
     monkeypatch.setattr("flatten_det.lab.analysis.measure.LARGEST_MATRIX", 100 * 256)
@@ -75,7 +75,7 @@ def test_what_is_too_large_is_sampled(monkeypatch):
 
 
 def test_windows_and_heads_that_are_measured():
-    backbone = build_nano("FLattenSwin", attn_types="SSSS")
+    backbone = build_nano("FLattenSwin", attn_types="SSSS").eval()
     layer = attention_layers(backbone)[2]
     (call,) = capture(backbone, [layer], torch.randn(1, 3, 128, 128))
     softmax = measure_layer(call, Measures(heads=(1, 7), windows=2)).variants[0]
@@ -84,7 +84,7 @@ def test_windows_and_heads_that_are_measured():
 
 
 def test_choosing_layers():
-    layers = attention_layers(build_nano("FLattenPVT"))
+    layers = attention_layers(build_nano("FLattenPVT").eval())
     names = [layer.name for layer in layers]
     assert names == ["1.1", "1.2", "2.1", "3.1", "4.1"]
     assert [layer.name for layer in choose_layers(layers, None)] == ["1.2", "2.1", "3.1", "4.1"]

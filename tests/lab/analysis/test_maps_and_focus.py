@@ -12,7 +12,7 @@ from flatten_det.lab.analysis.matrices import query_token, weight_maps
 
 
 def first_call(family, **options):
-    backbone = build_nano(family, **options)
+    backbone = build_nano(family, **options).eval()
     layers = attention_layers(backbone)[1:2]
     (call,) = capture(backbone, layers, torch.randn(1, 3, 64, 72))
     return call
