@@ -12,7 +12,7 @@ from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
 from flatten_det.lab.benchmark.memory import peak_in_fresh_process
-from flatten_det.predict.segmentation import Resized, Stored, label_map, predict_in_bands_when_large
+from flatten_det.predict.segmentation import label_map, predict_in_bands_when_large, resized, stored
 
 MIB = 1 << 20
 SEMANTIC_FPN = "configs/semantic_fpn/flatten-pvt-t_semantic-fpn_4xb4-80k_ade20k-512x512.py"
@@ -171,7 +171,7 @@ def test_semantic_fpn_at_512():
     inputs = torch.randn(1, 3, 512, 512, generator=torch.Generator().manual_seed(0))
     (logits,) = model.decode_head(model.extract_feat(inputs))
     whole = model.decode_head.predict_by_feat(logits[None], [{"img_shape": (512, 512)}])[0]
-    scores = Resized(Stored(logits), 512, 512, align_corners=False)
+    scores = resized(stored(logits), 512, 512, align_corners=False)
     for rows, band in scores.bands(1 << 20):
         torch.testing.assert_close(band, whole[:, rows], rtol=0, atol=1e-5)
     assert torch.equal(label_map(scores)[0], whole.argmax(0).short())
@@ -189,7 +189,7 @@ def at_once() -> Callable[[], Tensor]:
 
 def in_bands() -> Callable[[], Tensor]:
     logits = torch.zeros(LOGITS)
-    return lambda: label_map(Resized(Stored(logits), *SIZE, align_corners=False))
+    return lambda: label_map(resized(stored(logits), *SIZE, align_corners=False))
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
