@@ -115,11 +115,8 @@ def decay_layers_of_our_backbones(constructor: type[DefaultOptimWrapperConstruct
     class is patched, for these two and models with a backbone of this package alone, as importing the two
     themselves takes seconds.
 
-    Can go when they ask a backbone for its layers: see tests/train/test_optimizer.py.
-
-    Args:
-        constructor: what builds the optimizer in their place, of the same ``optim_wrapper_cfg`` and
-            ``paramwise_cfg``.
+    Can go when they ask a backbone for its layers: see tests/train/test_optimizer.py. ``constructor`` builds
+    the optimizer in their place, of the same ``optim_wrapper_cfg`` and ``paramwise_cfg``.
     """
     theirs = ("LearningRateDecayOptimizerConstructor", "LayerDecayOptimizerConstructor")
     build = DefaultOptimWrapperConstructor.__call__
@@ -169,12 +166,8 @@ def _dump_config(cfg: Config, file: str | Path | None = None) -> str | None:
     if file is None:
         return _DUMP(cfg)
     path = Path(file)
-    if (
-        cfg.filename
-        and path.exists()
-        and os.path.exists(cfg.filename)
-        and path.samefile(cfg.filename)
-    ):
+    both_exist = cfg.filename and path.exists() and os.path.exists(cfg.filename)
+    if both_exist and path.samefile(cfg.filename):
         path = path.with_stem(f"{path.stem}_dumped")
     if path.suffix == ".py":
         write_atomically(path, cfg.pretty_text.encode())

@@ -41,7 +41,7 @@ def evaluate(
     Images that cannot be read are left out, counted among the metrics and, at the end, an error.
 
     Args:
-        cfg: A complete config, see :mod:`flatten_det.config`.
+        cfg: A complete config.
         checkpoint: Weights to test.
         out: Where to put raw predictions. Detection: a ``.pkl`` file (mmdet's
             ``DumpDetResults``); segmentation: a folder of label maps.
@@ -119,8 +119,7 @@ class SavePredictionsHook(Hook):
     Args:
         maps: Folder for label maps with the values that mmseg's ``IoUMetric`` writes, if any.
         pictures: Folder for drawn pictures, if any.
-        show: Open a window for each picture.
-        wait_time: Seconds for which a window stays open; 0 waits for a key.
+        show, wait_time: As for :func:`evaluate`; 0 waits for a key.
     """
 
     def __init__(

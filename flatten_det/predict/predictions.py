@@ -97,11 +97,10 @@ def segments(
     # mmdet's ids are label + 1000 · number, and the label after the last one is void.
     ids = np.where(ids % INSTANCE_OFFSET < len(classes), ids, VOID)
     found = []
-    for id_, area in zip(*np.unique(ids, return_counts=True), strict=True):
+    for id_, area in zip(*map(np.ndarray.tolist, np.unique(ids, return_counts=True)), strict=True):
         if id_ != VOID:
-            label = int(id_) % INSTANCE_OFFSET
-            name = classes[label]
-            found.append({"id": int(id_), "label": label, "class_name": name, "area": int(area)})
+            label = id_ % INSTANCE_OFFSET
+            found.append({"id": id_, "label": label, "class_name": classes[label], "area": area})
     return ids, found
 
 

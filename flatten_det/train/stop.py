@@ -62,10 +62,8 @@ class InterruptHook(Hook):
     validation; the rest of the position comes from
     :class:`~flatten_det.train.resume.ResumePositionHook`, which goes on from it too.
 
-    The signals are given back at the end of the training, or of a ``with`` block of the hook.
-
-    Args:
-        to_continue: What the user is told to do to continue.
+    The signals are given back at the end of the training, or of a ``with`` block of the hook. The user is
+    told ``to_continue`` in order to continue.
     """
 
     # Before any other hook has counted or logged the iteration that will not take place.
@@ -133,18 +131,15 @@ class InterruptHook(Hook):
         if os.getpid() != self._pid:
             return  # A forked DataLoader worker: its parent decides.
         now = time.monotonic()
-        if not self._signal:
-            self._signal = number
-            self._requested_at = now
-            if self.supervised:
-                return
+        is_first = not self._signal
+        if is_first:
+            self._signal, self._requested_at = number, now
+        if self.supervised:
+            return
+        if is_first:
             hint = "; Ctrl-C again quits at once, without one" if number == signal.SIGINT else ""
             tell(f"\n{SIGNAL_NAMES[number]}: saving a checkpoint after this iteration{hint}\n")
-        elif (
-            number == signal.SIGINT
-            and now - self._requested_at > self.same_keypress_s
-            and not self.supervised
-        ):
+        elif number == signal.SIGINT and now - self._requested_at > self.same_keypress_s:
             raise TrainingInterrupted(
                 f"interrupted at once, without a new checkpoint; to continue, {self._to_continue}"
             )
@@ -161,15 +156,9 @@ class InterruptHook(Hook):
 
     def _stop(self, runner: Runner, number: int, validation_due: bool = False) -> NoReturn:
         path = Path(runner.work_dir, CHECKPOINT_NAME)
-        runner.save_checkpoint(
-            runner.work_dir,
-            CHECKPOINT_NAME,
-            meta={
-                "epoch": runner.epoch,
-                "iter": runner.iter,
-                "position": {"validation_due": validation_due},
-            },
-        )
+        meta = {"epoch": runner.epoch, "iter": runner.iter}
+        meta["position"] = {"validation_due": validation_due}
+        runner.save_checkpoint(runner.work_dir, CHECKPOINT_NAME, meta=meta)
         if is_main_process():
             write_atomically(path.with_name("last_checkpoint"), str(path).encode())
         stopped = TrainingInterrupted if number == signal.SIGINT else TrainingPreempted
@@ -205,10 +194,8 @@ class SurviveSigterm:
 
     A batch system or ``timeout`` sends SIGTERM to every process of a job, a terminal that is closed
     SIGHUP. A worker that dies of it takes the iteration down that the training wants to finish and
-    save. When the training ends, it ends its workers itself, or they notice that it is gone.
-
-    Args:
-        init: The data loader's own ``worker_init_fn``, called as well.
+    save. When the training ends, it ends its workers itself, or they notice that it is gone. ``init``,
+    the data loader's own ``worker_init_fn``, is called as well.
     """
 
     def __init__(self, init: Callable[[int], None] | None = None) -> None:
@@ -237,13 +224,8 @@ def _exit_on_parents_sigterm() -> None:
 def explain_stop(cfg: Config, to_continue: str = REPEAT_WITH_RESUME) -> Iterator[StageHook]:
     """Explain what stops a training: what its config says, a broken annotation file, or the machine.
 
-    Args:
-        cfg: That of the training.
-        to_continue: What the user is told to do to go on from the last checkpoint.
-
-    Yields:
-        A hook for the runner; until its ``has_begun``, unexpected errors are taken for those of the
-        config or the checkpoint, see :func:`~flatten_det.config.blame_config`.
+    The user is told ``to_continue`` in order to go on from the last checkpoint. Yields a hook for the
+    runner, as :func:`~flatten_det.config.blame_config` does.
 
     Raises:
         UserError: It is the fault of the config, the checkpoint or an annotation file.
