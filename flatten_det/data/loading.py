@@ -27,7 +27,7 @@ from .coco import NotJsonError, is_size, parse_json
 
 
 @contextmanager
-def named_annotation_errors(cfg: Config) -> Iterator[None]:
+def blame_annotation_files(cfg: Config) -> Iterator[None]:
     """Refuse what is no file, and turn errors within the block into ones that name the broken file.
 
     Raises:

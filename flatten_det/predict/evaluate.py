@@ -14,8 +14,8 @@ from ..config import blame_config, build_runner, is_segmentor
 from ..data.loading import (
     CheckFilesHook,
     LeaveOutUnreadableHook,
+    blame_annotation_files,
     left_out,
-    named_annotation_errors,
 )
 from ..errors import UserError
 from ..files.atomic import refuse_overwriting, write_atomically
@@ -71,7 +71,7 @@ def evaluate(
             dump = _KeptResults(out_file_path=out)
         else:
             raise UserError(f"--out {out}: for detection give a file that ends in .pkl")
-    with blame_config(cfg) as stage, named_annotation_errors(cfg):
+    with blame_config(cfg) as stage, blame_annotation_files(cfg):
         runner = build_runner(cfg)
         unreadable = LeaveOutUnreadableHook()
         for hook in (

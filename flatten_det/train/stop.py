@@ -19,7 +19,7 @@ from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner
 
 from ..config import StageHook, blame_config
-from ..data.loading import named_annotation_errors
+from ..data.loading import blame_annotation_files
 from ..errors import NO_ROOM, UserError, explain, is_out_of_memory
 from ..files.atomic import UnwritableError, write_atomically
 from .checkpoints import NoCheckpointError, newest_valid_checkpoint
@@ -233,7 +233,7 @@ def explain_stop(cfg: Config, to_continue: str = REPEAT_WITH_RESUME) -> Iterator
             are not finite. It names the checkpoint to go on from.
     """
     try:
-        with blame_config(cfg) as stage, named_annotation_errors(cfg):
+        with blame_config(cfg) as stage, blame_annotation_files(cfg):
             yield stage
     except Exception as error:
         if (reason := _fault_of_the_machine(error)) is None:
