@@ -208,12 +208,9 @@ INTERRUPT_EXIT = 130  # 128 + SIGINT
 def run_tool(work: Callable[[], Any], debug: bool = False) -> int:
     """Do a tool's work and turn what goes wrong into a message and an exit code.
 
-    With ``debug``, the traceback of expected errors is printed as well.
-
-    Returns:
-        0 on success, 2 for a mistake of the user (one line on stderr), 130 after Ctrl-C;
-        an interruption may name another one (``exit_code``), as SIGTERM's does: 0.
-        Unexpected exceptions are passed on.
+    It is 0 on success, 2 for a mistake of the user (one line on stderr, with ``debug`` the traceback before
+    it), 130 after Ctrl-C; an interruption may name another one (``exit_code``), as SIGTERM's does: 0.
+    Unexpected exceptions are passed on.
     """
     # A log on a full disk is no reason for a traceback with each line of it.
     logging.raiseExceptions = False

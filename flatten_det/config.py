@@ -35,10 +35,8 @@ def parse_cfg_options(pairs: Sequence[str]) -> dict[str, Any]:
     """``KEY=VALUE`` pairs as one dict of dotted keys.
 
     A value is a Python literal, or else text as it is written. ``V1,V2`` and ``[V1,V2]`` are lists and
-    ``(V1,V2)`` is a tuple, whose members need no quotes; ``true`` and ``false`` are booleans.
-
-    Raises:
-        UserError: if one of them is no pair, or its value is not complete.
+    ``(V1,V2)`` is a tuple, whose members need no quotes; ``true`` and ``false`` are booleans. A UserError if
+    one of them is no pair, or its value is not complete.
     """
     parsed = {}
     for pair in pairs:
@@ -57,11 +55,7 @@ def parse_cfg_options(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def split_outside(text: str, separator: str) -> list[str]:
-    """The parts of a text between separators that are in no brackets and no quotes.
-
-    Raises:
-        ValueError: if brackets or quotes are not closed.
-    """
+    """The parts of a text between separators outside of brackets and quotes, which must be closed."""
     parts, begin = [], 0
     closing: list[str] = []
     quote, is_escaped = "", False

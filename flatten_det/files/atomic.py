@@ -23,12 +23,9 @@ except ImportError:  # Windows
 
 
 def lock(file: IO) -> bool:
-    """Lock an open file as long as it is open; False if it is locked already.
+    """Lock an open file as long as it, or a forked process's, is open; False if it is locked already.
 
-    A forked process that has the file open too keeps the lock.
-
-    Raises:
-        OSError: The file system has no locks.
+    An OSError if the file system has no locks.
     """
     try:
         if fcntl is not None:

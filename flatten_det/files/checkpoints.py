@@ -56,9 +56,7 @@ def load_as_data(
 def _checked_size(file: str | Path | BinaryIO) -> int:
     """Bytes of the file's pickle, or of all of a file that is no zip archive.
 
-    Raises:
-        CheckpointError: PyTorch stores tensors as they are; its reader would unpack compressed ones of any
-            size.
+    Compressed ones are a CheckpointError: PyTorch does not write them, but would unpack any size.
     """
     if isinstance(file, str | Path):
         size = os.path.getsize(file)
@@ -127,9 +125,7 @@ def is_trusting() -> bool:
 def load_local(path: str | Path, map_location: Any = None) -> Any:
     """Read a checkpoint as data; unpickle it where that fails and checkpoints are trusted.
 
-    Raises:
-        CheckpointError: The file holds something that would run code, and is not trusted or cannot be
-            unpickled either.
+    A CheckpointError if it is not trusted, or cannot be unpickled either.
     """
     try:
         return load_as_data(path, map_location)

@@ -50,12 +50,7 @@ def download_file(url: str, target: Path, size: int | None = None) -> None:
 
     What an interrupted download has written is kept and continued, by the next attempt here (three in
     all) or by the next call, if the server still has the same file. Processes that want the same file
-    wait for the first.
-
-    Args:
-        url: http(s) address.
-        target: where the file is to be; its folder is made.
-        size: expected size in bytes; None if it is not known.
+    wait for the first. ``size`` is the expected one in bytes, if it is known.
 
     Raises:
         DownloadError: The server cannot be reached, refuses, breaks off each time, or has a file of

@@ -28,10 +28,8 @@ IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".we
 def find_images(inputs: Sequence[str]) -> list[str]:
     """List the images that files, folders and glob patterns stand for, each one once.
 
-    A folder stands for the images directly in it (by suffix); ``folder/**`` for all below it.
-
-    Raises:
-        UserError: An input stands for no image at all.
+    A folder stands for the images directly in it (by suffix); ``folder/**`` for all below it. An input that
+    stands for none is a UserError.
     """
     found: dict[Path, str] = {}
     for given in inputs:

@@ -36,7 +36,7 @@ def evaluate(
     wait_time: float = 2.0,
     cuda_graphs: bool = False,
 ) -> dict[str, float]:
-    """Evaluate a checkpoint on the config's test data, and print the metrics.
+    """Evaluate a checkpoint on the config's test data; print and return the metrics.
 
     Images that cannot be read are left out, counted among the metrics and, at the end, an error.
 
@@ -47,11 +47,8 @@ def evaluate(
             ``DumpDetResults``); segmentation: a folder of label maps.
         show_dir: Folder for drawn pictures.
         show: Open a window for each picture.
-        wait_time: Seconds for which a window stays open.
+        wait_time: Seconds for which a window stays open; 0 waits for a key.
         cuda_graphs: Replay the backbone from CUDA graphs, see :mod:`flatten_det.backbones.cuda`.
-
-    Returns:
-        The metrics by name.
 
     Raises:
         UserError: The checkpoint, the data, ``out`` or ``cuda_graphs`` do not fit the config; or, after
@@ -116,10 +113,7 @@ class SavePredictionsHook(Hook):
     Files have the images' names, and their subfolders if there are several. mmseg's metrics make one
     file of equally named images, and ``CityscapesMetric`` removes the folder with all that is in it.
 
-    Args:
-        maps: Folder for label maps with the values that mmseg's ``IoUMetric`` writes, if any.
-        pictures: Folder for drawn pictures, if any.
-        show, wait_time: As for :func:`evaluate`; 0 waits for a key.
+    Label maps have the values that mmseg's ``IoUMetric`` writes.
     """
 
     def __init__(

@@ -116,12 +116,7 @@ def _row_weights(height: int, source_height: int, align_corners: bool) -> tuple[
 
 
 def mask_votes(masks: BandedMap, class_scores: Tensor) -> BandedMap:
-    """Class scores of pixels: the sum of the masks on them, each times its class probabilities.
-
-    Args:
-        masks: logits of Q masks.
-        class_scores: ``(Q, classes)``.
-    """
+    """Scores of pixels: the sum of the Q masks on them, each times its class scores ``(Q, classes)``."""
 
     def rows(top: int, bottom: int) -> Tensor:
         return torch.einsum("qc,qhw->chw", class_scores, masks.rows(top, bottom).sigmoid())
@@ -135,11 +130,8 @@ def predict_in_bands_when_large(model: nn.Module, limit: int = LOGITS_LIMIT) -> 
     The labels are those of mmseg's own way, but for ties between classes within rounding. They are int16
     (mmseg: int64), and ``seg_logits`` are not kept. Left to mmseg are small images, ``mode="slide"``, and
     models whose prediction is not the common one: with ``BaseDecodeHead.predict`` (Semantic FPN, UPerNet,
-    SegFormer, ...) or mmseg's Mask2Former.
-
-    Args:
-        model: any model; nothing happens to those to which this does not apply.
-        limit: bytes of logits at full size, for the images of a batch, up to which images are small.
+    SegFormer, ...) or mmseg's Mask2Former. Small is a batch of images with up to ``limit`` bytes of logits at
+    full size.
     """
     if _predicts_as_usual(model):
         model.predict = functools.partial(_predict, model, model.predict, limit)
@@ -227,14 +219,10 @@ def _at_image_size(scores: BandedMap, meta: dict, align_corners: bool) -> Banded
 
 
 def label_map(scores: BandedMap, threshold: float | None = None) -> Tensor:
-    """Choose a class for each pixel, a band at a time.
+    """Choose a class for each pixel, a band at a time: (1, H, W), of a single map the label 0 or 1.
 
-    Args:
-        scores: of the classes; or a single map of logits, which ``threshold`` tells apart.
-        threshold: the sigmoid of a single map above which the label is 1, else 0.
-
-    Returns:
-        int16, which holds any ignored label that a metric compares it with; (1, H, W).
+    In int16, which holds any ignored label that a metric compares it with. ``threshold``: the sigmoid of a
+    single map above which the label is 1.
     """
     labels = None
     for rows, band in scores.bands(BAND_VALUES):

@@ -216,7 +216,7 @@ def encode_in_image(
         height, width: of the image.
 
     Returns:
-        ``size`` and compressed ``counts``, as ``pycocotools.mask.encode`` gives for the whole image.
+        What ``pycocotools.mask.encode`` gives for the whole image.
     """
     # A gap after each column, as runs end there; but they go on in the next one if this is all of a column.
     columns = np.pad(mask.T.astype(np.int8), ((0, 0), (0, int(len(mask) < height))))
@@ -231,14 +231,9 @@ def encode_in_image(
 
 
 def merge(found: Sequence[InstanceData], max_count: int) -> InstanceData:
-    """One detection for each object.
+    """One detection for each object, best first, of what :func:`move_to_image` gives for each tile.
 
-    Args:
-        found: of each tile, as :func:`move_to_image` gives them.
-        max_count: how many to keep, those with the best scores.
-
-    Returns:
-        ``bboxes``, ``scores``, ``labels`` and, if ``found`` has them, ``masks`` (COCO's RLE), best first.
+    They have ``bboxes``, ``scores``, ``labels`` and perhaps ``masks`` (COCO's RLE). The best are kept.
     """
     every = InstanceData.cat(list(found))
     classes = every.labels.unique()

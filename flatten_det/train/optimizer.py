@@ -38,9 +38,6 @@ def enable_amp(cfg: Config, dtype: str | None = None) -> None:
 
     ``dtype`` is ``'fp16'`` or ``'bf16'``. None: what the config says, an ``AmpOptimWrapper`` without a dtype
     fp16 on CUDA, else bf16, or fp16 on a GPU that has no bf16.
-
-    Raises:
-        UserError: The config's optimizer wrapper has no mixed-precision counterpart.
     """
     wrapper = cfg.optim_wrapper
     kind = type_name(wrapper) or "OptimWrapper"
@@ -86,9 +83,6 @@ class CPUAmpOptimWrapper(AmpOptimWrapper):
         loss_scale: For float16, as for ``AmpOptimWrapper``: ``'dynamic'``, a constant number, or a
             dict of ``torch.amp.GradScaler``'s arguments. bfloat16 has the exponents of float32 and no
             loss scale.
-
-    Raises:
-        ValueError: for another dtype or loss scale.
     """
 
     def __init__(
@@ -284,13 +278,8 @@ def fit_saved_optimizer(
       :class:`GroupingOptimWrapperConstructor`. All values stay as they are.
     - How to compute is for this run to say, perhaps on another device.
 
-    Args:
-        checkpoint: What mmengine has saved; changed in place.
-        wrapper: That of the new run.
-        parameters: All parameters of the model, in its order.
-
-    Raises:
-        UserError: Parameters that are in one group now had different settings.
+    The checkpoint is changed in place; ``parameters`` are all of the model's, in its order. A UserError if
+    those that are in one group now had different settings.
     """
     saved, now = checkpoint["optimizer"], wrapper.optimizer.param_groups
     groups = saved["param_groups"]

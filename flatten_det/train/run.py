@@ -41,7 +41,7 @@ def train(
     to_continue: str = REPEAT_WITH_RESUME,
     check_command: str = "",
 ) -> Path:
-    """Train, and print where the results are.
+    """Train, print where the results are, and return the work dir.
 
     Ctrl-C, SIGTERM and SIGHUP stop after the current iteration with a checkpoint to resume from. After
     ``max_non_finite_updates`` (10; a field of the config) in a row whose loss or gradients are not
@@ -53,9 +53,6 @@ def train(
         hooks: More of them, beside those of the config.
         to_continue: What the user is told to do after the training was stopped.
         check_command: What shows the user all errors; default: ``check_data.py`` and the config's name.
-
-    Returns:
-        The run's work dir.
 
     Raises:
         UserError: Data, config and checkpoint do not fit together, a file is broken, or the
@@ -196,10 +193,7 @@ def locked_work_dir(work_dir: str | Path) -> Iterator[None]:
 
     Within another one for the same folder it changes nothing. The lock is the system's, of an open
     file: it ends with the process, whatever becomes of the file. Where there are no locks, a warning
-    says so.
-
-    Raises:
-        UserError: Another process trains there; it says which one, on all ranks.
+    says so. If another process trains there, a UserError says which one, on all ranks.
     """
     folder = Path(os.path.realpath(work_dir))
     if folder in _held:

@@ -61,13 +61,16 @@ def no_decoder(monkeypatch):
         monkeypatch.setattr(cv2, decoder, lambda *args: pytest.fail("decoded"))
 
 
-@pytest.mark.parametrize("kind", huge_files(20_000, 20_000))
+@pytest.mark.parametrize("kind", ["png", *huge_files(20_000, 20_000)])
 def test_bombs_of_every_kind_in_every_reader(kind, tmp_path, no_decoder):
     """OpenCV goes by the content, whatever the name."""
     folder = tmp_path / "gtFine" / "train" / "aachen"
     folder.mkdir(parents=True)
     path = folder / "a_gtFine_labelIds.png"
-    path.write_bytes(huge_files(20_000, 20_000)[kind])
+    if kind == "png":
+        png_bomb(path)
+    else:
+        path.write_bytes(huge_files(20_000, 20_000)[kind])
     refused = rf"labelIds\.png ({TOO_LARGE}|cannot be decoded .*cannot be told beforehand)"
     for key in ("img_path", "seg_map_path", "img_path2", "depth_map_path"):
         with pytest.raises(ImageError, match=refused):
@@ -148,16 +151,13 @@ def test_large_images_are_decoded(tmp_path):
 def test_the_limit_can_be_raised_and_lowered(tmp_path):
     path = str(tmp_path / "picture.png")
     cv2.imwrite(path, np.zeros((300, 400), np.uint8))
-    assert CheckedPipeline([load], max_pixels=300 * 400)({"img_path": path})["img_shape"] == (
-        300,
-        400,
-    )
+    loaded = CheckedPipeline([load], max_pixels=300 * 400)({"img_path": path})
+    assert loaded["img_shape"] == (300, 400)
     with pytest.raises(ImageError, match=TOO_LARGE):
         CheckedPipeline([load], max_pixels=300 * 400 - 2)({"img_path": path})
     bomb = png_bomb(tmp_path / "bomb.png", 20_000, 20_000, kilobytes=1)
-    with pytest.raises(
-        ImageError, match=r"bomb\.png cannot be decoded"
-    ):  # It was tried, and is cut.
+    # It was tried, and is cut.
+    with pytest.raises(ImageError, match=r"bomb\.png cannot be decoded"):
         CheckedPipeline([load], max_pixels=20_000**2)({"img_path": str(bomb)})
 
 
@@ -194,42 +194,23 @@ def test_large_images_of_a_raised_limit_are_no_warning(tmp_path, recwarn):
     assert not [w for w in recwarn if issubclass(w.category, Image.DecompressionBombWarning)]
 
 
-def test_bombs_in_other_tools(tmp_path):
-    with pytest.raises(ImageFault, match="was not decoded"):
-        opened(str(png_bomb(tmp_path / "bomb.png")), IMAGES)
-    content = {"images": [{"id": 1, "file_name": "bomb.png"}], "annotations": [], "categories": []}
-    with pytest.raises(UserError, match=TOO_LARGE):
-        completed(CocoFile(tmp_path / "a.json", content), tmp_path)
-    folder = tmp_path / "gtFine" / "train" / "aachen"
-    folder.mkdir(parents=True)
-    png_bomb(folder / "a_gtFine_labelIds.png")
-    with pytest.raises(UserError, match=TOO_LARGE):
-        write_train_ids(tmp_path, "train")
-
-
 @pytest.mark.parametrize(
     "name",
-    [
-        "../secret.png",
-        "/etc/secret.png",
-        "sub/../../secret.png",
-        "http://inside/secret.png",
-        "\0.png",
-    ],
+    ["../secret.png", "/etc/secret.png", "sub/../../secret.png", "http://inside/secret.png"],
 )
 def test_files_outside_of_the_data_are_not_opened(name, tmp_path):
     folder, loaded = tmp_path / "images", []
     path = str(folder / name) if "://" not in name else name
     pipeline = CheckedPipeline([loaded.append], folders=[str(folder), str(tmp_path / "labels")])
-    if name.startswith("\0"):
-        pipeline = CheckedPipeline([load], folders=[str(folder)])
-        with pytest.raises(ImageError, match="not found"):
-            pipeline({"img_path": path})
-        return
     for key in ("img_path", "seg_map_path"):
         with pytest.raises(ImageError, match=r"was not opened: it is outside of its data folder"):
             pipeline({key: path})
     assert not loaded
+
+
+def test_names_that_no_file_has_are_not_found(tmp_path):
+    with pytest.raises(ImageError, match="not found"):
+        CheckedPipeline([load], folders=[str(tmp_path)])({"img_path": f"{tmp_path}/\0.png"})
 
 
 def test_files_of_the_data_are_opened(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,15 @@ class Detector(BaseModule):
         self.layer = nn.Linear(2, 2)
 
 
+# Backbones of the frameworks, as small as they can be.
+THEIRS = {
+    "mmdet PVT": partial(PyramidVisionTransformer, num_layers=[1, 1, 1, 1]),
+    "mmdet Swin": partial(DetSwin, depths=(1, 1, 1, 1), convert_weights=True),
+    "mmseg Swin": partial(SegSwin, depths=(1, 1, 1, 1)),
+    "mmseg ViT": partial(VisionTransformer, num_layers=1),
+    "mmseg BEiT": partial(BEiT, num_layers=1),
+    "mmseg MAE": partial(MAE, num_layers=1),
+}
 ENTRIES = {
     "load_checkpoint": lambda path: load_checkpoint(nn.Linear(2, 2), path),
     "CheckpointLoader": lambda path: CheckpointLoader.load_checkpoint(path, "cpu"),
@@ -54,20 +64,6 @@ ENTRIES = {
     "our backbone": lambda path: build_backbone(
         "flatten-pvtv2-b0", init_cfg=pretrained(path)
     ).init_weights(),
-    "mmdet PVT": lambda path: PyramidVisionTransformer(
-        num_layers=[1, 1, 1, 1], init_cfg=pretrained(path)
-    ).init_weights(),
-    "mmdet Swin": lambda path: DetSwin(
-        depths=(1, 1, 1, 1), convert_weights=True, init_cfg=pretrained(path)
-    ).init_weights(),
-    "mmseg Swin": lambda path: SegSwin(
-        depths=(1, 1, 1, 1), init_cfg=pretrained(path)
-    ).init_weights(),
-    "mmseg ViT": lambda path: VisionTransformer(
-        num_layers=1, init_cfg=pretrained(path)
-    ).init_weights(),
-    "mmseg BEiT": lambda path: BEiT(num_layers=1, init_cfg=pretrained(path)).init_weights(),
-    "mmseg MAE": lambda path: MAE(num_layers=1, init_cfg=pretrained(path)).init_weights(),
     "init_detector": lambda path: init_detector(DETECTOR, path, device="cpu"),
     "init_model": lambda path: init_model(SEGMENTOR, path, device="cpu"),
     "DetInferencer": lambda path: DetInferencer(DETECTOR, path, device="cpu"),
@@ -75,6 +71,20 @@ ENTRIES = {
     "MMSegInferencer": lambda path: MMSegInferencer(SEGMENTOR, path, device="cpu"),
     "read_checkpoint": read_checkpoint,
 }
+
+
+both_readers = pytest.mark.parametrize(
+    "load",
+    [lambda path: CheckpointLoader.load_checkpoint(path, "cpu"), read_checkpoint],
+    ids=["CheckpointLoader", "read_checkpoint"],
+)
+
+
+def enter(entry: str, path: str) -> None:
+    if entry in THEIRS:
+        THEIRS[entry](init_cfg=pretrained(path)).init_weights()
+    else:
+        ENTRIES[entry](path)
 
 
 @pytest.fixture
@@ -85,12 +95,12 @@ def marker(tmp_path) -> Path:
     assert not path.exists()
 
 
-@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize("entry", [*ENTRIES, *THEIRS])
 def test_no_entry_runs_a_command(entry, tmp_path, marker):
     path = save_command(tmp_path / "evil.pth", marker)
     refused = "comes without a config" if "without config" in entry else REFUSED
     with pytest.raises(CheckpointError, match=refused):
-        ENTRIES[entry](str(path))
+        enter(entry, str(path))
 
 
 def test_timm_refuses_by_itself(tmp_path, marker):
@@ -100,11 +110,7 @@ def test_timm_refuses_by_itself(tmp_path, marker):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(
-    "load",
-    [lambda path: CheckpointLoader.load_checkpoint(path, "cpu"), read_checkpoint],
-    ids=["CheckpointLoader", "read_checkpoint"],
-)
+@both_readers
 def test_no_format_runs_a_command(form, load, tmp_path, marker):
     path = tmp_path / "evil.pth"
     FORMS[form](path, marker)
@@ -113,11 +119,7 @@ def test_no_format_runs_a_command(form, load, tmp_path, marker):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(
-    "load",
-    [lambda url: CheckpointLoader.load_checkpoint(url, "cpu"), read_checkpoint],
-    ids=["CheckpointLoader", "read_checkpoint"],
-)
+@both_readers
 @pytest.mark.parametrize("trust", [False, True], ids=["", "trusted"])
 def test_no_download_runs_a_command(form, load, trust, tmp_path, marker, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
