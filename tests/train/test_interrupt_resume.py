@@ -32,17 +32,19 @@ FORK = multiprocessing.get_context("fork")
 
 
 class Journal(Hook):
-    """Records what the training did, and presses Ctrl-C where told."""
+    """Records what the training did, and sends a signal where told, several times as batch systems do."""
 
     priority = "NORMAL"
 
-    def __init__(self, entries: list, interrupt_at: tuple | None = None) -> None:
+    def __init__(self, entries: list, moment: tuple | None = None, number=signal.SIGINT) -> None:
         self.entries = entries
-        self.interrupt_at = interrupt_at
+        self.moment = moment
+        self.number = number
 
     def _press(self, moment: tuple) -> None:
-        if moment == self.interrupt_at:
-            os.kill(os.getpid(), signal.SIGINT)
+        if moment == self.moment:
+            for _ in range(3):
+                os.kill(os.getpid(), self.number)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         lr = runner.optim_wrapper.get_lr()["lr"][0]
@@ -138,19 +140,6 @@ def test_training_gives_the_signals_back(tmp_path):
     assert [signal.getsignal(number) for number in SIGNAL_NAMES] == before
 
 
-class Preempting(Journal):
-    """Repeats a signal, as batch systems do."""
-
-    def __init__(self, number: int, moment: tuple) -> None:
-        super().__init__([], moment)
-        self.number = number
-
-    def _press(self, now: tuple) -> None:
-        if now == self.interrupt_at:
-            for _ in range(3):
-                os.kill(os.getpid(), self.number)
-
-
 @pytest.mark.usefixtures("no_nohup")
 @pytest.mark.parametrize(
     ("number", "name", "moment"),
@@ -163,7 +152,7 @@ class Preempting(Journal):
 def test_sigterm_and_sighup_save_and_are_no_failure(tmp_path, capfd, number, name, moment):
     """The tool's exit code is 0."""
     cfg = make_config(tmp_path, by_epoch=True)
-    assert run_tool(lambda: run(cfg, Preempting(number, moment))) == 0
+    assert run_tool(lambda: run(cfg, Journal([], moment, number))) == 0
     announced, stopped = capfd.readouterr().err.strip().splitlines()
     assert announced == f"{name}: saving a checkpoint after this iteration"
     path = tmp_path / "run" / "interrupted.pth"
@@ -178,7 +167,7 @@ def test_under_nohup_a_closed_terminal_stops_nothing(tmp_path):
     previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         entries, _ = run(
-            make_config(tmp_path, by_epoch=True), Preempting(signal.SIGHUP, ("train", 6))
+            make_config(tmp_path, by_epoch=True), Journal([], ("train", 6), signal.SIGHUP)
         )
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
@@ -195,14 +184,14 @@ def test_a_terminal_that_is_gone_does_not_keep_a_training_from_saving(tmp_path, 
 
     monkeypatch.setattr(os, "write", fail)
     with pytest.raises(TrainingPreempted):
-        run(make_config(tmp_path, by_epoch=True), Preempting(signal.SIGHUP, ("train", 6)))
+        run(make_config(tmp_path, by_epoch=True), Journal([], ("train", 6), signal.SIGHUP))
     assert (tmp_path / "run" / "interrupted.pth").exists()
 
 
 def test_ctrl_c_is_told_by_the_exit_code(tmp_path):
     """What torchrun passes on, too, counts as the same keypress."""
     cfg = make_config(tmp_path, by_epoch=True)
-    assert run_tool(lambda: run(cfg, Preempting(signal.SIGINT, ("train", 1)))) == 130
+    assert run_tool(lambda: run(cfg, Journal([], ("train", 1), signal.SIGINT))) == 130
     assert (tmp_path / "run" / "interrupted.pth").exists()
 
 

@@ -9,8 +9,8 @@ from mmcv.ops import (
 )
 from op_checks import check_rounded_once, check_same_with_gradients
 
-# groups, deform_groups, stride, padding, dilation
-CONVOLUTIONS = [(1, 1, 1, 1, 1), (2, 1, 2, 0, 1), (1, 2, 1, (2, 1), (2, 1)), (2, 2, (1, 2), 1, 1)]
+# stride, padding, dilation, groups, deform_groups
+CONVOLUTIONS = [(1, 1, 1, 1, 1), (2, 0, 1, 2, 1), (1, (2, 1), (2, 1), 1, 2), ((1, 2), 1, 1, 2, 2)]
 
 
 def bilinear(plane, y, x):
@@ -77,42 +77,42 @@ def operands(stride, padding, dilation, groups, deform_groups, batch=2, larger_b
     return {name: tensor.requires_grad_() for name, tensor in tensors.items()}
 
 
-@pytest.mark.parametrize("im2col_step", [1, 2])
-@pytest.mark.parametrize(("groups", "deform_groups", "stride", "padding", "dilation"), CONVOLUTIONS)
-def test_deform_conv(groups, deform_groups, stride, padding, dilation, im2col_step):
-    x = operands(stride, padding, dilation, groups, deform_groups)
-    conv = (stride, padding, dilation, groups, deform_groups)
+def check_plain(x, conv, im2col_step=32):
     actual = deform_conv2d(x["input"], x["offset"], x["weight"], *conv, False, im2col_step)
     expected = reference(x["input"], x["offset"], None, x["weight"], None, *conv)
     check_same_with_gradients(actual, expected, [x["input"], x["offset"], x["weight"]])
 
 
-@pytest.mark.parametrize("with_bias", [True, False])
-@pytest.mark.parametrize(("groups", "deform_groups", "stride", "padding", "dilation"), CONVOLUTIONS)
-def test_modulated_deform_conv(groups, deform_groups, stride, padding, dilation, with_bias):
-    x = operands(stride, padding, dilation, groups, deform_groups)
-    if not with_bias:
-        x["bias"] = None
-    conv = (stride, padding, dilation, groups, deform_groups)
+def check_modulated(x, conv):
     actual = modulated_deform_conv2d(*x.values(), *conv)
     expected = reference(*x.values(), *conv)
     check_same_with_gradients(actual, expected, [t for t in x.values() if t is not None])
 
 
+@pytest.mark.parametrize("im2col_step", [1, 2])
+@pytest.mark.parametrize("conv", CONVOLUTIONS)
+def test_deform_conv(conv, im2col_step):
+    x = operands(*conv)
+    check_plain(x, conv, im2col_step)
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("conv", CONVOLUTIONS)
+def test_modulated_deform_conv(conv, with_bias):
+    x = operands(*conv)
+    if not with_bias:
+        x["bias"] = None
+    check_modulated(x, conv)
+
+
 def test_samples_on_cells_and_on_the_edge_of_the_map():
     """On a cell's centre the slope after it counts; at exactly -1, H or W there is none."""
-    x = operands(1, 1, 1, 1, 2)
+    conv = (1, 1, 1, 1, 2)
+    x = operands(*conv)
     with torch.no_grad():
         x["offset"].mul_(2).round_()
-    conv = (1, 1, 1, 1, 2)
-    check_same_with_gradients(
-        deform_conv2d(x["input"], x["offset"], x["weight"], *conv),
-        reference(x["input"], x["offset"], None, x["weight"], None, *conv),
-        [x["input"], x["offset"], x["weight"]],
-    )
-    check_same_with_gradients(
-        modulated_deform_conv2d(*x.values(), *conv), reference(*x.values(), *conv), [*x.values()]
-    )
+    check_plain(x, conv)
+    check_modulated(x, conv)
 
 
 @pytest.mark.parametrize(
@@ -128,15 +128,12 @@ def test_a_sample_at_exactly_the_edge_has_no_gradients(y, x):
     assert not any(tensor.any() for tensor in (output, *grads))
 
 
-@pytest.mark.parametrize(("groups", "deform_groups", "stride", "padding", "dilation"), CONVOLUTIONS)
-def test_offsets_and_masks_of_a_larger_map_are_read_flat(
-    groups, deform_groups, stride, padding, dilation
-):
+@pytest.mark.parametrize("conv", CONVOLUTIONS)
+def test_offsets_and_masks_of_a_larger_map_are_read_flat(conv):
     """As mmcv's kernels do, which DyHead needs; what they do not reach gets no gradient."""
-    x = operands(stride, padding, dilation, groups, deform_groups, larger_by=2)
-    conv = (stride, padding, dilation, groups, deform_groups)
+    x = operands(*conv, larger_by=2)
     actual = modulated_deform_conv2d(*x.values(), *conv)
-    taps, size = deform_groups * 6, actual.shape[2:]
+    taps, size = conv[-1] * 6, actual.shape[2:]
     leading = {
         name: x[name].flatten(1)[:, : n * size.numel()].reshape(2, n, *size)
         for name, n in (("offset", 2 * taps), ("mask", taps))

@@ -74,7 +74,6 @@ def brute_force_soft_nms(boxes, scores, weight, min_score, offset):
 def test_nms_keeps_the_boxes_of_a_brute_force_search(threshold, offset):
     boxes, scores = random_boxes(120)
     groups = brute_force_groups(boxes, scores, lambda a, b: overlap(a, b, offset) > threshold)
-
     dets, inds = nms(boxes, scores, threshold, offset=offset)
     assert inds.tolist() == [group[0] for group in groups]
     torch.testing.assert_close(dets, torch.cat([boxes, scores[:, None]], dim=1)[inds])
@@ -83,7 +82,6 @@ def test_nms_keeps_the_boxes_of_a_brute_force_search(threshold, offset):
 def test_nms_offset_changes_what_touches():
     boxes = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 9]])
     scores = torch.tensor([0.9, 0.8])  # IoU 16 / 36 without, 25 / 50 with the offset
-
     assert nms(boxes, scores, 0.47, offset=0)[1].tolist() == [0, 1]
     assert nms(boxes, scores, 0.47, offset=1)[1].tolist() == [0]
 
@@ -94,7 +92,6 @@ def test_nms_filters_by_score_and_count():
 
     # Dropping the low scores first changes nothing, because they never suppress a higher one.
     inds = nms(boxes, scores, 0.5, score_threshold=0.3, max_num=7)[1]
-
     assert len(expected) > 7
     assert inds.tolist() == expected[:7]
 
@@ -103,9 +100,7 @@ def test_nms_filters_by_score_and_count():
 def test_nms_takes_every_float_dtype(dtype):
     boxes, scores = random_boxes(50)
     boxes, scores = boxes.round().to(dtype), scores.to(dtype)
-
     inds = nms(boxes, scores, 0.5)[1]
-
     assert inds.tolist() == nms(boxes.float(), scores.float(), 0.5)[1].tolist()
 
 
@@ -157,11 +152,9 @@ def test_soft_nms_lowers_scores_like_the_loop(method, offset):
         "gaussian": lambda v: math.exp(-v * v / 0.5),
     }[method]
     expected = brute_force_soft_nms(boxes, scores, weight, min_score=0.05, offset=offset)
-
     dets, inds = soft_nms(
         boxes, scores, 0.3, sigma=0.5, min_score=0.05, method=method, offset=offset
     )
-
     assert 1 < len(expected) < 60
     assert inds.tolist() == [i for i, _ in expected]
     torch.testing.assert_close(dets[:, :4], boxes[inds])
@@ -179,9 +172,7 @@ def test_soft_nms_leaves_its_input_alone():
 def test_nms_match_groups_the_suppressed_boxes():
     boxes, scores = random_boxes(60)
     expected = brute_force_groups(boxes, scores, lambda a, b: overlap(a, b, 0) >= 0.3)
-
     groups = nms_match(torch.cat([boxes, scores[:, None]], dim=1), 0.3)
-
     assert [group.tolist() for group in groups] == expected
     assert any(len(group) > 2 for group in expected)
 
@@ -204,9 +195,7 @@ def test_line_nms(rows, top_k):
     lanes[:, 4] *= rows
     lanes[:, 5:] += 20 * torch.rand(30, 1, generator=generator, dtype=torch.float64)
     scores = torch.rand(30, generator=generator, dtype=torch.float64)
-
     keep, count, parent = line_nms(lanes, scores, 1.5, top_k)
-
     kept, expected_parent = [], torch.zeros(30, dtype=torch.long)
     order = scores.argsort(descending=True).tolist()
     for n, i in enumerate(order):
