@@ -14,7 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from .errors import UserError, explain, printable
+from .errors import UserError, explain, in_one_line, printable
 from .files.user_files import NotUtf8Error, utf8_text
 
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
@@ -152,7 +152,7 @@ def load_config(
     except NotUtf8Error as error:
         raise UserError(f"config file {path} {error}") from error
     except Exception as error:
-        raise UserError(f"config file {path} cannot be read: {_in_one_line(error)}") from error
+        raise UserError(f"config file {path} cannot be read: {in_one_line(error)}") from error
     if cfg_options:
         try:
             cfg.merge_from_dict(cfg_options)
@@ -164,10 +164,6 @@ def load_config(
         cfg.default_scope = scope
     cfg.work_dir = work_dir or cfg.get("work_dir") or str(Path("work_dirs", path.stem))
     return cfg
-
-
-def _in_one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _scope_of_model(cfg: Config) -> str | None:
@@ -279,7 +275,6 @@ class StageHook(Hook):
         self._iterations = 0
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Note that a checkpoint was read."""
         self.checkpoint_is_read = True
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
@@ -294,7 +289,6 @@ class StageHook(Hook):
     def after_test_iter(
         self, runner: Runner, batch_idx: int, data_batch=None, outputs=None
     ) -> None:
-        """Note that an iteration was done."""
         self.has_begun = True
 
 
@@ -311,7 +305,7 @@ def blame_config(cfg: Config) -> Iterator[StageHook]:
     except Exception as error:
         if stage.has_begun or explain(error) is not None:
             raise
-        reason = _in_one_line(error)
+        reason = in_one_line(error)
         if stage.checkpoint_is_read:
             raise UserError(
                 f"checkpoint {cfg.load_from} does not fit config file {cfg.filename} or its data, or is "

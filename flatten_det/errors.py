@@ -31,6 +31,11 @@ def reason_of(error: BaseException, nothing: str = "no detail") -> str:
     return f"{type(error).__name__}: {lines[0].strip() if lines else nothing}"
 
 
+def in_one_line(error: BaseException) -> str:
+    """The class of an error and all of its message."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on whatever device."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):

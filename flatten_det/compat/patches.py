@@ -1,14 +1,9 @@
 """Every change that this package makes to others: why, what upstream says, which test tells when it can go.
 
-``import flatten_det`` makes those that must hold before anything is read or built: mmengine reads files as
-data (:func:`read_mmengine_checkpoints_as_data`, :func:`read_mmengine_files_as_data`), and models and
-optimizers treat the backbones of this package, and no others, as these need it
-(:func:`tell_backbones_of_padding`, :func:`decay_layers_of_our_backbones`). :func:`atomic_local_files` holds
-for the time of a run.
-
-Elsewhere there is one: :mod:`.mmcv_ops.missing` hides ops in ``mmcv.ops``, which may be loaded before this
-package. What the frameworks' registries build is no patch: :mod:`flatten_det.train.run` registers classes
-for the time of a training.
+``import flatten_det`` makes those that must hold before anything is read or built;
+:func:`atomic_local_files` holds for the time of a run. Elsewhere there is one: :mod:`.mmcv_ops.missing` hides
+ops in ``mmcv.ops``, which may be loaded before this package. What the frameworks' registries build is no
+patch: :mod:`flatten_det.train.run` registers classes for the time of a training.
 """
 
 import contextlib
@@ -136,11 +131,9 @@ class AtomicLocalBackend(LocalBackend):
     """mmengine's access to local files, with :func:`~flatten_det.files.atomic.write_atomically`."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Write a file whole or not at all, and its folder where there is none."""
         write_atomically(filepath, obj, durable=Path(filepath).suffix not in IMAGE_SUFFIXES)
 
     def put_text(self, obj: str, filepath: str | Path, encoding: str = "utf-8") -> None:
-        """Write a text file whole or not at all."""
         self.put(obj.encode(encoding), filepath)
 
 

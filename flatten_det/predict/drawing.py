@@ -16,7 +16,7 @@ from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from mmengine.visualization import Visualizer
 from pycocotools import mask as coco_mask
 
-from ..errors import NO_ROOM, UserError, printable
+from ..errors import NO_ROOM, UserError, in_one_line, printable
 from ..files.atomic import DiskFullError, UnwritableError
 
 # The frameworks draw with several copies of the image, and of each mask or class: 4 MP take them
@@ -56,8 +56,8 @@ def draw_prediction(
         is_full = isinstance(error, DiskFullError) or getattr(error, "errno", None) in NO_ROOM
         if is_full or (isinstance(error, UserError) and not isinstance(error, UnwritableError)):
             raise
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        print(printable(f"warning: no picture of {sample.img_path}: {reason}"), file=sys.stderr)
+        warning = f"warning: no picture of {sample.img_path}: {in_one_line(error)}"
+        print(printable(warning), file=sys.stderr)
 
 
 def _draw(

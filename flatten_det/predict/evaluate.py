@@ -144,7 +144,6 @@ class SavePredictionsHook(Hook):
     def after_test_iter(
         self, runner: Runner, batch_idx: int, data_batch, outputs: Sequence[BaseDataElement]
     ) -> None:
-        """Draw and write those of one batch."""
         pictures, maps = self._files.get("--show-dir", {}), self._files.get("--out")
         for sample in outputs:
             if pictures or self._options["show"]:

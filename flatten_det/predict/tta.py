@@ -104,7 +104,6 @@ class ProbabilityTTAModel(SegTTAModel):
     """
 
     def merge_preds(self, data_samples_list: list[list[SegDataSample]]) -> list[SegDataSample]:
-        """Merge the views of each image."""
         if self.module.out_channels > 1:
             return super().merge_preds(data_samples_list)
         threshold = self.module.decode_head.threshold

@@ -166,7 +166,6 @@ class GroupingOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
-        """Build the optimizer and its wrapper."""
         implementation = _implementation(self.optimizer_cfg, list(model.parameters()))
         self.optimizer_cfg = {**implementation, **self.optimizer_cfg}
         wrapper = super().__call__(model)

@@ -123,7 +123,6 @@ class ResumePositionHook(Hook):
             runner.val_loop.run()
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Note where the epoch begins, or began."""
         self._epoch = runner.epoch
         self._epoch_begin = runner.iter - self._done_before
         self._done_before = 0
@@ -133,11 +132,9 @@ class ResumePositionHook(Hook):
         self._validating = True
 
     def after_val(self, runner: Runner) -> None:
-        """Note that they no longer do."""
         self._validating = False
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Add the position."""
         meta, loop = checkpoint["meta"], runner.train_loop
         position = meta.setdefault("position", {})
         position["written"] = time.time()
@@ -297,7 +294,6 @@ class PositionedBatches:
         self._missing = 0
 
     def __iter__(self) -> Iterator[list[SeededIndex]]:
-        """One epoch, or what is left of it."""
         if self._begun is None:
             self._begun, self._missing = (iter(self.batch_sampler), 0), 0
         (batches, position), self._begun = self._begun, None
@@ -312,7 +308,6 @@ class PositionedBatches:
         return len(self.batch_sampler) - self._missing
 
     def skip(self, count: int, epoch: int) -> None:
-        """Begin the next epoch, number ``epoch``, after ``count`` batches."""
         self.fast_forward(count, epoch)
         self._missing = count
 
@@ -345,15 +340,14 @@ class SeedIterationHook(Hook):
     priority = "HIGHEST"
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
-        """Set the generators."""
         seed_iteration(runner.seed, runner.iter)
 
 
 def seed_iteration(seed: int, iteration: int) -> None:
     """Set all generators of this process to where they are at the start of an iteration, from 0.
 
-    That makes an iteration's dropout and sampling the same, wherever the run was stopped and
-    resumed, without a state to be stored, on every rank. It costs some ten microseconds.
+    So its dropout and sampling are the same, wherever the run was stopped and resumed, without a stored
+    state.
     """
     derived = derive_seed(seed, iteration)
     random.seed(derived)

@@ -93,7 +93,6 @@ class InterruptHook(Hook):
                 loader.worker_init_fn = SurviveSigterm(loader.worker_init_fn)
 
     def after_train(self, runner: Runner) -> None:
-        """Give the signals back."""
         self.restore_handlers()
 
     def restore_handlers(self) -> None:
@@ -108,12 +107,10 @@ class InterruptHook(Hook):
         self.restore_handlers()
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
-        """Stop before the next iteration."""
         if is_complete(runner) and (number := self._agreed_signal(runner.iter)):
             self._stop(runner, number)
 
     def before_val(self, runner: Runner) -> None:
-        """Stop before a validation."""
         if is_complete(runner) and (number := self._agreed_signal()):
             self._stop(runner, number, validation_due=True)
 
@@ -202,7 +199,6 @@ class SurviveSigterm:
         self._init = init
 
     def __call__(self, worker_id: int) -> None:
-        """Set up the signals of the worker that this is called in."""
         if hasattr(signal, "SIGHUP"):
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
         # macOS and Windows do not tell who sent a signal: there, all is as PyTorch has it.
