@@ -108,7 +108,7 @@ def trusted_checkpoints(trust: bool = True) -> Iterator[None]:
     """Unpickle local checkpoints within the block if they are not data, with a warning for each.
 
     A pickle runs whatever code is in it: for files that you have made yourself only. What is downloaded
-    is never unpickled. With ``trust=False``, nothing is, within another block neither.
+    is never unpickled. With ``trust=False`` nothing is, even within another block.
     """
     token = _trusting.set(set() if trust else None)
     try:

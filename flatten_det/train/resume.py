@@ -29,8 +29,8 @@ def resume_from(cfg: Config, checkpoint: str | None) -> None:
     """Have a training continue another one: ``resume`` and ``load_from`` of its config are set.
 
     ``checkpoint`` is where to go on from; ``"auto"``: the newest valid one of the work dir; None: that too
-    if the config has ``resume`` without ``load_from`` and there is one, else as it says. A UserError if there
-    is none, a NoCheckpointError for ``"auto"``, or it cannot be read.
+    if the config has ``resume`` without ``load_from`` and there is one, else as it says. One that is not
+    there, or cannot be read, is a UserError; ``"auto"`` where there is none is a NoCheckpointError.
     """
     if checkpoint is None:
         if cfg.get("resume") and not cfg.get("load_from"):
