@@ -100,7 +100,7 @@ class CPUAmpOptimWrapper(AmpOptimWrapper):
         options, self._scale_update_param = {}, None
         if isinstance(loss_scale, dict):
             options = loss_scale
-        elif type(loss_scale) in (int, float) and loss_scale > 0:
+        elif isinstance(loss_scale, int | float) and loss_scale is not True and loss_scale > 0:
             # A constant one is returned to after every update.
             self._scale_update_param = float(loss_scale)
             options = {"init_scale": self._scale_update_param}

@@ -6,6 +6,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import mmengine.runner.checkpoint as module
 import pytest
 import timm
 import torch
@@ -14,6 +15,7 @@ from mmdet.apis import DetInferencer, init_detector
 from mmdet.models.backbones import PyramidVisionTransformer
 from mmdet.models.backbones import SwinTransformer as DetSwin
 from mmengine.config import ConfigDict
+from mmengine.infer.infer import BaseInferencer
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
@@ -25,6 +27,7 @@ from torch import nn
 from toy_training import make_config
 
 from flatten_det.backbones import build_backbone
+from flatten_det.compat.patches import read_mmengine_checkpoints_as_data
 from flatten_det.errors import CheckpointError
 from flatten_det.files.checkpoints import load_local, read_checkpoint, trusted_checkpoints
 
@@ -95,6 +98,14 @@ def marker(tmp_path) -> Path:
     assert not path.exists()
 
 
+@pytest.fixture
+def served_folder(tmp_path, monkeypatch) -> Path:
+    """A folder for :func:`served`, and a cache of downloads of its own."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    (tmp_path / "served").mkdir()
+    return tmp_path / "served"
+
+
 @pytest.mark.parametrize("entry", [*ENTRIES, *THEIRS])
 def test_no_entry_runs_a_command(entry, tmp_path, marker):
     path = save_command(tmp_path / "evil.pth", marker)
@@ -121,25 +132,19 @@ def test_no_format_runs_a_command(form, load, tmp_path, marker):
 @pytest.mark.parametrize("form", FORMS)
 @both_readers
 @pytest.mark.parametrize("trust", [False, True], ids=["", "trusted"])
-def test_no_download_runs_a_command(form, load, trust, tmp_path, marker, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    folder = tmp_path / "served"
-    folder.mkdir()
-    FORMS[form](folder / "evil.pth", marker)
+def test_no_download_runs_a_command(form, load, trust, served_folder, marker):
+    FORMS[form](served_folder / "evil.pth", marker)
     with (
-        served(folder) as address,
+        served(served_folder) as address,
         trusted_checkpoints(trust),
         pytest.raises(CheckpointError, match=rf"{address}/evil\.pth"),
     ):
         load(f"{address}/evil.pth")
 
 
-def test_a_download_that_is_data_is_read(tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    folder = tmp_path / "served"
-    folder.mkdir()
-    torch.save(state({}), folder / "good.pth")
-    with served(folder) as address:
+def test_a_download_that_is_data_is_read(served_folder):
+    torch.save(state({}), served_folder / "good.pth")
+    with served(served_folder) as address:
         checkpoint = CheckpointLoader.load_checkpoint(f"{address}/good.pth", "cpu")
         assert checkpoint["state_dict"].keys() == {"weight", "bias"}
         with pytest.raises(CheckpointError, match=r"none\.pth cannot be read .*404"):
@@ -233,15 +238,9 @@ def test_trust_does_not_mend_a_damaged_file(tmp_path):
 
 def test_original_mmengine_reads_as_data_too(tmp_path, marker, monkeypatch):
     """Its loader of local files, which has no second attempt, is replaced as a whole."""
-    import mmengine.runner.checkpoint as module
-
-    from flatten_det.compat.patches import read_mmengine_checkpoints_as_data
-
     monkeypatch.delattr(module, "_safe_torch_load")
     monkeypatch.setattr(CheckpointLoader, "_schemes", dict(CheckpointLoader._schemes))
     monkeypatch.setattr(module, "load_url", module.load_url)
-    from mmengine.infer.infer import BaseInferencer
-
     monkeypatch.setattr(BaseInferencer, "_init_model", BaseInferencer._init_model)
     read_mmengine_checkpoints_as_data()
     with pytest.raises(CheckpointError, match=REFUSED):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from malicious_files import save_command
 from mmengine.config import Config
 
 from flatten_det.errors import UserError
@@ -55,18 +56,13 @@ def flip_a_byte(path: Path) -> None:
     path.write_bytes(content)
 
 
-class Malicious:
-    def __reduce__(self):
-        return os.mkdir, ("harmed",)
-
-
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
         (truncate, "it is incomplete, or no checkpoint at all ("),
         (flip_a_byte, "the checksum of iter_3/data/0 is wrong"),
         (lambda path: path.write_bytes(b""), "no checkpoint at all (0 bytes)"),
-        (lambda path: torch.save({"state_dict": Malicious()}, path), "could run code"),
+        (lambda path: save_command(path, Path("harmed")), "could run code"),
         (lambda path: save(path, 3, optimizer=None), "it holds no optimizer state"),
         (lambda path: save(path, 3, meta={"time": "20260101_120300"}), "after which iteration"),
         (lambda path: torch.save([1], path), "it holds a list"),

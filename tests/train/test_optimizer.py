@@ -14,15 +14,13 @@ from nano_backbones import DEIT, NANO
 from timm.optim import param_groups_layer_decay
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from toy_training import Calling, final_state, make_config
+from toy_training import Calling, train_toy
 
 from flatten_det.backbones.blocks import TransformerBlock
-from flatten_det.config import enable_auto_scale_lr
 from flatten_det.errors import UserError
 from flatten_det.files.checkpoints import load_as_data
 from flatten_det.train.optimizer import GroupingOptimWrapperConstructor, fit_saved_optimizer
-from flatten_det.train.resume import resume_from
-from flatten_det.train.run import REPLACEMENTS, train, use_our_components
+from flatten_det.train.run import REPLACEMENTS, use_our_components
 
 ADAMW = {"type": "AdamW", "lr": 0.01, "weight_decay": 0.1}
 # Weights and biases alternate among the parameters, but not among the groups.
@@ -155,7 +153,7 @@ CHANGES = {
     "optim_wrapper.accumulative_counts": 2,
     "optim_wrapper.clip_grad": {"max_norm": 100.0},
     "custom_hooks": [{"type": "EMAHook", "momentum": 0.3}],
-    "auto_scale_lr": {"base_batch_size": 1},
+    "auto_scale_lr": {"base_batch_size": 1, "enable": True},
 }
 
 
@@ -163,13 +161,6 @@ def run(
     folder: Path, changes: dict, resume: Path | None = None, one_each: bool = False
 ) -> tuple[dict, list]:
     """Train the toy; returns its weights and their averages, and the learning rates by iteration."""
-    folder.mkdir()
-    cfg = make_config(folder, by_epoch=True, changes={**CHANGES, **changes})
-    cfg.default_hooks.checkpoint.update(by_epoch=False, interval=1)
-    cfg.randomness = {"seed": 3}
-    enable_auto_scale_lr(cfg)
-    if resume:
-        resume_from(cfg, str(resume))
     rates = []
 
     def note(runner) -> None:
@@ -179,8 +170,7 @@ def run(
     with pytest.MonkeyPatch.context() as patch:
         if one_each:
             patch.delitem(REPLACEMENTS, OPTIM_WRAPPER_CONSTRUCTORS)
-        train(cfg, hooks=[Calling(note)])
-    state = final_state(folder / "run", 15)
+        state = train_toy(folder, True, {**CHANGES, **changes}, resume, [Calling(note)])
     return {name: value for name, value in state.items() if not name[0].isdigit()}, rates
 
 

@@ -6,8 +6,6 @@ one on single images, as the extension does: the unfolded columns of a batch wou
 ``MaskedConv2d`` convolves only at chosen places of one image, in two halves.
 """
 
-from operator import itemgetter
-
 import torch
 import torch.nn.functional as F
 import torchvision  # noqa: F401  (registers torch.ops.torchvision)
@@ -34,7 +32,7 @@ def deform_conv_forward(input, weight, offset, output, columns, ones, im2col_ste
 
     ``weight`` is (O, C / group, kH, kW); ``columns`` and ``ones`` are the extension's work space.
     """
-    conv = _plain(geometry)
+    conv = _plain(**geometry)
     for part in _parts(input, im2col_step):
         output[part] = _forward(input[part], weight, None, offset[part], None, conv)
 
@@ -43,7 +41,7 @@ def deform_conv_backward_input(
     input, offset, gradOutput, gradInput, gradOffset, weight, columns, im2col_step, **geometry
 ):
     """Add the gradients of the input and the offsets to ``gradInput`` and ``gradOffset``."""
-    conv = _plain(geometry)
+    conv = _plain(**geometry)
     for part in _parts(input, im2col_step):
         grad_input, _, grad_offset, _, _ = _backward(
             gradOutput[part], input[part], weight, None, offset[part], None, conv
@@ -56,7 +54,7 @@ def deform_conv_backward_parameters(
     input, offset, gradOutput, gradWeight, columns, ones, scale, im2col_step, **geometry
 ):
     """Add ``scale`` times the gradient of the weight to ``gradWeight`` (O, C / group, kH, kW)."""
-    conv = _plain(geometry)
+    conv = _plain(**geometry)
     total = torch.zeros_like(at_least_float32(gradWeight))
     for part in _parts(input, im2col_step):
         # The weight's values do not enter its own gradient: any tensor of its shape will do.
@@ -74,7 +72,7 @@ def modulated_deform_conv_forward(
     ``mask`` is (B, DG * KH * KW, OH, OW), ``bias`` (O,), read only ``with_bias``. Masks
     and offsets of a larger map are read as :func:`_leading` does.
     """
-    conv = _modulated(geometry)
+    conv = _modulated(**geometry)
     bias = bias if with_bias else None
     taps, size = conv[-1] * weight[0, 0].numel(), output.shape[2:]
     for part in _parts(input, 1):
@@ -101,7 +99,7 @@ def modulated_deform_conv_backward(
     **geometry,
 ):
     """Add each gradient to the tensor that the caller holds for it."""
-    conv = _modulated(geometry)
+    conv = _modulated(**geometry)
     taps, size = conv[-1] * weight[0, 0].numel(), grad_output.shape[2:]
     total_weight = torch.zeros_like(at_least_float32(weight))
     for part in _parts(input, 1):
@@ -119,20 +117,17 @@ def modulated_deform_conv_backward(
         grad_bias += at_least_float32(grad_output).sum((0, 2, 3))
 
 
-# What mmcv passes by name, in torchvision's order.
-_plain = itemgetter(
-    "dH", "dW", "padH", "padW", "dilationH", "dilationW", "group", "deformable_group"
-)
-_modulated = itemgetter(
-    "stride_h",
-    "stride_w",
-    "pad_h",
-    "pad_w",
-    "dilation_h",
-    "dilation_w",
-    "group",
-    "deformable_group",
-)
+def _plain(kH, kW, dH, dW, padH, padW, dilationH, dilationW, group, deformable_group):
+    """The numbers that mmcv passes by name, as torchvision takes them."""
+    return dH, dW, padH, padW, dilationH, dilationW, group, deformable_group
+
+
+def _modulated(
+    kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group,
+    deformable_group,
+):  # fmt: skip
+    """As :func:`_plain`."""
+    return stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group
 
 
 def _parts(input, step):
