@@ -31,7 +31,6 @@ class _Stream(io.FileIO):
     """A descriptor that becomes the null device when it cannot be written to any more."""
 
     def write(self, content) -> int | None:
-        """Write, or drop."""
         try:
             return super().write(content)
         except OSError as error:
@@ -81,11 +80,7 @@ def outlive_readers() -> None:
 
 
 def check_output() -> None:
-    """Make sure that standard output has been written, or that nobody reads it.
-
-    Raises:
-        UserError: It is a file on a full disk, for example.
-    """
+    """A UserError unless standard output has been written, or nobody reads it, as on a full disk."""
     sys.stdout.flush()
     if _lost:
         raise UserError(
@@ -128,12 +123,9 @@ CHECKPOINT_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 def split_off_checkpoint(
     parser: argparse.ArgumentParser, args: argparse.Namespace, purpose: str
 ) -> None:
-    """Take the checkpoint, if there is one, from ``args.inputs``; exit if no images are left.
+    """Take ``args.checkpoint``, a path or None, from ``args.inputs``; a usage error if no images are left.
 
-    Args:
-        parser: whose usage error it is.
-        args: gets ``checkpoint``, a path or None.
-        purpose: of the images, for the message.
+    ``purpose`` says in it what the images are for.
     """
     args.checkpoint = args.inputs.pop(0) if args.inputs[0].endswith(CHECKPOINT_SUFFIXES) else None
     if not args.inputs:
@@ -217,14 +209,9 @@ INTERRUPT_EXIT = 130  # 128 + SIGINT
 def run_tool(work: Callable[[], Any], debug: bool = False) -> int:
     """Do a tool's work and turn what goes wrong into a message and an exit code.
 
-    Args:
-        work: The work, without arguments.
-        debug: Print the traceback of expected errors as well.
-
-    Returns:
-        0 on success, 2 for a mistake of the user (one line on stderr), 130 after Ctrl-C;
-        an interruption may name another one (``exit_code``), as SIGTERM's does: 0.
-        Unexpected exceptions are passed on.
+    It is 0 on success, 2 for a mistake of the user (one line on stderr, with ``debug`` the traceback before
+    it), 130 after Ctrl-C; an interruption may name another one (``exit_code``), as SIGTERM's does: 0.
+    Unexpected exceptions are passed on.
     """
     # A log on a full disk is no reason for a traceback with each line of it.
     logging.raiseExceptions = False

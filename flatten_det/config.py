@@ -15,7 +15,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from .errors import UserError, explain, printable
+from .errors import UserError, explain, in_one_line, printable
 from .files.user_files import NotUtf8Error, utf8_text
 
 _PACKAGE = Path(__file__).parent
@@ -30,7 +30,6 @@ class CfgOptions(argparse.Action):
     """``KEY=VALUE ...`` as one dict of dotted keys, with a usage error for anything else."""
 
     def __call__(self, parser, namespace, values, option_string=None):
-        """Parse the pairs, and add them to those of the same option before."""
         try:
             parsed = parse_cfg_options(values)
         except UserError as error:
@@ -42,10 +41,8 @@ def parse_cfg_options(pairs: Sequence[str]) -> dict[str, Any]:
     """``KEY=VALUE`` pairs as one dict of dotted keys.
 
     A value is a Python literal, or else text as it is written. ``V1,V2`` and ``[V1,V2]`` are lists and
-    ``(V1,V2)`` is a tuple, whose members need no quotes; ``true`` and ``false`` are booleans.
-
-    Raises:
-        UserError: if one of them is no pair, or its value is not complete.
+    ``(V1,V2)`` is a tuple, whose members need no quotes; ``true`` and ``false`` are booleans. A UserError if
+    one of them is no pair, or its value is not complete.
     """
     parsed = {}
     for pair in pairs:
@@ -64,11 +61,7 @@ def parse_cfg_options(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def split_outside(text: str, separator: str) -> list[str]:
-    """The parts of a text between separators that are in no brackets and no quotes.
-
-    Raises:
-        ValueError: if brackets or quotes are not closed.
-    """
+    """The parts of a text between separators outside of brackets and quotes, which must be closed."""
     parts, begin = [], 0
     closing: list[str] = []
     quote, is_escaped = "", False
@@ -181,13 +174,12 @@ def find_config(name: str | Path) -> Path:
 def load_config(
     path: str | Path, cfg_options: dict[str, Any] | None = None, work_dir: str | None = None
 ) -> Config:
-    """Read a config file and apply what the command line overrides.
+    """Read a config file of mmengine and apply what the command line overrides.
 
     Args:
-        path: Config file of mmengine, or the name of one of ours, see :func:`find_config`.
+        path: A path, or the name of one of ours, see :func:`find_config`.
         cfg_options: Dotted keys and their new values (``--cfg-options``).
-        work_dir: Output folder. Default: the config's own ``work_dir``, else
-            ``./work_dirs/<config stem>``.
+        work_dir: Output folder. Default: the config's own ``work_dir``, else ``./work_dirs/<config stem>``.
 
     Raises:
         UserError: The file is missing, is no config, or an option does not fit it.
@@ -199,10 +191,7 @@ def load_config(
     except NotUtf8Error as error:
         raise UserError(f"config file {path} {error}") from error
     except Exception as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"config file {path} cannot be read: {type(error).__name__}: {reason}"
-        ) from error
+        raise UserError(f"config file {path} cannot be read: {in_one_line(error)}") from error
     if cfg_options:
         try:
             cfg.merge_from_dict(cfg_options)
@@ -261,11 +250,7 @@ def find_field(node: Any, key: str) -> Any:
 
 
 def enable_auto_scale_lr(cfg: Config) -> None:
-    """Scale the learning rate with the total batch size, from the config's base batch size.
-
-    Raises:
-        UserError: The config does not say for which batch size its learning rate is meant.
-    """
+    """Scale the learning rate with the total batch size; a UserError if the config has no base for it."""
     if not cfg.get("auto_scale_lr", {}).get("base_batch_size"):
         raise UserError(
             "--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config: "
@@ -283,18 +268,14 @@ def datasets_under_test(cfg: Config) -> list[ConfigDict]:
 
 
 def _with_pipeline(dataset: ConfigDict) -> list[ConfigDict]:
-    if dataset.get("pipeline"):
-        return [dataset]
-    return [found for each in wrapped_datasets(dataset) for found in _with_pipeline(each)] or [
-        dataset
-    ]
+    inner = [] if dataset.get("pipeline") else wrapped_datasets(dataset)
+    return [found for each in inner for found in _with_pipeline(each)] or [dataset]
 
 
 def wrapped_datasets(dataset: Any) -> list[Any]:
     """The data sets directly inside a wrapper like ``ConcatDataset``; empty if it is none.
 
-    Args:
-        dataset: a config's, or a built one; or a config's data loader.
+    The wrapper is a config's, or a built one; or a config's data loader.
     """
     is_config = isinstance(dataset, Mapping)
     inner, one = (
@@ -321,9 +302,8 @@ class StageHook(Hook):
 
     Attributes:
         checkpoint_is_read: what follows, until it has begun, comes of the checkpoint's content.
-        has_begun: everything is built and restored, and, after a checkpoint, one iteration was done:
-            the optimizer and the schedulers take what they were given as it is until then. Of a test, one
-            iteration was done.
+        has_begun: everything is built and restored, and, of a test or after a checkpoint, one iteration was
+            done: the optimizer and the schedulers take what they were given as it is until then.
     """
 
     priority = "HIGHEST"
@@ -334,7 +314,6 @@ class StageHook(Hook):
         self._iterations = 0
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Note that a checkpoint was read."""
         self.checkpoint_is_read = True
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
@@ -349,22 +328,15 @@ class StageHook(Hook):
     def after_test_iter(
         self, runner: Runner, batch_idx: int, data_batch=None, outputs=None
     ) -> None:
-        """Note that an iteration was done."""
         self.has_begun = True
 
 
 @contextmanager
 def blame_config(cfg: Config) -> Iterator[StageHook]:
-    """Turn unexpected errors, until the work goes well, into ones that name the config or the checkpoint.
+    """Turn unexpected errors, until the work goes well, into UserErrors that name config or checkpoint.
 
     The parts of the frameworks fail on wrong values in a hundred ways, deep down and without a file's name.
-
-    Yields:
-        A hook for the runner, if there is one; until its ``has_begun``, errors are taken for those of the
-        config.
-
-    Raises:
-        UserError: Something raised an unexpected error before the work had begun to go well.
+    Yields a hook for the runner, if there is one; the work goes well from its ``has_begun`` on.
     """
     stage = StageHook()
     try:
@@ -372,7 +344,7 @@ def blame_config(cfg: Config) -> Iterator[StageHook]:
     except Exception as error:
         if stage.has_begun or explain(error) is not None:
             raise
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        reason = in_one_line(error)
         if stage.checkpoint_is_read:
             raise UserError(
                 f"checkpoint {cfg.load_from} does not fit config file {cfg.filename} or its data, or is "

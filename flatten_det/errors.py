@@ -1,6 +1,8 @@
 """One-line messages for the mistakes a user can make, told apart from bugs of ours."""
 
 import errno
+import os
+import sys
 from collections.abc import Iterable
 from concurrent.futures.process import BrokenProcessPool
 
@@ -12,7 +14,6 @@ class CheckpointError(ValueError):
 
 
 OUT_OF_MEMORY = "out of memory"
-_LONGEST = 200
 
 
 def describe_failure(error: BaseException) -> str:
@@ -21,13 +22,18 @@ def describe_failure(error: BaseException) -> str:
         return OUT_OF_MEMORY
     if isinstance(error, BrokenProcessPool):
         return f"{OUT_OF_MEMORY}, it seems: the system killed the process"
-    return reason_of(error, "no message")[:_LONGEST]
+    return reason_of(error, "no message")[:200]
 
 
 def reason_of(error: BaseException, nothing: str = "no detail") -> str:
     """The class of an error and the first line of its message, or ``nothing`` if it has none."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0].strip() if lines else nothing}"
+
+
+def in_one_line(error: BaseException) -> str:
+    """The class of an error and all of its message."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -44,7 +50,7 @@ NO_ROOM = {
     errno.EDQUOT: "the disk quota is used up",
     errno.EFBIG: "the file exceeds the largest size allowed (see ulimit -f)",
 }
-# What it says of paths; most of these have an exception of their own.
+# What it says of paths.
 _OF_PATHS = (
     errno.EACCES,
     errno.EPERM,
@@ -72,14 +78,13 @@ class UserError(Exception):
 def explain(error: BaseException) -> str | None:
     """Say in one line what went wrong, if it is a mistake that the user can put right.
 
-    Returns:
-        The message, or None for an unexpected exception, whose traceback should be seen.
+    None for an unexpected exception, whose traceback should be seen.
     """
     if isinstance(error, UserError | CheckpointError):
         return str(error)
     message = _explain_others(error)
     # Names from files and configs may have line ends of their own.
-    return None if message is None else message.replace("\n", "\\n")
+    return message and message.replace("\n", "\\n")
 
 
 def _explain_others(error: BaseException) -> str | None:
@@ -108,10 +113,16 @@ def _explain_others(error: BaseException) -> str | None:
     if is_out_of_memory(error):
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         return (
-            f"memory ran out ({reason}): use smaller images or "
-            "batches; a training takes less with --amp and --cfg-options model.backbone.with_cp=True"
+            f"memory ran out ({reason}): use smaller images or batches; a training takes less with --amp "
+            "and --cfg-options model.backbone.with_cp=True"
         )
     return None
+
+
+def warn_once(message: str) -> None:
+    """Print a warning; of several ranks, perhaps before they know of each other, the first one does."""
+    if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0:
+        print(f"warning: {message}", file=sys.stderr)
 
 
 def printable(text: str) -> str:

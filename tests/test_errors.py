@@ -10,7 +10,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import MODELS
 from torch.utils.data import DataLoader, Dataset
 
-from flatten_det.data.loading import named_annotation_errors
+from flatten_det.data.loading import blame_annotation_files
 from flatten_det.data.shapes import ShapesOptions, prepare_shapes
 from flatten_det.errors import UserError, explain
 
@@ -101,7 +101,7 @@ def test_broken_annotation_file_is_found_among_good_ones(tmp_path):
     cfg = Config({"train_dataloader": {"dataset": wrapped}})
     with (
         pytest.raises(UserError, match=r"broken\.json is not valid JSON \(Expecting value"),
-        named_annotation_errors(cfg),
+        blame_annotation_files(cfg),
     ):
         json.loads((tmp_path / "broken.json").read_text())
 
@@ -115,7 +115,7 @@ def test_byte_order_mark_is_named(tmp_path):
         pytest.raises(
             UserError, match=r"a\.json begins with a byte order mark \(UTF-8 with BOM\): save"
         ),
-        named_annotation_errors(cfg),
+        blame_annotation_files(cfg),
     ):
         json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
 
@@ -126,12 +126,12 @@ def test_pipe_in_the_place_of_annotations(tmp_path):
     cfg = Config({"test_evaluator": [{"ann_file": str(tmp_path / "a.json")}]})
     with (
         pytest.raises(UserError, match=r"a\.json is a named pipe, not a file: correct ann_file"),
-        named_annotation_errors(cfg),
+        blame_annotation_files(cfg),
     ):
         pytest.fail("opened")
 
 
 def test_other_value_errors_pass(tmp_path):
     cfg = Config({"val_evaluator": {"ann_file": str(tmp_path / "missing.json")}})
-    with pytest.raises(ValueError, match=r"^other$"), named_annotation_errors(cfg):
+    with pytest.raises(ValueError, match=r"^other$"), blame_annotation_files(cfg):
         raise ValueError("other")

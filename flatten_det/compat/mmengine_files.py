@@ -15,13 +15,7 @@ import yaml
 from mmengine.fileio.handlers import PickleHandler, YamlHandler
 
 from ..errors import CheckpointError, UserError, reason_of
-from ..files.checkpoints import (
-    load_as_data,
-    load_local,
-    refusal,
-    refused_part,
-    take_checked,
-)
+from ..files.checkpoints import load_as_data, load_local, refusal, refused_part, take_checked
 from ..files.data_types import ALSO_DATA_TYPES, DATA_TYPES, Called, finished
 from ..files.downloads import download, forget
 
@@ -39,12 +33,8 @@ def without_instructions(checkpoint: Any, folder: str | None) -> Any:
     - ``keep_ckpt_ids`` of the logs that are no whole numbers: they would be parts of such paths.
     - ``last_ckpt`` of the logs and ``meta['seed']``, which are printed, if they are no text or number.
 
-    Args:
-        checkpoint: as it was read; anything but a dict is left alone.
-        folder: where its file is; None if that is not where its run goes on, as for a download.
-
-    Returns:
-        The checkpoint.
+    Anything but a dict is left alone. ``folder`` is where its file is; None if that is not where its run
+    goes on, as for a download.
     """
     if not isinstance(checkpoint, dict):
         return checkpoint
@@ -57,9 +47,8 @@ def without_instructions(checkpoint: Any, folder: str | None) -> Any:
         _correct_paths(hub["runtime_info"], folder)
         resumed = hub.get("resumed_keys")
         if isinstance(resumed, dict):
-            for key in {"last_ckpt", *_path_keys(resumed)} & resumed.keys() - hub[
-                "runtime_info"
-            ].keys():
+            gone = {"last_ckpt", *_path_keys(resumed)} - hub["runtime_info"].keys()
+            for key in gone & resumed.keys():
                 del resumed[key]
     return checkpoint
 
@@ -87,12 +76,7 @@ _AS_THEY_ARE = (CheckpointError, FileNotFoundError, PermissionError, MemoryError
 
 
 def load_from_local(filename: str, map_location: Any = None) -> Any:
-    """What mmengine calls for a path: see :func:`~flatten_det.files.checkpoints.load_local`.
-
-    Raises:
-        CheckpointError: The file cannot be read as data.
-        FileNotFoundError: There is none.
-    """
+    """What mmengine calls for a path: see :func:`load_file`."""
     filename = os.path.expanduser(filename)
     if not os.path.isfile(filename):
         raise FileNotFoundError(f"{filename} can not be found.")
@@ -159,11 +143,10 @@ def _explained(error: Exception, source: Any) -> CheckpointError:
     """An error that names the file."""
     if isinstance(error, pickle.UnpicklingError):
         return refusal(source, refused_part(error))
+    reason = reason_of(error)
     if isinstance(error, OSError):
-        return CheckpointError(
-            f"checkpoint {source} cannot be read ({reason_of(error)}): try again"
-        )
-    return refusal(source, reason_of(error))
+        return CheckpointError(f"checkpoint {source} cannot be read ({reason}): try again")
+    return refusal(source, reason)
 
 
 def _encode(text: str, encoding: str) -> bytes:
@@ -195,11 +178,7 @@ class DataUnpickler(pickle.Unpickler):
     """Builds Python's own containers, numpy arrays and tensors, and refuses everything else."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """What the pickle calls by this name.
-
-        Raises:
-            pickle.UnpicklingError: It is not what data is made of.
-        """
+        """What the pickle calls by this name, if that is what data is made of."""
         modern = f"{_MODERN.get(module, module)}.{_MODERN.get(name, name)}"
         if modern.startswith("mmengine.logging.history_buffer.HistoryBuffer."):
             return modern  # One of its statistics.
@@ -213,11 +192,7 @@ class DataPickleHandler(PickleHandler):
     """Reads ``.pkl`` and ``.pickle`` files with a :class:`DataUnpickler`; writes them as before."""
 
     def load_from_fileobj(self, file: BinaryIO, **kwargs) -> Any:
-        """Read an open file.
-
-        Raises:
-            UserError: It is damaged, or holds something that would run code.
-        """
+        """Read an open file; a UserError if it is damaged, or holds something that would run code."""
         try:
             return finished(DataUnpickler(file, **kwargs).load(), _size(file))
         except Exception as error:
@@ -242,11 +217,7 @@ class DataYamlHandler(YamlHandler):
     """Reads YAML files without making objects of any class that they name."""
 
     def load_from_fileobj(self, file: TextIO, **kwargs) -> Any:
-        """Read an open file.
-
-        Raises:
-            UserError: It is damaged, or holds something that would run code.
-        """
+        """Read an open file; a UserError if it is damaged, or holds something that would run code."""
         try:
             return finished(yaml.load(file, Loader=_DataLoader), _size(file))
         except (yaml.YAMLError, pickle.UnpicklingError, ValueError, RecursionError) as error:

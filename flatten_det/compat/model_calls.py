@@ -61,8 +61,7 @@ def _predict_by_size(
     """Predictions for images of one size together, in the order of the batch.
 
     Necks and heads mix the padding into an image as well: group norms take their statistics from the whole
-    map, attention looks at all of it, a convolution's bias fills what was zero. For predictions there is
-    nothing that would need the batch as a whole, as losses do.
+    map, attention looks at all of it, a convolution's bias fills what was zero.
     """
     predictions: list = [None] * len(images)
     for (height, width), members in of_equal_size(sizes).items():

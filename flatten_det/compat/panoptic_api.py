@@ -24,35 +24,20 @@ _BASE = 256
 
 
 def rgb2id(color: np.ndarray | Sequence[int]) -> np.ndarray | int:
-    """Ids of colours, ``R + 256 G + 256² B``.
-
-    Args:
-        color: an image ``(H, W, 3)`` in RGB, or one colour.
-
-    Returns:
-        int32 ids ``(H, W)``, or one id.
-    """
+    """int32 ids ``(H, W)`` of an RGB image ``(H, W, 3)``, or that of one colour: ``R + 256 G + 256² B``."""
     if isinstance(color, np.ndarray) and color.ndim == 3:
         red, green, blue = np.moveaxis(color.astype(np.int32), -1, 0)
-        return red + _BASE * (green + _BASE * blue)
-    red, green, blue = map(int, color)
+    else:
+        red, green, blue = map(int, color)
     return red + _BASE * (green + _BASE * blue)
 
 
 def id2rgb(id_map: np.ndarray | int) -> np.ndarray | list[int]:
-    """Colours of ids, the inverse of :func:`rgb2id`.
-
-    Args:
-        id_map: ids ``(...)`` from 0 to 256³ - 1, or one id.
-
-    Returns:
-        uint8 RGB ``(..., 3)``, or one colour.
-    """
-    if isinstance(id_map, np.ndarray):
-        ids = id_map.astype(np.int64)
-        channels = [ids // _BASE**power % _BASE for power in range(3)]
-        return np.stack(channels, axis=-1).astype(np.uint8)
-    return [int(id_map) // _BASE**power % _BASE for power in range(3)]
+    """uint8 RGB ``(..., 3)`` of ids ``(...)`` from 0 to 256³ - 1, or the colour of one id."""
+    is_map = isinstance(id_map, np.ndarray)
+    ids = id_map.astype(np.int64) if is_map else int(id_map)
+    channels = [ids // _BASE**power % _BASE for power in range(3)]
+    return np.stack(channels, axis=-1).astype(np.uint8) if is_map else channels
 
 
 # A pair of ids as one number: annotated · OFFSET + predicted. Ids are three bytes.
@@ -123,12 +108,9 @@ class PQStat:
         ]
         qualities = {id_: self[id_].quality() for id_ in chosen}
         occurring = [quality for quality in qualities.values() if quality]
-        mean = {
-            name: sum(quality[name] for quality in occurring) / len(occurring)
-            if occurring
-            else float("nan")
-            for name in ("pq", "sq", "rq")
-        }
-        nothing = dict.fromkeys(("pq", "sq", "rq"), 0.0)
-        each = {id_: quality or dict(nothing) for id_, quality in qualities.items()}
+        names = ("pq", "sq", "rq")
+        mean = dict.fromkeys(names, float("nan"))
+        if occurring:
+            mean = {name: sum(q[name] for q in occurring) / len(occurring) for name in names}
+        each = {id_: quality or dict.fromkeys(names, 0.0) for id_, quality in qualities.items()}
         return mean | {"n": len(occurring)}, each

@@ -1,15 +1,10 @@
 """Every change that this package makes to others: why, what upstream says, which test tells when it can go.
 
-``import flatten_det`` makes those that must hold before anything is read or built: mmengine reads files as
-data (:func:`read_mmengine_checkpoints_as_data`, :func:`read_mmengine_files_as_data`), and models and
-optimizers treat the backbones of this package, and no others, as these need it
-(:func:`tell_backbones_of_padding`, :func:`decay_layers_of_our_backbones`), and configs of this package are
-found by name (:func:`find_our_configs_by_name`). :func:`atomic_local_files` and
-:func:`loggers_print_by` hold for the time of a run.
-
-Elsewhere there is one: :mod:`.mmcv_ops.missing` hides ops in ``mmcv.ops``, which may be loaded before this
-package. What the frameworks' registries build is no patch: :mod:`flatten_det.train.run` registers classes
-for the time of a training.
+``import flatten_det`` makes those that must hold before anything is read or built;
+:func:`atomic_local_files` and :func:`loggers_print_by` hold for the time of a run. Elsewhere there is one:
+:mod:`.mmcv_ops.missing` hides ops in ``mmcv.ops``, which may be loaded before this package. What the
+frameworks' registries build is no patch: :mod:`flatten_det.train.run` registers classes for the time of a
+training.
 """
 
 import contextlib
@@ -142,11 +137,8 @@ def decay_layers_of_our_backbones(constructor: type[DefaultOptimWrapperConstruct
     class is patched, for these two and models with a backbone of this package alone, as importing the two
     themselves takes seconds.
 
-    Can go when they ask a backbone for its layers: see tests/train/test_optimizer.py.
-
-    Args:
-        constructor: what builds the optimizer in their place, of the same ``optim_wrapper_cfg`` and
-            ``paramwise_cfg``.
+    Can go when they ask a backbone for its layers: see tests/train/test_optimizer.py. ``constructor`` builds
+    the optimizer in their place, of the same ``optim_wrapper_cfg`` and ``paramwise_cfg``.
     """
     theirs = ("LearningRateDecayOptimizerConstructor", "LayerDecayOptimizerConstructor")
     build = DefaultOptimWrapperConstructor.__call__
@@ -166,11 +158,9 @@ class AtomicLocalBackend(LocalBackend):
     """mmengine's access to local files, with :func:`~flatten_det.files.atomic.write_atomically`."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Write a file whole or not at all, and its folder where there is none."""
         write_atomically(filepath, obj, durable=Path(filepath).suffix not in IMAGE_SUFFIXES)
 
     def put_text(self, obj: str, filepath: str | Path, encoding: str = "utf-8") -> None:
-        """Write a text file whole or not at all."""
         self.put(obj.encode(encoding), filepath)
 
 
@@ -196,12 +186,8 @@ def _dump_config(cfg: Config, file: str | Path | None = None) -> str | None:
     if file is None:
         return _DUMP(cfg)
     path = Path(file)
-    if (
-        cfg.filename
-        and path.exists()
-        and os.path.exists(cfg.filename)
-        and path.samefile(cfg.filename)
-    ):
+    both_exist = cfg.filename and path.exists() and os.path.exists(cfg.filename)
+    if both_exist and path.samefile(cfg.filename):
         path = path.with_stem(f"{path.stem}_dumped")
     if path.suffix == ".py":
         write_atomically(path, cfg.pretty_text.encode())

@@ -28,8 +28,8 @@ from .coco import NotJsonError, is_size, parse_json
 
 
 @contextmanager
-def named_annotation_errors(cfg: Config) -> Iterator[None]:
-    """Turn errors within the block into ones that name the annotation file of the config that is broken.
+def blame_annotation_files(cfg: Config) -> Iterator[None]:
+    """Refuse what is no file, and turn errors within the block into ones that name the broken file.
 
     Raises:
         UserError: One cannot be opened, which is seen before, or is not valid JSON.

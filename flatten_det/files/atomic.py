@@ -23,12 +23,9 @@ except ImportError:  # Windows
 
 
 def lock(file: IO) -> bool:
-    """Lock an open file as long as it is open; False if it is locked already.
+    """Lock an open file as long as it, or a forked process's, is open; False if it is locked already.
 
-    A forked process that has the file open too keeps the lock.
-
-    Raises:
-        OSError: The file system has no locks.
+    An OSError if the file system has no locks.
     """
     try:
         if fcntl is not None:
@@ -62,17 +59,12 @@ def write_atomically(path: str | Path, content: bytes, durable: bool = True) -> 
     """Write a file such that, at any moment, its name stands for the old or the new content.
 
     Its folder is made. Of several processes that write one file, the last one prevails. A link leads to
-    the file that is written. What is no file, such as ``/dev/stdout`` or a pipe, is not replaced.
-
-    Args:
-        path: The file.
-        content: All of it.
-        durable: Return when the content has reached the disk, and a power cut no longer harms it. What
-            can be made again need not wait for that.
+    the file that is written. What is no file, such as ``/dev/stdout`` or a pipe, is not replaced. If
+    ``durable``, the content has reached the disk then, where a power cut no longer harms it; what can be
+    made again need not wait for that.
 
     Raises:
-        DiskFullError: There is no room for it. No part of it is left.
-        UnwritableError: It cannot be written for another reason. No part of it is left either.
+        UnwritableError: It cannot be written, a DiskFullError for want of room. No part of it is left.
     """
     path = Path(path)
     try:
@@ -167,15 +159,9 @@ def remove_partial_files(folder: str | Path) -> None:
 def refuse_overwriting(
     inputs: Iterable[str | Path], outputs: Iterable[str | Path], option: str
 ) -> None:
-    """Make sure that no result would take the place of what it is made of.
+    """A UserError if a result would take the place of what it is made of, if only by another name.
 
-    Args:
-        inputs: Files that are read; those that do not exist do not matter.
-        outputs: Files to be written.
-        option: The option that says where.
-
-    Raises:
-        UserError: One of them is an input, if only by another name.
+    Inputs that do not exist do not matter; ``option`` says where the outputs go.
     """
     known = {identity: path for path in inputs if (identity := _identity(path))}
     for output in outputs:
@@ -187,8 +173,7 @@ def refuse_overwriting(
 
 
 def _identity(path: str | Path) -> tuple[int, int] | None:
-    try:
+    with contextlib.suppress(OSError):
         status = os.stat(path)
-    except OSError:
-        return None
-    return (status.st_dev, status.st_ino)
+        return status.st_dev, status.st_ino
+    return None

@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,18 +9,18 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import safetensors.torch
 import torch
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import CheckpointLoader, Runner
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, UserError, reason_of
+from ..errors import CheckpointError, UserError, reason_of, warn_once
 from .data_types import DATA_TYPES, finished
 from .downloads import forget
 from .user_files import why_not_read
 
-_LONGEST_REASON = 300
 # PyTorch calls what is in this list and in its own, and nothing else.
 SAFE_GLOBALS = [(stand_in, name) for name, stand_in in DATA_TYPES.items()]
 
@@ -29,12 +28,9 @@ SAFE_GLOBALS = [(stand_in, name) for name, stand_in in DATA_TYPES.items()]
 def load_as_data(
     file: str | Path | BinaryIO, map_location: Any = None, mmap: bool | None = None
 ) -> Any:
-    """Read a file that :func:`torch.save` wrote, or a ``.safetensors`` file.
+    """Read a file that :func:`torch.save` wrote, also an open one, or a ``.safetensors`` file.
 
-    Args:
-        file: path, or an open file of PyTorch's.
-        map_location: as for :func:`torch.load`; ``.safetensors`` come to the CPU.
-        mmap: leave tensors in the file until they are used.
+    Other arguments are those of :func:`torch.load`; ``.safetensors`` come to the CPU.
 
     Raises:
         CheckpointError: The file holds something that would run code, or is compressed.
@@ -42,9 +38,7 @@ def load_as_data(
     is_path = isinstance(file, str | Path)
     name = file if is_path else getattr(file, "name", file)
     if is_path and str(file).endswith(".safetensors"):
-        from safetensors.torch import load_file
-
-        return load_file(file)
+        return safetensors.torch.load_file(file)
     try:
         size = _checked_size(file)
         with torch.serialization.safe_globals(SAFE_GLOBALS):
@@ -62,9 +56,7 @@ def load_as_data(
 def _checked_size(file: str | Path | BinaryIO) -> int:
     """Bytes of the file's pickle, or of all of a file that is no zip archive.
 
-    Raises:
-        CheckpointError: PyTorch stores tensors as they are; its reader would unpack compressed ones of any
-            size.
+    Compressed ones are a CheckpointError: PyTorch does not write them, but would unpack any size.
     """
     if isinstance(file, str | Path):
         size = os.path.getsize(file)
@@ -95,7 +87,7 @@ def refused_part(error: pickle.UnpicklingError) -> str:
     """What PyTorch met, without its advice on how to run it."""
     met = error.__context__ if isinstance(error.__context__, pickle.UnpicklingError) else error
     first = (str(met).strip().splitlines() or ["no pickle"])[0].split(" was not an allowed")[0]
-    return first[:_LONGEST_REASON]  # It may quote the file.
+    return first[:300]  # It may quote the file.
 
 
 def refusal(name: Any, reason: str) -> CheckpointError:
@@ -116,10 +108,7 @@ def trusted_checkpoints(trust: bool = True) -> Iterator[None]:
     """Unpickle local checkpoints within the block if they are not data, with a warning for each.
 
     A pickle runs whatever code is in it: for files that you have made yourself only. What is downloaded
-    is never unpickled.
-
-    Args:
-        trust: False: as without this block, and as before it where blocks are nested.
+    is never unpickled. With ``trust=False`` nothing is, even within another block.
     """
     token = _trusting.set(set() if trust else None)
     try:
@@ -136,9 +125,7 @@ def is_trusting() -> bool:
 def load_local(path: str | Path, map_location: Any = None) -> Any:
     """Read a checkpoint as data; unpickle it where that fails and checkpoints are trusted.
 
-    Raises:
-        CheckpointError: The file holds something that would run code, and is not trusted or cannot be
-            unpickled either.
+    A CheckpointError if it is not trusted, or cannot be unpickled either.
     """
     try:
         return load_as_data(path, map_location)
@@ -148,12 +135,10 @@ def load_local(path: str | Path, map_location: Any = None) -> Any:
             raise
     if str(path) not in warned:
         warned.add(str(path))
-        if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0:
-            print(
-                f"warning: checkpoint {path} holds more than data and is unpickled all the same, which "
-                "runs any code in it, because you trust it (--trust-checkpoint)",
-                file=sys.stderr,
-            )
+        warn_once(
+            f"checkpoint {path} holds more than data and is unpickled all the same, which runs any code in "
+            "it, because you trust it (--trust-checkpoint)"
+        )
     try:
         return torch.load(path, map_location=map_location, weights_only=False)
     except Exception as error:
@@ -182,11 +167,7 @@ def checkpoints_read_once() -> Iterator[None]:
 
 
 def load_to_check(path: str | Path) -> Any:
-    """:func:`load_local` onto the CPU for a check, which must not change the content.
-
-    Raises:
-        CheckpointError: As there.
-    """
+    """:func:`load_local` onto the CPU for a check, which must not change the content."""
     checked, key = _checked.get(), _version(path)
     if checked and key in checked:
         return checked[key]
@@ -224,7 +205,7 @@ PREFIXES = ("module.", "backbone.")
 
 
 def read_checkpoint(source: str | Path, prefix: str | None = None) -> dict[str, Tensor]:
-    """Read a backbone's state dict.
+    """A backbone's weights by name, on the CPU.
 
     Args:
         source: path of a ``.pth``/``.pt`` or ``.safetensors`` file, an http(s) URL, which is downloaded
@@ -232,9 +213,6 @@ def read_checkpoint(source: str | Path, prefix: str | None = None) -> dict[str, 
             ``mmcls://`` and the like. The weights may lie at the top level or under ``state_dict`` or
             ``model``; of a whole detector or segmentor the backbone is taken.
         prefix: take the part of this name, such as ``'student.backbone.'``, instead.
-
-    Returns:
-        Parameter name -> tensor, on the CPU.
 
     Raises:
         CheckpointError: if the file is missing, damaged, not a checkpoint, or holds anything but data.
@@ -287,9 +265,6 @@ def _read(path: Path) -> object:
         ) from error
 
 
-_LONGEST_NAME = 1000  # of a class, which results repeat for each object.
-
-
 def check_checkpoint(path: str) -> None:
     """Make sure that a checkpoint exists, and holds data only, unless it is a local one that is trusted.
 
@@ -317,11 +292,7 @@ def check_checkpoint(path: str) -> None:
 
 
 def _check_content(content: Any, path: str) -> None:
-    """Make sure that mmengine finds weights by name, and what it was trained on, if anything.
-
-    Raises:
-        UserError: It would not.
-    """
+    """A UserError unless mmengine finds weights by name, and what it was trained on, if anything."""
     meta = content.get("meta") or {} if isinstance(content, Mapping) else {}
     weights = content.get("state_dict", content) if isinstance(content, Mapping) else {}
     if not isinstance(weights, Mapping) or not any(
@@ -344,18 +315,16 @@ def _describes_data(meta: Any) -> bool:
     if not isinstance(meta, Mapping) or not all(isinstance(key, str) for key in meta):
         return False
     classes = {key.lower(): value for key, value in meta.items()}.get("classes", ())
+    # Results repeat a class's name for each object.
     return isinstance(classes, list | tuple) and all(
-        isinstance(name, str) and len(name) <= _LONGEST_NAME for name in classes
+        isinstance(name, str) and len(name) <= 1000 for name in classes
     )
 
 
 def check_fit(model: nn.Module, weights: Mapping[str, torch.Tensor], path: str) -> None:
-    """Make sure that every weight of the model came from the checkpoint.
+    """A UserError unless the checkpoint has every weight of the model, in the model's shape.
 
-    mmengine only warns about the ones that did not, and goes on with random ones.
-
-    Raises:
-        UserError: Weights are missing or have another shape.
+    mmengine only warns about the ones that it has not, and goes on with random ones.
     """
     weights = {name.removeprefix("module."): weight for name, weight in weights.items()}
     own = {

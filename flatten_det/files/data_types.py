@@ -85,16 +85,10 @@ def _dtype(args: tuple, state: Any) -> np.dtype:
     if shaped is not None:
         return np.dtype((shaped[0], shaped[1]))
     if names is not None:
-        parts = [fields[name] for name in names]
+        formats, offsets = ([fields[name][n] for name in names] for n in (0, 1))
+        whole = {"names": list(names), "formats": formats, "offsets": offsets, "itemsize": size}
         # Unlike __setstate__, this checks that the parts lie within the whole.
-        return np.dtype(
-            {
-                "names": list(names),
-                "formats": [part[0] for part in parts],
-                "offsets": [part[1] for part in parts],
-                "itemsize": size,
-            }
-        )
+        return np.dtype(whole)
     if kind in ("M8", "m8"):
         unit, count, *_ = state[-1][1]
         unit = unit.encode() if isinstance(unit, str) else unit
@@ -102,10 +96,6 @@ def _dtype(args: tuple, state: Any) -> np.dtype:
         kind += "" if unit == b"generic" else f"[{count}{unit.decode()}]"
     _need(order in ("<", ">", "=", "|"), "a dtype")
     return np.dtype(order + kind)
-
-
-def _array(args: tuple, state: Any) -> np.ndarray:
-    return _filled(*state[-4:])
 
 
 def _filled(shape: Any, dtype: Any, fortran: Any, content: Any) -> np.ndarray:
@@ -124,6 +114,10 @@ def _filled(shape: Any, dtype: Any, fortran: Any, content: Any) -> np.ndarray:
     return np.ndarray(shape, dtype, content, order=order).copy("K")
 
 
+def _array(args: tuple, state: Any) -> np.ndarray:
+    return _filled(*state[-4:])
+
+
 def _buffered(args: tuple, state: Any) -> np.ndarray:
     """numpy's way since protocol 5."""
     content, dtype, shape, order, *axes = args
@@ -136,14 +130,12 @@ def _scalar(dtype: _Kept, content: Any = None) -> np.generic:
 
 
 def _history(args: tuple, state: Any) -> HistoryBuffer:
-    logs, counts = state["_log_history"], state["_count_history"]
+    logs, counts, most = state["_log_history"], state["_count_history"], state["max_length"]
     for values in (logs, counts):
-        is_plain = (
-            isinstance(values, np.ndarray) and values.ndim == 1 and values.dtype.kind in "biuf"
-        )
-        _need(is_plain, "logs")
-    _need(type(state["max_length"]) is int and state["max_length"] > 0, "logs")
-    return HistoryBuffer(logs, counts, state["max_length"])
+        is_array = isinstance(values, np.ndarray)
+        _need(is_array and values.ndim == 1 and values.dtype.kind in "biuf", "logs")
+    _need(type(most) is int and most > 0, "logs")
+    return HistoryBuffer(logs, counts, most)
 
 
 def _attribute(owner: Any, name: str) -> str:
@@ -325,7 +317,6 @@ class Called:
         self.function = function
 
     def __call__(self, *args: Any) -> Any:
-        """Its result."""
         return self.function(*args)
 
     def __setstate__(self, state: Any) -> None:
@@ -399,11 +390,9 @@ class _Finisher:
 
 
 def finished(content: Any, size: int) -> Any:
-    """What a file holds, from what its reader made of it.
+    """What a file holds, from what its reader made of it, in place.
 
-    Args:
-        content: changed in place.
-        size: bytes of the file, or of its part that is a pickle.
+    ``size`` is that of the file, or of its part that is a pickle, in bytes.
 
     Raises:
         UnpicklingError: Something in it is not what it claims to be, contains itself, or repeats so often

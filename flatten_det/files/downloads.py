@@ -29,11 +29,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     """Follows a server elsewhere by http(s), but not from where a certificate counts to where none does."""
 
     def redirect_request(self, req, fp, code, msg, headers, newurl):
-        """The request that follows.
-
-        Raises:
-            DownloadError: It would be of another kind.
-        """
+        """The request that follows; a DownloadError if it would be of another kind."""
         kinds = ("https",) if req.type == "https" else ("http", "https")
         if urlsplit(newurl).scheme not in kinds:
             raise DownloadError(
@@ -54,12 +50,7 @@ def download_file(url: str, target: Path, size: int | None = None) -> None:
 
     What an interrupted download has written is kept and continued, by the next attempt here (three in
     all) or by the next call, if the server still has the same file. Processes that want the same file
-    wait for the first.
-
-    Args:
-        url: http(s) address.
-        target: where the file is to be; its folder is made.
-        size: expected size in bytes; None if it is not known.
+    wait for the first. ``size`` is the expected one in bytes, if it is known.
 
     Raises:
         DownloadError: The server cannot be reached, refuses, breaks off each time, or has a file of
@@ -93,19 +84,16 @@ def download_file(url: str, target: Path, size: int | None = None) -> None:
 
 def _continue(url: str, target: Path, size: int | None) -> None:
     """One attempt: append to the partial file, and move it to ``target`` when it is complete."""
-    part, state = (
-        target.with_name(f"{target.name}.part"),
-        target.with_name(f"{target.name}.version"),
-    )
+    part = target.with_name(f"{target.name}.part")
+    state = target.with_name(f"{target.name}.version")
     start = part.stat().st_size if part.exists() and state.exists() else 0
     headers = {"User-Agent": "flatten_det"}
     if start:
         # If the file has changed since, the server sends all of it.
         headers |= {"Range": f"bytes={start}-", "If-Range": state.read_text()}
+    request = urllib.request.Request(url, headers=headers)
     try:
-        response = _OPENER.open(
-            urllib.request.Request(url, headers=headers), timeout=TIMEOUT_SECONDS
-        )
+        response = _OPENER.open(request, timeout=TIMEOUT_SECONDS)
     except urllib.error.HTTPError as error:
         if error.code != 416 or not start:
             raise
@@ -138,16 +126,12 @@ def _continue(url: str, target: Path, size: int | None) -> None:
 def _append(response, part: Path, start: int, total: int | None, name: str) -> None:
     if total is not None and shutil.disk_usage(part.parent).free < total - start:
         raise DownloadError(f"{part.parent}: no space for the {total / 1e6:.0f} MB of {name}")
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-    )
+    most = _UNANNOUNCED if total is None else total
+    text = TextColumn("{task.description}")
+    columns = (text, BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with part.open("ab" if start else "wb") as file, Progress(*columns) as progress:
         task = progress.add_task(name, total=total, completed=start)
         while chunk := response.read(_CHUNK):
-            most = _UNANNOUNCED if total is None else total
             if file.tell() + len(chunk) > most:
                 part.unlink()
                 raise DownloadError(
@@ -167,10 +151,10 @@ def cached_path(url: str) -> Path:
 
 
 def download(url: str) -> Path:
-    """The local copy of a URL; downloaded unless it is in the cache.
+    """The local copy of a URL, by :func:`download_file` unless it is in the cache.
 
-    So is what torch has downloaded itself, if its name tells its digest, as those of torchvision and the
-    frameworks' zoos do. See :func:`download_file` for how.
+    What torch has downloaded itself counts, if its name tells its digest, as those of torchvision and the
+    frameworks' zoos do.
 
     Raises:
         CheckpointError: The server cannot be reached, refuses, or breaks off each time.

@@ -28,10 +28,8 @@ IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".we
 def find_images(inputs: Sequence[str]) -> list[str]:
     """List the images that files, folders and glob patterns stand for, each one once.
 
-    A folder stands for the images directly in it (by suffix); ``folder/**`` for all below it.
-
-    Raises:
-        UserError: An input stands for no image at all.
+    A folder stands for the images directly in it (by suffix); ``folder/**`` for all below it. An input that
+    stands for none is a UserError.
     """
     found: dict[Path, str] = {}
     for given in inputs:
@@ -59,15 +57,9 @@ def output_names(paths: Iterable[str], reserved: Sequence[str] = ()) -> dict[str
     """Give each input path a name for its results, without suffix.
 
     The name is the path below the inputs' common folder, so equal file names in two folders stay
-    apart; files that differ in the suffix only keep it. Names that differ in case only, or in how an
-    accent is encoded, count as equal, as they are for many disks.
-
-    Args:
-        paths: of the inputs.
-        reserved: names that are taken already.
-
-    Returns:
-        The name of each path, with ``/`` for subfolders.
+    apart, with ``/`` for subfolders; files that differ in the suffix only keep it. Names that differ in
+    case only, or in how an accent is encoded, count as equal, as they are for many disks. Those that are
+    ``reserved`` are given to none.
     """
     absolute = {path: Path(os.path.abspath(path)) for path in paths}
     if not absolute:
@@ -112,8 +104,7 @@ _TIFF_NUMBERS = {1: (1, "B"), 3: (2, "H"), 4: (4, "I"), 16: (8, "Q")}
 def pixel_limit(cfg: Config) -> int:
     """How many pixels an image of a config's data may have: ``max_image_pixels``, or Pillow's limit.
 
-    Raises:
-        UserError: It is no positive whole number, or more than OpenCV decodes.
+    A UserError if it is no positive whole number, or more than OpenCV decodes.
     """
     limit = cfg.get(LIMIT_FIELD)
     if limit is None:
@@ -217,12 +208,7 @@ def _unpack(file: BinaryIO, kind: str, order: str) -> tuple:
 
 
 def decoded(content: bytes, flag: int = cv2.IMREAD_COLOR) -> np.ndarray | None:
-    """What OpenCV, with which the pipelines read, makes of a file's content; None if it cannot.
-
-    Args:
-        content: of the file.
-        flag: how it is read, such as ``cv2.IMREAD_UNCHANGED`` for a label map.
-    """
+    """What OpenCV, with which the pipelines read, makes of a file's content; None if it cannot."""
     try:
         return cv2.imdecode(np.frombuffer(content, np.uint8), flag)
     except cv2.error:
@@ -230,13 +216,10 @@ def decoded(content: bytes, flag: int = cv2.IMREAD_COLOR) -> np.ndarray | None:
 
 
 def seen_size(path: str | Path) -> tuple[int, int]:
-    """Width and height of an image as OpenCV gives it to a training.
+    """Width and height of an image as OpenCV gives it to a training; a UserError if it cannot, or must not.
 
     Whether OpenCV turns an image as its metadata say depends on the format and on OpenCV's version: it
     is asked where they say something.
-
-    Raises:
-        UserError: It must not be decoded, or cannot be.
     """
     reason = why_not_read(path)
     if reason is not None:

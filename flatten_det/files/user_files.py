@@ -41,11 +41,7 @@ class NotUtf8Error(ValueError):
 
 
 def utf8_text(content: bytes) -> str:
-    """The text of a file.
-
-    Raises:
-        NotUtf8Error: It is not in UTF-8, or begins with a byte order mark.
-    """
+    """The text of a file; a NotUtf8Error if it is not in UTF-8, or begins with a byte order mark."""
     for mark, _, name in _MARKS:
         if content.startswith(mark):
             raise NotUtf8Error(f"begins with {name}: save it as UTF-8 without one")
@@ -59,11 +55,7 @@ def utf8_text(content: bytes) -> str:
 
 
 def text_with_mark(content: bytes) -> tuple[str, bool]:
-    """The text of a file in UTF-8, or in what its byte order mark says, and whether it has one.
-
-    Raises:
-        NotUtf8Error: It is in another encoding.
-    """
+    """The text of a file in UTF-8, or in what its byte order mark says, and whether it has one."""
     for mark, encoding, _ in _MARKS:
         if content.startswith(mark):
             return content.decode(encoding, "replace"), True

@@ -16,7 +16,7 @@ from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from mmengine.visualization import Visualizer
 from pycocotools import mask as coco_mask
 
-from ..errors import NO_ROOM, UserError, printable
+from ..errors import NO_ROOM, UserError, in_one_line, printable
 from ..files.atomic import DiskFullError, UnwritableError
 
 # The frameworks draw with several copies of the image, and of each mask or class: 4 MP take them
@@ -48,26 +48,21 @@ def draw_prediction(
         score_thr: Detections below it are not drawn.
         **options: Passed to the visualizer's ``add_datasample``.
     """
+    if "pred_instances" in sample:
+        options["pred_score_thr"] = score_thr
     try:
-        _draw(visualizer, sample, out_file, score_thr, options)
+        _draw(visualizer, sample, out_file, options)
     except Exception as error:
         is_full = isinstance(error, DiskFullError) or getattr(error, "errno", None) in NO_ROOM
         if is_full or (isinstance(error, UserError) and not isinstance(error, UnwritableError)):
             raise
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        what = f"warning: no picture of {sample.img_path}: {reason}"
-        print(printable(what), file=sys.stderr)
+        warning = f"warning: no picture of {sample.img_path}: {in_one_line(error)}"
+        print(printable(warning), file=sys.stderr)
 
 
 def _draw(
-    visualizer: Visualizer,
-    sample: BaseDataElement,
-    out_file: Path | None,
-    score_thr: float,
-    options: dict[str, Any],
+    visualizer: Visualizer, sample: BaseDataElement, out_file: Path | None, options: dict[str, Any]
 ) -> None:
-    if "pred_instances" in sample:
-        options["pred_score_thr"] = score_thr
     if "pred_panoptic_seg" in sample:
         labels = sample.pred_panoptic_seg.sem_seg % INSTANCE_OFFSET
         if (labels >= len(visualizer.dataset_meta["classes"])).all():
@@ -83,7 +78,7 @@ def _draw(
         Path(sample.img_path).name,
         image,
         data_sample=sample,
-        out_file=None if out_file is None else str(out_file),
+        out_file=out_file and str(out_file),
         **options,
     )
 
@@ -95,7 +90,7 @@ def shrink(
 
     Args:
         image: (H, W, 3).
-        sample: of a detector or a segmentor. Masks may be tensors, COCO's RLE or mmdet's structures.
+        sample: Masks may be tensors, COCO's RLE or mmdet's structures.
         max_pixels: the largest H times W that is left as it is.
 
     Returns:
@@ -115,10 +110,9 @@ class EnlargingDetVisualizer(DetLocalVisualizer):
     """``DetLocalVisualizer`` that enlarges small images first, so that labels do not hide objects.
 
     Args:
-        name: of the instance, as for every visualizer of mmengine.
         min_size: images whose shorter side is smaller, in pixels, are enlarged by the least whole
             factor that makes it at least this long, while the longer one stays below 4096 pixels.
-        **kwargs: as for ``DetLocalVisualizer``.
+        name, **kwargs: as for ``DetLocalVisualizer``.
     """
 
     def __init__(self, name: str = "visualizer", min_size: int = 384, **kwargs) -> None:
@@ -156,14 +150,12 @@ def _resized(
         elif isinstance(value, PixelData) and size != shape:
             if name == "seg_logits":
                 del resized.seg_logits
-            else:
-                maps = {
-                    key: torch.from_numpy(
-                        np.stack([_nearest(each, size) for each in _numpy(stack)])
-                    )
-                    for key, stack in value.items()
-                }
-                setattr(resized, name, PixelData(metainfo=value.metainfo, **maps))
+                continue
+            smaller = PixelData(metainfo=value.metainfo)
+            for key, maps in value.items():
+                pixels = np.stack([_nearest(each, size) for each in _numpy(maps)])
+                setattr(smaller, key, torch.from_numpy(pixels))
+            setattr(resized, name, smaller)
     return resized
 
 
@@ -172,9 +164,8 @@ def _resized_instances(
 ) -> InstanceData:
     found = found.clone()
     if size != shape and "bboxes" in found:
-        y_factor, x_factor = (new / old for new, old in zip(size, shape, strict=True))
-        factors = found.bboxes.new_tensor([x_factor, y_factor, x_factor, y_factor])
-        found.bboxes = found.bboxes * factors
+        y_factor, x_factor = size[0] / shape[0], size[1] / shape[1]
+        found.bboxes = found.bboxes * found.bboxes.new_tensor([x_factor, y_factor] * 2)
     if "masks" in found and (size != shape or isinstance(found.masks, list)):
         masks = found.masks
         if isinstance(masks, BitmapMasks | PolygonMasks):

@@ -14,8 +14,8 @@ from ..config import blame_config, build_runner, is_segmentor
 from ..data.loading import (
     CheckFilesHook,
     LeaveOutUnreadableHook,
+    blame_annotation_files,
     left_out,
-    named_annotation_errors,
 )
 from ..errors import UserError
 from ..files.atomic import refuse_overwriting, write_atomically
@@ -36,22 +36,19 @@ def evaluate(
     wait_time: float = 2.0,
     cuda_graphs: bool = False,
 ) -> dict[str, float]:
-    """Evaluate a checkpoint on the config's test data, and print the metrics.
+    """Evaluate a checkpoint on the config's test data; print and return the metrics.
 
     Images that cannot be read are left out, counted among the metrics and, at the end, an error.
 
     Args:
-        cfg: A complete config, see :mod:`flatten_det.config`.
+        cfg: A complete config.
         checkpoint: Weights to test.
         out: Where to put raw predictions. Detection: a ``.pkl`` file (mmdet's
             ``DumpDetResults``); segmentation: a folder of label maps.
         show_dir: Folder for drawn pictures.
         show: Open a window for each picture.
-        wait_time: Seconds for which a window stays open.
+        wait_time: Seconds for which a window stays open; 0 waits for a key.
         cuda_graphs: Replay the backbone from CUDA graphs, see :mod:`flatten_det.backbones.cuda`.
-
-    Returns:
-        The metrics by name.
 
     Raises:
         UserError: The checkpoint, the data, ``out`` or ``cuda_graphs`` do not fit the config; or, after
@@ -71,7 +68,7 @@ def evaluate(
             dump = _KeptResults(out_file_path=out)
         else:
             raise UserError(f"--out {out}: for detection give a file that ends in .pkl")
-    with blame_config(cfg) as stage, named_annotation_errors(cfg):
+    with blame_config(cfg) as stage, blame_annotation_files(cfg):
         runner = build_runner(cfg)
         unreadable = LeaveOutUnreadableHook()
         for hook in (
@@ -116,11 +113,7 @@ class SavePredictionsHook(Hook):
     Files have the images' names, and their subfolders if there are several. mmseg's metrics make one
     file of equally named images, and ``CityscapesMetric`` removes the folder with all that is in it.
 
-    Args:
-        maps: Folder for label maps with the values that mmseg's ``IoUMetric`` writes, if any.
-        pictures: Folder for drawn pictures, if any.
-        show: Open a window for each picture.
-        wait_time: Seconds for which a window stays open; 0 waits for a key.
+    Label maps have the values that mmseg's ``IoUMetric`` writes.
     """
 
     def __init__(
@@ -151,7 +144,6 @@ class SavePredictionsHook(Hook):
     def after_test_iter(
         self, runner: Runner, batch_idx: int, data_batch, outputs: Sequence[BaseDataElement]
     ) -> None:
-        """Draw and write those of one batch."""
         pictures, maps = self._files.get("--show-dir", {}), self._files.get("--out")
         for sample in outputs:
             if pictures or self._options["show"]:

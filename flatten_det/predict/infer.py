@@ -32,7 +32,7 @@ def infer(
     """Write drawn pictures to ``<out_dir>/vis`` and predictions to ``<out_dir>/preds``.
 
     Args:
-        cfg: A complete config, see :mod:`flatten_det.config`.
+        cfg: A complete config.
         checkpoint: Weights; None for random ones, with a warning.
         inputs: Image files, folders and glob patterns.
         out_dir: Folder for the results, named like the images.
@@ -65,22 +65,17 @@ def infer(
             predictor = Predictor(cfg, checkpoint, device, full_size)
         else:
             of_image = progress.add_task("Tiles of image")
-            predictor = TiledPredictor(
-                cfg,
-                checkpoint,
-                device,
-                tiling,
-                full_size,
-                lambda done, total: progress.update(of_image, completed=done, total=total),
-            )
+
+            def show_tiles(done: int, total: int) -> None:
+                progress.update(of_image, completed=done, total=total)
+
+            predictor = TiledPredictor(cfg, checkpoint, device, tiling, full_size, show_tiles)
         if cuda_graphs:
             replay_cuda_graphs(predictor.model)
         classes = predictor.dataset_meta["classes"]
         if checkpoint is None:
-            print(
-                "warning: no checkpoint given: weights, and so predictions, are random",
-                file=sys.stderr,
-            )
+            warning = "warning: no checkpoint given: weights, and so predictions, are random"
+            print(warning, file=sys.stderr)
         with progress:
             samples = predictor(images, batch_size)
             for sample in progress.track(samples, len(images), description="Predicting"):

@@ -64,9 +64,8 @@ def detections(
 ) -> dict[str, list]:
     """Parallel lists, one entry per detection, named as in mmdet's inferencer.
 
-    Returns:
-        ``labels``, ``class_names``, ``scores``, ``bboxes`` (x1, y1, x2, y2 in pixels) and, from
-        instance segmentation, ``masks`` (COCO RLE of the image's size).
+    ``labels``, ``class_names``, ``scores``, ``bboxes`` (x1, y1, x2, y2 in pixels) and, from instance
+    segmentation, ``masks`` (COCO RLE of the image's size).
     """
     found = sample.pred_instances
     found = found[found.scores >= score_thr]
@@ -87,21 +86,15 @@ def detections(
 def segments(
     sample: BaseDataElement, classes: Sequence[str]
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """A panoptic prediction.
-
-    Returns:
-        Segment ids (H, W), 0 for void; and ``id``, ``label``, ``class_name`` and ``area`` in pixels of
-        each segment.
-    """
+    """Segment ids (H, W), 0 for void, and ``id``, ``label``, ``class_name`` and ``area`` of each segment."""
     ids = sample.pred_panoptic_seg.sem_seg.squeeze(0).numpy()
     # mmdet's ids are label + 1000 · number, and the label after the last one is void.
     ids = np.where(ids % INSTANCE_OFFSET < len(classes), ids, VOID)
     found = []
-    for id_, area in zip(*np.unique(ids, return_counts=True), strict=True):
+    for id_, area in zip(*map(np.ndarray.tolist, np.unique(ids, return_counts=True)), strict=True):
         if id_ != VOID:
-            label = int(id_) % INSTANCE_OFFSET
-            name = classes[label]
-            found.append({"id": int(id_), "label": label, "class_name": name, "area": int(area)})
+            label = id_ % INSTANCE_OFFSET
+            found.append({"id": id_, "label": label, "class_name": classes[label], "area": area})
     return ids, found
 
 

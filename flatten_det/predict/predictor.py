@@ -47,7 +47,7 @@ class Predictor:
     goes on without it, and leaves the names of the results to the caller.
 
     Args:
-        cfg: A complete config; ``default_scope`` tells the framework.
+        cfg: A complete config.
         checkpoint: Weights; without any the model keeps its random ones.
         device: Where to run, such as ``cpu`` or ``cuda:0``.
         full_size: Predict at the size of the image, instead of resizing it as the test pipeline does.
@@ -74,9 +74,8 @@ class Predictor:
         try:
             self.model.to(torch.device(device))
         except (RuntimeError, AssertionError) as error:
-            raise UserError(
-                f"--device {device} cannot be used: {str(error).splitlines()[0]}"
-            ) from error
+            reason = str(error).splitlines()[0]
+            raise UserError(f"--device {device} cannot be used: {reason}") from error
         predict_in_bands_when_large(self.model)
         self._max_pixels = pixel_limit(cfg)
         pipeline = without_resizing(pipeline) if full_size else pipeline
@@ -92,10 +91,7 @@ class Predictor:
     def __call__(self, paths: Sequence[str], batch_size: int = 1) -> Iterator[BaseDataElement]:
         """Yield the prediction of each readable image, in order.
 
-        Args:
-            paths: Image files.
-            batch_size: Images per forward pass; segmentation splits batches at a change of the
-                input size.
+        Segmentation splits batches at a change of the input size.
         """
         yield from self._predict(self._load(paths), batch_size)
 
@@ -152,11 +148,7 @@ def _tested_data(cfg: Config) -> tuple[dict[str, Any], list[dict]]:
 
 
 def replay_cuda_graphs(model: nn.Module) -> None:
-    """:func:`~flatten_det.backbones.use_cuda_graphs` for a model of a tool.
-
-    Raises:
-        UserError: if it has no backbone of this package.
-    """
+    """:func:`~flatten_det.backbones.use_cuda_graphs`; a UserError for a model without our backbones."""
     try:
         use_cuda_graphs(model)
     except ValueError as error:

@@ -1,8 +1,8 @@
 """Labels of large images from a segmentor, band by band, without the logits of all classes at full size."""
 
 import functools
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,23 +22,16 @@ LOGITS_LIMIT = 1 << 30
 BAND_VALUES = 1 << 24
 
 
-class BandedMap(ABC):
-    """A map of shape ``(channels, height, width)``.
+class BandedMap(NamedTuple):
+    """A map of shape ``(channels, height, width)`` whose rows are computed when they are asked for.
 
-    Attributes:
-        channels: of the map.
-        height: in rows.
-        width: in pixels.
+    ``rows(top, bottom)`` are the rows ``top`` to ``bottom - 1``: ``(channels, bottom - top, width)``.
     """
 
-    def __init__(self, channels: int, height: int, width: int) -> None:
-        self.channels = channels
-        self.height = height
-        self.width = width
-
-    @abstractmethod
-    def rows(self, top: int, bottom: int) -> Tensor:
-        """Rows ``top`` to ``bottom - 1``: ``(channels, bottom - top, width)``."""
+    channels: int
+    height: int
+    width: int
+    rows: Callable[[int, int], Tensor]
 
     def bands(self, max_values: int) -> Iterator[tuple[slice, Tensor]]:
         """All rows in order, as bands of at most ``max_values`` numbers, or of one row."""
@@ -48,80 +41,62 @@ class BandedMap(ABC):
             yield slice(top, bottom), self.rows(top, bottom)
 
 
-class Stored(BandedMap):
+def stored(values: Tensor) -> BandedMap:
     """A map that is there: a tensor ``(C, H, W)``."""
-
-    def __init__(self, values: Tensor) -> None:
-        super().__init__(*values.shape)
-        self._values = values
-
-    def rows(self, top: int, bottom: int) -> Tensor:
-        return self._values[:, top:bottom]
+    return BandedMap(*values.shape, lambda top, bottom: values[:, top:bottom])
 
 
-class Cropped(BandedMap):
+def cropped(
+    source: BandedMap, left: int = 0, right: int = 0, top: int = 0, bottom: int = 0
+) -> BandedMap:
     """A map without its margins, in rows and pixels."""
-
-    def __init__(
-        self, source: BandedMap, left: int = 0, right: int = 0, top: int = 0, bottom: int = 0
-    ) -> None:
-        super().__init__(source.channels, source.height - top - bottom, source.width - left - right)
-        self._source = source
-        self._top = top
-        self._columns = slice(left, left + self.width)
-
-    def rows(self, top: int, bottom: int) -> Tensor:
-        return self._source.rows(self._top + top, self._top + bottom)[..., self._columns]
+    columns = slice(left, source.width - right)
+    return BandedMap(
+        source.channels,
+        source.height - top - bottom,
+        source.width - left - right,
+        lambda first, end: source.rows(top + first, top + end)[..., columns],
+    )
 
 
-class Flipped(BandedMap):
+def flipped(source: BandedMap, direction: str) -> BandedMap:
     """A mirrored map; ``direction`` is ``"horizontal"`` (left and right swap) or ``"vertical"``."""
+    is_vertical = {"horizontal": False, "vertical": True}[direction]
 
-    def __init__(self, source: BandedMap, direction: str) -> None:
-        super().__init__(source.channels, source.height, source.width)
-        self._source = source
-        self._vertical = {"horizontal": False, "vertical": True}[direction]
+    def rows(top: int, bottom: int) -> Tensor:
+        if is_vertical:
+            return source.rows(source.height - bottom, source.height - top).flip(1)
+        return source.rows(top, bottom).flip(2)
 
-    def rows(self, top: int, bottom: int) -> Tensor:
-        if self._vertical:
-            return self._source.rows(self.height - bottom, self.height - top).flip(1)
-        return self._source.rows(top, bottom).flip(2)
+    return source._replace(rows=rows)
 
 
-class Resized(BandedMap):
+def resized(source: BandedMap, height: int, width: int, align_corners: bool) -> BandedMap:
     """What ``F.interpolate(source, (height, width), mode="bilinear")`` gives, up to rounding."""
+    all_above, weights = _row_weights(height, source.height, align_corners)
 
-    def __init__(self, source: BandedMap, height: int, width: int, align_corners: bool) -> None:
-        super().__init__(source.channels, height, width)
-        self._source = source
-        self._align_corners = align_corners
-        self._above, self._weights = _row_weights(height, source.height, align_corners)
-
-    def rows(self, top: int, bottom: int) -> Tensor:
-        above = self._above[top:bottom]
-        below = (above + 1).clamp(max=self._source.height - 1)
+    def rows(top: int, bottom: int) -> Tensor:
+        above = all_above[top:bottom]
+        below = (above + 1).clamp(max=source.height - 1)
         first = int(above[0])
-        source = self._source.rows(first, int(below[-1]) + 1)
-        if self.width != self._source.width:
-            source = F.interpolate(
-                source[None],
-                (source.shape[1], self.width),
-                mode="bilinear",
-                align_corners=self._align_corners,
-            )[0]
-        if self.height == self._source.height:
-            return source[:, : bottom - top]
-        band = source.new_empty((self.channels, bottom - top, self.width))
+        given = source.rows(first, int(below[-1]) + 1)
+        if width != source.width:
+            size = (given.shape[1], width)
+            given = F.interpolate(given[None], size, mode="bilinear", align_corners=align_corners)[
+                0
+            ]
+        if height == source.height:
+            return given[:, : bottom - top]
+        band = given.new_empty((source.channels, bottom - top, width))
         # Row by row: to gather the two neighbours of all rows first takes three times as long.
-        rows = zip(
-            (above - first).tolist(),
-            (below - first).tolist(),
-            self._weights[top:bottom].tolist(),
-            strict=True,
-        )
-        for row, (one, other, weight) in enumerate(rows):
-            band[:, row] = torch.lerp(source[:, one], source[:, other], weight)
+        neighbours = ((above - first).tolist(), (below - first).tolist())
+        for row, (one, other, weight) in enumerate(
+            zip(*neighbours, weights[top:bottom].tolist(), strict=True)
+        ):
+            band[:, row] = torch.lerp(given[:, one], given[:, other], weight)
         return band
+
+    return BandedMap(source.channels, height, width, rows)
 
 
 def _row_weights(height: int, source_height: int, align_corners: bool) -> tuple[Tensor, Tensor]:
@@ -140,22 +115,13 @@ def _row_weights(height: int, source_height: int, align_corners: bool) -> tuple[
     return above, positions - above
 
 
-class MaskVotes(BandedMap):
-    """Class scores of pixels: the sum of the masks on them, each times its class probabilities.
+def mask_votes(masks: BandedMap, class_scores: Tensor) -> BandedMap:
+    """Scores of pixels: the sum of the Q masks on them, each times its class scores ``(Q, classes)``."""
 
-    Args:
-        masks: logits of Q masks.
-        class_scores: ``(Q, classes)``.
-    """
+    def rows(top: int, bottom: int) -> Tensor:
+        return torch.einsum("qc,qhw->chw", class_scores, masks.rows(top, bottom).sigmoid())
 
-    def __init__(self, masks: BandedMap, class_scores: Tensor) -> None:
-        super().__init__(class_scores.shape[1], masks.height, masks.width)
-        self._masks = masks
-        self._class_scores = class_scores
-
-    def rows(self, top: int, bottom: int) -> Tensor:
-        masks = self._masks.rows(top, bottom).sigmoid()
-        return torch.einsum("qc,qhw->chw", self._class_scores, masks)
+    return masks._replace(channels=class_scores.shape[1], rows=rows)
 
 
 def predict_in_bands_when_large(model: nn.Module, limit: int = LOGITS_LIMIT) -> None:
@@ -164,11 +130,8 @@ def predict_in_bands_when_large(model: nn.Module, limit: int = LOGITS_LIMIT) -> 
     The labels are those of mmseg's own way, but for ties between classes within rounding. They are int16
     (mmseg: int64), and ``seg_logits`` are not kept. Left to mmseg are small images, ``mode="slide"``, and
     models whose prediction is not the common one: with ``BaseDecodeHead.predict`` (Semantic FPN, UPerNet,
-    SegFormer, ...) or mmseg's Mask2Former.
-
-    Args:
-        model: any model; nothing happens to those to which this does not apply.
-        limit: bytes of logits at full size, for the images of a batch, up to which images are small.
+    SegFormer, ...) or mmseg's Mask2Former. Small is a batch of images with up to ``limit`` bytes of logits at
+    full size.
     """
     if _predicts_as_usual(model):
         model.predict = functools.partial(_predict, model, model.predict, limit)
@@ -220,8 +183,8 @@ def _predict(
     threshold = getattr(model.decode_head, "threshold", None)
     scores = _scores(model, inputs, metas)
     for sample, meta in zip(data_samples, metas, strict=True):
-        at_input_size = scores.pop(0)
-        labels = label_map(_at_image_size(at_input_size, meta, model.align_corners), threshold)
+        at_image_size = _at_image_size(scores.pop(0), meta, model.align_corners)
+        labels = label_map(at_image_size, threshold)
         sample.set_data({"pred_sem_seg": PixelData(data=labels)})
     return data_samples
 
@@ -236,34 +199,30 @@ def _scores(model: EncoderDecoder, inputs: Tensor, metas: Sequence[dict]) -> lis
         class_logits, mask_logits = (outputs[-1] for outputs in head(features, samples))
         class_scores = class_logits.softmax(-1)[..., :-1]
         return [
-            MaskVotes(Resized(Stored(masks), *size, align_corners=False), classes)
+            mask_votes(resized(stored(masks), *size, align_corners=False), classes)
             for masks, classes in zip(mask_logits, class_scores, strict=True)
         ]
     logits = head(features)
-    return [Resized(Stored(each), *size, head.align_corners) for each in logits]
+    return [resized(stored(each), *size, head.align_corners) for each in logits]
 
 
 def _at_image_size(scores: BandedMap, meta: dict, align_corners: bool) -> BandedMap:
     """What ``postprocess_result`` does: take the padding off, undo a flip, resize to the image."""
     padding = meta.get("img_padding_size", meta.get("padding_size", (0, 0, 0, 0)))
-    scores = Cropped(scores, *padding)
+    scores = cropped(scores, *padding)
     if meta.get("flip"):
-        scores = Flipped(scores, meta["flip_direction"])
+        scores = flipped(scores, meta["flip_direction"])
     height, width = meta["ori_shape"][:2]
     if (scores.height, scores.width) == (height, width):
         return scores
-    return Resized(scores, height, width, align_corners)
+    return resized(scores, height, width, align_corners)
 
 
 def label_map(scores: BandedMap, threshold: float | None = None) -> Tensor:
-    """Choose a class for each pixel, a band at a time.
+    """Choose a class for each pixel, a band at a time: (1, H, W), of a single map the label 0 or 1.
 
-    Args:
-        scores: of the classes; or a single map of logits, which ``threshold`` tells apart.
-        threshold: the sigmoid of a single map above which the label is 1, else 0.
-
-    Returns:
-        int16, which holds any ignored label that a metric compares it with; (1, H, W).
+    In int16, which holds any ignored label that a metric compares it with. ``threshold``: the sigmoid of a
+    single map above which the label is 1.
     """
     labels = None
     for rows, band in scores.bands(BAND_VALUES):

@@ -35,7 +35,7 @@ MAX_PER_IMAGE = 100
 
 
 class Window(NamedTuple):
-    """Part of an image: its columns ``left`` to ``right - 1``, its rows ``top`` to ``bottom - 1``."""
+    """Columns ``left`` to ``right - 1`` and rows ``top`` to ``bottom - 1`` of an image."""
 
     left: int
     top: int
@@ -81,23 +81,15 @@ class Tiling:
 class TiledPredictor(Predictor):
     """Cuts each image into tiles, predicts for these in batches, and merges what they show.
 
-    See :mod:`flatten_det.predict.tiles`. An image has as many detections as the model's
-    ``test_cfg`` allows for one picture (``max_per_img``).
+    An image has as many detections as the model's ``test_cfg`` allows for one picture (``max_per_img``).
+    Arguments, attributes and errors are those of :class:`Predictor`, with tiles for images, and:
 
     Args:
-        cfg: A complete config of a detector.
-        checkpoint: Weights; without any the model keeps its random ones.
-        device: Where to run, such as ``cpu`` or ``cuda:0``.
         tiling: How to cut.
-        full_size: Predict at the size of the tiles, instead of resizing them as the test pipeline
-            does with images.
         on_tile: Called with the number of tiles done, and of all, of the image at hand.
 
-    Attributes:
-        dataset_meta: As in :class:`Predictor`, as are the others.
-
     Raises:
-        UserError: As :class:`Predictor`; or the model is no detector, or a panoptic one.
+        UserError: The model is no detector, or a panoptic one.
     """
 
     def __init__(
@@ -124,14 +116,10 @@ class TiledPredictor(Predictor):
         self._on_tile = on_tile
 
     def __call__(self, paths: Sequence[str], batch_size: int = 1) -> Iterator[DetDataSample]:
-        """Yield the prediction of each readable image, in order.
+        """Yield the prediction of each readable image, in order, from batches of tiles.
 
         Masks are a list of COCO's RLE, other than a :class:`Predictor`'s: as arrays of a large image's
         size they would take gigabytes.
-
-        Args:
-            paths: Image files.
-            batch_size: Tiles per forward pass.
         """
         for image in self._load(paths):
             try:
@@ -188,38 +176,33 @@ def move_to_image(found: InstanceData, window: Window, height: int, width: int) 
         found: ``bboxes`` (n, 4), ``scores``, ``labels`` and maybe ``masks`` (n, h, w) in the tile, on any
             device.
         window: the tile.
-        height: of the image.
-        width: of the image.
+        height, width: of the image.
 
     Returns:
         The same on the CPU, masks as a list of COCO's RLE; and ``windows`` (n, 4), the tile of each, and
         ``cut`` (n,), whether a border of the tile inside the image cuts it.
     """
-    left, top = window.left, window.top
+    left, top, right, bottom = window
     boxes = found.bboxes.cpu() + torch.tensor([left, top, left, top])
-    windows = boxes.new_tensor(window).expand(len(boxes), 4)
+    margin = max(MARGIN, MARGIN_PART * max(right - left, bottom - top))
+    is_cut = (
+        ((boxes[:, 0] <= left + margin) & (left > 0))
+        | ((boxes[:, 1] <= top + margin) & (top > 0))
+        | ((boxes[:, 2] >= right - margin) & (right < width))
+        | ((boxes[:, 3] >= bottom - margin) & (bottom < height))
+    )
     moved = InstanceData(
         bboxes=boxes,
         scores=found.scores.cpu(),
         labels=found.labels.cpu(),
-        windows=windows,
-        cut=_cut_by_inner_border(boxes, window, height, width),
+        windows=boxes.new_tensor(window).expand(len(boxes), 4),
+        cut=is_cut,
     )
     if "masks" in found:
         moved.masks = [
             encode_in_image(mask.cpu().numpy(), left, top, height, width) for mask in found.masks
         ]
     return moved
-
-
-def _cut_by_inner_border(boxes: Tensor, window: Window, height: int, width: int) -> Tensor:
-    margin = max(MARGIN, MARGIN_PART * max(window.right - window.left, window.bottom - window.top))
-    return (
-        ((boxes[:, 0] <= window.left + margin) & (window.left > 0))
-        | ((boxes[:, 1] <= window.top + margin) & (window.top > 0))
-        | ((boxes[:, 2] >= window.right - margin) & (window.right < width))
-        | ((boxes[:, 3] >= window.bottom - margin) & (window.bottom < height))
-    )
 
 
 def encode_in_image(
@@ -229,25 +212,17 @@ def encode_in_image(
 
     Args:
         mask: bool, (h, w).
-        left: the image's column of the mask's first one.
-        top: the image's row of the mask's first one.
-        height: of the image.
-        width: of the image.
+        left, top: where its first pixel lies in the image.
+        height, width: of the image.
 
     Returns:
-        ``size`` and compressed ``counts``, as ``pycocotools.mask.encode`` gives for the whole image.
+        What ``pycocotools.mask.encode`` gives for the whole image.
     """
-    columns = np.pad(mask.T.astype(np.int8), ((0, 0), (1, 1)))
-    changes = np.diff(columns, axis=1)  # [w, h + 1]: 1 where a run starts, -1 after its end
-    starts, ends = (
-        (left + column) * height + top + row
-        for column, row in map(np.nonzero, (changes > 0, changes < 0))
-    )
-    # A run that reaches the image's last row goes on in the first one of the next column.
-    goes_on = starts[1:] == ends[:-1]
-    starts = np.delete(starts, 1 + np.flatnonzero(goes_on))
-    ends = np.delete(ends, np.flatnonzero(goes_on))
-    borders = np.stack([starts, ends], axis=1).ravel()
+    # A gap after each column, as runs end there; but they go on in the next one if this is all of a column.
+    columns = np.pad(mask.T.astype(np.int8), ((0, 0), (0, int(len(mask) < height))))
+    changes = np.flatnonzero(np.diff(columns.ravel(), prepend=0, append=0))
+    column, row = np.divmod(changes, columns.shape[1])
+    borders = (left + column) * height + top + row
     counts = np.diff(borders, prepend=0, append=height * width)
     if len(counts) > 1 and counts[-1] == 0:
         counts = counts[:-1]
@@ -256,14 +231,9 @@ def encode_in_image(
 
 
 def merge(found: Sequence[InstanceData], max_count: int) -> InstanceData:
-    """One detection for each object.
+    """One detection for each object, best first, of what :func:`move_to_image` gives for each tile.
 
-    Args:
-        found: of each tile, as :func:`move_to_image` gives them.
-        max_count: how many to keep, those with the best scores.
-
-    Returns:
-        ``bboxes``, ``scores``, ``labels`` and, if ``found`` has them, ``masks`` (COCO's RLE), best first.
+    They have ``bboxes``, ``scores``, ``labels`` and perhaps ``masks`` (COCO's RLE). The best are kept.
     """
     every = InstanceData.cat(list(found))
     classes = every.labels.unique()

@@ -18,6 +18,8 @@ FLIPS = [
     {"type": "RandomFlip", "prob": 0.0},
     {"type": "RandomFlip", "prob": 1.0, "direction": "horizontal"},
 ]
+# Of masks (n, H, W), by direction.
+FLIPPED_AXES = {None: (), "horizontal": (-1,), "vertical": (-2,), "diagonal": (-2, -1)}
 DET_META_KEYS = (
     "img_id", "img_path", "ori_shape", "img_shape", "scale_factor", "flip", "flip_direction",
 )  # fmt: skip
@@ -32,14 +34,10 @@ def enable_tta(cfg: Config) -> None:
     """
     segmentation = is_segmentor(cfg)
     if cfg.get("tta_model") is None:
-        cfg.tta_model = (
-            {"type": "ProbabilityTTAModel"}
-            if segmentation
-            else {
-                "type": "MaskTTAModel",
-                "tta_cfg": {"nms": {"type": "nms", "iou_threshold": 0.5}, "max_per_img": 100},
-            }
-        )
+        nms = {"type": "nms", "iou_threshold": 0.5}
+        cfg.tta_model = {"type": "MaskTTAModel", "tta_cfg": {"nms": nms, "max_per_img": 100}}
+        if segmentation:
+            cfg.tta_model = {"type": "ProbabilityTTAModel"}
     elif type_name(cfg.tta_model) == "SegTTAModel":
         cfg.tta_model.type = "ProbabilityTTAModel"
     for dataset in datasets_under_test(cfg):
@@ -82,27 +80,20 @@ class MaskTTAModel(DetTTAModel):
         labels = torch.cat([view.labels for view in views])
         masks = torch.cat(
             [
-                _unflip(view.masks, sample.metainfo)
+                view.masks.flip(FLIPPED_AXES[sample.flip_direction if sample.flip else None])
                 for view, sample in zip(views, data_samples, strict=True)
             ]
         )
         detections, kept = batched_nms(boxes, scores, labels, self.tta_cfg.nms)
-        kept = kept[: self.tta_cfg.max_per_img]
-        detections = detections[: self.tta_cfg.max_per_img]
-        merged = data_samples[0]
-        merged.pred_instances = InstanceData(
-            bboxes=detections[:, :4], scores=detections[:, 4], labels=labels[kept],
+        found = InstanceData(
+            bboxes=detections[:, :4],
+            scores=detections[:, 4],
+            labels=labels[kept],
             masks=masks[kept],
-        )  # fmt: skip
+        )
+        merged = data_samples[0]
+        merged.pred_instances = found[: self.tta_cfg.max_per_img]
         return merged
-
-
-def _unflip(masks: torch.Tensor, meta: dict) -> torch.Tensor:
-    """Bring masks (n, H, W) of a flipped view back to the image."""
-    if not meta["flip"]:
-        return masks
-    axes = {"horizontal": (-1,), "vertical": (-2,), "diagonal": (-2, -1)}
-    return masks.flip(axes[meta["flip_direction"]])
 
 
 @MODELS.register_module()
@@ -113,7 +104,6 @@ class ProbabilityTTAModel(SegTTAModel):
     """
 
     def merge_preds(self, data_samples_list: list[list[SegDataSample]]) -> list[SegDataSample]:
-        """Merge the views of each image."""
         if self.module.out_channels > 1:
             return super().merge_preds(data_samples_list)
         threshold = self.module.decode_head.threshold

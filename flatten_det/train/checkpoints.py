@@ -1,7 +1,6 @@
 """Checkpoints of a training: the last two are always there, and the newest valid one is found again."""
 
 import os
-import sys
 import time
 import zipfile
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from mmengine.fileio import BaseStorageBackend
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
-from ..errors import UserError, explain
+from ..errors import UserError, explain, warn_once
 from ..files.atomic import remove_partial_files, write_atomically
 from ..files.checkpoints import load_as_data, load_to_check
 
@@ -122,14 +121,12 @@ class NoCheckpointError(UserError):
 
 
 def newest_valid_checkpoint(work_dir: str | Path) -> str:
-    """Find where an interrupted run can go on.
+    """The path where an interrupted run can go on.
 
     Looks at all checkpoints in the work dir, and at those beside the one that ``last_checkpoint``
     names, and reads them whole: that one first, unless its run went on after it, then the others,
-    newest first. Each one that is no good is named in a warning.
-
-    Returns:
-        A path; or what ``last_checkpoint`` says if that is a URL, which is not looked at.
+    newest first. Each one that is no good is named in a warning. If ``last_checkpoint`` says a URL, it is
+    that, without a look at it.
 
     Raises:
         NoCheckpointError: There is no checkpoint.
@@ -149,7 +146,6 @@ def newest_valid_checkpoint(work_dir: str | Path) -> str:
             f"no checkpoint to resume in work dir {work_dir}: give the interrupted run's "
             "--work-dir, or leave out --resume to start anew"
         )
-    reasons = []
     ages = {path: _Age.of(path) for path in paths}
     order = sorted(paths, key=lambda path: (ages[path].written, ages[path].iteration), reverse=True)
     for last in [path for path in order if path.name == name]:
@@ -160,11 +156,9 @@ def newest_valid_checkpoint(work_dir: str | Path) -> str:
         reason = why_not_resumable(path)
         if reason is None:
             return str(path)
-        reasons.append(reason)
-        if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0:
-            print(f"warning: skipped checkpoint {path}: {reason}", file=sys.stderr)
+        warn_once(f"skipped checkpoint {path}: {reason}")
     raise UserError(
-        f"none of the {len(reasons)} checkpoints in work dir {work_dir} can be resumed: leave out "
+        f"none of the {len(order)} checkpoints in work dir {work_dir} can be resumed: leave out "
         "--resume to start anew, or give a copy of one of them with --resume PATH"
     )
 
@@ -194,7 +188,8 @@ def why_not_resumable(path: str | Path) -> str | None:
     for key, content in _NEEDED.items():
         if not isinstance(checkpoint.get(key), Mapping):
             return f"it holds no {content}"
-    if not all(_is_count(checkpoint["meta"].get(key)) for key in ("epoch", "iter")):
+    counts = [checkpoint["meta"].get(key) for key in ("epoch", "iter")]
+    if not all(type(count) is int and count >= 0 for count in counts):
         return "it does not say after which iteration it was saved"
     if not _are_logs(checkpoint["message_hub"]):
         return "its logs are damaged"
@@ -208,10 +203,6 @@ def _are_logs(hub: Mapping[str, Any]) -> bool:
     return all(isinstance(part, Mapping) for part in parts) and all(
         isinstance(is_kept, bool) for is_kept in kept.values()
     )
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0
 
 
 def _recorded(work_dir: Path) -> str:

@@ -34,14 +34,11 @@ class NonFiniteGuardHook(Hook):
 
     A skipped update leaves weights, optimizer and the running statistics of norms as they were.
     What fp16's loss scale is for, gradients that overflow at a finite loss, is left to it and not
-    counted, as long as it can go down.
+    counted, as long as it can go down. At the limit, the training stops with a report on where the first
+    bad value comes from.
 
     The check is one norm over all gradients and one synchronization per update, where mmengine's
     log, which reads every loss, is about to wait for the device anyway.
-
-    Args:
-        limit: Skipped updates in a row after which the training stops, with a report on where
-            the first bad value comes from.
     """
 
     # Before the hooks that use the batch.
@@ -136,11 +133,7 @@ class NonFiniteGuardHook(Hook):
 
 
 def non_finite_guard(cfg: Config) -> NonFiniteGuardHook | None:
-    """The guard that a config asks for by ``max_non_finite_updates``; 0 is none.
-
-    Raises:
-        UserError: The field is no number.
-    """
+    """The guard that a config asks for by ``max_non_finite_updates``; 0 is none, no number a UserError."""
     limit = cfg.get("max_non_finite_updates", DEFAULT_LIMIT)
     if not isinstance(limit, int) or limit < 0:
         raise UserError(
@@ -167,12 +160,8 @@ def _copy_all(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
 def report_non_finite(runner: Runner, batches: Sequence[Any]) -> tuple[str, Path]:
     """Find the origin of a non-finite loss or gradient, and write down what is known.
 
-    Runs the batches once more, in training mode and with the same random numbers. Must be called
-    while the gradients are still there, by all ranks.
-
-    Args:
-        runner: A runner in the middle of a training step.
-        batches: What the loader gave since the last update, the current batch last.
+    Runs ``batches``, what the loader gave since the last update, once more, in training mode and with
+    the same random numbers. Must be called while the gradients are still there, by all ranks.
 
     Returns:
         One sentence about the origin, and the JSON file with image files, losses and the rest.
@@ -239,15 +228,9 @@ def _run_watched(
     def look(module: nn.Module, inputs: tuple, outputs: Any) -> None:
         # Inner modules end before those around them.
         if not origins and not _is_finite(outputs):
+            origin = {"module": names[module], "type": type(module).__name__}
             bad = [n for n, p in module.named_parameters(recurse=False) if not _is_finite(p)]
-            origins.append(
-                {
-                    "module": names[module],
-                    "type": type(module).__name__,
-                    "input_is_finite": _is_finite(inputs),
-                    "parameters": bad,
-                }
-            )
+            origins.append(origin | {"input_is_finite": _is_finite(inputs), "parameters": bad})
 
     # What a train_step needs of an optimizer wrapper, without backward and update.
     no_update = SimpleNamespace(

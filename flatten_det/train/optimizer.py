@@ -1,8 +1,9 @@
 """Optimizers: mixed precision, few parameter groups, learning rates that fall from layer to layer."""
 
 import inspect
+import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -33,15 +34,10 @@ _SCHEDULED = ("base_values", "_last_value", "min_values")
 
 
 def enable_amp(cfg: Config, dtype: str | None = None) -> None:
-    """Train in mixed precision, fp16 with a loss scale.
+    """Have a config's ``optim_wrapper`` train in mixed precision, fp16 with a loss scale.
 
-    Args:
-        cfg: The config; its ``optim_wrapper`` is changed.
-        dtype: ``'fp16'`` or ``'bf16'``. None: what the config says, an ``AmpOptimWrapper`` without a dtype
-            fp16 on CUDA, else bf16, or fp16 on a GPU that has no bf16.
-
-    Raises:
-        UserError: The config's optimizer wrapper has no mixed-precision counterpart.
+    ``dtype`` is ``'fp16'`` or ``'bf16'``. None: what the config says, an ``AmpOptimWrapper`` without a dtype
+    fp16 on CUDA, else bf16, or fp16 on a GPU that has no bf16.
     """
     wrapper = cfg.optim_wrapper
     kind = type_name(wrapper) or "OptimWrapper"
@@ -87,10 +83,6 @@ class CPUAmpOptimWrapper(AmpOptimWrapper):
         loss_scale: For float16, as for ``AmpOptimWrapper``: ``'dynamic'``, a constant number, or a
             dict of ``torch.amp.GradScaler``'s arguments. bfloat16 has the exponents of float32 and no
             loss scale.
-        **kwargs: Those of ``OptimWrapper``.
-
-    Raises:
-        ValueError: for another dtype or loss scale.
     """
 
     def __init__(
@@ -105,7 +97,17 @@ class CPUAmpOptimWrapper(AmpOptimWrapper):
         if name not in AMP_DTYPES.values():
             raise ValueError(f"dtype must be 'float16' or 'bfloat16'; got {dtype!r}")
         self.cast_dtype = getattr(torch, name)
-        options, self._scale_update_param = _scaler_options(loss_scale)
+        options, self._scale_update_param = {}, None
+        if isinstance(loss_scale, dict):
+            options = loss_scale
+        elif isinstance(loss_scale, int | float) and loss_scale is not True and loss_scale > 0:
+            # A constant one is returned to after every update.
+            self._scale_update_param = float(loss_scale)
+            options = {"init_scale": self._scale_update_param}
+        elif loss_scale != "dynamic":
+            raise ValueError(
+                f"loss_scale must be 'dynamic', a positive number or a dict; got {loss_scale!r}"
+            )
         if self.cast_dtype == torch.bfloat16:
             options = {"enabled": False}
         self.loss_scaler = torch.amp.GradScaler("cpu", **options)
@@ -119,19 +121,6 @@ class CPUAmpOptimWrapper(AmpOptimWrapper):
             self._is_prepared = True
         with OptimWrapper.optim_context(self, model), torch.autocast("cpu", dtype=self.cast_dtype):
             yield
-
-
-def _scaler_options(loss_scale: str | float | dict) -> tuple[dict, float | None]:
-    """Arguments of a ``GradScaler``, and the scale to return to after every update, if it is constant."""
-    if loss_scale == "dynamic":
-        return {}, None
-    if isinstance(loss_scale, dict):
-        return dict(loss_scale), None
-    if isinstance(loss_scale, int | float) and not isinstance(loss_scale, bool) and loss_scale > 0:
-        return {"init_scale": float(loss_scale)}, float(loss_scale)
-    raise ValueError(
-        f"loss_scale must be 'dynamic', a positive number or a dict; got {loss_scale!r}"
-    )
 
 
 def loss_scale(wrapper: BaseOptimWrapper) -> float:
@@ -171,13 +160,12 @@ class GroupingOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     Optimizers of PyTorch compute one group after the other, hundreds of them for a detector with
     ``paramwise_cfg``. Groups of equal settings become one, in the place of the first, and the optimizer is
     told to compute a group as a whole, unless its config has one of ``foreach``, ``fused``, ``capturable``
-    and ``differentiable``. Arguments are those of mmengine's.
+    and ``differentiable``.
 
     Instead of a line for every parameter, it logs one for every group, with the names in one of level DEBUG.
     """
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
-        """Build the optimizer and its wrapper."""
         implementation = _implementation(self.optimizer_cfg, list(model.parameters()))
         self.optimizer_cfg = {**implementation, **self.optimizer_cfg}
         wrapper = super().__call__(model)
@@ -186,18 +174,19 @@ class GroupingOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         return wrapper
 
     def add_params(
-        self,
-        params: list[dict[str, Any]],
-        module: nn.Module,
-        prefix: str = "",
-        is_dcn_module: bool | None = None,
+        self, params: list[dict[str, Any]], module: nn.Module, prefix: str = "", **kwargs: Any
     ) -> None:
         """Add a module's parameters, and those of the modules in it, to the list of groups."""
         if prefix:  # A module in the model, for which mmengine's method calls itself.
-            super().add_params(params, module, prefix, is_dcn_module)
+            super().add_params(params, module, prefix, **kwargs)
             return
-        with _warnings_only():
-            super().add_params(params, module, prefix, is_dcn_module)
+        logger = MMLogger.get_current_instance()
+        level = logger.level
+        logger.setLevel(max(level, logging.WARNING))  # For mmengine's line for every parameter.
+        try:
+            super().add_params(params, module, **kwargs)
+        finally:
+            logger.setLevel(level)
         self.adjust(params, module)
         parameters = [parameter for group in params for parameter in group["params"]]
         # PyTorch refuses a parameter that is there twice; within one group it would only warn.
@@ -231,17 +220,13 @@ def _implementation(
     devices = {parameter.device.type for parameter in parameters}
     # SGD has a fused kernel too, but one that refuses the sparse gradients which its others take.
     has_safe_fused = kind in (torch.optim.Adam, torch.optim.AdamW) and devices <= {"cpu", "cuda"}
-    if has_safe_fused and all(map(_is_dense, parameters)):
+    # They want numbers that fill their memory, in any order of the dimensions, as a copy's do.
+    if has_safe_fused and all(torch.empty_like(p).stride() == p.stride() for p in parameters):
         return {"fused": True}
     is_pytorchs = getattr(kind, "__module__", "").startswith("torch.optim.")
     if devices == {"cpu"} and is_pytorchs and "foreach" in inspect.signature(kind).parameters:
         return {"foreach": True}
     return {}  # On a GPU, PyTorch chooses foreach by itself.
-
-
-def _is_dense(parameter: nn.Parameter) -> bool:
-    """Whether the numbers fill their memory, in any order of the dimensions; else a copy is laid out anew."""
-    return torch.empty_like(parameter).stride() == parameter.stride()
 
 
 def _lay_out_alike(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
@@ -252,19 +237,16 @@ def _lay_out_alike(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) 
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            if parameter.grad is None:
-                continue
-            parameter.grad = _laid_out_like(parameter, parameter.grad)
-            state = optimizer.state.get(parameter, {})
-            for key, value in state.items():
-                state[key] = _laid_out_like(parameter, value)
+            if parameter.grad is not None:
+                parameter.grad = _laid_out_like(parameter, parameter.grad)
+                state = optimizer.state.get(parameter, {})
+                state.update({key: _laid_out_like(parameter, v) for key, v in state.items()})
 
 
 def _laid_out_like(parameter: nn.Parameter, value: Any) -> Any:
     """A tensor of the parameter's shape with the parameter's strides; anything else as it is."""
-    if not isinstance(value, torch.Tensor) or value.shape != parameter.shape:
-        return value
-    if value.stride() == parameter.stride():
+    is_of_its_shape = isinstance(value, torch.Tensor) and value.shape == parameter.shape
+    if not is_of_its_shape or value.stride() == parameter.stride():
         return value
     return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
 
@@ -286,18 +268,6 @@ def _merge(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return merged
 
 
-@contextmanager
-def _warnings_only() -> Iterator[None]:
-    """Keep the logger from anything below a warning."""
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel(max(level, logging.WARNING))
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
 def fit_saved_optimizer(
     checkpoint: dict[str, Any], wrapper: OptimWrapper, parameters: Sequence[nn.Parameter]
 ) -> None:
@@ -307,13 +277,8 @@ def fit_saved_optimizer(
       :class:`GroupingOptimWrapperConstructor`. All values stay as they are.
     - How to compute is for this run to say, perhaps on another device.
 
-    Args:
-        checkpoint: What mmengine has saved; changed in place.
-        wrapper: That of the new run.
-        parameters: All parameters of the model, in its order.
-
-    Raises:
-        UserError: Parameters that are in one group now had different settings.
+    The checkpoint is changed in place; ``parameters`` are all of the model's, in its order. A UserError if
+    those that are in one group now had different settings.
     """
     saved, now = checkpoint["optimizer"], wrapper.optimizer.param_groups
     groups = saved["param_groups"]
@@ -329,21 +294,17 @@ def fit_saved_optimizer(
 
 
 def _merge_saved(checkpoint: dict[str, Any], positions: list[list[int]]) -> None:
-    """Merge groups of one parameter each.
-
-    Args:
-        checkpoint: What mmengine has saved; changed in place.
-        positions: For each new group, where its parameters are among those of the model.
-    """
+    """Merge groups of one parameter each; ``positions``: where each new group's are in the model."""
     saved = checkpoint["optimizer"]
     groups = saved["param_groups"]
     # The saved groups were in the model's order, without parameters that are not trained.
     places = sorted(place for group in positions for place in group)
     rank = {place: number for number, place in enumerate(places)}
     members = [[rank[place] for place in group] for group in positions]
-    state, merged = {}, []
+    state, merged, count = {}, [], itertools.count()
     for numbers in members:
         first = _what_to_compute(groups[numbers[0]])
+        new = {number: next(count) for number in numbers}
         for number in numbers:
             if (other := _what_to_compute(groups[number])) != first:
                 differ = sorted(key for key in first | other if first.get(key) != other.get(key))
@@ -353,13 +314,10 @@ def _merge_saved(checkpoint: dict[str, Any], positions: list[list[int]]) -> None
                     "optim_wrapper.paramwise_cfg of the interrupted run, or start from the weights "
                     "alone with --cfg-options load_from=... instead of --resume"
                 )
-        start = sum(len(group["params"]) for group in merged)
-        for new, number in enumerate(numbers, start):
             (old,) = groups[number]["params"]
             if old in saved["state"]:
-                state[new] = saved["state"][old]
-        new_numbers = list(range(start, start + len(numbers)))
-        merged.append({**groups[numbers[0]], "params": new_numbers})
+                state[new[number]] = saved["state"][old]
+        merged.append({**groups[numbers[0]], "params": list(new.values())})
     saved.update(state=state, param_groups=merged)
     for scheduler in checkpoint.get("param_schedulers", []):
         for key in _SCHEDULED:
@@ -400,8 +358,7 @@ class LayerDecayOptimWrapperConstructor(GroupingOptimWrapperConstructor):
                 continue
             depths = backbone.layer_depths(coarse=kind == "stage_wise")
             count, tables = max(depths.values()), backbone.no_weight_decay()
-            layers = options.get("num_layers") if kind != "stage_wise" else None
-            layers = count if layers is None else layers
+            layers = (options.get("num_layers") if kind != "stage_wise" else None) or count
             for name, parameter in backbone.named_parameters():
                 depth = depths[name]
                 layer = 1 + (depth - 1) * layers // count if depth else 0

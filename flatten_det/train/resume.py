@@ -26,16 +26,11 @@ from .optimizer import fit_saved_optimizer, loss_scale
 
 
 def resume_from(cfg: Config, checkpoint: str | None) -> None:
-    """Have a training continue another one.
+    """Have a training continue another one: ``resume`` and ``load_from`` of its config are set.
 
-    Args:
-        cfg: That of the training; ``resume`` and ``load_from`` are set.
-        checkpoint: Where to go on from; ``"auto"``: the newest valid one of the work dir; None: that
-            too if the config has ``resume`` without ``load_from`` and there is one, else as it says.
-
-    Raises:
-        NoCheckpointError: ``"auto"``, and there is none.
-        UserError: There is no such checkpoint, or it cannot be read.
+    ``checkpoint`` is where to go on from; ``"auto"``: the newest valid one of the work dir; None: that too
+    if the config has ``resume`` without ``load_from`` and there is one, else as it says. One that is not
+    there, or cannot be read, is a UserError; ``"auto"`` where there is none is a NoCheckpointError.
     """
     if checkpoint is None:
         if cfg.get("resume") and not cfg.get("load_from"):
@@ -103,8 +98,7 @@ class ResumePositionHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Restore order, position and gradients, and make up for the validation.
 
-        Raises:
-            UserError: The run stopped within an epoch that is of another length now.
+        A UserError if the run stopped within an epoch that is of another length now.
         """
         loop = runner.train_loop
         # A new training, perhaps from the weights of another one, takes no position from it.
@@ -129,7 +123,6 @@ class ResumePositionHook(Hook):
             runner.val_loop.run()
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Note where the epoch begins, or began."""
         self._epoch = runner.epoch
         self._epoch_begin = runner.iter - self._done_before
         self._done_before = 0
@@ -139,17 +132,14 @@ class ResumePositionHook(Hook):
         self._validating = True
 
     def after_val(self, runner: Runner) -> None:
-        """Note that they no longer do."""
         self._validating = False
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Add the position."""
         meta, loop = checkpoint["meta"], runner.train_loop
         position = meta.setdefault("position", {})
         position["written"] = time.time()
-        sampler_seed = getattr(_sampler(runner.train_dataloader), "seed", None)
-        if sampler_seed is not None:
-            position["sampler_seed"] = sampler_seed
+        if (seed := getattr(_sampler(runner.train_dataloader), "seed", None)) is not None:
+            position["sampler_seed"] = seed
         if isinstance(loop, EpochBasedTrainLoop):
             within = meta["epoch"] == self._epoch and not self._validating
             done = meta["iter"] - self._epoch_begin if within else 0
@@ -253,19 +243,14 @@ def with_positions(loader: DataLoader, seeds: tuple[int, ...]) -> DataLoader:
 
 
 class SeededIndex(int):
-    """The index of a sample, with the seed that its augmentation shall have.
-
-    It brings the seed to the data workers, whichever of them gets the index.
-    """
+    """The index of a sample, which brings the seed of its augmentation to whichever worker gets it."""
 
     def __new__(cls, index: int, seed: int) -> "SeededIndex":
-        """An ``index`` that is equal to the plain number."""
         self = super().__new__(cls, index)
         self.seed = seed
         return self
 
-    def __getnewargs__(self) -> tuple[int, int]:
-        """What pickle makes it from."""
+    def __getnewargs__(self) -> tuple[int, int]:  # What pickle makes it from.
         return int(self), self.seed
 
 
@@ -280,7 +265,6 @@ class SeededItems:
         self._own = getattr(dataset, "__getitems__", None)
 
     def __call__(self, indices: Sequence[int]) -> list[Any]:
-        """Read samples."""
         return [self._item(index) for index in indices]
 
     def _item(self, index: int) -> Any:
@@ -294,13 +278,10 @@ class SeededItems:
 
 
 class PositionedBatches:
-    """A batch sampler that can begin within an epoch, and gives every sample a seed.
+    """Another one's batches, which can begin within an epoch, and a seed for every sample.
 
-    ``sampler`` is the other one's, where mmengine sets the epoch.
-
-    Args:
-        batch_sampler: The one that makes the batches.
-        seeds: What all seeds depend on besides the position: the run's seed and the rank.
+    ``sampler`` is the other one's, where mmengine sets the epoch. ``seeds``, the run's and the rank, are
+    what all seeds depend on besides the position.
     """
 
     def __init__(self, batch_sampler: Any, seeds: tuple[int, ...]) -> None:
@@ -313,7 +294,6 @@ class PositionedBatches:
         self._missing = 0
 
     def __iter__(self) -> Iterator[list[SeededIndex]]:
-        """One epoch, or what is left of it."""
         if self._begun is None:
             self._begun, self._missing = (iter(self.batch_sampler), 0), 0
         (batches, position), self._begun = self._begun, None
@@ -328,18 +308,11 @@ class PositionedBatches:
         return len(self.batch_sampler) - self._missing
 
     def skip(self, count: int, epoch: int) -> None:
-        """Begin the next epoch, which is number ``epoch``, after ``count`` batches."""
         self.fast_forward(count, epoch)
         self._missing = count
 
     def fast_forward(self, count: int, epoch: int = 0) -> int:
-        """Begin after ``count`` batches, which may be those of several epochs.
-
-        No sample is read for it.
-
-        Returns:
-            The epoch that this is in.
-        """
+        """Begin after ``count`` batches, of several epochs perhaps, without reading them; in which one."""
         self._set_epoch(epoch)
         batches, position = iter(self.batch_sampler), 0
         while count:
@@ -367,19 +340,14 @@ class SeedIterationHook(Hook):
     priority = "HIGHEST"
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
-        """Set the generators."""
         seed_iteration(runner.seed, runner.iter)
 
 
 def seed_iteration(seed: int, iteration: int) -> None:
-    """Set all generators of this process to where they are at the start of an iteration.
+    """Set all generators of this process to where they are at the start of an iteration, from 0.
 
-    That makes an iteration's dropout and sampling the same, wherever the run was stopped and
-    resumed, without a state to be stored, on every rank. It costs some ten microseconds.
-
-    Args:
-        seed: The run's seed; of this rank, if ranks have seeds of their own.
-        iteration: Iterations done before, from 0.
+    So its dropout and sampling are the same, wherever the run was stopped and resumed, without a stored
+    state.
     """
     derived = derive_seed(seed, iteration)
     random.seed(derived)

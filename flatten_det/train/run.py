@@ -41,21 +41,18 @@ def train(
     to_continue: str = REPEAT_WITH_RESUME,
     check_command: str = "",
 ) -> Path:
-    """Train, and print where the results are.
+    """Train, print where the results are, and return the work dir.
 
     Ctrl-C, SIGTERM and SIGHUP stop after the current iteration with a checkpoint to resume from. After
     ``max_non_finite_updates`` (10; a field of the config) in a row whose loss or gradients are not
     finite, the training stops with a diagnosis; single ones are skipped.
 
     Args:
-        cfg: A complete config, see :mod:`flatten_det.config`; :func:`.resume.resume_from` has it resume.
+        cfg: A complete config; :func:`.resume.resume_from` has it resume.
         check_data: Look for errors in the annotations first; no image is opened.
         hooks: More of them, beside those of the config.
         to_continue: What the user is told to do after the training was stopped.
         check_command: What shows the user all errors; default: ``check_data.py`` and the config's name.
-
-    Returns:
-        The run's work dir.
 
     Raises:
         UserError: Data, config and checkpoint do not fit together, a file is broken, or the
@@ -95,7 +92,7 @@ def train(
 def summary(runner: Runner) -> str:
     """Name the checkpoints, the log and the drawn validation pictures of a finished run."""
     info = runner.message_hub.runtime_info
-    log_dir = Path(runner.log_dir)
+    log_dir, here = Path(runner.log_dir), Path.cwd()
     pictures = log_dir / "vis_data" / "vis_image"
     entries = {
         "checkpoint": info.get("last_ckpt"),
@@ -106,8 +103,7 @@ def summary(runner: Runner) -> str:
     lines = ["Training finished."]
     for name, path in entries.items():
         if path:
-            path, here = Path(path), Path.cwd()
-            shown = path.relative_to(here) if path.is_relative_to(here) else path
+            shown = Path(path).relative_to(here) if Path(path).is_relative_to(here) else path
             lines.append(f"  {name:<11}{shown}")
     return "\n".join(lines)
 
@@ -120,12 +116,7 @@ class BatchedMaxIoUAssigner(MaxIoUAssigner):
     """
 
     def assign_wrt_overlaps(self, overlaps: Tensor, gt_labels: Tensor) -> AssignResult:
-        """Assign boxes to objects.
-
-        Args:
-            overlaps: IoU of objects and boxes, ``(num_gts, num_bboxes)``.
-            gt_labels: Classes of the objects, ``(num_gts,)``.
-        """
+        """Assign boxes to objects, by their IoU ``(num_gts, num_bboxes)`` and labels ``(num_gts,)``."""
         if not (self.match_low_quality and self.gt_max_assign_all and overlaps.numel()):
             return super().assign_wrt_overlaps(overlaps, gt_labels)
         self.match_low_quality = False
@@ -157,13 +148,13 @@ def use_our_components() -> Iterator[None]:
 
     Not by a changed config, as that is stored beside the results, for tools without flatten_det.
     """
-    for registry, ours in REPLACEMENTS.items():
-        registry.register_module(name=ours.__base__.__name__, module=ours, force=True)
+    replaced = [(registry, ours, ours.__base__) for registry, ours in REPLACEMENTS.items()]
+    for registry, ours, theirs in replaced:
+        registry.register_module(name=theirs.__name__, module=ours, force=True)
     try:
         yield
     finally:
-        for registry, ours in REPLACEMENTS.items():
-            theirs = ours.__base__
+        for registry, _, theirs in replaced:
             registry.register_module(name=theirs.__name__, module=theirs, force=True)
 
 
@@ -202,10 +193,7 @@ def locked_work_dir(work_dir: str | Path) -> Iterator[None]:
 
     Within another one for the same folder it changes nothing. The lock is the system's, of an open
     file: it ends with the process, whatever becomes of the file. Where there are no locks, a warning
-    says so.
-
-    Raises:
-        UserError: Another process trains there; it says which one, on all ranks.
+    says so. If another process trains there, a UserError says which one, on all ranks.
     """
     folder = Path(os.path.realpath(work_dir))
     if folder in _held:

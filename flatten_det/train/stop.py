@@ -19,7 +19,7 @@ from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner
 
 from ..config import StageHook, blame_config
-from ..data.loading import named_annotation_errors
+from ..data.loading import blame_annotation_files
 from ..errors import NO_ROOM, UserError, explain, is_out_of_memory
 from ..files.atomic import UnwritableError, write_atomically
 from .checkpoints import NoCheckpointError, newest_valid_checkpoint
@@ -62,10 +62,8 @@ class InterruptHook(Hook):
     validation; the rest of the position comes from
     :class:`~flatten_det.train.resume.ResumePositionHook`, which goes on from it too.
 
-    The signals are given back at the end of the training, or of a ``with`` block of the hook.
-
-    Args:
-        to_continue: What the user is told to do to continue.
+    The signals are given back at the end of the training, or of a ``with`` block of the hook. The user is
+    told ``to_continue`` in order to continue.
     """
 
     # Before any other hook has counted or logged the iteration that will not take place.
@@ -95,7 +93,6 @@ class InterruptHook(Hook):
                 loader.worker_init_fn = SurviveSigterm(loader.worker_init_fn)
 
     def after_train(self, runner: Runner) -> None:
-        """Give the signals back."""
         self.restore_handlers()
 
     def restore_handlers(self) -> None:
@@ -110,12 +107,10 @@ class InterruptHook(Hook):
         self.restore_handlers()
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
-        """Stop before the next iteration."""
         if is_complete(runner) and (number := self._agreed_signal(runner.iter)):
             self._stop(runner, number)
 
     def before_val(self, runner: Runner) -> None:
-        """Stop before a validation."""
         if is_complete(runner) and (number := self._agreed_signal()):
             self._stop(runner, number, validation_due=True)
 
@@ -133,18 +128,15 @@ class InterruptHook(Hook):
         if os.getpid() != self._pid:
             return  # A forked DataLoader worker: its parent decides.
         now = time.monotonic()
-        if not self._signal:
-            self._signal = number
-            self._requested_at = now
-            if self.supervised:
-                return
+        is_first = not self._signal
+        if is_first:
+            self._signal, self._requested_at = number, now
+        if self.supervised:
+            return
+        if is_first:
             hint = "; Ctrl-C again quits at once, without one" if number == signal.SIGINT else ""
             tell(f"\n{SIGNAL_NAMES[number]}: saving a checkpoint after this iteration{hint}\n")
-        elif (
-            number == signal.SIGINT
-            and now - self._requested_at > self.same_keypress_s
-            and not self.supervised
-        ):
+        elif number == signal.SIGINT and now - self._requested_at > self.same_keypress_s:
             raise TrainingInterrupted(
                 f"interrupted at once, without a new checkpoint; to continue, {self._to_continue}"
             )
@@ -161,15 +153,9 @@ class InterruptHook(Hook):
 
     def _stop(self, runner: Runner, number: int, validation_due: bool = False) -> NoReturn:
         path = Path(runner.work_dir, CHECKPOINT_NAME)
-        runner.save_checkpoint(
-            runner.work_dir,
-            CHECKPOINT_NAME,
-            meta={
-                "epoch": runner.epoch,
-                "iter": runner.iter,
-                "position": {"validation_due": validation_due},
-            },
-        )
+        meta = {"epoch": runner.epoch, "iter": runner.iter}
+        meta["position"] = {"validation_due": validation_due}
+        runner.save_checkpoint(runner.work_dir, CHECKPOINT_NAME, meta=meta)
         if is_main_process():
             write_atomically(path.with_name("last_checkpoint"), str(path).encode())
         stopped = TrainingInterrupted if number == signal.SIGINT else TrainingPreempted
@@ -205,17 +191,14 @@ class SurviveSigterm:
 
     A batch system or ``timeout`` sends SIGTERM to every process of a job, a terminal that is closed
     SIGHUP. A worker that dies of it takes the iteration down that the training wants to finish and
-    save. When the training ends, it ends its workers itself, or they notice that it is gone.
-
-    Args:
-        init: The data loader's own ``worker_init_fn``, called as well.
+    save. When the training ends, it ends its workers itself, or they notice that it is gone. ``init``,
+    the data loader's own ``worker_init_fn``, is called as well.
     """
 
     def __init__(self, init: Callable[[int], None] | None = None) -> None:
         self._init = init
 
     def __call__(self, worker_id: int) -> None:
-        """Set up the signals of the worker that this is called in."""
         if hasattr(signal, "SIGHUP"):
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
         # macOS and Windows do not tell who sent a signal: there, all is as PyTorch has it.
@@ -237,13 +220,8 @@ def _exit_on_parents_sigterm() -> None:
 def explain_stop(cfg: Config, to_continue: str = REPEAT_WITH_RESUME) -> Iterator[StageHook]:
     """Explain what stops a training: what its config says, a broken annotation file, or the machine.
 
-    Args:
-        cfg: That of the training.
-        to_continue: What the user is told to do to go on from the last checkpoint.
-
-    Yields:
-        A hook for the runner; until its ``has_begun``, unexpected errors are taken for those of the
-        config or the checkpoint, see :func:`~flatten_det.config.blame_config`.
+    The user is told ``to_continue`` in order to go on from the last checkpoint. Yields a hook for the
+    runner, as :func:`~flatten_det.config.blame_config` does.
 
     Raises:
         UserError: It is the fault of the config, the checkpoint or an annotation file.
@@ -251,7 +229,7 @@ def explain_stop(cfg: Config, to_continue: str = REPEAT_WITH_RESUME) -> Iterator
             are not finite. It names the checkpoint to go on from.
     """
     try:
-        with blame_config(cfg) as stage, named_annotation_errors(cfg):
+        with blame_config(cfg) as stage, blame_annotation_files(cfg):
             yield stage
     except Exception as error:
         if (reason := _fault_of_the_machine(error)) is None:

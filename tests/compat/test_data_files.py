@@ -1,7 +1,6 @@
 """Pickle and YAML files that mmengine loads are data."""
 
 import io
-import os
 import pickle
 from collections import OrderedDict
 
@@ -9,18 +8,11 @@ import mmengine
 import numpy as np
 import pytest
 import torch
+from malicious_files import Command
 from mmengine.dataset import BaseDataset
 
 import flatten_det  # noqa: F401  lets mmengine read them so
 from flatten_det.errors import UserError
-
-
-class Command:
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.marker}",)
 
 
 class Calls:

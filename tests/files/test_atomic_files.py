@@ -3,10 +3,11 @@
 import errno
 import multiprocessing
 import os
+import shutil
 import stat
 import time
-from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -18,7 +19,6 @@ from mmengine.visualization import LocalVisBackend
 
 from flatten_det.compat.patches import AtomicLocalBackend, atomic_local_files
 from flatten_det.errors import UserError, explain
-from flatten_det.files import atomic as atomic_files
 from flatten_det.files.atomic import (
     DiskFullError,
     UnwritableError,
@@ -72,11 +72,10 @@ def test_a_full_disk_is_told_with_what_it_takes(tmp_path, monkeypatch, full_disk
     path = tmp_path / "a.pth"
     path.write_bytes(b"old")
     full_disk(tmp_path)
-    usage = namedtuple("usage", "free")(123_400_000)
-    monkeypatch.setattr(atomic_files.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(
-        DiskFullError, match=r"a\.pth: the disk is full: it takes 2.5 MB, and 123.4"
-    ):
+    usage = SimpleNamespace(free=123_400_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    told = r"a\.pth: the disk is full: it takes 2.5 MB, and 123.4"
+    with pytest.raises(DiskFullError, match=told):
         write_atomically(path, bytes(2_500_000))
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a.pth"]
@@ -165,9 +164,8 @@ def _write_often(path: Path, letter: bytes, durable: bool) -> None:
 
 def test_two_writers_of_one_file(tmp_path, monkeypatch):
     """No failure, and whoever reads has the whole content of one of them."""
-    monkeypatch.setattr(
-        os, "fsync", lambda descriptor: None
-    )  # Waiting for the disk changes nothing.
+    # Waiting for the disk changes nothing.
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     path = tmp_path / "a.pth"
     path.write_bytes(b"a")
     context = multiprocessing.get_context("fork")
@@ -204,11 +202,10 @@ def test_inputs_by_any_name_are_no_results(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "a.jpg")
     new = [tmp_path / "b.jpg", tmp_path / "missing" / "a.jpg"]
     refuse_overwriting([tmp_path / "a.jpg", tmp_path / "b.jpg"], new, "--out")
+    (tmp_path / "x").mkdir()
+    told = r"^--out: the result .* would overwrite the input .*a\.jpg"
     for output in (tmp_path / "a.jpg", tmp_path / "link", tmp_path / "x" / ".." / "a.jpg"):
-        (tmp_path / "x").mkdir(exist_ok=True)
-        with pytest.raises(
-            UserError, match=r"^--out: the result .* would overwrite the input .*a\.jpg"
-        ):
+        with pytest.raises(UserError, match=told):
             refuse_overwriting([tmp_path / "a.jpg"], [*new, output], "--out")
 
 

@@ -39,25 +39,6 @@ def test_what_mmengine_saves_is_data(tmp_path):
     check_checkpoint(save(tmp_path / "a.pth", content))
 
 
-class CallsAttribute:
-    """Pickles to ``getattr(owner, name)``, the call that a HistoryBuffer needs."""
-
-    def __init__(self, owner, name: str) -> None:
-        self.call = (owner, name)
-
-    def __reduce__(self):
-        return getattr, self.call
-
-
-@pytest.mark.parametrize(
-    ("owner", "name"), [(HistoryBuffer, "__init__"), (np.ndarray, "dump"), (np.dtype, "type")]
-)
-def test_no_other_attribute_is_looked_up(tmp_path, owner, name):
-    path = save(tmp_path / "a.pth", {"x": CallsAttribute(owner, name)})
-    with pytest.raises(UserError, match=r"a\.pth cannot be read.* is not data"):
-        check_checkpoint(path)
-
-
 def test_class_names_are_not_longer_than_names(tmp_path):
     """They are written beside each of the objects that are found."""
     weights = nn.Linear(2, 2).state_dict()

@@ -3,8 +3,10 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import mmengine.runner.checkpoint as module
 import pytest
 import timm
 import torch
@@ -13,6 +15,7 @@ from mmdet.apis import DetInferencer, init_detector
 from mmdet.models.backbones import PyramidVisionTransformer
 from mmdet.models.backbones import SwinTransformer as DetSwin
 from mmengine.config import ConfigDict
+from mmengine.infer.infer import BaseInferencer
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
@@ -24,6 +27,7 @@ from torch import nn
 from toy_training import make_config
 
 from flatten_det.backbones import build_backbone
+from flatten_det.compat.patches import read_mmengine_checkpoints_as_data
 from flatten_det.errors import CheckpointError
 from flatten_det.files.checkpoints import load_local, read_checkpoint, trusted_checkpoints
 
@@ -45,6 +49,15 @@ class Detector(BaseModule):
         self.layer = nn.Linear(2, 2)
 
 
+# Backbones of the frameworks, as small as they can be.
+THEIRS = {
+    "mmdet PVT": partial(PyramidVisionTransformer, num_layers=[1, 1, 1, 1]),
+    "mmdet Swin": partial(DetSwin, depths=(1, 1, 1, 1), convert_weights=True),
+    "mmseg Swin": partial(SegSwin, depths=(1, 1, 1, 1)),
+    "mmseg ViT": partial(VisionTransformer, num_layers=1),
+    "mmseg BEiT": partial(BEiT, num_layers=1),
+    "mmseg MAE": partial(MAE, num_layers=1),
+}
 ENTRIES = {
     "load_checkpoint": lambda path: load_checkpoint(nn.Linear(2, 2), path),
     "CheckpointLoader": lambda path: CheckpointLoader.load_checkpoint(path, "cpu"),
@@ -54,20 +67,6 @@ ENTRIES = {
     "our backbone": lambda path: build_backbone(
         "flatten-pvtv2-b0", init_cfg=pretrained(path)
     ).init_weights(),
-    "mmdet PVT": lambda path: PyramidVisionTransformer(
-        num_layers=[1, 1, 1, 1], init_cfg=pretrained(path)
-    ).init_weights(),
-    "mmdet Swin": lambda path: DetSwin(
-        depths=(1, 1, 1, 1), convert_weights=True, init_cfg=pretrained(path)
-    ).init_weights(),
-    "mmseg Swin": lambda path: SegSwin(
-        depths=(1, 1, 1, 1), init_cfg=pretrained(path)
-    ).init_weights(),
-    "mmseg ViT": lambda path: VisionTransformer(
-        num_layers=1, init_cfg=pretrained(path)
-    ).init_weights(),
-    "mmseg BEiT": lambda path: BEiT(num_layers=1, init_cfg=pretrained(path)).init_weights(),
-    "mmseg MAE": lambda path: MAE(num_layers=1, init_cfg=pretrained(path)).init_weights(),
     "init_detector": lambda path: init_detector(DETECTOR, path, device="cpu"),
     "init_model": lambda path: init_model(SEGMENTOR, path, device="cpu"),
     "DetInferencer": lambda path: DetInferencer(DETECTOR, path, device="cpu"),
@@ -75,6 +74,20 @@ ENTRIES = {
     "MMSegInferencer": lambda path: MMSegInferencer(SEGMENTOR, path, device="cpu"),
     "read_checkpoint": read_checkpoint,
 }
+
+
+both_readers = pytest.mark.parametrize(
+    "load",
+    [lambda path: CheckpointLoader.load_checkpoint(path, "cpu"), read_checkpoint],
+    ids=["CheckpointLoader", "read_checkpoint"],
+)
+
+
+def enter(entry: str, path: str) -> None:
+    if entry in THEIRS:
+        THEIRS[entry](init_cfg=pretrained(path)).init_weights()
+    else:
+        ENTRIES[entry](path)
 
 
 @pytest.fixture
@@ -85,12 +98,20 @@ def marker(tmp_path) -> Path:
     assert not path.exists()
 
 
-@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.fixture
+def served_folder(tmp_path, monkeypatch) -> Path:
+    """A folder for :func:`served`, and a cache of downloads of its own."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    (tmp_path / "served").mkdir()
+    return tmp_path / "served"
+
+
+@pytest.mark.parametrize("entry", [*ENTRIES, *THEIRS])
 def test_no_entry_runs_a_command(entry, tmp_path, marker):
     path = save_command(tmp_path / "evil.pth", marker)
     refused = "comes without a config" if "without config" in entry else REFUSED
     with pytest.raises(CheckpointError, match=refused):
-        ENTRIES[entry](str(path))
+        enter(entry, str(path))
 
 
 def test_timm_refuses_by_itself(tmp_path, marker):
@@ -100,11 +121,7 @@ def test_timm_refuses_by_itself(tmp_path, marker):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(
-    "load",
-    [lambda path: CheckpointLoader.load_checkpoint(path, "cpu"), read_checkpoint],
-    ids=["CheckpointLoader", "read_checkpoint"],
-)
+@both_readers
 def test_no_format_runs_a_command(form, load, tmp_path, marker):
     path = tmp_path / "evil.pth"
     FORMS[form](path, marker)
@@ -113,31 +130,21 @@ def test_no_format_runs_a_command(form, load, tmp_path, marker):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(
-    "load",
-    [lambda url: CheckpointLoader.load_checkpoint(url, "cpu"), read_checkpoint],
-    ids=["CheckpointLoader", "read_checkpoint"],
-)
+@both_readers
 @pytest.mark.parametrize("trust", [False, True], ids=["", "trusted"])
-def test_no_download_runs_a_command(form, load, trust, tmp_path, marker, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    folder = tmp_path / "served"
-    folder.mkdir()
-    FORMS[form](folder / "evil.pth", marker)
+def test_no_download_runs_a_command(form, load, trust, served_folder, marker):
+    FORMS[form](served_folder / "evil.pth", marker)
     with (
-        served(folder) as address,
+        served(served_folder) as address,
         trusted_checkpoints(trust),
         pytest.raises(CheckpointError, match=rf"{address}/evil\.pth"),
     ):
         load(f"{address}/evil.pth")
 
 
-def test_a_download_that_is_data_is_read(tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    folder = tmp_path / "served"
-    folder.mkdir()
-    torch.save(state({}), folder / "good.pth")
-    with served(folder) as address:
+def test_a_download_that_is_data_is_read(served_folder):
+    torch.save(state({}), served_folder / "good.pth")
+    with served(served_folder) as address:
         checkpoint = CheckpointLoader.load_checkpoint(f"{address}/good.pth", "cpu")
         assert checkpoint["state_dict"].keys() == {"weight", "bias"}
         with pytest.raises(CheckpointError, match=r"none\.pth cannot be read .*404"):
@@ -231,15 +238,9 @@ def test_trust_does_not_mend_a_damaged_file(tmp_path):
 
 def test_original_mmengine_reads_as_data_too(tmp_path, marker, monkeypatch):
     """Its loader of local files, which has no second attempt, is replaced as a whole."""
-    import mmengine.runner.checkpoint as module
-
-    from flatten_det.compat.patches import read_mmengine_checkpoints_as_data
-
     monkeypatch.delattr(module, "_safe_torch_load")
     monkeypatch.setattr(CheckpointLoader, "_schemes", dict(CheckpointLoader._schemes))
     monkeypatch.setattr(module, "load_url", module.load_url)
-    from mmengine.infer.infer import BaseInferencer
-
     monkeypatch.setattr(BaseInferencer, "_init_model", BaseInferencer._init_model)
     read_mmengine_checkpoints_as_data()
     with pytest.raises(CheckpointError, match=REFUSED):

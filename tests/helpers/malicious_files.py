@@ -99,6 +99,18 @@ def save_zipped(path: Path, marker: Path) -> None:
     inner.unlink()
 
 
+def deflated(archive: bytes, padding: int = 0) -> bytes:
+    """A zip file whose members are compressed, with zeros after each of them."""
+    buffer = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(archive)) as source,
+        zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as target,
+    ):
+        for name in source.namelist():
+            target.writestr(name, source.read(name) + bytes(padding))
+    return buffer.getvalue()
+
+
 FORMS = {
     "zip": save_command,
     "before 1.6": save_without_zip,

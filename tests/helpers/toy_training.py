@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from torch.utils.data import Dataset
 
 from flatten_det.config import load_config
 from flatten_det.files.checkpoints import load_as_data
+from flatten_det.train.resume import resume_from
+from flatten_det.train.run import train
 
 SAMPLES, BATCH = 10, 2
 # mmengine's singletons are named after experiment and second: two runs must not share them.
@@ -112,6 +115,21 @@ def make_config(folder: Path, by_epoch: bool, changes: dict | None = None) -> Co
     path = folder / "toy.json"
     Config(cfg).dump(path)
     return load_config(path, changes, str(folder / "run"))
+
+
+def train_toy(
+    folder: Path, by_epoch: bool, changes: dict, resume: Path | None = None, hooks: Sequence = ()
+) -> dict[str, torch.Tensor]:
+    """Train with a checkpoint of every iteration; the final state. A resumed run takes its seed over."""
+    folder.mkdir(exist_ok=True)
+    cfg = make_config(folder, by_epoch, changes)
+    cfg.default_hooks.checkpoint.update(by_epoch=False, interval=1)
+    if resume is None:
+        cfg.randomness = {"seed": 3}
+    else:
+        resume_from(cfg, str(resume))
+    train(cfg, hooks=hooks)
+    return final_state(folder / "run", 15)
 
 
 def final_state(work_dir: Path, iterations: int) -> dict[str, torch.Tensor]:

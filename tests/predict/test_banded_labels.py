@@ -12,7 +12,7 @@ from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
 from flatten_det.lab.benchmark.memory import peak_in_fresh_process
-from flatten_det.predict.segmentation import Resized, Stored, label_map, predict_in_bands_when_large
+from flatten_det.predict.segmentation import label_map, predict_in_bands_when_large, resized, stored
 
 MIB = 1 << 20
 SEMANTIC_FPN = "configs/semantic_fpn/flatten-pvt-t_semantic-fpn_4xb4-80k_ade20k-512x512.py"
@@ -29,20 +29,20 @@ def build(config: str | dict, **options) -> nn.Module:
     return MODELS.build(cfg.model).eval()
 
 
-def sample(ori_shape: tuple[int, int], img_shape: tuple[int, int], **more) -> SegDataSample:
-    return SegDataSample(metainfo={"ori_shape": ori_shape, "img_shape": img_shape, **more})
+def sample(ori_shape: tuple[int, int], **more) -> SegDataSample:
+    return SegDataSample(metainfo={"ori_shape": ori_shape, "img_shape": (97, 131), **more})
 
 
 @torch.inference_mode()
-def both_ways(model: nn.Module, inputs: Tensor, samples: Callable[[], list]) -> tuple[list, list]:
-    """What a model predicts as mmseg does, and in bands."""
-    whole = model.predict(inputs, samples())
+def check_same_labels(model: nn.Module, inputs: Tensor, *ori_shapes: tuple, **more) -> list:
+    """Those in bands are mmseg's, but where the two best classes are closer than rounding."""
+
+    def predict() -> list:
+        return model.predict(inputs, [sample(shape, **more) for shape in ori_shapes])
+
+    whole = predict()
     predict_in_bands_when_large(model, limit=0)
-    return whole, model.predict(inputs, samples())
-
-
-def check_same_labels(whole: list, banded: list) -> None:
-    """Equal, but where the two best classes are closer than rounding."""
+    banded = predict()
     for one, other in zip(whole, banded, strict=True):
         labels = other.pred_sem_seg.data
         assert labels.dtype == torch.int16
@@ -55,6 +55,7 @@ def check_same_labels(whole: list, banded: list) -> None:
             assert ((logits.amax(0) - chosen[0]) < 1e-4).all()
         assert differ.float().mean() < 1e-3
         assert len(labels.unique()) > 1
+    return banded
 
 
 @pytest.fixture
@@ -66,27 +67,15 @@ def image():
 @pytest.mark.parametrize("ori_shape", [(97, 131), (203, 301), (48, 65)])
 def test_sizes(image, ori_shape, align_corners):
     model = build(NANO, **{"model.decode_head.align_corners": align_corners})
-    check_same_labels(
-        *both_ways(model, image, lambda: [sample(ori_shape, (97, 131)) for _ in range(2)])
-    )
+    check_same_labels(model, image, ori_shape, ori_shape)
 
 
 @pytest.mark.parametrize("flip", [None, "horizontal", "vertical"])
 def test_padding_and_flip(image, flip):
     """The input is padded at the right and the bottom, as by mmseg's preprocessor."""
-    padding = {"pad_shape": (97, 131), "img_padding_size": (0, 11, 0, 7)}
-    flipped = {"flip": flip is not None, "flip_direction": flip}
-    model = build(NANO)
-    check_same_labels(
-        *both_ways(
-            model,
-            image,
-            lambda: [
-                sample((90, 120), (90, 120), **padding, **flipped),
-                sample((200, 250), (90, 120), **padding, **flipped),
-            ],
-        )
-    )
+    meta = dict(img_shape=(90, 120), pad_shape=(97, 131), img_padding_size=(0, 11, 0, 7))
+    meta |= dict(flip=flip is not None, flip_direction=flip)
+    check_same_labels(build(NANO), image, (90, 120), (200, 250), **meta)
 
 
 def test_one_map_and_a_threshold(image):
@@ -99,10 +88,7 @@ def test_one_map_and_a_threshold(image):
             "model.decode_head.loss_decode": {"use_sigmoid": True, "class_weight": None},
         },
     )
-    whole, banded = both_ways(
-        model, image, lambda: [sample((203, 301), (97, 131)) for _ in range(2)]
-    )
-    check_same_labels(whole, banded)
+    banded = check_same_labels(model, image, (203, 301), (203, 301))
     assert set(banded[0].pred_sem_seg.data.unique().tolist()) == {0, 1}
 
 
@@ -110,7 +96,7 @@ def test_small_images_are_left_to_mmseg(image):
     model = build(NANO)
     predict_in_bands_when_large(model)
     with torch.inference_mode():
-        (found,) = model.predict(image[:1], [sample((97, 131), (97, 131))])
+        (found,) = model.predict(image[:1], [sample((97, 131))])
     assert found.seg_logits.data.shape == (7, 97, 131)
 
 
@@ -119,8 +105,8 @@ def test_a_small_input_for_a_large_image(image):
     model = build(NANO)
     predict_in_bands_when_large(model, limit=7 * 4 * 97 * 131)
     with torch.inference_mode():
-        (small,) = model.predict(image[:1], [sample((97, 131), (97, 131))])
-        (large,) = model.predict(image[:1], [sample((970, 1310), (97, 131))])
+        (small,) = model.predict(image[:1], [sample((97, 131))])
+        (large,) = model.predict(image[:1], [sample((970, 1310))])
     assert "seg_logits" in small
     assert "seg_logits" not in large
     assert large.pred_sem_seg.data.shape == (1, 970, 1310)
@@ -139,7 +125,7 @@ def test_mask2former_in_windows(image):
     """Each window is predicted as an image of its size; where they overlap, scores are averaged."""
     model = build(MASK2FORMER)
     model.test_cfg.update(mode="slide", crop_size=(64, 96), stride=(33, 35))
-    padded = [sample((97, 131), (97, 131), pad_shape=(97, 131)) for _ in range(2)]
+    padded = [sample((97, 131), pad_shape=(97, 131)) for _ in range(2)]
     found = model(image, padded, mode="predict")
     scores, counts = torch.zeros(2, 150, 97, 131), torch.zeros(97, 131)
     for top in (0, 33):
@@ -160,9 +146,7 @@ def test_mask2former(image):
     # At its random weights, all masks are alike and of one class.
     for layer in (model.decode_head.cls_embed, *model.decode_head.mask_embed[::2]):
         nn.init.normal_(layer.weight)
-    check_same_labels(
-        *both_ways(model, image, lambda: [sample((203, 301), (97, 131)) for _ in range(2)])
-    )
+    check_same_labels(model, image, (203, 301), (203, 301))
 
 
 @torch.inference_mode()
@@ -171,7 +155,7 @@ def test_semantic_fpn_at_512():
     inputs = torch.randn(1, 3, 512, 512, generator=torch.Generator().manual_seed(0))
     (logits,) = model.decode_head(model.extract_feat(inputs))
     whole = model.decode_head.predict_by_feat(logits[None], [{"img_shape": (512, 512)}])[0]
-    scores = Resized(Stored(logits), 512, 512, align_corners=False)
+    scores = resized(stored(logits), 512, 512, align_corners=False)
     for rows, band in scores.bands(1 << 20):
         torch.testing.assert_close(band, whole[:, rows], rtol=0, atol=1e-5)
     assert torch.equal(label_map(scores)[0], whole.argmax(0).short())
@@ -189,7 +173,7 @@ def at_once() -> Callable[[], Tensor]:
 
 def in_bands() -> Callable[[], Tensor]:
     logits = torch.zeros(LOGITS)
-    return lambda: label_map(Resized(Stored(logits), *SIZE, align_corners=False))
+    return lambda: label_map(resized(stored(logits), *SIZE, align_corners=False))
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")

@@ -4,18 +4,31 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from flatten_det.predict.segmentation import BandedMap, Cropped, Flipped, Resized, Stored
+from flatten_det.predict.segmentation import BandedMap, cropped, flipped, resized, stored
+
+
+def noise(channels: int, height: int, width: int) -> torch.Tensor:
+    return torch.randn(channels, height, width, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture
 def values():
-    return torch.randn(3, 37, 53, generator=torch.Generator().manual_seed(0))
+    return noise(3, 37, 53)
 
 
 def assemble(banded: BandedMap, rows: int) -> torch.Tensor:
     bands = list(banded.bands(rows * banded.channels * banded.width))
     assert all(band.shape[1] == part.stop - part.start <= rows for part, band in bands)
     return torch.cat([band for _, band in bands], 1)
+
+
+def interpolated(values: torch.Tensor, size: tuple, align_corners: bool) -> torch.Tensor:
+    return F.interpolate(values[None], size, mode="bilinear", align_corners=align_corners)[0]
+
+
+def check_resized(values, size, align_corners, rows):
+    banded = assemble(resized(stored(values), *size, align_corners), rows)
+    torch.testing.assert_close(banded, interpolated(values, size, align_corners), rtol=0, atol=1e-5)
 
 
 # Larger, smaller, both, one row, one column, the same height, the same width.
@@ -26,58 +39,44 @@ SIZES = [(148, 212), (13, 20), (100, 31), (1, 9), (9, 1), (37, 99), (99, 53)]
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("rows", [1, 7, 500])
 def test_resized(values, size, align_corners, rows):
-    whole = F.interpolate(values[None], size, mode="bilinear", align_corners=align_corners)[0]
-    banded = assemble(Resized(Stored(values), *size, align_corners), rows)
-    torch.testing.assert_close(banded, whole, rtol=0, atol=1e-5)
+    check_resized(values, size, align_corners, rows)
 
 
 @pytest.mark.parametrize("source_height", [1, 2, 333, 2048])
 @pytest.mark.parametrize("align_corners", [False, True])
 def test_rows_of_a_high_map_lie_where_torch_sees_them(source_height, align_corners):
     """Noise from row to row: an error in the position of a row is one in the values."""
-    values = torch.randn(1, source_height, 8, generator=torch.Generator().manual_seed(0))
-    whole = F.interpolate(values[None], (8191, 8), mode="bilinear", align_corners=align_corners)[0]
-    banded = assemble(Resized(Stored(values), 8191, 8, align_corners), 1000)
-    torch.testing.assert_close(banded, whole, rtol=0, atol=1e-5)
+    check_resized(noise(1, source_height, 8), (8191, 8), align_corners, 1000)
 
 
 def test_cropped(values):
-    banded = Cropped(Stored(values), left=2, right=3, top=5, bottom=7)
+    banded = cropped(stored(values), left=2, right=3, top=5, bottom=7)
     assert (banded.height, banded.width) == (25, 48)
     assert torch.equal(assemble(banded, 4), values[:, 5:-7, 2:-3])
 
 
 @pytest.mark.parametrize(("direction", "axis"), [("horizontal", 2), ("vertical", 1)])
 def test_flipped(values, direction, axis):
-    assert torch.equal(assemble(Flipped(Stored(values), direction), 4), values.flip(axis))
+    assert torch.equal(assemble(flipped(stored(values), direction), 4), values.flip(axis))
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
 def test_all_in_a_row(values, align_corners):
     """Resized to an input, padding off, mirrored, resized to an image."""
-
-    def resized(x, size):
-        return F.interpolate(x[None], size, mode="bilinear", align_corners=align_corners)[0]
-
-    whole = resized(values, (160, 224))[:, 3:-9, :-17].flip(1)
-    whole = resized(whole, (301, 419))
-    banded = Resized(Stored(values), 160, 224, align_corners)
-    banded = Flipped(Cropped(banded, right=17, top=3, bottom=9), "vertical")
-    banded = Resized(banded, 301, 419, align_corners)
+    whole = interpolated(values, (160, 224), align_corners)[:, 3:-9, :-17].flip(1)
+    whole = interpolated(whole, (301, 419), align_corners)
+    banded = resized(stored(values), 160, 224, align_corners)
+    banded = flipped(cropped(banded, right=17, top=3, bottom=9), "vertical")
+    banded = resized(banded, 301, 419, align_corners)
     torch.testing.assert_close(assemble(banded, 10), whole, rtol=0, atol=1e-5)
 
 
-class Counting(Stored):
-    """Notes the largest number of rows it was asked for."""
-
-    most = 0
-
-    def rows(self, top, bottom):
-        self.most = max(self.most, bottom - top)
-        return super().rows(top, bottom)
-
-
 def test_no_more_rows_of_the_source_than_needed(values):
-    source = Counting(values)
-    assemble(Resized(source, 370, 53, False), 20)
-    assert source.most <= 4
+    asked = []
+
+    def rows(top: int, bottom: int) -> torch.Tensor:
+        asked.append(bottom - top)
+        return values[:, top:bottom]
+
+    assemble(resized(BandedMap(*values.shape, rows), 370, 53, False), 20)
+    assert max(asked) <= 4

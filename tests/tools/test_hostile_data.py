@@ -11,7 +11,7 @@ from bombs import png_bomb
 from fixtures import write_detector_config
 from mmengine.config import Config
 
-from flatten_det.data.loading import named_annotation_errors
+from flatten_det.data.loading import blame_annotation_files
 from flatten_det.errors import UserError
 
 
@@ -102,6 +102,6 @@ def test_depth_is_told_with_its_file(tmp_path):
     path.write_text("[" * 100_000)
     with (
         pytest.raises(UserError, match=rf"annotation file {path} is not valid JSON"),
-        named_annotation_errors(Config(dict(ann_file=str(path)))),
+        blame_annotation_files(Config(dict(ann_file=str(path)))),
     ):
         json.loads(path.read_text())

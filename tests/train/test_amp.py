@@ -7,12 +7,11 @@ import torch
 from mmengine.device import get_device
 from mmengine.optim import build_optim_wrapper
 from torch import nn
-from toy_training import final_state, make_config
+from toy_training import make_config, train_toy
 
 from flatten_det.backbones import FLattenPVTv2
 from flatten_det.files.checkpoints import load_as_data
 from flatten_det.train.optimizer import keep_convolutions_in_float32, loss_scale
-from flatten_det.train.resume import resume_from
 from flatten_det.train.run import train
 
 FP16 = {"type": "CPUAmpOptimWrapper", "dtype": "float16"}
@@ -180,23 +179,11 @@ PRECISIONS = {
 @pytest.mark.parametrize("before", PRECISIONS)
 def test_resuming_in_another_precision(tmp_path, before):
     """Also in the middle of an accumulation: gradients so far have the loss scale of their time."""
-
-    def run(name: str, precision: str, resume=None) -> dict[str, torch.Tensor]:
-        folder = tmp_path / name
-        folder.mkdir()
-        changes = {**PRECISIONS[precision], "optim_wrapper.accumulative_counts": 3}
-        changes["optim_wrapper.optimizer"] = {"type": "SGD", "lr": 0.1}
-        cfg = make_config(folder, by_epoch=False, changes=changes)
-        cfg.default_hooks.checkpoint.interval = 1
-        cfg.randomness = {"seed": 3}
-        if resume is not None:
-            resume_from(cfg, str(resume))
-        train(cfg)
-        return final_state(folder / "run", 15)
-
-    expected = run("whole", before)
+    changes = {"optim_wrapper.accumulative_counts": 3}
+    changes["optim_wrapper.optimizer"] = {"type": "SGD", "lr": 0.1}
+    expected = train_toy(tmp_path / "whole", False, {**changes, **PRECISIONS[before]})
     start = tmp_path / "whole" / "run" / "iter_8.pth"
     for after in PRECISIONS:
-        found = run(f"to-{after}", after, start)
+        found = train_toy(tmp_path / after, False, {**changes, **PRECISIONS[after]}, start)
         for name in ("line.weight", "line.bias", "norm.weight", "norm.bias"):
             torch.testing.assert_close(found[name], expected[name], rtol=0.02, atol=2e-3)

@@ -17,10 +17,16 @@ from flatten_det.train.resume import resume_from
 from flatten_det.train.run import use_our_components
 
 
-def train(folder: Path, **checkpoint_options) -> Runner:
+def train(
+    folder: Path, resume: Path | None = None, work_dir: str = "run", **checkpoint_options
+) -> Runner:
     changes = {f"default_hooks.checkpoint.{key}": v for key, v in checkpoint_options.items()}
     with atomic_local_files(), use_our_components():
-        runner = Runner.from_cfg(make_config(folder, by_epoch=False, changes=changes))
+        cfg = make_config(folder, by_epoch=False, changes=changes)
+        cfg.work_dir = str(folder / work_dir)
+        if resume is not None:
+            resume_from(cfg, str(resume))
+        runner = Runner.from_cfg(cfg)
         runner.train()
     return runner
 
@@ -62,35 +68,29 @@ def test_what_a_killed_run_could_not_remove_is_removed_when_it_goes_on(tmp_path)
     train(tmp_path, interval=1, max_keep_ckpts=2)
     surplus = tmp_path / "run" / "iter_13.pth"
     surplus.write_bytes(b"")
-    with atomic_local_files(), use_our_components():
-        cfg = make_config(tmp_path, by_epoch=False)
-        cfg.default_hooks.checkpoint.update(interval=1, max_keep_ckpts=2)
-        resume_from(cfg, str(tmp_path / "run" / "iter_15.pth"))
-        Runner.from_cfg(cfg).train()
+    train(tmp_path, tmp_path / "run" / "iter_15.pth", interval=1, max_keep_ckpts=2)
     assert checkpoints(tmp_path) == {"iter_14.pth", "iter_15.pth"}
+
+
+BEST = dict(interval=5, save_best="toy/mean", rule="greater")
 
 
 def test_the_best_is_replaced_only_by_a_written_one(tmp_path, states):
     # The mean output of the toy rises or falls in every validation: a best one each.
-    train(tmp_path, interval=5, save_best="toy/mean", rule="greater")
+    train(tmp_path, **BEST)
     with_best = [any(name.startswith("best") for name in state) for state in states]
     assert all(with_best[with_best.index(True) :])
     assert sum(name.startswith("best") for name in checkpoints(tmp_path)) == 1
 
 
 def test_the_best_of_the_run_that_another_one_began_with_stays(tmp_path):
-    train(tmp_path, interval=5, save_best="toy/mean", rule="greater")
+    train(tmp_path, **BEST)
     path = tmp_path / "run" / "iter_5.pth"
     checkpoint = load_as_data(str(path))
     (best,) = (tmp_path / "run").glob("best_*")
     checkpoint["message_hub"]["runtime_info"] |= {"best_ckpt": str(best), "best_score": -1e9}
     torch.save(checkpoint, path)
-    with atomic_local_files(), use_our_components():
-        cfg = make_config(tmp_path, by_epoch=False)
-        cfg.work_dir = str(tmp_path / "other")
-        cfg.default_hooks.checkpoint.update(interval=5, save_best="toy/mean", rule="greater")
-        resume_from(cfg, str(path))
-        Runner.from_cfg(cfg).train()
+    train(tmp_path, path, "other", **BEST)
     assert best.exists()
     assert len(list((tmp_path / "other").glob("best_*"))) == 1
 

@@ -1,17 +1,19 @@
 """A training that is interrupted anywhere and resumed equals one that never was."""
 
 import errno
+import multiprocessing
 import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from toy_training import make_config
+from toy_training import Calling, make_config
 
 from flatten_det.cli import run_tool
 from flatten_det.compat.patches import atomic_local_files
@@ -26,19 +28,23 @@ from flatten_det.train.stop import (
     TrainingPreempted,
 )
 
+FORK = multiprocessing.get_context("fork")
+
 
 class Journal(Hook):
-    """Records what the training did, and presses Ctrl-C where told."""
+    """Records what the training did, and sends a signal where told, several times as batch systems do."""
 
     priority = "NORMAL"
 
-    def __init__(self, entries: list, interrupt_at: tuple | None = None) -> None:
+    def __init__(self, entries: list, moment: tuple | None = None, number=signal.SIGINT) -> None:
         self.entries = entries
-        self.interrupt_at = interrupt_at
+        self.moment = moment
+        self.number = number
 
     def _press(self, moment: tuple) -> None:
-        if moment == self.interrupt_at:
-            os.kill(os.getpid(), signal.SIGINT)
+        if moment == self.moment:
+            for _ in range(3):
+                os.kill(os.getpid(), self.number)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         lr = runner.optim_wrapper.get_lr()["lr"][0]
@@ -55,110 +61,75 @@ class Journal(Hook):
 
 
 def run(cfg: Config, journal: Journal) -> tuple[list, dict]:
-    interrupt = InterruptHook()
-    try:
-        with atomic_local_files(), use_our_components():
-            runner = Runner.from_cfg(cfg)
-            for hook in (interrupt, ResumePositionHook(), SeedIterationHook(), journal):
-                runner.register_hook(hook)
-            runner.train()
-    finally:
-        interrupt.restore_handlers()
+    with InterruptHook() as interrupt, atomic_local_files(), use_our_components():
+        runner = Runner.from_cfg(cfg)
+        for hook in (interrupt, ResumePositionHook(), SeedIterationHook(), journal):
+            runner.register_hook(hook)
+        runner.train()
     return journal.entries, runner.model.state_dict()
 
 
-def run_with_interruptions(
-    folder: Path, by_epoch: bool, moments: list[tuple], changes: dict | None = None
-) -> tuple[list, dict]:
+def train_and_resume(folder: Path, by_epoch: bool, moments: list, changes: dict) -> tuple:
+    """Interrupted at each of the moments."""
     entries: list = []
-    for number, moment in enumerate(moments):
-        cfg = make_config(folder, by_epoch, changes)
-        if number:
-            resume_from(cfg, "auto")
+    cfg = make_config(folder, by_epoch, changes)
+    for moment in moments:
         with pytest.raises(TrainingInterrupted, match=r"interrupted\.pth.*--resume"):
             run(cfg, Journal(entries, moment))
-    cfg = make_config(folder, by_epoch, changes)
-    resume_from(cfg, "auto")
+        cfg = make_config(folder, by_epoch, changes)
+        resume_from(cfg, "auto")
     return run(cfg, Journal(entries))
 
 
-def uninterrupted(
-    folder: Path, by_epoch: bool, seed: int, changes: dict | None = None
-) -> tuple[list, dict]:
-    cfg = make_config(folder, by_epoch, changes)
-    cfg.randomness = {"seed": seed}
-    return run(cfg, Journal([]))
-
-
-def saved_seed(folder: Path) -> int:
-    return load_as_data(str(folder / "run" / "interrupted.pth"))["meta"]["seed"]
-
-
-MOMENTS = [
-    [("train", 0)],  # within the first epoch
-    [("train", 4)],  # its last batch: the epoch and its validation are still to end
-    [("train", 6)],
-    [("val", 5)],  # within a validation
-    [("train", 14)],  # the last iteration of all
-    [("train", 1), ("train", 2), ("val", 5), ("train", 7), ("train", 12)],
-]
-
-
-@pytest.mark.parametrize("by_epoch", [True, False], ids=["epochs", "iterations"])
-@pytest.mark.parametrize("moments", MOMENTS, ids=str)
-def test_resumed_run_equals_uninterrupted_run(tmp_path, by_epoch, moments):
-    """The config sets no seed, as most do not: the resumed run takes over the first one's."""
-    entries, weights = run_with_interruptions(tmp_path, by_epoch, moments)
-    (tmp_path / "reference").mkdir()
-    reference = uninterrupted(tmp_path / "reference", by_epoch, saved_seed(tmp_path))
-    assert_same(entries, weights, reference)
+NOTHING: dict = {}
+WORKERS = {"train_dataloader.num_workers": 1, "train_dataloader.persistent_workers": True}
 
 
 @pytest.mark.parametrize("by_epoch", [True, False], ids=["epochs", "iterations"])
 @pytest.mark.parametrize(
-    "options",
+    ("moments", "changes"),
     [
-        {"train_dataloader.num_workers": 1, "train_dataloader.persistent_workers": True},
-        {"optim_wrapper.accumulative_counts": 3},
-        {"custom_hooks": [{"type": "EMAHook", "momentum": 0.3}]},
+        ([("train", 0)], NOTHING),  # within the first epoch
+        ([("train", 4)], NOTHING),  # its last batch: the epoch and its validation are still to end
+        ([("train", 6)], NOTHING),
+        ([("val", 5)], NOTHING),  # within a validation
+        ([("train", 14)], NOTHING),  # the last iteration of all
+        ([("train", 1), ("train", 2), ("val", 5), ("train", 7), ("train", 12)], NOTHING),
+        ([("train", 6), ("val", 10)], WORKERS),
+        ([("train", 6), ("val", 10)], {"optim_wrapper.accumulative_counts": 3}),
+        ([("train", 6), ("val", 10)], {"custom_hooks": [{"type": "EMAHook", "momentum": 0.3}]}),
     ],
-    ids=["workers", "accumulation", "EMA"],
+    ids=str,
 )
-def test_resumed_run_equals_uninterrupted_run_with(tmp_path, by_epoch, options, monkeypatch):
+def test_resumed_run_equals_uninterrupted_run(tmp_path, by_epoch, moments, changes, monkeypatch):
+    """The config sets no seed, as most do not: the resumed run takes over the first one's."""
     # The workers of an interrupted run, which normally end with the process, are waited for.
     monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
-    moments = [("train", 6), ("val", 10)]
-    entries, weights = run_with_interruptions(tmp_path, by_epoch, moments, options)
+    entries, weights = train_and_resume(tmp_path, by_epoch, moments, changes)
     (tmp_path / "reference").mkdir()
-    reference = uninterrupted(tmp_path / "reference", by_epoch, saved_seed(tmp_path), options)
-    assert_same(entries, weights, reference)
-
-
-def assert_same(entries: list, weights: dict, reference: tuple[list, dict]) -> None:
-    """Bit by bit."""
-    assert entries == reference[0]
-    for name, weight in reference[1].items():
+    cfg = make_config(tmp_path / "reference", by_epoch, changes)
+    saved = load_as_data(str(tmp_path / "run" / "interrupted.pth"))
+    cfg.randomness = {"seed": saved["meta"]["seed"]}
+    expected_entries, expected = run(cfg, Journal([]))
+    assert entries == expected_entries
+    for name, weight in expected.items():
         assert torch.equal(weights[name], weight), name
 
 
+def press_ctrl_c_twice() -> None:
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+
+
 def test_second_ctrl_c_quits_at_once(tmp_path, capfd):
-    hook = InterruptHook("do this")
-    hook.same_keypress_s = 0.0
-
-    class Impatient(Journal):
-        def after_train_iter(self, runner, *args, **kwargs) -> None:
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.01)
-            os.kill(os.getpid(), signal.SIGINT)
-
     runner = Runner.from_cfg(make_config(tmp_path, by_epoch=True))
-    for each in (hook, Impatient([])):
-        runner.register_hook(each)
-    try:
+    with InterruptHook("do this") as hook:
+        hook.same_keypress_s = 0.0
+        for each in (hook, Calling(lambda runner: press_ctrl_c_twice())):
+            runner.register_hook(each)
         with pytest.raises(TrainingInterrupted, match=r"at once.*; to continue, do this$"):
             runner.train()
-    finally:
-        hook.restore_handlers()
     assert not (tmp_path / "run" / "interrupted.pth").exists()
     assert "Ctrl-C again quits at once" in capfd.readouterr().err
 
@@ -167,19 +138,6 @@ def test_training_gives_the_signals_back(tmp_path):
     before = [signal.getsignal(number) for number in SIGNAL_NAMES]
     run(make_config(tmp_path, by_epoch=True), Journal([]))
     assert [signal.getsignal(number) for number in SIGNAL_NAMES] == before
-
-
-class Preempting(Journal):
-    """Repeats a signal, as batch systems do."""
-
-    def __init__(self, number: int, moment: tuple) -> None:
-        super().__init__([], moment)
-        self.number = number
-
-    def _press(self, now: tuple) -> None:
-        if now == self.interrupt_at:
-            for _ in range(3):
-                os.kill(os.getpid(), self.number)
 
 
 @pytest.mark.usefixtures("no_nohup")
@@ -194,7 +152,7 @@ class Preempting(Journal):
 def test_sigterm_and_sighup_save_and_are_no_failure(tmp_path, capfd, number, name, moment):
     """The tool's exit code is 0."""
     cfg = make_config(tmp_path, by_epoch=True)
-    assert run_tool(lambda: run(cfg, Preempting(number, moment))) == 0
+    assert run_tool(lambda: run(cfg, Journal([], moment, number))) == 0
     announced, stopped = capfd.readouterr().err.strip().splitlines()
     assert announced == f"{name}: saving a checkpoint after this iteration"
     path = tmp_path / "run" / "interrupted.pth"
@@ -209,7 +167,7 @@ def test_under_nohup_a_closed_terminal_stops_nothing(tmp_path):
     previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         entries, _ = run(
-            make_config(tmp_path, by_epoch=True), Preempting(signal.SIGHUP, ("train", 6))
+            make_config(tmp_path, by_epoch=True), Journal([], ("train", 6), signal.SIGHUP)
         )
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
@@ -226,13 +184,15 @@ def test_a_terminal_that_is_gone_does_not_keep_a_training_from_saving(tmp_path, 
 
     monkeypatch.setattr(os, "write", fail)
     with pytest.raises(TrainingPreempted):
-        run(make_config(tmp_path, by_epoch=True), Preempting(signal.SIGHUP, ("train", 6)))
+        run(make_config(tmp_path, by_epoch=True), Journal([], ("train", 6), signal.SIGHUP))
     assert (tmp_path / "run" / "interrupted.pth").exists()
 
 
 def test_ctrl_c_is_told_by_the_exit_code(tmp_path):
+    """What torchrun passes on, too, counts as the same keypress."""
     cfg = make_config(tmp_path, by_epoch=True)
-    assert run_tool(lambda: run(cfg, Journal([], ("train", 1)))) == 130
+    assert run_tool(lambda: run(cfg, Journal([], ("train", 1), signal.SIGINT))) == 130
+    assert (tmp_path / "run" / "interrupted.pth").exists()
 
 
 def test_resume_refuses_another_epoch_length(tmp_path):
@@ -254,51 +214,62 @@ def test_weights_of_an_interrupted_run_start_a_new_training(tmp_path):
     assert len([entry for entry in entries if entry[0] == "train"]) == 15
 
 
-def _agree(rank: int, rendezvous: str, answers) -> None:
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2
+@pytest.fixture
+def runner(tmp_path) -> SimpleNamespace:
+    """What a hook needs of one."""
+    return SimpleNamespace(
+        train_loop=None,
+        val_loop=None,
+        optim_wrapper=None,
+        epoch=0,
+        iter=0,
+        work_dir=tmp_path,
+        save_checkpoint=lambda *args, **kwargs: None,
     )
+
+
+def _train(rank: int, runner: SimpleNamespace, answers) -> None:
+    rendezvous = f"file://{runner.work_dir / 'rendezvous'}"
+    torch.distributed.init_process_group("gloo", rendezvous, rank=rank, world_size=2)
     hook = InterruptHook()
-    hook._on_signal(signal.SIGTERM if rank else signal.SIGINT, None)
-    answers.put([hook._agreed_signal(step) for step in range(6)])
+    hook.before_train(runner)
+    os.kill(os.getpid(), signal.SIGTERM if rank else signal.SIGINT)
+    try:
+        for runner.iter in range(1, 9):
+            hook.before_train_iter(runner, 0)
+    except TrainingInterrupted as stopped:
+        answers.put((type(stopped), runner.iter))
     torch.distributed.destroy_process_group()
 
 
-def test_ranks_stop_at_the_same_iteration(tmp_path):
+def test_ranks_stop_at_the_same_iteration(runner):
     """They hear different signals, and stop for the same one, where they talk to each other."""
-    context = torch.multiprocessing.get_context("fork")
-    answers = context.Queue()
-    ranks = [
-        context.Process(target=_agree, args=(rank, str(tmp_path / "rendezvous"), answers))
-        for rank in range(2)
-    ]
+    answers = FORK.Queue()
+    ranks = [FORK.Process(target=_train, args=(rank, runner, answers)) for rank in range(2)]
     for rank in ranks:
         rank.start()
     for _ in ranks:
-        assert answers.get(timeout=60) == [signal.SIGTERM, 0, 0, 0, 0, signal.SIGTERM]
+        assert answers.get(timeout=60) == (TrainingPreempted, 5)
     for rank in ranks:
         rank.join(timeout=60)
 
 
-def test_signal_passed_on_by_torchrun_counts_as_the_same_keypress():
-    hook = InterruptHook()
-    hook._on_signal(signal.SIGINT, None)
-    hook._on_signal(signal.SIGINT, None)
-
-
-def test_a_supervised_training_says_nothing_and_saves_even_if_ctrl_c_comes_again(capfd):
-    hook = InterruptHook()
-    hook.supervised, hook.same_keypress_s = True, 0.0
-    hook._on_signal(signal.SIGINT, None)
-    hook._requested_at -= 1
-    hook._on_signal(signal.SIGINT, None)
+def test_a_supervised_training_says_nothing_and_saves_even_if_ctrl_c_comes_again(runner, capfd):
+    with InterruptHook() as hook:
+        hook.supervised, hook.same_keypress_s = True, 0.0
+        hook.before_train(runner)
+        press_ctrl_c_twice()
+        with pytest.raises(TrainingInterrupted, match="saved"):
+            hook.before_train_iter(runner, 0)
     assert capfd.readouterr().err == ""
-    assert hook._agreed_signal() == signal.SIGINT
 
 
-def test_forked_workers_ignore_the_signal(capfd):
-    hook = InterruptHook()
-    hook._pid = os.getpid() + 1
-    hook._on_signal(signal.SIGINT, None)
+def test_forked_workers_ignore_the_signal(runner, capfd):
+    with InterruptHook() as hook:
+        hook.before_train(runner)
+        worker = FORK.Process(target=press_ctrl_c_twice)
+        worker.start()
+        worker.join()
+        assert worker.exitcode == 0
+        hook.before_train_iter(runner, 0)
     assert capfd.readouterr().err == ""
-    assert not hook._agreed_signal()

@@ -13,7 +13,6 @@ import pytest
 import torch
 from toy_training import final_state, make_config
 
-from flatten_det.files import atomic as atomic_files
 from flatten_det.train.resume import resume_from
 from flatten_det.train.run import train
 
@@ -21,48 +20,30 @@ KILLS = 20
 EPOCHS, ITERATIONS = 24, 120
 
 
-class SlowFile:
-    """A file of which half is written for a long while."""
-
-    def __init__(self, path, mode, writing) -> None:
-        self._file = open(path, mode)  # noqa: SIM115
-        self._writing = writing
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error) -> None:
-        self._file.close()
-
-    def __getattr__(self, name):
-        return getattr(self._file, name)
-
-    def write(self, content: bytes) -> None:
-        self._file.write(content[: len(content) // 2])
-        self._file.flush()
-        self._writing.set()
-        time.sleep(0.03)
-        self._file.write(content[len(content) // 2 :])
-
-
 def _run(folder: Path, by_epoch: bool, writing=None) -> None:
     """A training as the tool does it, with ``--resume`` where there is something to resume."""
     changes = {
         "custom_hooks": [{"type": "EMAHook", "momentum": 0.3}],
         "optim_wrapper.accumulative_counts": 2,
-        **(
-            {"train_cfg.max_epochs": EPOCHS}
-            if by_epoch
-            else {"train_cfg.max_iters": ITERATIONS, "train_dataloader.num_workers": 1}
-        ),
     }
+    if by_epoch:
+        changes["train_cfg.max_epochs"] = EPOCHS
+    else:
+        changes |= {"train_cfg.max_iters": ITERATIONS, "train_dataloader.num_workers": 1}
     cfg = make_config(folder, by_epoch, changes)
     cfg.default_hooks.checkpoint.update(
         by_epoch=False, interval=1, max_keep_ckpts=1, save_best="toy/mean", rule="greater"
     )
     cfg.randomness = {"seed": 3}
     if writing is not None:
-        atomic_files.open = lambda path, mode: SlowFile(path, mode, writing)
+        flush = os.fsync
+
+        def flush_slowly(descriptor: int) -> None:
+            writing.set()
+            time.sleep(0.03)
+            flush(descriptor)
+
+        os.fsync = flush_slowly  # Only then a file gets its name.
     if list(folder.glob("run/*.pth")):
         resume_from(cfg, "auto")
     train(cfg)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from malicious_files import save_command
 from mmengine.config import Config
 
 from flatten_det.errors import UserError
@@ -55,41 +56,16 @@ def flip_a_byte(path: Path) -> None:
     path.write_bytes(content)
 
 
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-class Malicious:
-    def __reduce__(self):
-        return os.mkdir, ("harmed",)
-
-
-def malicious(path: Path) -> None:
-    torch.save({"state_dict": Malicious()}, path)
-
-
-def weights_only(path: Path) -> None:
-    save(path, 3, optimizer=None)
-
-
-def no_position(path: Path) -> None:
-    save(path, 3, meta={"time": "20260101_120300"})
-
-
-def a_list(path: Path) -> None:
-    torch.save([1], path)
-
-
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
         (truncate, "it is incomplete, or no checkpoint at all ("),
         (flip_a_byte, "the checksum of iter_3/data/0 is wrong"),
-        (empty, "no checkpoint at all (0 bytes)"),
-        (malicious, "could run code"),
-        (weights_only, "it holds no optimizer state"),
-        (no_position, "does not say after which iteration"),
-        (a_list, "it holds a list"),
+        (lambda path: path.write_bytes(b""), "no checkpoint at all (0 bytes)"),
+        (lambda path: save_command(path, Path("harmed")), "could run code"),
+        (lambda path: save(path, 3, optimizer=None), "it holds no optimizer state"),
+        (lambda path: save(path, 3, meta={"time": "20260101_120300"}), "after which iteration"),
+        (lambda path: torch.save([1], path), "it holds a list"),
     ],
 )
 def test_a_bad_one_is_skipped_with_one_warning(work_dir, capsys, monkeypatch, damage, reason):
@@ -117,24 +93,26 @@ def test_ranks_warn_once(work_dir, capsys, monkeypatch):
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("record", ["{}/iter_2.pth", "{}/iter_9.pth", "", "/gone/iter_3.pth"])
-def test_the_record_may_be_old_wrong_empty_or_of_a_moved_folder(work_dir, record, capsys):
-    """A kill between the writing of a checkpoint and that of its record, and so on."""
-    (work_dir / "last_checkpoint").write_text(record.format(work_dir))
+RECORDS = [
+    # A kill between the writing of a checkpoint and that of its record, a folder that was moved, and so on.
+    *("{}/iter_2.pth", "{}/iter_9.pth", "", "/gone/iter_3.pth"),
+    *("/läuft/iter_3.pth".encode("latin-1"), "{}/iter_3.pth".encode("utf-16"), b"\xff\xfe\x00"),
+    *(b"\0" * 60, b"\r\n", b"x" * 10_000, b"/" * 5000, b"iter_3.pth\niter_2.pth"),
+    *("missing", "a folder"),
+]
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: str(record)[:20])
+def test_the_record_may_be_anything(work_dir, record, capsys):
+    path = work_dir / "last_checkpoint"
+    path.unlink()
+    if record == "a folder":
+        path.mkdir()
+    elif record != "missing":
+        text = record.format(work_dir).encode() if isinstance(record, str) else record
+        path.write_bytes(text)
     assert newest_valid_checkpoint(work_dir) == str(work_dir / "iter_3.pth")
     assert capsys.readouterr().err == ""
-
-
-def test_the_record_may_be_missing(work_dir):
-    (work_dir / "last_checkpoint").unlink()
-    assert newest_valid_checkpoint(work_dir) == str(work_dir / "iter_3.pth")
-
-
-def test_of_one_second_and_iteration_the_recorded_one_is_newer(work_dir):
-    for name in ("a.pth", "b.pth", "c.pth"):
-        save(work_dir / name, 3)
-    (work_dir / "last_checkpoint").write_text("/somewhere/b.pth")
-    assert newest_valid_checkpoint(work_dir) == str(work_dir / "b.pth")
 
 
 def test_an_earlier_longer_training_in_the_same_folder_is_older(work_dir):
@@ -176,32 +154,15 @@ def test_within_a_run_iterations_decide(work_dir):
 
 
 @pytest.mark.parametrize(
-    "record",
-    ["/läuft/iter_3.pth".encode("latin-1"), "{}/iter_3.pth".encode("utf-16"), b"\xff\xfe\x00", b"\0" * 60,
-     b"", b"\r\n", b"x" * 10_000, b"/" * 5000, b"iter_3.pth\niter_2.pth"],
-)  # fmt: skip
-def test_the_record_may_be_no_text(work_dir, record, capsys):
-    (work_dir / "last_checkpoint").write_bytes(record)
-    assert newest_valid_checkpoint(work_dir) == str(work_dir / "iter_3.pth")
-    assert capsys.readouterr().err == ""
-
-
-@pytest.mark.parametrize(
-    "record", ["\ufeff{}/b.pth", "{}/b.pth\r\n", " {}/b.pth \n\n", "{}/b.pth\0\0"]
+    "record", ["{}/b.pth", "\ufeff{}/b.pth", "{}/b.pth\r\n", " {}/b.pth \n\n", "{}/b.pth\0\0"]
 )
-def test_the_record_may_have_been_edited(work_dir, record):
+def test_of_one_second_and_iteration_the_recorded_one_is_newer_if_edited_too(work_dir, record):
     for name in ("a.pth", "b.pth", "c.pth"):
         save(work_dir / name, 3)
     (work_dir / "last_checkpoint").write_text(
         record.format("/elsewhere"), encoding="utf-8", newline=""
     )
     assert newest_valid_checkpoint(work_dir) == str(work_dir / "b.pth")
-
-
-def test_the_record_may_be_a_folder(work_dir):
-    (work_dir / "last_checkpoint").unlink()
-    (work_dir / "last_checkpoint").mkdir()
-    assert newest_valid_checkpoint(work_dir) == str(work_dir / "iter_3.pth")
 
 
 def test_a_time_that_is_no_text_is_not_printed(work_dir):

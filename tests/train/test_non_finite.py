@@ -20,8 +20,8 @@ from flatten_det.errors import UserError
 from flatten_det.train.finite_guard import (
     NonFiniteError,
     NonFiniteGuardHook,
-    _image_files,
     non_finite_guard,
+    report_non_finite,
 )
 from flatten_det.train.resume import SeedIterationHook
 
@@ -67,7 +67,8 @@ class FragileModel(BaseModel):
         self.layer = Layer()
         self.loss_factor: dict[int, float] = {}
 
-    def forward(self, items, mode: str = "tensor", **kwargs):
+    def forward(self, items, mode: str = "tensor", img_path=(), **kwargs):
+        self.images = img_path
         inputs = torch.as_tensor(items, dtype=torch.float32)[:, None] / 10
         call = self.layer.calls
         outputs = self.layer(self.norm(self.first(inputs)))
@@ -80,11 +81,7 @@ WRAPPERS = {
     "plain": {},
     "clipped": {"clip_grad": {"max_norm": 1.0}},
     "bf16": {"type": "CPUAmpOptimWrapper"},
-    "fp16": {
-        "type": "CPUAmpOptimWrapper",
-        "dtype": "float16",
-        "loss_scale": {"init_scale": 1024.0},
-    },
+    "fp16": dict(type="CPUAmpOptimWrapper", dtype="float16", loss_scale=dict(init_scale=1024.0)),
 }
 
 
@@ -127,11 +124,10 @@ def test_a_bad_update_changes_nothing_and_the_training_goes_on(tmp_path, way, wr
 
 def test_a_good_update_is_left_as_it_is(tmp_path):
     weights = []
-    for folder, guarded in ((tmp_path / "a", True), (tmp_path / "b", False)):
-        folder.mkdir()
-        runner, guard = prepare(folder)
+    for guarded in (True, False):
+        runner, guard = prepare(tmp_path)
         if not guarded:
-            runner._hooks.remove(guard)
+            runner.hooks.remove(guard)
         runner.train()
         weights.append(runner.model.state_dict())
     for name, value in weights[0].items():
@@ -203,7 +199,6 @@ def test_what_to_try_depends_on_the_precision(tmp_path, wrapper, advice):
 def test_the_report_names_the_origin_and_the_images(tmp_path, way, sentence):
     runner, _ = prepare(tmp_path, limit=2)
     model = runner.model
-    batches = []
 
     def fail_from_now_on(runner: Runner) -> None:
         if runner.iter == 4:
@@ -215,8 +210,6 @@ def test_the_report_names_the_origin_and_the_images(tmp_path, way, sentence):
                 model.layer.ways = dict.fromkeys(range(99), way)
 
     runner.register_hook(Calling(fail_from_now_on))
-    fetch = runner.train_loop.run_iter
-    runner._train_loop.run_iter = lambda batch: (batches.append(batch), fetch(batch))
     with pytest.raises(NonFiniteError) as caught:
         runner.train()
     path = tmp_path / "run" / "non_finite.json"
@@ -226,17 +219,17 @@ def test_the_report_names_the_origin_and_the_images(tmp_path, way, sentence):
     report = json.loads(path.read_text(), parse_constant=pytest.fail)
     assert report["iteration"] == 7
     assert report["losses"]["loss"] in ("nan", "inf") or way == "gradient"
-    assert report["images"] == sorted(batches[-1]["img_path"])
+    assert report["images"] == sorted(model.images)
     # The batch was run again as it was the first time.
     assert model.layer.drawn[-1] == model.layer.drawn[-2] != model.layer.drawn[-3]
 
 
-def test_image_files_of_data_samples():
+def test_the_report_names_the_images_of_data_samples(tmp_path):
+    runner, _ = prepare(tmp_path)
+    runner.train()
     samples = [BaseDataElement(metainfo={"img_path": f"{i}.jpg"}) for i in range(2)]
-    assert list(_image_files({"inputs": [torch.zeros(1)], "data_samples": samples})) == [
-        "0.jpg",
-        "1.jpg",
-    ]
+    _, path = report_non_finite(runner, [{"items": [1.0, 2.0], "data_samples": samples}])
+    assert json.loads(path.read_text())["images"] == ["0.jpg", "1.jpg"]
 
 
 def test_the_config_sets_the_limit():

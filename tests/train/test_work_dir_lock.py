@@ -1,6 +1,7 @@
 """One training at a time in a work dir, whose lock ends with its process."""
 
 import errno
+import fcntl
 import multiprocessing
 import os
 import re
@@ -19,7 +20,6 @@ from flatten_det.cli import run_tool
 from flatten_det.errors import UserError
 from flatten_det.lab.ablation.grid import Run
 from flatten_det.lab.ablation.run import RECORD, finish
-from flatten_det.train import run as training
 from flatten_det.train.run import LOCK_NAME, locked_work_dir, train
 
 FORK = multiprocessing.get_context("fork")
@@ -84,13 +84,15 @@ def test_where_there_are_no_locks_a_warning_says_so(tmp_path, capsys, monkeypatc
     def fail(*args, **kwargs):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(training, failing, fail, raising=False)
+    if failing == "lock":
+        monkeypatch.setattr(fcntl, "flock", fail)
+    else:
+        (tmp_path / "run" / LOCK_NAME).mkdir(parents=True)
     with locked_work_dir(tmp_path / "run"):
         pass
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(
-        f"warning: work dir {tmp_path}/run cannot be locked (No locks available)"
-    )
+    reason = {"lock": "No locks available", "open": "Is a directory"}[failing]
+    assert line.startswith(f"warning: work dir {tmp_path}/run cannot be locked ({reason})")
 
 
 def test_an_ablation_leaves_the_record_of_a_run_under_way_alone(tmp_path, other):

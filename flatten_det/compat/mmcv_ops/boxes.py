@@ -24,10 +24,7 @@ def bbox_overlaps(bboxes1, bboxes2, ious, mode, aligned, offset):
 
 
 def _overlaps(boxes1, boxes2, mode, offset):
-    """Overlap of boxes (..., 4) with boxes (..., 4), broadcast; sides are ``x2 - x1 + offset``.
-
-    0, not NaN, where the boxes have no area.
-    """
+    """Overlap of boxes (..., 4) with boxes (..., 4), broadcast; 0, not NaN, where they have no area."""
     low = torch.maximum(boxes1[..., :2], boxes2[..., :2])
     high = torch.minimum(boxes1[..., 2:], boxes2[..., 2:])
     inter = (high - low + offset).clamp(min=0).prod(-1)
@@ -55,28 +52,22 @@ def nms(boxes, scores, iou_threshold, offset):
 def softnms(boxes, scores, dets, iou_threshold, sigma, min_score, method, offset):
     """Soft-NMS (Bodla et al., 2017): lower the scores of overlapping boxes, drop no box at once.
 
+    Returns the indices (K,) of the kept boxes, best lowered score first; ``dets`` (N, 5) is filled with
+    these boxes and scores.
+
     Args:
-        boxes: (N, 4).
-        scores: (N,).
-        dets: (N, 5), filled in place with the K kept boxes and their new scores, best first.
         iou_threshold: IoU from which ``method`` 0 and 1 act.
-        sigma: width of the Gaussian of ``method`` 2.
         min_score: a box whose lowered score falls below it is dropped.
         method: 0 naive (score 0), 1 linear (times 1 - IoU), 2 Gaussian (times exp(-IoU² / sigma)).
-        offset: 0 or 1.
-
-    Returns:
-        (K,) indices of the kept boxes, best lowered score first.
     """
     inds = torch.arange(boxes.size(0), device=boxes.device)
     kept = []
     while inds.numel():
         top = int(scores.argmax())
-        box, kept_ind = boxes[top], inds[top]
+        box = boxes[top]
         dets[len(kept), :4] = box
         dets[len(kept), 4] = scores[top]
-        kept.append(kept_ind)
-
+        kept.append(inds[top])
         iou = _overlaps(box, boxes, _IOU, offset)
         if method == 2:
             scores = scores * torch.exp(-iou.square() / sigma)
@@ -114,7 +105,6 @@ def line_nms_forward(boxes, scores, overlap, top_k):
         boxes: (N, 5 + R) two class scores, the first row's place from 0 to 1, start x, the number
             of rows, and x in each of R rows.
         scores: (N,).
-        overlap: distance, in the unit of x.
         top_k: how many lanes to keep at most.
 
     Returns:
@@ -127,7 +117,6 @@ def line_nms_forward(boxes, scores, overlap, top_k):
     first = (lanes[:, 2] * (xs.size(1) - 1) + 0.5).long()
     last = first + lanes[:, 4].long() - 1
     row = torch.arange(xs.size(1), device=boxes.device)
-
     parent = torch.zeros_like(order)
     kept = []
     for i in range(order.numel()):

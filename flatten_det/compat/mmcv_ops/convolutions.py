@@ -184,10 +184,8 @@ def _off_map(offset, size, kernel, conv):
         torch.arange(n, device=offset.device) for n in (*offset.shape[5:], *kernel)
     )
     first_y, first_x = (row * stride_h - pad_h).view(-1, 1), column * stride_w - pad_w
-    tap_y, tap_x = (
-        (tap_row * dilation_h).view(-1, 1, 1, 1),
-        (tap_column * dilation_w).view(-1, 1, 1),
-    )
+    tap_y = (tap_row * dilation_h).view(-1, 1, 1, 1)
+    tap_x = (tap_column * dilation_w).view(-1, 1, 1)
     y, x = offset[:, :, :, :, 0] + (first_y + tap_y), offset[:, :, :, :, 1] + (first_x + tap_x)
     off_map = (y <= -1) | (y >= size[0]) | (x <= -1) | (x >= size[1])
     return off_map.unsqueeze(4).expand(offset.shape)

@@ -1,6 +1,6 @@
 """Sigmoid and softmax focal loss (Lin et al., 2017).
 
-``weight`` is (C,), one factor per target class, or empty for none.
+``weight`` is (C,), one factor per target class, or empty for none; ``gamma`` the focusing parameter.
 """
 
 import torch
@@ -10,14 +10,11 @@ from .precision import at_least_float32
 
 
 def sigmoid_focal_loss_forward(input, target, weight, output, gamma, alpha):
-    """Write the loss of every (sample, class) pair to ``output`` (N, C).
+    """Write the loss of every pair of sample and class to ``output`` (N, C).
 
     Args:
         input: logits (N, C).
         target: class indices (N,) in [0, C]; C is the background, which matches no column.
-        weight: (C,) or empty.
-        output: (N, C), filled in place.
-        gamma: focusing parameter.
         alpha: weight of the positive pairs; the negative ones have 1 - alpha.
     """
     x = at_least_float32(input)
@@ -40,15 +37,11 @@ def sigmoid_focal_loss_backward(input, target, weight, grad_input, gamma, alpha)
 
 
 def softmax_focal_loss_forward(softmax, target, weight, output, gamma, alpha):
-    """Write the loss of every sample to ``output`` (N,).
+    """Write the loss of every sample to ``output`` (N,), ``alpha`` times its weight.
 
     Args:
         softmax: class probabilities (N, C).
         target: class indices (N,); a negative one is ignored: loss and gradient 0.
-        weight: (C,) or empty.
-        output: (N,), filled in place.
-        gamma: focusing parameter.
-        alpha: factor of the whole loss.
     """
     softmax = at_least_float32(softmax)
     p = _target_probability(softmax, target)

@@ -6,7 +6,7 @@ Features are (N, C, H, W), RoIs (K, 5) ``batch index, x1, y1, x2, y2`` in image 
 - RoIAlign pools each bin's bilinear samples by average, which is torchvision's operator, or by maximum,
   which torchvision has not.
 - Deformable pooling is RoIAlign's average, with every bin moved by an offset. Offsets are (K, 2, PH, PW), x
-  before y, in units of ``gamma`` times the RoI's width and height; an empty tensor stands for none.
+  before y; an empty tensor stands for none.
 - RoIPool has mmcv's bins, which are not rounded as torchvision's are: a RoI covers ``x1 * scale`` to
   ``(x2 + 1) * scale``, and each bin takes every cell that it touches, so neighbouring bins may share cells.
 """
@@ -35,11 +35,8 @@ def roi_align_forward(
     """Pool each RoI into ``output`` (K, C, PH, PW).
 
     Args:
-        input: features (N, C, H, W).
-        rois: (K, 5).
-        output: filled in place.
-        argmax_y, argmax_x: (K, C, PH, PW), filled in place with the place of each maximum on the
-            feature map; empty tensors for average pooling.
+        argmax_y, argmax_x: filled, as ``output``, with the place of each maximum on the feature map; empty
+            for average pooling.
         aligned_height, aligned_width: PH and PW.
         spatial_scale: feature cells per image pixel.
         sampling_ratio: samples per bin and direction; 0 for about one per feature cell.
@@ -48,26 +45,13 @@ def roi_align_forward(
     """
     features = at_least_float32(input)
     rois = rois.to(features.dtype)
+    geometry = (spatial_scale, aligned_height, aligned_width, sampling_ratio, aligned)
     if pool_mode == _MAX:
-        grid = _SampleGrid(
-            rois, spatial_scale, aligned_height, aligned_width, sampling_ratio, aligned
-        )
-        for target, source in zip(
-            (output, argmax_y, argmax_x), _max_over_samples(features, rois, grid), strict=True
-        ):
+        found = _max_over_samples(features, rois, _SampleGrid(rois, *geometry))
+        for target, source in zip((output, argmax_y, argmax_x), found, strict=True):
             target.copy_(source.transpose(1, 2).view_as(target))
     else:
-        output.copy_(
-            torch.ops.torchvision.roi_align(
-                features,
-                rois,
-                spatial_scale,
-                aligned_height,
-                aligned_width,
-                sampling_ratio,
-                aligned,
-            )
-        )
+        output.copy_(torch.ops.torchvision.roi_align(features, rois, *geometry))
 
 
 def roi_align_backward(
@@ -89,15 +73,9 @@ def roi_align_backward(
     if pool_mode == _MAX:
         grad_input += _max_backward(grad, rois, argmax_y, argmax_x, grad_input.shape)
     else:
+        size = (aligned_height, aligned_width, *grad_input.shape)
         grad_input += torch.ops.torchvision._roi_align_backward(
-            grad,
-            rois,
-            spatial_scale,
-            aligned_height,
-            aligned_width,
-            *grad_input.shape,
-            sampling_ratio,
-            aligned,
+            grad, rois, spatial_scale, *size, sampling_ratio, aligned
         )
 
 
@@ -175,16 +153,7 @@ def _max_backward(grad, rois, argmax_y, argmax_x, shape):
 
 
 def deform_roi_pool_forward(input, rois, offset, output, **geometry):
-    """Pool each RoI into ``output`` (K, C, PH, PW); 0 for a RoI without samples.
-
-    Args:
-        input: features (N, C, H, W).
-        rois: (K, 5).
-        offset: (K, 2, PH, PW), or empty.
-        output: filled in place.
-        geometry: ``pooled_height``, ``pooled_width``, ``spatial_scale`` and ``sampling_ratio`` as of
-            :func:`roi_align_forward`; ``gamma``: share of the RoI's size that an offset of 1 moves a bin by.
-    """
+    """Pool each RoI into ``output``; 0 for a RoI without samples. ``geometry`` is :func:`_moved_grid`'s."""
     cells, first_cell = _cells(input, rois)
     grid = _moved_grid(rois, offset, **geometry)
     total = cells.new_zeros(rois.size(0), grid.pooled_height * grid.pooled_width, cells.size(1))
@@ -221,7 +190,7 @@ def deform_roi_pool_backward(
 
 
 def _moved_grid(rois, offset, gamma, pooled_height, pooled_width, spatial_scale, sampling_ratio):
-    """RoIAlign's samples, moved by the offsets."""
+    """RoIAlign's samples, moved by the offsets; of 1, by ``gamma`` times the RoI's size."""
     rois = at_least_float32(rois)
     grid = _SampleGrid(rois, spatial_scale, pooled_height, pooled_width, sampling_ratio, True)
     if offset.numel():
@@ -247,15 +216,9 @@ def _slopes(y, x, corners, height, width):
 
 
 def roi_pool_forward(input, rois, output, argmax, pooled_height, pooled_width, spatial_scale):
-    """Write the maximum of each bin to ``output`` and its cell to ``argmax``.
+    """Write the maximum of each bin to ``output`` and its cell, ``row * W + column``, to ``argmax``.
 
-    Args:
-        input: features (N, C, H, W).
-        rois: (K, 5) ``batch index, x1, y1, x2, y2`` in image pixels, corners included.
-        output: (K, C, PH, PW), filled in place; 0 in a bin without cells.
-        argmax: int (K, C, PH, PW), filled in place with ``row * W + column``; -1 without cells.
-        pooled_height, pooled_width: PH and PW.
-        spatial_scale: feature cells per image pixel.
+    They are 0 and -1 in a bin without cells. RoIs include their corners.
     """
     if rois.size(0) == 0:
         return

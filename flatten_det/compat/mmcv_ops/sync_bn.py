@@ -35,23 +35,16 @@ def sync_bn_forward_output(
     """Normalize ``input`` and move the running statistics, which take the unbiased variance.
 
     Args:
-        input: (N, C, S).
         mean, var: statistics over all processes.
-        weight, bias: (C,), or None.
-        running_mean, running_var: (C,), changed in place, or None.
-        norm: (N, C, S), filled in place with the normalized input; the backward steps take it.
-        std: (C,), filled in place with the square root of ``var + eps``; they take it too.
-        output: (N, C, S), filled in place.
-        eps: added to the variance.
+        weight, bias, running_mean, running_var: may be None.
+        norm, std: filled with the normalized input and the square root of ``var + eps``, which the backward
+            steps take.
         momentum: share of this batch in the running statistics.
         group_size: number of processes; each is taken to hold as many values as this one.
     """
     std.copy_((var + eps).sqrt())
     norm.copy_((at_least_float32(input) - mean.unsqueeze(1)) / std.unsqueeze(1))
-    if weight is None:
-        output.copy_(norm)
-    else:
-        output.copy_(norm * weight.unsqueeze(1) + bias.unsqueeze(1))
+    output.copy_(norm if weight is None else norm * weight.unsqueeze(1) + bias.unsqueeze(1))
     if running_mean is not None:
         count = input.size(0) * input.size(2) * group_size
         unbiased = var * count / (count - 1) if count > 1 else var

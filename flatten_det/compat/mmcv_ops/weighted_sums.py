@@ -137,10 +137,8 @@ def ms_deform_attn_forward(
         value: (B, K, M, D).
         value_spatial_shapes: int (L, 2), H and W of each level.
         value_level_start_index: int (L,), each level's first key.
-        sampling_locations: (B, Q, M, L, P, 2), x and y from 0 to 1 over each level's map; 0 is
-            read off it.
+        sampling_locations: (B, Q, M, L, P, 2), x and y from 0 to 1 over each level's map; off it is 0.
         attention_weights: (B, Q, M, L, P).
-        im2col_step: not used.
     """
     batch, queries, heads = sampling_locations.shape[:3]
     output = at_least_float32(value).new_zeros(batch, queries, heads, value.size(3))
@@ -166,10 +164,7 @@ def ms_deform_attn_backward(
     grad_attn_weight,
     im2col_step,
 ):
-    """Add each gradient to the tensor that the caller holds for it; ``grad_output`` (B, Q, M * D).
-
-    The other arguments are as in :func:`ms_deform_attn_forward`.
-    """
+    """Add each gradient to the tensor that the caller holds for it; ``grad_output`` (B, Q, M * D)."""
     grad_output = at_least_float32(grad_output).unflatten(2, value.shape[2:])
     for image, level, keys, shape in _slices(value, value_spatial_shapes, value_level_start_index):
         inputs = [

@@ -4,17 +4,18 @@ import torch.nn.functional as F
 from mmcv import _ext
 from mmcv.ops import CARAFE, CARAFENaive
 from mmcv.ops.carafe import CARAFEPack
+from op_checks import check_rounded_once, check_same_with_gradients
 
 CASES = [(1, 1, 2), (3, 1, 1), (3, 2, 2), (5, 3, 2), (3, 1, 3)]  # kernel, groups, scale
 
 
-def operands(kernel, groups, scale, dtype=torch.float64):
+def operands(kernel, groups, scale):
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(2, 6, 4, 5, generator=generator, dtype=torch.float64)
     masks = torch.randn(
         2, groups * kernel**2, 4 * scale, 5 * scale, generator=generator, dtype=torch.float64
     )
-    return features.to(dtype).requires_grad_(), masks.to(dtype).requires_grad_()
+    return features.requires_grad_(), masks.requires_grad_()
 
 
 def reference(features, masks, kernel, groups, scale):
@@ -31,15 +32,10 @@ def reference(features, masks, kernel, groups, scale):
 @pytest.mark.parametrize(("kernel", "groups", "scale"), CASES)
 def test_values_and_gradients(kernel, groups, scale):
     inputs = operands(kernel, groups, scale)
-    actual = CARAFE(kernel, groups, scale)(*inputs)
     expected = reference(*inputs, kernel, groups, scale)
-    torch.testing.assert_close(actual, expected)
     torch.testing.assert_close(CARAFENaive(kernel, groups, scale)(*inputs), expected)
-
-    upstream = torch.rand(expected.shape, dtype=torch.float64)
-    expected_grads = torch.autograd.grad(expected, inputs, upstream)
-    torch.testing.assert_close(torch.autograd.grad(actual, inputs, upstream), expected_grads)
-
+    actual = CARAFE(kernel, groups, scale)(*inputs)
+    upstream, expected_grads = check_same_with_gradients(actual, expected, inputs)
     # mmcv lets CARAFENaive's backward run on CUDA tensors only, so it is called by hand.
     grads = tuple(torch.ones_like(x) for x in inputs)
     with torch.no_grad():
@@ -51,11 +47,7 @@ def test_values_and_gradients(kernel, groups, scale):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_rounded_once(dtype):
-    half = operands(5, 3, 2, dtype)
-    single = operands(5, 3, 2, dtype)
-    single = [x.detach().float().requires_grad_() for x in single]
-    outputs = [CARAFE(5, 3, 2)(*inputs) for inputs in (half, single)]
-    assert torch.equal(outputs[0], outputs[1].to(dtype))
+    check_rounded_once(CARAFE(5, 3, 2), operands(5, 3, 2), dtype)
 
 
 def test_the_packed_layer_upsamples():

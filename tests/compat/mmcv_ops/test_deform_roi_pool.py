@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from mmcv.ops import DeformRoIPoolPack, ModulatedDeformRoIPoolPack, RoIAlign, deform_roi_pool
+from op_checks import check_rounded_once, check_same_with_gradients
 
 SCALE, GAMMA = 0.5, 0.25
 ROIS = torch.tensor(
@@ -17,11 +18,11 @@ ROIS = torch.tensor(
 )
 
 
-def operands(dtype=torch.float64):
+def operands():
     generator = torch.Generator().manual_seed(0)
     input = torch.randn(2, 3, 6, 7, generator=generator, dtype=torch.float64)
     offset = torch.randn(len(ROIS), 2, 3, 2, generator=generator, dtype=torch.float64)
-    return [x.to(dtype).requires_grad_() for x in (input, offset)]
+    return input.requires_grad_(), offset.requires_grad_()
 
 
 def sample(plane, y, x):
@@ -69,12 +70,7 @@ def test_values_and_gradients(sampling_ratio):
     input, offset = operands()
     actual = deform_roi_pool(input, ROIS, offset, (3, 2), SCALE, sampling_ratio, GAMMA)
     expected = reference(input, ROIS, offset, sampling_ratio)
-    torch.testing.assert_close(actual, expected)
-    upstream = torch.rand(expected.shape, dtype=torch.float64)
-    torch.testing.assert_close(
-        torch.autograd.grad(actual, [input, offset], upstream),
-        torch.autograd.grad(expected, [input, offset], upstream),
-    )
+    check_same_with_gradients(actual, expected, [input, offset])
 
 
 def test_gradients_are_the_values_slopes_within_the_map():
@@ -91,11 +87,7 @@ def test_without_offsets_it_is_roi_align(sampling_ratio):
     input, _ = operands()
     actual = deform_roi_pool(input, ROIS, None, (3, 2), SCALE, sampling_ratio)
     expected = RoIAlign((3, 2), SCALE, sampling_ratio)(input, ROIS)
-    torch.testing.assert_close(actual, expected)
-    torch.testing.assert_close(
-        torch.autograd.grad(actual.square().sum(), input),
-        torch.autograd.grad(expected.square().sum(), input),
-    )
+    check_same_with_gradients(actual, expected, [input])
 
 
 def test_no_rois():
@@ -108,17 +100,11 @@ def test_no_rois():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_rounded_once(dtype):
-    half = operands(dtype)
-    single = [x.detach().float().requires_grad_() for x in half]
-    rois = ROIS.to(dtype)
-    outputs = [
-        deform_roi_pool(x[0], rois.to(x[0].dtype), x[1], (3, 2), SCALE, 2, GAMMA)
-        for x in (half, single)
-    ]
-    for output in outputs:
-        output.sum().backward()
-    assert torch.equal(outputs[0], outputs[1].to(dtype))
-    assert all(torch.equal(a.grad, b.grad.to(dtype)) for a, b in zip(half, single, strict=True))
+    def pool(input, offset):
+        rois = ROIS.to(dtype).to(input.dtype)
+        return deform_roi_pool(input, rois, offset, (3, 2), SCALE, 2, GAMMA)
+
+    check_rounded_once(pool, operands(), dtype)
 
 
 @pytest.mark.parametrize("packed", [DeformRoIPoolPack, ModulatedDeformRoIPoolPack])

@@ -7,24 +7,23 @@ from mmcv.ops.multi_scale_deform_attn import (
     MultiScaleDeformableAttnFunction,
     multi_scale_deformable_attn_pytorch,
 )
+from op_checks import check_rounded_once, check_same_with_gradients
 
 SHAPES = torch.tensor([[6, 5], [3, 4], [1, 2]])
 STARTS = torch.tensor([0, 30, 42])
 
 
-def operands(dtype=torch.float64):
+def operands():
     generator = torch.Generator().manual_seed(0)
     value = torch.randn(2, 44, 2, 4, generator=generator, dtype=torch.float64)
     # Some locations lie off the map.
     locations = torch.rand(2, 7, 2, 3, 5, 2, generator=generator, dtype=torch.float64) * 1.4 - 0.2
     weights = torch.rand(2, 7, 2, 3, 5, generator=generator, dtype=torch.float64)
-    return [x.to(dtype).requires_grad_() for x in (value, locations, weights)]
+    return [x.requires_grad_() for x in (value, locations, weights)]
 
 
-def attend(value, locations, weights, im2col_step=64):
-    return MultiScaleDeformableAttnFunction.apply(
-        value, SHAPES, STARTS, locations, weights, im2col_step
-    )
+def attend(value, locations, weights):
+    return MultiScaleDeformableAttnFunction.apply(value, SHAPES, STARTS, locations, weights, 64)
 
 
 def loops(value, locations, weights):
@@ -54,14 +53,8 @@ def test_values_are_the_sampled_sum():
 
 def test_gradients_are_those_of_mmcvs_python_version():
     inputs = operands()
-    actual = attend(*inputs)
     expected = multi_scale_deformable_attn_pytorch(inputs[0], SHAPES, *inputs[1:])
-    torch.testing.assert_close(actual, expected)
-    upstream = torch.rand(expected.shape, dtype=torch.float64)
-    torch.testing.assert_close(
-        torch.autograd.grad(actual, inputs, upstream),
-        torch.autograd.grad(expected, inputs, upstream),
-    )
+    check_same_with_gradients(attend(*inputs), expected, inputs)
 
 
 def test_gradients_on_cells_and_on_the_edges_of_the_maps():
@@ -73,24 +66,12 @@ def test_gradients_on_cells_and_on_the_edges_of_the_maps():
         inputs[1].copy_((places + 0.5) / size)
     assert (places == -1).any()
     assert (places == size).any()
-    actual, expected = attend(*inputs), loops(*inputs)
-    torch.testing.assert_close(actual, expected)
-    upstream = torch.rand(expected.shape, dtype=torch.float64)
-    torch.testing.assert_close(
-        torch.autograd.grad(actual, inputs, upstream),
-        torch.autograd.grad(expected, inputs, upstream),
-    )
+    check_same_with_gradients(attend(*inputs), loops(*inputs), inputs)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_rounded_once(dtype):
-    half = operands(dtype)
-    single = [x.detach().float().requires_grad_() for x in half]
-    outputs = [attend(*inputs) for inputs in (half, single)]
-    for output in outputs:
-        output.sum().backward()
-    assert torch.equal(outputs[0], outputs[1].to(dtype))
-    assert all(torch.equal(a.grad, b.grad.to(dtype)) for a, b in zip(half, single, strict=True))
+    check_rounded_once(attend, operands(), dtype)
 
 
 def test_the_layer_runs_and_learns():

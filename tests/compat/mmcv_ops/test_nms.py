@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from mmcv.ops import batched_nms, line_nms, nms, nms_match, soft_nms
+from mmcv.ops import batched_nms, bbox_overlaps, line_nms, nms, nms_match, soft_nms
 
 
 def random_boxes(n, seed=0):
@@ -15,13 +15,32 @@ def random_boxes(n, seed=0):
     return torch.cat([corner, corner + size], dim=1), scores
 
 
-def iou(a, b, offset):
+def overlap(a, b, offset, mode="iou"):
     width = min(a[2], b[2]) - max(a[0], b[0]) + offset
     height = min(a[3], b[3]) - max(a[1], b[1]) + offset
     inter = max(width, 0) * max(height, 0)
     area_a = (a[2] - a[0] + offset) * (a[3] - a[1] + offset)
     area_b = (b[2] - b[0] + offset) * (b[3] - b[1] + offset)
-    return inter / (area_a + area_b - inter)
+    return inter / (area_a if mode == "iof" else area_a + area_b - inter)
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("mode", ["iou", "iof"])
+def test_overlaps_of_all_pairs_and_of_aligned_pairs(mode, offset):
+    first, second = random_boxes(9, 0)[0], random_boxes(9, 1)[0]
+    expected = torch.tensor(
+        [[overlap(a, b, offset, mode) for b in second.tolist()] for a in first.tolist()]
+    )
+    found = bbox_overlaps(first, second[:5], mode, offset=offset)
+    torch.testing.assert_close(found, expected[:, :5])
+    aligned = bbox_overlaps(first, second, mode, aligned=True, offset=offset)
+    torch.testing.assert_close(aligned, expected.diagonal())
+
+
+def test_boxes_without_area_overlap_nothing():
+    point = torch.tensor([[3.0, 3, 3, 3]])
+    assert bbox_overlaps(point, point).tolist() == [[0.0]]
+    assert bbox_overlaps(torch.zeros(0, 4), point).shape == (0, 1)
 
 
 def brute_force_groups(boxes, scores, is_match):
@@ -44,7 +63,7 @@ def brute_force_soft_nms(boxes, scores, weight, min_score, offset):
         top = max(scores, key=scores.get)
         kept.append((top, scores.pop(top)))
         for i in list(scores):
-            scores[i] *= weight(iou(boxes[top], boxes[i], offset))
+            scores[i] *= weight(overlap(boxes[top], boxes[i], offset))
             if scores[i] < min_score:
                 del scores[i]
     return kept
@@ -54,10 +73,8 @@ def brute_force_soft_nms(boxes, scores, weight, min_score, offset):
 @pytest.mark.parametrize("threshold", [0.1, 0.5, 0.8])
 def test_nms_keeps_the_boxes_of_a_brute_force_search(threshold, offset):
     boxes, scores = random_boxes(120)
-    groups = brute_force_groups(boxes, scores, lambda a, b: iou(a, b, offset) > threshold)
-
+    groups = brute_force_groups(boxes, scores, lambda a, b: overlap(a, b, offset) > threshold)
     dets, inds = nms(boxes, scores, threshold, offset=offset)
-
     assert inds.tolist() == [group[0] for group in groups]
     torch.testing.assert_close(dets, torch.cat([boxes, scores[:, None]], dim=1)[inds])
 
@@ -65,7 +82,6 @@ def test_nms_keeps_the_boxes_of_a_brute_force_search(threshold, offset):
 def test_nms_offset_changes_what_touches():
     boxes = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 9]])
     scores = torch.tensor([0.9, 0.8])  # IoU 16 / 36 without, 25 / 50 with the offset
-
     assert nms(boxes, scores, 0.47, offset=0)[1].tolist() == [0, 1]
     assert nms(boxes, scores, 0.47, offset=1)[1].tolist() == [0]
 
@@ -76,7 +92,6 @@ def test_nms_filters_by_score_and_count():
 
     # Dropping the low scores first changes nothing, because they never suppress a higher one.
     inds = nms(boxes, scores, 0.5, score_threshold=0.3, max_num=7)[1]
-
     assert len(expected) > 7
     assert inds.tolist() == expected[:7]
 
@@ -85,17 +100,18 @@ def test_nms_filters_by_score_and_count():
 def test_nms_takes_every_float_dtype(dtype):
     boxes, scores = random_boxes(50)
     boxes, scores = boxes.round().to(dtype), scores.to(dtype)
-
     inds = nms(boxes, scores, 0.5)[1]
-
     assert inds.tolist() == nms(boxes.float(), scores.float(), 0.5)[1].tolist()
 
 
-def test_nms_without_boxes():
-    dets, inds = nms(torch.zeros(0, 4), torch.zeros(0), 0.5)
-    assert dets.shape == (0, 5)
-    assert inds.shape == (0,)
-    assert inds.dtype == torch.long
+def test_nms_and_soft_nms_without_boxes():
+    for dets, inds in (
+        nms(torch.zeros(0, 4), torch.zeros(0), 0.5),
+        soft_nms(torch.zeros(0, 4), torch.zeros(0)),
+    ):
+        assert dets.shape == (0, 5)
+        assert inds.shape == (0,)
+        assert inds.dtype == torch.long
 
 
 def test_nms_takes_numpy():
@@ -112,7 +128,7 @@ def test_batched_nms_never_mixes_classes():
     for c in range(3):
         of_class = (classes == c).nonzero().squeeze(1)
         groups = brute_force_groups(
-            boxes[of_class], scores[of_class], lambda a, b: iou(a, b, 0) > 0.4
+            boxes[of_class], scores[of_class], lambda a, b: overlap(a, b, 0) > 0.4
         )
         expected += [int(of_class[group[0]]) for group in groups]
     expected.sort(key=lambda i: -float(scores[i]))
@@ -136,11 +152,9 @@ def test_soft_nms_lowers_scores_like_the_loop(method, offset):
         "gaussian": lambda v: math.exp(-v * v / 0.5),
     }[method]
     expected = brute_force_soft_nms(boxes, scores, weight, min_score=0.05, offset=offset)
-
     dets, inds = soft_nms(
         boxes, scores, 0.3, sigma=0.5, min_score=0.05, method=method, offset=offset
     )
-
     assert 1 < len(expected) < 60
     assert inds.tolist() == [i for i, _ in expected]
     torch.testing.assert_close(dets[:, :4], boxes[inds])
@@ -155,18 +169,10 @@ def test_soft_nms_leaves_its_input_alone():
     assert torch.equal(scores, scores_before)
 
 
-def test_soft_nms_without_boxes():
-    dets, inds = soft_nms(torch.zeros(0, 4), torch.zeros(0))
-    assert dets.shape == (0, 5)
-    assert inds.shape == (0,)
-
-
 def test_nms_match_groups_the_suppressed_boxes():
     boxes, scores = random_boxes(60)
-    expected = brute_force_groups(boxes, scores, lambda a, b: iou(a, b, 0) >= 0.3)
-
+    expected = brute_force_groups(boxes, scores, lambda a, b: overlap(a, b, 0) >= 0.3)
     groups = nms_match(torch.cat([boxes, scores[:, None]], dim=1), 0.3)
-
     assert [group.tolist() for group in groups] == expected
     assert any(len(group) > 2 for group in expected)
 
@@ -189,9 +195,7 @@ def test_line_nms(rows, top_k):
     lanes[:, 4] *= rows
     lanes[:, 5:] += 20 * torch.rand(30, 1, generator=generator, dtype=torch.float64)
     scores = torch.rand(30, generator=generator, dtype=torch.float64)
-
     keep, count, parent = line_nms(lanes, scores, 1.5, top_k)
-
     kept, expected_parent = [], torch.zeros(30, dtype=torch.long)
     order = scores.argsort(descending=True).tolist()
     for n, i in enumerate(order):

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from mmcv.ops import PSAMask
+from op_checks import check_same_with_gradients
 
 
 def reference(input, psa_type, mask_height, mask_width):
@@ -24,10 +25,5 @@ def reference(input, psa_type, mask_height, mask_width):
 def test_values_and_gradients(psa_type, mask_size):
     input = torch.randn(2, mask_size[0] * mask_size[1], 4, 5, dtype=torch.float64)
     input.requires_grad_()
-    actual = PSAMask(psa_type, mask_size)(input)
     expected = reference(input, psa_type, *mask_size)
-    torch.testing.assert_close(actual, expected)
-    upstream = torch.rand(expected.shape, dtype=torch.float64)
-    torch.testing.assert_close(
-        torch.autograd.grad(actual, input, upstream), torch.autograd.grad(expected, input, upstream)
-    )
+    check_same_with_gradients(PSAMask(psa_type, mask_size)(input), expected, [input])

@@ -4,6 +4,7 @@ import pytest
 import torch
 from mmcv import _ext
 from mmcv.ops import RoIAlign
+from op_checks import check_same_with_gradients
 
 SCALE = 0.5
 # No sample may fall on the edge of the map, where rounding decides whether it counts.
@@ -52,17 +53,9 @@ def reference(input, rois, output_size, sampling_ratio, pool_mode, aligned):
         count_x = sampling_ratio or math.ceil(bin_w)
         for row in range(pooled_h):
             for column in range(pooled_w):
-                samples = torch.stack(
-                    [
-                        bilinear(
-                            input[int(index)],
-                            y1 + (row + (i + 0.5) / count_y) * bin_h,
-                            x1 + (column + (j + 0.5) / count_x) * bin_w,
-                        )
-                        for i in range(count_y)
-                        for j in range(count_x)
-                    ]
-                )
+                ys = [y1 + (row + (i + 0.5) / count_y) * bin_h for i in range(count_y)]
+                xs = [x1 + (column + (j + 0.5) / count_x) * bin_w for j in range(count_x)]
+                samples = torch.stack([bilinear(input[int(index)], y, x) for y in ys for x in xs])
                 outputs.append(samples.mean(0) if pool_mode == "avg" else samples.amax(0))
     return torch.stack(outputs).view(len(rois), pooled_h, pooled_w, -1).permute(0, 3, 1, 2)
 
@@ -75,30 +68,17 @@ def test_values_and_gradients(pool_mode, sampling_ratio, aligned):
     layer = RoIAlign((2, 3), SCALE, sampling_ratio, pool_mode, aligned)
     expected = reference(input, ROIS, (2, 3), sampling_ratio, pool_mode, aligned)
 
-    actual = layer(input, ROIS)
-    torch.testing.assert_close(actual, expected)
-
-    upstream = torch.rand(expected.shape, dtype=torch.float64)
-    torch.testing.assert_close(
-        torch.autograd.grad(actual, input, upstream), torch.autograd.grad(expected, input, upstream)
-    )
+    check_same_with_gradients(layer(input, ROIS), expected, [input])
 
 
+@pytest.mark.parametrize("rois", [[], [[0, 3, 3, 3, 3]]], ids=["none", "one without area"])
 @pytest.mark.parametrize("pool_mode", ["avg", "max"])
-def test_a_roi_without_area_gives_zeros_and_no_gradient(pool_mode):
+def test_rois_of_nothing_give_zeros_and_no_gradient(pool_mode, rois):
     input = features().requires_grad_()
-    output = RoIAlign(2, 1.0, 0, pool_mode)(input, ROIS.new_tensor([[0, 3, 3, 3, 3]]))
+    output = RoIAlign(2, 1.0, 0, pool_mode)(input, ROIS.new_tensor(rois).reshape(-1, 5))
     output.sum().backward()
+    assert output.shape == (len(rois), 3, 2, 2)
     assert not output.any()
-    assert not input.grad.any()
-
-
-@pytest.mark.parametrize("pool_mode", ["avg", "max"])
-def test_no_rois(pool_mode):
-    input = features().requires_grad_()
-    output = RoIAlign(2, SCALE, 0, pool_mode)(input, ROIS[:0])
-    output.sum().backward()
-    assert output.shape == (0, 3, 2, 2)
     assert not input.grad.any()
 
 
@@ -137,24 +117,14 @@ def test_samples_on_cells_and_on_the_edge_of_the_map(y, x, cell, pool_mode):
 
 @pytest.mark.parametrize("pool_mode", [0, 1])
 def test_backward_adds_to_what_the_caller_holds(pool_mode):
-    rois, shape = ROIS[:2], (2, 3, 2, 2)
-    argmax = torch.full(shape, 1.5, dtype=torch.float64)
+    upstream = torch.ones(2, 3, 2, 2, dtype=torch.float64)
+    options = dict(aligned_height=2, aligned_width=2, spatial_scale=SCALE, sampling_ratio=2)
+    options |= dict(pool_mode=pool_mode, aligned=True)
     results = []
     for start in (0.0, 1.0):
         grad_input = torch.full((2, 3, 6, 7), start, dtype=torch.float64)
-        _ext.roi_align_backward(
-            torch.ones(shape, dtype=torch.float64),
-            rois,
-            argmax,
-            argmax,
-            grad_input,
-            aligned_height=2,
-            aligned_width=2,
-            spatial_scale=SCALE,
-            sampling_ratio=2,
-            pool_mode=pool_mode,
-            aligned=True,
-        )
+        argmax = 1.5 * upstream
+        _ext.roi_align_backward(upstream, ROIS[:2], argmax, argmax, grad_input, **options)
         results.append(grad_input)
     assert results[0].any()
     torch.testing.assert_close(results[1], results[0] + 1)

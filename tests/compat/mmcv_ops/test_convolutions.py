@@ -1,16 +1,16 @@
 import pytest
 import torch
 from mmcv.ops import (
-    DeformConv2d,
     DeformConv2dPack,
-    ModulatedDeformConv2d,
+    MaskedConv2d,
     ModulatedDeformConv2dPack,
     deform_conv2d,
     modulated_deform_conv2d,
 )
+from op_checks import check_rounded_once, check_same_with_gradients
 
-# groups, deform_groups, stride, padding, dilation
-CONVOLUTIONS = [(1, 1, 1, 1, 1), (2, 1, 2, 0, 1), (1, 2, 1, (2, 1), (2, 1)), (2, 2, (1, 2), 1, 1)]
+# stride, padding, dilation, groups, deform_groups
+CONVOLUTIONS = [(1, 1, 1, 1, 1), (2, 0, 1, 2, 1), (1, (2, 1), (2, 1), 1, 2), ((1, 2), 1, 1, 2, 2)]
 
 
 def bilinear(plane, y, x):
@@ -77,51 +77,42 @@ def operands(stride, padding, dilation, groups, deform_groups, batch=2, larger_b
     return {name: tensor.requires_grad_() for name, tensor in tensors.items()}
 
 
-def assert_same_with_gradients(actual, expected, inputs):
-    torch.testing.assert_close(actual, expected)
-    upstream = torch.rand(expected.shape, dtype=torch.float64)
-    torch.testing.assert_close(
-        torch.autograd.grad(actual, inputs, upstream),
-        torch.autograd.grad(expected, inputs, upstream),
-    )
+def check_plain(x, conv, im2col_step=32):
+    actual = deform_conv2d(x["input"], x["offset"], x["weight"], *conv, False, im2col_step)
+    expected = reference(x["input"], x["offset"], None, x["weight"], None, *conv)
+    check_same_with_gradients(actual, expected, [x["input"], x["offset"], x["weight"]])
+
+
+def check_modulated(x, conv):
+    actual = modulated_deform_conv2d(*x.values(), *conv)
+    expected = reference(*x.values(), *conv)
+    check_same_with_gradients(actual, expected, [t for t in x.values() if t is not None])
 
 
 @pytest.mark.parametrize("im2col_step", [1, 2])
-@pytest.mark.parametrize(("groups", "deform_groups", "stride", "padding", "dilation"), CONVOLUTIONS)
-def test_deform_conv(groups, deform_groups, stride, padding, dilation, im2col_step):
-    x = operands(stride, padding, dilation, groups, deform_groups)
-    conv = (stride, padding, dilation, groups, deform_groups)
-    actual = deform_conv2d(x["input"], x["offset"], x["weight"], *conv, False, im2col_step)
-    expected = reference(x["input"], x["offset"], None, x["weight"], None, *conv)
-    assert_same_with_gradients(actual, expected, [x["input"], x["offset"], x["weight"]])
+@pytest.mark.parametrize("conv", CONVOLUTIONS)
+def test_deform_conv(conv, im2col_step):
+    x = operands(*conv)
+    check_plain(x, conv, im2col_step)
 
 
 @pytest.mark.parametrize("with_bias", [True, False])
-@pytest.mark.parametrize(("groups", "deform_groups", "stride", "padding", "dilation"), CONVOLUTIONS)
-def test_modulated_deform_conv(groups, deform_groups, stride, padding, dilation, with_bias):
-    x = operands(stride, padding, dilation, groups, deform_groups)
+@pytest.mark.parametrize("conv", CONVOLUTIONS)
+def test_modulated_deform_conv(conv, with_bias):
+    x = operands(*conv)
     if not with_bias:
         x["bias"] = None
-    conv = (stride, padding, dilation, groups, deform_groups)
-    actual = modulated_deform_conv2d(*x.values(), *conv)
-    expected = reference(*x.values(), *conv)
-    assert_same_with_gradients(actual, expected, [t for t in x.values() if t is not None])
+    check_modulated(x, conv)
 
 
 def test_samples_on_cells_and_on_the_edge_of_the_map():
     """On a cell's centre the slope after it counts; at exactly -1, H or W there is none."""
-    x = operands(1, 1, 1, 1, 2)
+    conv = (1, 1, 1, 1, 2)
+    x = operands(*conv)
     with torch.no_grad():
         x["offset"].mul_(2).round_()
-    conv = (1, 1, 1, 1, 2)
-    assert_same_with_gradients(
-        deform_conv2d(x["input"], x["offset"], x["weight"], *conv),
-        reference(x["input"], x["offset"], None, x["weight"], None, *conv),
-        [x["input"], x["offset"], x["weight"]],
-    )
-    assert_same_with_gradients(
-        modulated_deform_conv2d(*x.values(), *conv), reference(*x.values(), *conv), [*x.values()]
-    )
+    check_plain(x, conv)
+    check_modulated(x, conv)
 
 
 @pytest.mark.parametrize(
@@ -137,21 +128,18 @@ def test_a_sample_at_exactly_the_edge_has_no_gradients(y, x):
     assert not any(tensor.any() for tensor in (output, *grads))
 
 
-@pytest.mark.parametrize(("groups", "deform_groups", "stride", "padding", "dilation"), CONVOLUTIONS)
-def test_offsets_and_masks_of_a_larger_map_are_read_flat(
-    groups, deform_groups, stride, padding, dilation
-):
+@pytest.mark.parametrize("conv", CONVOLUTIONS)
+def test_offsets_and_masks_of_a_larger_map_are_read_flat(conv):
     """As mmcv's kernels do, which DyHead needs; what they do not reach gets no gradient."""
-    x = operands(stride, padding, dilation, groups, deform_groups, larger_by=2)
-    conv = (stride, padding, dilation, groups, deform_groups)
+    x = operands(*conv, larger_by=2)
     actual = modulated_deform_conv2d(*x.values(), *conv)
-    taps, size = deform_groups * 6, actual.shape[2:]
+    taps, size = conv[-1] * 6, actual.shape[2:]
     leading = {
         name: x[name].flatten(1)[:, : n * size.numel()].reshape(2, n, *size)
         for name, n in (("offset", 2 * taps), ("mask", taps))
     }
     expected = reference(*(x | leading).values(), *conv)
-    assert_same_with_gradients(actual, expected, [*x.values()])
+    check_same_with_gradients(actual, expected, [*x.values()])
 
 
 @pytest.mark.parametrize("name", ["offset", "mask"])
@@ -175,19 +163,29 @@ def test_layers_start_as_plain_convolutions(packed):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_rounded_once(dtype):
     x = operands(1, 1, 1, 1, 1)
-    half = {name: tensor.detach().to(dtype).requires_grad_() for name, tensor in x.items()}
-    single = {name: tensor.detach().float().requires_grad_() for name, tensor in half.items()}
-    outputs = []
-    for tensors in (half, single):
-        plain = DeformConv2d(4, 6, (3, 2), padding=1)
-        modulated = ModulatedDeformConv2d(4, 6, (3, 2), padding=1)
-        plain.weight, modulated.weight, modulated.bias = (
-            torch.nn.Parameter(tensors[name].detach()) for name in ("weight", "weight", "bias")
-        )
-        output = plain(tensors["input"], tensors["offset"])
-        output = torch.stack(
-            [output, modulated(tensors["input"], tensors["offset"], tensors["mask"])]
-        )
-        output.sum().backward()
-        outputs.append((output, modulated.weight.grad, plain.weight.grad))
-    assert all(torch.equal(a, b.to(dtype)) for a, b in zip(*outputs, strict=True))
+
+    def plain(input, offset, weight):
+        return deform_conv2d(input, offset, weight, 1, 1)
+
+    def modulated(*inputs):
+        return modulated_deform_conv2d(*inputs, 1, 1)
+
+    check_rounded_once(plain, [x["input"], x["offset"], x["weight"]], dtype)
+    check_rounded_once(modulated, [*x.values()], dtype)
+
+
+def test_only_the_masked_places_are_convolved():
+    layer = MaskedConv2d(3, 4, (3, 5), padding=(1, 2))
+    input = torch.randn(1, 3, 7, 9)
+    mask = torch.rand(1, 7, 9) > 0.6
+    plain = torch.nn.functional.conv2d(input, layer.weight, layer.bias, padding=(1, 2))
+    with torch.no_grad():
+        output = layer(input, mask)
+    assert mask.any()
+    torch.testing.assert_close(output, plain * mask)
+
+
+def test_an_empty_mask_gives_zeros():
+    layer = MaskedConv2d(3, 4, 3, padding=1)
+    with torch.no_grad():
+        assert not layer(torch.randn(1, 3, 7, 9), torch.zeros(1, 7, 9)).any()
