@@ -1,12 +1,14 @@
 """Get, convert and check data sets, or write a config for one's own: ``flatten-det prepare coco``."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from ..cli import add_debug_option
 from ..data.preparation import public
 from ..data.preparation.cityscapes import CITYSCAPES
 from ..data.preparation.custom import CustomDataOptions, write_config
+from ..data.preparation.formats import FORMATS
 from . import run_command
 
 INCOMPLETE_EXIT = 1
@@ -36,12 +38,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         mirror=None, keep_archives=False, work=lambda args: _public(CITYSCAPES, args)
     )
 
-    command = commands.add_parser("custom", help="write a config for a COCO-format folder")
+    command = commands.add_parser(
+        "custom", help="write a config for data of your own; may be left out before a folder"
+    )
     _add_custom_options(command)
     command.set_defaults(work=_custom)
 
     for command in commands.choices.values():
         add_debug_option(command)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0] not in commands.choices and not argv[0].startswith("-"):
+        argv.insert(0, "custom")
     return parser.parse_args(argv)
 
 
@@ -70,7 +77,7 @@ def _add_download_options(command: argparse.ArgumentParser) -> None:
 
 
 def _add_custom_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("folder", type=Path, help="folder with images and COCO annotations")
+    command.add_argument("folder", type=Path, help="folder with images and annotations")
     command.add_argument(
         "--config", type=Path, required=True, help="detector's config to start from"
     )
@@ -90,6 +97,17 @@ def _add_custom_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--from-scratch", action="store_true", help="do not start from pretrained weights"
+    )
+    command.add_argument(
+        "--format",
+        choices=["coco", *FORMATS],
+        help="of the annotations (default: that which the folder holds)",
+    )
+    command.add_argument(
+        "--classes",
+        type=lambda text: tuple(name.strip() for name in text.split(",")),
+        metavar="A,B,...",
+        help="all classes in their order (default: the data's own order, or by name; COCO has its own)",
     )
     command.add_argument("--force", action="store_true", help="overwrite files that exist")
 
@@ -115,6 +133,8 @@ def _custom(args: argparse.Namespace) -> list[str]:
         val_fraction=args.val_fraction,
         from_scratch=args.from_scratch,
         force=args.force,
+        format=args.format,
+        classes=args.classes,
     )
     write_config(args.folder, args.config, args.out, data_options)
     return []

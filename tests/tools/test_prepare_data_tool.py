@@ -1,11 +1,16 @@
 """tools/prepare_data.py: exit codes, and from a strange folder to a first training."""
 
+import json
 from pathlib import Path
+from xml.sax.saxutils import escape
 
+import numpy as np
 import pytest
+import yaml
 from custom_folder import make_custom_folder
 
 ROOT = Path(__file__).parents[2]
+RETINANET = str(ROOT / "configs" / "quickstart" / "retinanet_flatten-pvt-nano_fpn_shapes.py")
 MASK_RCNN = str(ROOT / "configs" / "quickstart" / "mask-rcnn_flatten-pvt-nano_fpn_shapes.py")
 
 
@@ -63,7 +68,7 @@ def test_cityscapes_says_how_to_get_it(prepare_tool, tmp_path, capsys):
     "arguments",
     [
         [],
-        ["imagenet"],
+        ["imagenet", "--check"],
         ["custom", "folder"],
         ["custom", "folder", "--config", "a.py", "--out", "b.py", "--val-fraction", "1"],
     ],
@@ -100,3 +105,90 @@ def test_custom_folder_is_trained_on(
     assert train_tool.main([str(out), "--cfg-options", *options]) == 0
     assert "coco/segm_mAP" in capsys.readouterr().out
     assert (tmp_path / "work_dirs" / "fruit" / "iter_2.pth").is_file()
+
+
+def export(folder: Path, write_labels) -> dict[str, list[tuple[str, str, list[float]]]]:
+    """Write a folder's COCO files in another form; returns (image, class, box) of all objects by split."""
+    truth = {}
+    for split, name in (("train", "train"), ("valid", "val")):
+        content = json.loads((folder / split / "_annotations.coco.json").read_text())
+        (folder / split / "_annotations.coco.json").unlink()
+        names = {category["id"]: category["name"] for category in content["categories"]}
+        truth[name] = []
+        for image in content["images"]:
+            own = [a for a in content["annotations"] if a["image_id"] == image["id"]]
+            objects = [
+                (names[a["category_id"]], np.reshape(a["segmentation"][0], (-1, 2))) for a in own
+            ]
+            write_labels(folder / split / image["file_name"], image, objects, list(names.values()))
+            for label, points in objects:
+                low, high = points.min(axis=0), points.max(axis=0)
+                truth[name].append((image["file_name"], label, [*low, *(high - low)]))
+    return truth
+
+
+def write_yolo(path: Path, image: dict, objects: list, names: list[str]) -> None:
+    size = image["width"], image["height"]
+    lines = (
+        " ".join(
+            [str(names.index(label)), *(f"{value:.6f}" for value in (points / size).flatten())]
+        )
+        for label, points in objects
+    )
+    path.with_suffix(".txt").write_text("\n".join(lines))
+    config = {"train": "train", "val": "valid", "nc": len(names), "names": names}
+    (path.parents[1] / "data.yaml").write_text(yaml.safe_dump(config, allow_unicode=True))
+
+
+def write_voc(path: Path, image: dict, objects: list, names: list[str]) -> None:
+    parts = [f"<filename>{path.name}</filename>"]
+    parts.append(
+        "<size>{}</size>".format("".join(f"<{k}>{image[k]}</{k}>" for k in ("width", "height")))
+    )
+    for label, points in objects:
+        corners = [*(points.min(axis=0) + 1), *points.max(axis=0)]
+        box = "".join(
+            f"<{k}>{v}</{k}>"
+            for k, v in zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True)
+        )
+        parts.append(f"<object><name>{escape(label)}</name><bndbox>{box}</bndbox></object>")
+    path.with_suffix(".xml").write_text(
+        f"<annotation>{''.join(parts)}</annotation>", encoding="utf-8"
+    )
+
+
+def write_labelme(path: Path, image: dict, objects: list, names: list[str]) -> None:
+    shapes = [
+        {"label": label, "points": points.tolist(), "shape_type": "polygon"}
+        for label, points in objects
+    ]
+    content = {"imagePath": path.name, "imageWidth": image["width"], "imageHeight": image["height"]}
+    path.with_suffix(".json").write_text(json.dumps({**content, "shapes": shapes}))
+
+
+@pytest.mark.parametrize(
+    ("write_labels", "config"),
+    [(write_yolo, MASK_RCNN), (write_voc, RETINANET), (write_labelme, MASK_RCNN)],
+)
+def test_other_formats_are_trained_on(
+    prepare_tool, check_data_tool, train_tool, folder, tmp_path, monkeypatch, write_labels, config
+):
+    """The prepared set has the objects of the source; the doctor finds nothing; a training reads it."""
+    truth = export(folder, write_labels)
+    out = tmp_path / "fruit.py"
+    assert prepare_tool.main([str(folder), "--config", config, "--out", str(out)]) == 0
+    for split, objects in truth.items():
+        content = json.loads((tmp_path / f"fruit_{split}.json").read_text())
+        images = {image["id"]: Path(image["file_name"]).name for image in content["images"]}
+        names = {category["id"]: category["name"] for category in content["categories"]}
+        taken = [
+            (images[a["image_id"]], names[a["category_id"]], a["bbox"])
+            for a in content["annotations"]
+        ]
+        assert [each[:2] for each in sorted(taken)] == [each[:2] for each in sorted(objects)]
+        for (*_, box), (*_, true) in zip(sorted(taken), sorted(objects), strict=True):
+            assert box == pytest.approx(true, abs=2e-3)
+    assert check_data_tool.main([str(out), "--workers", "0", "--strict"]) == 0
+    monkeypatch.chdir(tmp_path)
+    options = ["train_cfg.max_iters=1", "train_cfg.val_interval=1", "train_dataloader.batch_size=2"]
+    assert train_tool.main([str(out), "--cfg-options", *options]) == 0

@@ -91,11 +91,12 @@ def read_coco_file(path: Path) -> CocoFile:
         mended.append("the classes without their root (Roboflow's)")
         kept = [c for c in content["categories"] if c not in roots]
         content = {**content, "categories": kept}
-    _check(path, content)
+    check_content(path, content)
     return CocoFile(path, content, tuple(mended))
 
 
-def _check(path: Path, content: dict[str, list]) -> None:
+def check_content(path: Path, content: dict[str, list]) -> None:
+    """Refuse, by a UserError, what contradicts itself, or of which nothing can be learned."""
     images, annotations, categories = (content[key] for key in coco.KEYS)
     if not categories:
         raise UserError(f"{path}: its categories are empty: add the classes and their ids")
@@ -253,7 +254,7 @@ def find_annotation_files(folder: Path, known: dict[str, Path]) -> dict[str, Pat
             is_meant = any(word.search(path.stem) for word in _WORDS.values())
         if is_meant:
             candidates.append(path)
-            by_split.setdefault(_split_of(path.relative_to(folder)), []).append(path)
+            by_split.setdefault(split_of(path.relative_to(folder)), []).append(path)
     if unnamed := by_split.pop("", []):
         by_split.setdefault("train", unnamed)
     found = dict(known)
@@ -278,7 +279,7 @@ def find_annotation_files(folder: Path, known: dict[str, Path]) -> dict[str, Pat
     return found
 
 
-def _split_of(path: Path) -> str:
+def split_of(path: Path) -> str:
     names = (path.stem, *reversed(path.parent.parts))
     found = (split for name in names for split, word in _WORDS.items() if word.search(name))
     return next(found, "")
@@ -294,7 +295,7 @@ def find_image_folder(folder: Path, file: CocoFile, split: str) -> Path:
         places = [place for place in places if (place / name).is_file()] or places
     if len(places) > 1:
         # Copies of the images, or equal names in the splits' folders: the one that is named alike.
-        alike = [p for p in places if _split_of(p.relative_to(folder) / "x") == split]
+        alike = [p for p in places if split_of(p.relative_to(folder) / "x") == split]
         beside = [p for p in places if p == file.path.parent]
         places = alike if len(alike) == 1 else beside or places
     if len(places) > 1:

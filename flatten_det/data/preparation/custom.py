@@ -1,4 +1,4 @@
-"""A ready config for a zoo model and a COCO-format folder of one's own."""
+"""A ready config for a zoo model and a folder of one's own: COCO, or what :mod:`.formats` converts."""
 
 import colorsys
 import json
@@ -22,6 +22,7 @@ from .coco_file import (
     read_coco_file,
     with_slashes,
 )
+from .formats import convert, find_format
 from .zoo_config import (
     DETECTOR,
     Code,
@@ -42,8 +43,10 @@ _GOLDEN_RATIO = 0.618034
 class CustomDataOptions:
     """What the command line says about a folder.
 
-    ``annotations`` and ``images`` are files and folders by split; those that are left out are looked for.
-    ``val_fraction`` is the part of the training images to hold back for validation, between 0 and 1.
+    ``annotations`` and ``images`` are files and folders of COCO data by split; those that are left out are
+    looked for. ``val_fraction`` is the part of the training images to hold back for validation, between 0 and
+    1. ``format`` is ``coco`` or a name in :data:`.formats.FORMATS`; None: what is found. ``classes`` are all
+    classes of other formats than COCO in their order; None: as they are found.
     """
 
     annotations: dict[str, Path]
@@ -51,12 +54,14 @@ class CustomDataOptions:
     val_fraction: float | None = None
     from_scratch: bool = False
     force: bool = False
+    format: str | None = None
+    classes: tuple[str, ...] | None = None
 
 
 def write_config(folder: Path, zoo_config: Path, out: Path, options: CustomDataOptions) -> None:
-    """Write a config that trains a zoo model on a COCO-format folder, and say what it holds.
+    """Write a config that trains a zoo model on a folder's data, and say what it holds.
 
-    Annotation files are written beside it where the folder's own are not complete, or are divided.
+    COCO files are written beside it where the folder has none, or its own are not complete, or divided.
 
     Raises:
         UserError: Data or config do not fit, or a file exists.
@@ -106,6 +111,28 @@ def _splits(
     folder: Path, out: Path, options: CustomDataOptions
 ) -> tuple[dict[str, CocoFile], dict[Path, str]]:
     """Training and validation, and the annotation files that have to be written for them."""
+    form = options.format or ("coco" if options.annotations else find_format(folder))
+    if form == "coco":
+        return _splits_of_coco(folder, out, options)
+    if options.annotations or options.images:
+        raise UserError(
+            f"{folder}: --train-ann, --train-images and the like are for COCO, not for {form}"
+        )
+    files = convert(form, folder, options.classes)
+    if options.val_fraction is not None:
+        files = {"train": files["train"]}
+    elif "val" not in files:
+        raise UserError(
+            f"{folder}: all images are for training: hold part of them back by --val-fraction 0.2"
+        )
+    return _to_write(out, files, [], options)
+
+
+def _splits_of_coco(
+    folder: Path, out: Path, options: CustomDataOptions
+) -> tuple[dict[str, CocoFile], dict[Path, str]]:
+    if options.classes:
+        raise UserError("--classes: COCO files have their own; it is for other formats")
     paths = dict(options.annotations)
     if options.val_fraction is None or "train" not in paths:
         paths = find_annotation_files(folder, paths)
@@ -116,15 +143,25 @@ def _splits(
             f"{folder}: no validation annotations beside {paths['train'].name}: name them by --val-ann, "
             "or hold part of the images back by --val-fraction 0.2"
         )
+    files = {
+        name: _with_images(folder, read_coco_file(paths[name].resolve()), name, options.images)
+        for name in SPLITS
+        if name in paths
+    }
+    return _to_write(out, files, list(paths.values()), options)
+
+
+def _to_write(
+    out: Path, files: dict[str, CocoFile], inputs: list[Path], options: CustomDataOptions
+) -> tuple[dict[str, CocoFile], dict[Path, str]]:
+    """The splits, completed or divided, and the files to write for that, none of them of ``inputs``."""
     splits, contents = {}, {}
-    for name in SPLITS:
-        if name in paths:
-            file = _with_images(folder, read_coco_file(paths[name].resolve()), name, options.images)
-            content, added = completed(file, file.images)
-            splits[name] = replace(file, content=content)
-            if added:
-                print(f"{file.path}: completed by {', '.join(added)}")
-                contents[name] = content
+    for name, file in files.items():
+        content, added = completed(file, file.images)
+        splits[name] = replace(file, content=content)
+        if added:
+            print(f"{file.path}: completed by {', '.join(added)}")
+            contents[name] = content
     if "val" not in splits:
         parts = divide(splits["train"], options.val_fraction)
         contents = dict(zip(SPLITS, parts, strict=True))
@@ -134,7 +171,7 @@ def _splits(
         path = out.resolve().with_name(f"{out.stem}_{name}.json")
         written[path] = json.dumps(content)
         splits[name] = replace(splits[name], path=path, content=content)
-    refuse_overwriting(paths.values(), written, "--out")
+    refuse_overwriting(inputs, written, "--out")
     return splits, written
 
 

@@ -1,0 +1,524 @@
+"""Own data as labelling programs write it, made into COCO files: YOLO, Pascal VOC and labelme.
+
+A reader finds the images and objects of each split and gives them to :class:`_Objects`; all that follows is
+the same for every format. CVAT, Label Studio and Roboflow export these formats, or COCO.
+"""
+
+import base64
+import io
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path, PureWindowsPath
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
+
+import mmengine
+import numpy as np
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from ...errors import UserError, in_one_line, listed
+from ...files.images import IMAGE_SUFFIXES, seen_size
+from ...files.user_files import utf8_text, why_not_read
+from ..coco import is_coco, is_number, mask_fields
+from .coco_file import SPLITS, CocoFile, check_content, read_json, split_of
+
+# A coordinate may leave the image by this part of its side: it is rounding, and cut off.
+_ROUNDING = 0.01
+_POINTS_OF_CIRCLE = 32
+_COCO = "COCO annotations"  # that were not there
+
+
+class _Objects:
+    """The images and objects of one split, as a COCO file has them, and what was changed or left out."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.images: list[dict[str, Any]] = []
+        self.objects: list[dict[str, Any]] = []  # with the name of the class as "label"
+        self.notes: Counter[str] = Counter()
+
+    def add_image(self, path: Path, size: Any = (0, 0)) -> dict[str, Any]:
+        """Add an image, of which the labels say its ``size``, (width, height), or zeros."""
+        if not path.resolve().is_relative_to(self.folder.resolve()):
+            raise UserError(f"image {path} lies outside {self.folder}: put it there")
+        width, height = seen_size(path)
+        if all(size) and tuple(size) != (width, height):
+            raise UserError(
+                f"image {path} has {width} x {height} pixels, after EXIF turns it, but its labels are for "
+                f"{size[0]} x {size[1]}: export them for the images as they are seen"
+            )
+        name = path.relative_to(self.folder).as_posix()
+        image = {"id": len(self.images) + 1, "file_name": name, "width": width, "height": height}
+        self.images.append(image)
+        return image
+
+    def add(
+        self,
+        image: dict[str, Any],
+        label: str,
+        where: str,
+        points: np.ndarray | None = None,
+        parts: Sequence[np.ndarray] = (),
+        crowd: bool = False,
+    ) -> None:
+        """Add a box, of its corners ``points (2, 2)``, or one of polygons, ``parts`` of ``(n, 2)`` each.
+
+        All are in pixels; ``where`` it stands is for messages.
+        """
+        size = np.array([image["width"], image["height"]])
+        outlines = [self._inside(p, size, where) for p in (parts or [points])]
+        every = np.concatenate(outlines)
+        low, high = every.min(axis=0), every.max(axis=0)
+        extent = high - low
+        if min(extent) <= 0:
+            self.notes["objects without area left out"] += 1
+            return
+        fields = {"bbox": [*low.tolist(), *extent.tolist()], "area": float(math.prod(extent))}
+        if parts:
+            polygons = [outline.flatten().tolist() for outline in outlines]
+            lengths = coco_mask.frPyObjects(polygons, image["height"], image["width"])
+            fields["segmentation"] = polygons
+            fields["area"] = float(coco_mask.area(coco_mask.merge(lengths)))
+        self._append(image, label, {**fields, "iscrowd": int(crowd)})
+
+    def add_mask(
+        self, image: dict[str, Any], label: str, where: str, mask: np.ndarray, offset: np.ndarray
+    ) -> None:
+        """Add a mask ``(h, w)`` whose first pixel lies at ``offset`` (x, y)."""
+        whole = np.zeros((image["height"], image["width"]), np.uint8)
+        x, y = offset.tolist()
+        if (
+            min(x, y) < 0
+            or x + mask.shape[1] > image["width"]
+            or y + mask.shape[0] > image["height"]
+        ):
+            raise UserError(
+                f"{where}: its mask leaves its image of {image['width']} x {image['height']}"
+            )
+        whole[y : y + mask.shape[0], x : x + mask.shape[1]] = mask
+        if whole.any():
+            self._append(image, label, mask_fields(whole))
+        else:
+            self.notes["objects without area left out"] += 1
+
+    def _append(self, image: dict[str, Any], label: str, fields: dict[str, Any]) -> None:
+        number = len(self.objects) + 1
+        self.objects.append({"id": number, "image_id": image["id"], "label": label, **fields})
+
+    def _inside(self, points: np.ndarray, size: np.ndarray, where: str) -> np.ndarray:
+        beyond = max(-(points / size).min(), (points / size).max() - 1)
+        if not beyond <= _ROUNDING:
+            shown = ", ".join(f"{value:g}" for value in points.flatten()[:4])
+            raise UserError(
+                f"{where}: an object ({shown}) leaves its image of {size[0]} x {size[1]} pixels: correct it"
+            )
+        if beyond > 1e-6:
+            self.notes["objects cut off at the edge of their image"] += 1
+        return points.clip(0, size)
+
+    def as_coco(self, classes: Sequence[str]) -> CocoFile:
+        """The file that is to be written; a UserError if nothing can be learned of it."""
+        ids = {name: number for number, name in enumerate(classes, start=1)}
+        annotations = [
+            {
+                **{key: value for key, value in each.items() if key != "label"},
+                "category_id": ids[each["label"]],
+            }
+            for each in self.objects
+        ]
+        content = {
+            "images": self.images,
+            "annotations": annotations,
+            "categories": [{"id": number, "name": name} for name, number in ids.items()],
+        }
+        check_content(self.folder, content)
+        return CocoFile(self.folder, content, (_COCO,), self.folder)
+
+    def describe(self) -> str:
+        """How much there is, and what was changed or left out."""
+        empty = len(self.images) - len({each["image_id"] for each in self.objects})
+        told = [f"{len(self.images)} images", f"{len(self.objects)} objects"]
+        told += [f"{count} {note}" for note, count in self.notes.items()]
+        return "; ".join([*told, *([f"{empty} images without objects"] if empty else [])])
+
+
+def _images_in(folder: Path) -> list[Path]:
+    return sorted(
+        p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()
+    )
+
+
+def _text(path: Path) -> str:
+    if reason := why_not_read(path):
+        raise UserError(f"{path} {reason}")
+    try:
+        return utf8_text(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path} {error}") from error
+
+
+def _split_by_path(folder: Path, paths: Iterable[Path]) -> dict[str, list[Path]]:
+    """Files by the split that their names or folders name; those without are for training."""
+    by_split: dict[str, list[Path]] = {}
+    for path in paths:
+        by_split.setdefault(split_of(path.relative_to(folder).parent / "x") or "train", []).append(
+            path
+        )
+    return by_split
+
+
+def _yolo_files(folder: Path) -> list[Path]:
+    """What names the classes: data.yaml, or the list that CVAT, Label Studio and labelImg write."""
+    files = []
+    for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]):
+        content = _load_yaml(path)
+        if isinstance(content, dict) and "names" in content:
+            files.append(path)
+    return files or sorted([*folder.rglob("obj.names"), *folder.rglob("classes.txt")])
+
+
+def _load_yaml(path: Path) -> Any:
+    try:
+        return mmengine.load(path)  # Read as data, see flatten_det.compat.
+    except Exception as error:
+        raise UserError(f"{path} cannot be read: {in_one_line(error)}") from error
+
+
+def _read_yolo(folder: Path) -> tuple[dict[str, _Objects], list[str] | None]:
+    files = _yolo_files(folder)
+    if len(files) != 1:
+        found = listed(files) if files else "none"
+        raise UserError(
+            f"{folder}: YOLO's labels are numbers; the names of its classes must be in one data.yaml, "
+            f"obj.names or classes.txt, and there is {found}: add or remove one"
+        )
+    if files[0].suffix in (".yaml", ".yml"):
+        content = _load_yaml(files[0])
+        names = content["names"]
+        names = names if isinstance(names, dict) else dict(enumerate(names))
+        images = _yolo_splits(folder, files[0], content)
+    else:
+        names = dict(enumerate(line for line in _text(files[0]).splitlines() if line.strip()))
+        images = _split_by_path(folder, _images_in(folder))
+    names = {number: str(name).strip() for number, name in names.items()}
+    splits = {}
+    for split, paths in images.items():
+        objects = splits[split] = _Objects(folder)
+        missing = [path for path in paths if not _yolo_labels(path).is_file()]
+        if len(missing) == len(paths):
+            raise UserError(
+                f"{folder}: no image for {split} has labels; looked for {_yolo_labels(paths[0])} and the like"
+                if paths
+                else f"{folder}: there are no images for {split}"
+            )
+        objects.notes["images without a label file"] = len(missing)
+        objects.notes += Counter()  # Without zeros.
+        for path in paths:
+            _add_yolo_objects(objects, path, names, files[0])
+    return splits, list(names.values())
+
+
+def _yolo_splits(folder: Path, file: Path, content: dict[str, Any]) -> dict[str, list[Path]]:
+    splits = {}
+    for split, keys in {"train": ("train",), "val": ("val", "valid")}.items():
+        entries = next((content[key] for key in keys if content.get(key)), None)
+        if entries is None:
+            continue
+        paths = []
+        for entry in entries if isinstance(entries, list) else [entries]:
+            place = _found(folder, content.get("path"), str(entry))
+            if place is None:
+                raise UserError(f"{file}: {split}: {entry} is nowhere in {folder}: correct it")
+            if place.is_dir():
+                paths += _images_in(place)
+                continue
+            for line in filter(None, map(str.strip, _text(place).splitlines())):
+                image = _found(folder, content.get("path"), line)
+                if image is None:
+                    raise UserError(f"{place}: image {line} is nowhere in {folder}: correct it")
+                paths.append(image)
+        splits[split] = paths
+    if "train" not in splits:
+        raise UserError(
+            f"{file}: it does not say where the images for training are (train): add it"
+        )
+    return splits
+
+
+def _found(folder: Path, root: Any, entry: str) -> Path | None:
+    """Where a path of data.yaml leads; it may be another machine's, if its end is in the folder."""
+    parts = [part for part in PureWindowsPath(entry).parts if part not in ("..", ".")]
+    bases = [folder / str(root), folder] if root else [folder]
+    for base in bases:
+        for start in range(len(parts)):
+            path = base.joinpath(*parts[start:])
+            if path.exists() and path.resolve().is_relative_to(folder.resolve()):
+                return path
+    return None
+
+
+def _yolo_labels(image: Path) -> Path:
+    parts = list(image.parts)
+    if "images" in parts:
+        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
+        beside = Path(*parts).with_suffix(".txt")
+        if beside.parent.is_dir():
+            return beside
+    return image.with_suffix(".txt")
+
+
+def _add_yolo_objects(objects: _Objects, path: Path, names: dict[int, str], file: Path) -> None:
+    image, labels = objects.add_image(path), _yolo_labels(path)
+    size = np.array([image["width"], image["height"]])
+    seen = set()
+    lines = _text(labels).splitlines() if labels.is_file() else []
+    for number, line in enumerate(lines, start=1):
+        where = f"{labels}, line {number}"
+        if not line.strip():
+            continue
+        if line.strip() in seen:
+            objects.notes["repeated lines left out"] += 1
+            continue
+        seen.add(line.strip())
+        try:
+            label, *values = map(float, line.split())
+        except ValueError as error:
+            raise UserError(f"{where}: {error}: write numbers") from error
+        if len(values) != 4 and (len(values) < 6 or len(values) % 2):
+            raise UserError(
+                f"{where}: after the class, {len(values)} numbers: 4 are a box, and x and y of 3 points "
+                "or more a polygon"
+            )
+        if label not in names:
+            raise UserError(
+                f"{where}: class {label:g} is none of the {len(names)} in {file}: add it there"
+            )
+        points = np.array(values).reshape(-1, 2)
+        if len(values) == 4:
+            centre, extent = points
+            corners = np.stack([centre - extent / 2, centre + extent / 2])
+            objects.add(image, names[int(label)], where, points=corners * size)
+        else:
+            objects.add(image, names[int(label)], where, parts=[points * size])
+
+
+def _voc_files(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.rglob("*.xml")) if _parse_xml(path).tag == "annotation"]
+
+
+def _parse_xml(path: Path) -> ElementTree.Element:
+    text = _text(path)
+    if "<!DOCTYPE" in text or "<!ENTITY" in text:
+        raise UserError(f"{path} defines entities, which annotations do not need: remove them")
+    try:
+        return ElementTree.fromstring(text)
+    except ElementTree.ParseError as error:
+        raise UserError(f"{path} is no XML: {error}: export it again") from error
+
+
+def _read_voc(folder: Path) -> tuple[dict[str, _Objects], list[str] | None]:
+    files = _voc_files(folder)
+    splits = {split: _Objects(folder) for split in SPLITS}
+    for split, paths in _voc_splits(folder, files).items():
+        if split not in splits:
+            continue
+        for path in paths:
+            _add_voc_objects(splits[split], path)
+    return {split: objects for split, objects in splits.items() if objects.images}, None
+
+
+def _voc_splits(folder: Path, files: list[Path]) -> dict[str, list[Path]]:
+    lists = {split: sorted(folder.rglob(f"ImageSets/Main/{split}.txt")) for split in SPLITS}
+    if not lists["train"]:
+        return _split_by_path(folder, files)
+    by_stem = {path.stem: path for path in files}
+    splits = {}
+    for split, (path, *more) in ((s, found) for s, found in lists.items() if found):
+        if more:
+            raise UserError(
+                f"{folder}: several lists for {split}: {listed([path, *more])}: leave one"
+            )
+        stems = [line.split()[0] for line in _text(path).splitlines() if line.strip()]
+        if missing := [stem for stem in stems if stem not in by_stem]:
+            raise UserError(
+                f"{path}: no annotations (*.xml) of {listed(missing)}: add or remove them"
+            )
+        splits[split] = [by_stem[stem] for stem in stems]
+    return splits
+
+
+def _add_voc_objects(objects: _Objects, path: Path) -> None:
+    root = _parse_xml(path)
+    beside = [path.parent, *(path.parent.parent / name for name in ("JPEGImages", "images", "."))]
+    named = PureWindowsPath(root.findtext("filename") or "").name
+    names = [named, *(path.stem + suffix for suffix in IMAGE_SUFFIXES)]
+    found = [place / name for name in filter(None, names) for place in beside]
+    file = next((place for place in found if place.is_file()), None)
+    if file is None:
+        raise UserError(f"{path}: its image {named or path.stem} is not there: put it beside")
+    try:
+        size = [int(float(root.findtext(f"size/{side}") or 0)) for side in ("width", "height")]
+        image = objects.add_image(file, size)
+        for node in root.iter("object"):
+            label = (node.findtext("name") or "").strip()
+            # Pixels are counted from 1, and the last one belongs to the object.
+            box = [
+                float(node.findtext(f"bndbox/{k}") or "nan")
+                for k in ("xmin", "ymin", "xmax", "ymax")
+            ]
+            corners = np.array(box).reshape(2, 2) - [[1], [0]]
+            if not label or not np.isfinite(corners).all():
+                raise ValueError("an object has no name, or no bndbox of four numbers")
+            difficult = (node.findtext("difficult") or "0").strip() == "1"
+            if difficult:
+                objects.notes[
+                    "difficult objects that count neither as found nor as missed (iscrowd)"
+                ] += 1
+            objects.add(image, label, str(path), points=corners, crowd=difficult)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}: correct it") from error
+
+
+def _labelme_files(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.rglob("*.json")) if _is_labelme(read_json(path)[0])]
+
+
+def _is_labelme(content: Any) -> bool:
+    return (
+        isinstance(content, dict)
+        and isinstance(content.get("shapes"), list)
+        and "imagePath" in content
+    )
+
+
+def _read_labelme(folder: Path) -> tuple[dict[str, _Objects], list[str] | None]:
+    splits = {}
+    for split, paths in _split_by_path(folder, _labelme_files(folder)).items():
+        if split in SPLITS:
+            splits[split] = _Objects(folder)
+            for path in paths:
+                _add_labelme_objects(splits[split], path)
+    return splits, None
+
+
+def _add_labelme_objects(objects: _Objects, path: Path) -> None:
+    content = read_json(path)[0]
+    file = path.parent / str(content["imagePath"]).replace("\\", "/")
+    if not file.is_file():
+        raise UserError(f"{path}: its image {content['imagePath']} is not there: put it beside")
+    image = objects.add_image(
+        file, (content.get("imageWidth") or 0, content.get("imageHeight") or 0)
+    )
+    groups: dict[Any, tuple[str, list[np.ndarray]]] = {}
+    for number, shape in enumerate(content["shapes"], start=1):
+        where = f"{path}, shape {number}"
+        kind = shape.get("shape_type", "polygon") if isinstance(shape, dict) else None
+        label = shape.get("label") if isinstance(shape, dict) else None
+        points = shape.get("points") if isinstance(shape, dict) else None
+        if not (isinstance(label, str) and label and _are_points(points)):
+            raise UserError(f"{where} has no label, or no points of two numbers: correct it")
+        points = np.array(points, float)
+        if kind == "mask":
+            objects.add_mask(
+                image, label, where, _labelme_mask(shape, where), points[0].astype(int)
+            )
+            continue
+        outline = _labelme_outline(str(kind), points)
+        if outline is None:
+            objects.notes[f"shapes of kind {kind} left out"] += 1
+            continue
+        group = shape.get("group_id")
+        key = number if group is None else (label, str(group))
+        groups.setdefault(key, (label, []))[1].append(outline)
+    for label, outlines in groups.values():
+        objects.add(image, label, str(path), parts=outlines)
+
+
+def _are_points(points: Any) -> bool:
+    return (
+        isinstance(points, list)
+        and bool(points)
+        and all(isinstance(p, list) and len(p) == 2 and all(map(is_number, p)) for p in points)
+    )
+
+
+def _labelme_outline(kind: str, points: np.ndarray) -> np.ndarray | None:
+    """A polygon ``(n, 2)``, as labelme's own exporters make them; None for what has no area."""
+    if kind == "polygon" and len(points) >= 3:
+        return points
+    if kind == "rectangle" and len(points) == 2:
+        (x0, y0), (x1, y1) = points
+        return np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])
+    if kind == "circle" and len(points) == 2:
+        angles = np.linspace(0, 2 * np.pi, _POINTS_OF_CIRCLE, endpoint=False)
+        radius = np.linalg.norm(points[1] - points[0])
+        return points[0] + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    return None
+
+
+def _labelme_mask(shape: dict[str, Any], where: str) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(shape["mask"]))) as image:
+            return np.asarray(image) > 0
+    except Exception as error:
+        raise UserError(f"{where}: its mask cannot be read: {in_one_line(error)}") from error
+
+
+class Format(NamedTuple):
+    """What data of a form look like, and how they are read."""
+
+    title: str
+    is_there: Callable[[Path], bool]
+    read: Callable[[Path], tuple[dict[str, _Objects], list[str] | None]]
+
+
+FORMATS = {
+    "yolo": Format("YOLO", lambda folder: bool(_yolo_files(folder)), _read_yolo),
+    "voc": Format("Pascal VOC", lambda folder: bool(_voc_files(folder)), _read_voc),
+    "labelme": Format("labelme", lambda folder: bool(_labelme_files(folder)), _read_labelme),
+}
+
+
+def find_format(folder: Path) -> str:
+    """The form of a folder's data: ``coco`` or one of :data:`FORMATS`; UserError if there are several."""
+    found = [name for name, form in FORMATS.items() if form.is_there(folder)]
+    if any(is_coco(content) for content in _contents(folder)):
+        found.append("coco")
+    if len(found) > 1:
+        raise UserError(
+            f"{folder}: it holds annotations in {' and '.join(found)}: say which by --format"
+        )
+    return found[0] if found else "coco"
+
+
+def _contents(folder: Path) -> Iterator[Any]:
+    for path in sorted(folder.rglob("*.json")):
+        try:
+            yield read_json(path)[0]
+        except UserError:
+            continue
+
+
+def convert(name: str, folder: Path, classes: Sequence[str] | None = None) -> dict[str, CocoFile]:
+    """The data of a folder as COCO files, by split; prints what was taken, changed and left out.
+
+    Args:
+        name: of one of :data:`FORMATS`.
+        folder: of the data.
+        classes: all of them, in the order that they are to have; None: the data's own order, or by name.
+
+    Raises:
+        UserError: A file cannot be read, contradicts itself or others, or nothing can be learned.
+    """
+    splits, own = FORMATS[name].read(folder)
+    used = {each["label"] for objects in splits.values() for each in objects.objects}
+    classes = list(classes or own or sorted(used))
+    if unknown := sorted(used - set(classes)):
+        raise UserError(
+            f"{folder}: labels that are none of the classes: {listed(unknown)}: add them"
+        )
+    for split, objects in splits.items():
+        print(f"{split}, from {FORMATS[name].title}: {objects.describe()}")
+    return {split: objects.as_coco(classes) for split, objects in splits.items()}
