@@ -3,6 +3,9 @@
 import argparse
 from contextlib import nullcontext
 
+from mmengine.config import Config
+from mmengine.hooks import Hook
+
 from ..cli import (
     add_common_options,
     add_launcher_options,
@@ -13,6 +16,7 @@ from ..cli import (
 )
 from ..config import blame_config, enable_auto_scale_lr, load_config
 from ..data.doctor.report import check_command
+from ..train import finetune
 from ..train.console import short_console
 from ..train.optimizer import AMP_DTYPES, enable_amp
 from ..train.resume import resume_from
@@ -52,6 +56,35 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="do not look for errors in the annotations first (flatten-det check looks at all)",
     )
+    group = parser.add_argument_group("fine-tuning")
+    group.add_argument(
+        "--weights",
+        metavar="CHECKPOINT",
+        help="start from what fits of another detector's or segmentor's weights; a head for other classes "
+        "is left out",
+    )
+    group.add_argument(
+        "--freeze",
+        type=int,
+        metavar="N",
+        help="keep the backbone's first N stages, and what comes before them, as they are",
+    )
+    group.add_argument(
+        "--ema", action="store_true", help="evaluate and save a moving average of the weights"
+    )
+    group.add_argument(
+        "--save-best",
+        nargs="?",
+        const="auto",
+        metavar="METRIC",
+        help="keep the best checkpoint too (default: by the mask, else box mAP, PQ or mIoU)",
+    )
+    group.add_argument(
+        "--early-stopping",
+        type=int,
+        metavar="N",
+        help="end after N validations in a row that are not better, by the metric of --save-best",
+    )
     parser.add_argument(
         "--verbose",
         action="store_true",
@@ -61,6 +94,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_trust_option(parser)
     add_launcher_options(parser)
     args = parser.parse_args(argv)
+    if args.weights and args.resume:
+        parser.error("argument --weights: a training that goes on (--resume) has its own weights")
+    for option in ("freeze", "early_stopping"):
+        least = int(option == "early_stopping")
+        if (number := getattr(args, option)) is not None and number < least:
+            parser.error(f"argument --{option.replace('_', '-')}: must be at least {least}")
     args.cfg_option_texts = cfg_option_texts(argv)
     return args
 
@@ -76,14 +115,33 @@ def run(args: argparse.Namespace) -> None:
             enable_amp(cfg, None if args.amp == "auto" else args.amp)
         if args.auto_scale_lr:
             enable_auto_scale_lr(cfg)
+        own_hooks = fine_tune(cfg, args)
     resume_from(cfg, args.resume)
     with nullcontext([]) if args.verbose else short_console(args.config) as hooks:
         train(
             cfg,
             check_data=not args.no_data_check,
-            hooks=hooks,
+            hooks=[*own_hooks, *hooks],
             check_command=check_command(args.config, args.cfg_option_texts),
         )
+
+
+def fine_tune(cfg: Config, args: argparse.Namespace) -> list[Hook]:
+    """Apply the options for fine-tuning to the config; returns the hooks that they need."""
+    hooks: list[Hook] = []
+    if args.weights:
+        hooks.append(finetune.start_from(cfg, args.weights))
+    if args.freeze is not None:
+        finetune.freeze(cfg, args.freeze)
+    if args.ema:
+        finetune.average_weights(cfg)
+    if args.save_best or args.early_stopping:
+        named = args.save_best not in (None, "auto")
+        metric = args.save_best if named else finetune.main_metric(cfg)
+        finetune.save_best(cfg, metric)
+        if args.early_stopping:
+            hooks.append(finetune.StopEarlyHook(metric, args.early_stopping))
+    return hooks
 
 
 def main(argv: list[str] | None = None) -> int:
