@@ -26,7 +26,12 @@ from .run import summary
 
 _LOWER_IS_BETTER = ("loss", "error")
 # What the frameworks say of each other's calls.
-_OF_NO_USE = ("will be deprecated", "is the alias of", "The prefix is not set in metric")
+_OF_NO_USE = (
+    "will be deprecated",
+    "is the alias of",
+    "The prefix is not set in metric",
+    "requires_grad=False",
+)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from xml.sax.saxutils import escape
 
+import cv2
 import numpy as np
 import pytest
 import yaml
@@ -11,6 +12,7 @@ from custom_folder import make_custom_folder
 
 ROOT = Path(__file__).parents[2]
 RETINANET = str(ROOT / "configs" / "quickstart" / "retinanet_flatten-pvt-nano_fpn_shapes.py")
+SEMANTIC_FPN = str(ROOT / "configs" / "quickstart" / "flatten-pvt-nano_semantic-fpn_shapes.py")
 MASK_RCNN = str(ROOT / "configs" / "quickstart" / "mask-rcnn_flatten-pvt-nano_fpn_shapes.py")
 
 
@@ -192,3 +194,37 @@ def test_other_formats_are_trained_on(
     monkeypatch.chdir(tmp_path)
     options = ["train_cfg.max_iters=1", "train_cfg.val_interval=1", "train_dataloader.batch_size=2"]
     assert train_tool.main([str(out), "--cfg-options", *options]) == 0
+
+
+def test_label_maps_are_trained_on(
+    prepare_tool, check_data_tool, train_tool, folder, tmp_path, monkeypatch, capsys
+):
+    """Discs in three colours on images of several sizes, divided by the tool."""
+    for path in folder.rglob("*.json"):
+        content = json.loads(path.read_text())
+        for image in content["images"]:
+            label_map = np.zeros((image["height"], image["width"], 3), np.uint8)
+            for number, own in enumerate(content["annotations"]):
+                if own["image_id"] == image["id"]:
+                    outline = np.reshape(own["segmentation"][0], (-1, 2))
+                    cv2.fillPoly(label_map, [outline], (0, 0, 80 * (number % 3 + 1)))
+            name = f"{path.parent.name} {Path(image['file_name']).stem}"
+            (path.parent / image["file_name"]).rename(folder / f"{name}.png")
+            cv2.imwrite(str(folder / f"{name}_mask.png"), label_map)
+        path.unlink()
+    table = "background:0,0,0::\na:80,0,0::\nb:160,0,0::\nc:240,0,0::\n"
+    (folder / "labelmap.txt").write_text(table)
+    out = tmp_path / "fruit.py"
+    command = [str(folder), "--config", SEMANTIC_FPN, "--out", str(out), "--val-fraction", "0.25"]
+    assert prepare_tool.main(command) == 0
+    assert (
+        "4 classes: background, a, b, ... and 1 more\ntrain: 12 images" in capsys.readouterr().out
+    )
+    assert check_data_tool.main([str(out), "--workers", "0", "--strict"]) == 0
+    label_maps = [cv2.imread(str(path), -1) for path in tmp_path.rglob("fruit_train_labels/*.png")]
+    assert len(label_maps) == 12
+    assert all(set(np.unique(label_map)) == {0, 1, 2, 3} for label_map in label_maps)
+    monkeypatch.chdir(tmp_path)
+    options = ["train_cfg.max_iters=1", "train_cfg.val_interval=1", "train_dataloader.batch_size=2"]
+    assert train_tool.main([str(out), "--cfg-options", *options]) == 0
+    assert "mIoU" in capsys.readouterr().out

@@ -335,19 +335,25 @@ def check_images(images: Path, file: CocoFile, split: str) -> Path:
     return images
 
 
+def divide_by_name(items: list, val_fraction: float, name: Callable[[Any], str]) -> list[list]:
+    """Those for training and those for validation, by a hash of their names."""
+
+    def digest(item: Any) -> bytes:
+        return hashlib.sha256(name(item).encode("utf-8", "replace")).digest()
+
+    items = sorted(items, key=digest)
+    count = max(round(len(items) * val_fraction), 1)
+    return [items[count:], items[:count]]
+
+
 def divide(file: CocoFile, val_fraction: float) -> list[dict[str, Any]]:
     """Divide the images of a file, and their annotations, into those for training and for validation.
 
     By a hash of the images' names: always alike, and few move when images are added. UserError if a part
     would have no objects that count.
     """
-    images = sorted(
-        file.content["images"],
-        key=lambda image: hashlib.sha256(image["file_name"].encode("utf-8", "replace")).digest(),
-    )
-    count = max(round(len(images) * val_fraction), 1)
-    parts = []
-    for part in (images[count:], images[:count]):
+    images, parts = file.content["images"], []
+    for part in divide_by_name(images, val_fraction, lambda image: image["file_name"]):
         ids = {image["id"] for image in part}
         annotations = [a for a in file.content["annotations"] if a["image_id"] in ids]
         if all(map(why_not_learned, annotations)):

@@ -5,24 +5,30 @@ import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
 
 from ...backbones.weights import RELEASE_PAGE
 from ...cli import command_line
-from ...config import CONFIGS, find_config, has_mask_head
+from ...config import CONFIGS, find_config, has_mask_head, is_segmentor
 from ...errors import UserError, listed
 from ...files.atomic import UnwritableError, refuse_overwriting, write_atomically
+from ..coco import in_threads
 from .coco_file import (
     SPLITS,
     CocoFile,
     check_images,
     completed,
     divide,
+    divide_by_name,
     find_annotation_files,
     find_image_folder,
     read_coco_file,
     with_slashes,
 )
 from .formats import convert, find_format
+from .masks import dataset_changes, label_map_content, read_masks
 from .zoo_config import (
     DETECTOR,
     Code,
@@ -31,6 +37,7 @@ from .zoo_config import (
     load_zoo_config,
     model_changes,
     pretrained_weights,
+    segmentation_changes,
 )
 
 _DOCSTRING = (
@@ -75,6 +82,9 @@ def write_config(folder: Path, zoo_config: Path, out: Path, options: CustomDataO
     refuse_overwriting([zoo_config], [out], "--out")
     folder = folder.resolve()
     cfg = load_zoo_config(zoo_config)
+    if is_segmentor(cfg):
+        _write_segmentor_config(cfg, folder, zoo_config, out, options)
+        return
     splits, written = _splits(folder, out, options)
     classes = _classes(*splits.values())
     for file in splits.values():
@@ -84,20 +94,80 @@ def write_config(folder: Path, zoo_config: Path, out: Path, options: CustomDataO
                 f"{zoo_config} learns masks, but {missing} of {count} annotations in {file.path} have no "
                 f"segmentation: choose a detector of boxes such as {DETECTOR}"
             )
-    values = {
-        "_base_": _base_path(zoo_config, out),
-        "classes": classes,
-        "num_classes": Code("len(classes)"),
-        "metainfo": {"classes": Code("classes"), "palette": _palette(len(classes))},
-        "data_root": f"{folder.as_posix()}/",
-        "model": model_changes(cfg, options.from_scratch),
-        **data_changes(cfg, folder, **splits),
-    }
-    _write_all({**written, out: f"{_DOCSTRING}\n\n{assignments(values)}"}, options.force)
+    values = _values(cfg, zoo_config, folder, out, classes, None, options)
+    values |= data_changes(cfg, folder, **splits)
+    text = f"{_DOCSTRING}\n\n{assignments(values)}"
+    _write_all({**written, out: text.encode()}, options.force)
     print(f"{len(classes)} classes: {listed(classes)}")
     for name, file in splits.items():
         images, objects = len(file.image_names), len(file.content["annotations"])
         print(f"{name}: {images} images in {file.images}, {objects} objects in {file.path}")
+    _say_what_to_do(cfg, out, options)
+
+
+def _write_segmentor_config(
+    cfg: Config, folder: Path, zoo_config: Path, out: Path, options: CustomDataOptions
+) -> None:
+    if options.annotations or options.images or options.format:
+        raise UserError(
+            f"{zoo_config} learns from label maps: --format and COCO's options are for detectors"
+        )
+    data = read_masks(folder, options.classes)
+    pairs = dict(data.pairs)
+    if options.val_fraction is not None:
+        parts = divide_by_name(pairs["train"], options.val_fraction, lambda pair: pair.image.name)
+        pairs = dict(zip(SPLITS, parts, strict=True))
+    if missing := [split for split in SPLITS if not pairs.get(split)]:
+        raise UserError(
+            f"{folder}: no images for {missing[0]}: hold a part of them back by --val-fraction 0.2"
+        )
+    place = out.resolve()
+    written, datasets = {}, {}
+    for split, own in pairs.items():
+        labels, names = (place.with_name(f"{out.stem}_{split}{end}") for end in ("_labels", ".txt"))
+        images = [pair.image.relative_to(folder).as_posix() for pair in own]
+        written[names] = "".join(f"{name}\n" for name in images).encode()
+        contents = in_threads(
+            lambda pair: label_map_content(pair, data), own, f"Label maps, {split}"
+        )
+        for name, content in zip(images, contents, strict=True):
+            written[labels / f"{name}.png"] = content
+        datasets[split] = {
+            **dataset_changes(labels.as_posix(), names.as_posix()),
+            "data_root": Code("data_root"),
+            "metainfo": Code("metainfo"),
+        }
+    values = _values(cfg, zoo_config, folder, out, data.classes, data.palette, options)
+    values |= segmentation_changes(cfg, datasets)
+    text = f"{_DOCSTRING}\n\n{assignments(values)}"
+    _write_all({**written, out: text.encode()}, options.force)
+    print(f"{len(data.classes)} classes: {listed(data.classes)}")
+    for split, own in pairs.items():
+        print(f"{split}: {len(own)} images with label maps")
+    _say_what_to_do(cfg, out, options)
+
+
+def _values(
+    cfg: Config,
+    zoo_config: Path,
+    folder: Path,
+    out: Path,
+    classes: tuple[str, ...],
+    palette: list[tuple[int, int, int]] | None,
+    options: CustomDataOptions,
+) -> dict[str, Any]:
+    """What the written config begins with."""
+    return {
+        "_base_": _base_path(zoo_config, out),
+        "classes": classes,
+        "num_classes": Code("len(classes)"),
+        "metainfo": {"classes": Code("classes"), "palette": palette or _palette(len(classes))},
+        "data_root": f"{folder.as_posix()}/",
+        "model": model_changes(cfg, options.from_scratch),
+    }
+
+
+def _say_what_to_do(cfg: Config, out: Path, options: CustomDataOptions) -> None:
     weights = None if options.from_scratch else pretrained_weights(cfg)
     if weights is not None and "://" not in weights and not Path(weights).exists():
         print(
@@ -109,7 +179,7 @@ def write_config(folder: Path, zoo_config: Path, out: Path, options: CustomDataO
 
 def _splits(
     folder: Path, out: Path, options: CustomDataOptions
-) -> tuple[dict[str, CocoFile], dict[Path, str]]:
+) -> tuple[dict[str, CocoFile], dict[Path, bytes]]:
     """Training and validation, and the annotation files that have to be written for them."""
     form = options.format or ("coco" if options.annotations else find_format(folder))
     if form == "coco":
@@ -130,7 +200,7 @@ def _splits(
 
 def _splits_of_coco(
     folder: Path, out: Path, options: CustomDataOptions
-) -> tuple[dict[str, CocoFile], dict[Path, str]]:
+) -> tuple[dict[str, CocoFile], dict[Path, bytes]]:
     if options.classes:
         raise UserError("--classes: COCO files have their own; it is for other formats")
     paths = dict(options.annotations)
@@ -153,7 +223,7 @@ def _splits_of_coco(
 
 def _to_write(
     out: Path, files: dict[str, CocoFile], inputs: list[Path], options: CustomDataOptions
-) -> tuple[dict[str, CocoFile], dict[Path, str]]:
+) -> tuple[dict[str, CocoFile], dict[Path, bytes]]:
     """The splits, completed or divided, and the files to write for that, none of them of ``inputs``."""
     splits, contents = {}, {}
     for name, file in files.items():
@@ -169,7 +239,7 @@ def _to_write(
     written = {}
     for name, content in contents.items():
         path = out.resolve().with_name(f"{out.stem}_{name}.json")
-        written[path] = json.dumps(content)
+        written[path] = json.dumps(content).encode()
         splits[name] = replace(splits[name], path=path, content=content)
     refuse_overwriting(inputs, written, "--out")
     return splits, written
@@ -219,13 +289,13 @@ def _palette(count: int) -> list[tuple[int, int, int]]:
     return [tuple(round(255 * channel) for channel in colour) for colour in colours]
 
 
-def _write_all(files: dict[Path, str], force: bool) -> None:
+def _write_all(files: dict[Path, bytes], force: bool) -> None:
     there = [path for path in files if path.exists()]
     if there and not force:
         raise UserError(f"{listed(there)} exists: name another --out, or overwrite by --force")
     try:
-        for path, text in files.items():
-            write_atomically(path, text.encode())
+        for path, content in files.items():
+            write_atomically(path, content)
     except UnwritableError:
         # A part of them would be in the way of the next attempt.
         for path in files.keys() - set(there):

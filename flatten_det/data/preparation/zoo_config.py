@@ -9,7 +9,6 @@ from ...config import (
     datasets_under_test,
     find_field,
     has_mask_head,
-    is_segmentor,
     load_config,
     type_name,
 )
@@ -71,15 +70,11 @@ def _string(value: str) -> str:
 
 
 def load_zoo_config(path: Path) -> Config:
-    """Read a config that can learn from a COCO file of objects; UserError if it is none."""
+    """Read a config that learns from a COCO file of objects, or from label maps; UserError if it is none."""
     cfg = load_config(path)
-    hint = f"choose a detector such as {DETECTOR}"
+    hint = f"choose a detector such as {DETECTOR}, or a semantic segmentor"
     if getattr(cfg, "_imported_names", None):  # mmengine's mark of them
         raise UserError(f"{path} names classes, and no config with _base_ can inherit it: {hint}")
-    if is_segmentor(cfg):
-        raise UserError(
-            f"{path} is a semantic segmentor, which learns from label maps, not from COCO files: {hint}"
-        )
     if missing := [name for name in _SECTIONS if not cfg.get(name)]:
         raise UserError(f"{path} is no complete config, it has no {', '.join(missing)}: {hint}")
     if find_field(cfg.model, "num_stuff_classes") not in (None, 0):
@@ -112,9 +107,14 @@ def _count_changes(node: dict[str, Any], place: str) -> dict[str, Any]:
     for key, value in node.items():
         if isinstance(value, dict):
             inner = _count_changes(value, f"{place}.{key}")
-            if "num_things_classes" in node and key == "loss_cls":
+            weights, count = value.get("class_weight"), node.get("num_classes")
+            if isinstance(weights, list) and (
+                "num_things_classes" in node or len(weights) - 1 == count
+            ):
                 # One weight per class, and that of "no object".
-                inner["class_weight"] = Code(f"[1.0] * num_classes + [{value['class_weight'][-1]}]")
+                inner["class_weight"] = Code(f"[1.0] * num_classes + [{weights[-1]}]")
+            elif isinstance(weights, list):
+                inner["class_weight"] = None  # Of the other classes.
             if inner:
                 changes[key] = inner
         elif isinstance(value, list | tuple) and find_field(value, "num_classes") is not None:
@@ -140,6 +140,29 @@ def data_changes(cfg: Config, root: Path, train: CocoFile, val: CocoFile) -> dic
             is_same = name != of_val and cfg[name] == cfg[of_val]
             changes[name] = Code(of_val) if is_same else change(cfg, name, root, val)
     return changes
+
+
+def segmentation_changes(cfg: Config, datasets: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The data loaders and evaluators of a segmentor, with these fields of its data sets by split.
+
+    UserError if the config has several data sets for a split.
+    """
+    changes = {}
+    for split in ("train", "val", "test"):
+        dataset = cfg[f"{split}_dataloader"].dataset
+        if "pipeline" not in dataset:
+            raise UserError(
+                f"{split}_dataloader joins or repeats data sets: choose a config with one of its own"
+            )
+        steps = _with_resize(dataset.pipeline, cfg) or [_plain(step) for step in dataset.pipeline]
+        for step in steps:
+            if type_name(step) == "LoadAnnotations":
+                step.pop("reduce_zero_label", None)
+        kept = {key: _plain(dataset[key]) for key in ("test_mode",) if key in dataset}
+        fields = {**datasets["train" if split == "train" else "val"], **kept, "pipeline": steps}
+        changes[f"{split}_dataloader"] = {"dataset": fields}
+    evaluator = {"_delete_": True, "type": "IoUMetric", "iou_metrics": ["mIoU"]}
+    return {**changes, "val_evaluator": evaluator, "test_evaluator": evaluator}
 
 
 def _relative(path: Path, root: Path) -> str:
@@ -178,20 +201,27 @@ def _loader_changes(cfg: Config, name: str, root: Path, file: CocoFile) -> dict[
 
 def _pipeline_changes(pipeline: list, cfg: Config, file: CocoFile) -> list[dict] | None:
     """The steps that fit other people's data, or None if they do as they are."""
-    steps, changed = [_plain(step) for step in pipeline], False
-    if not any(find_field(step, key) is not None for step in steps for key in ("scale", "scales")):
-        # Made for images that all have the size of the training.
-        test_steps = (_plain(step) for step in datasets_under_test(cfg)[0].pipeline)
-        resize = next((step for step in test_steps if type_name(step) == "Resize"), None)
-        loading = [i for i, step in enumerate(steps) if type_name(step).startswith("Load")]
-        if resize is not None:
-            steps.insert(loading[-1] + 1, resize)
-            changed = True
+    resized = _with_resize(pipeline, cfg)
+    steps, changed = resized or [_plain(step) for step in pipeline], resized is not None
     for step in steps:
         if step.get("with_mask") and file.without_masks() and not has_mask_head(cfg):
             step["with_mask"] = False
             changed = True
     return steps if changed else None
+
+
+def _with_resize(pipeline: list, cfg: Config) -> list[dict] | None:
+    """With the test pipeline's Resize where it has none: made for images of the training's size."""
+    steps = [_plain(step) for step in pipeline]
+    if any(find_field(step, key) is not None for step in steps for key in ("scale", "scales")):
+        return None
+    test_steps = (_plain(step) for step in datasets_under_test(cfg)[0].pipeline)
+    resize = next((step for step in test_steps if type_name(step) == "Resize"), None)
+    loading = [i for i, step in enumerate(steps) if type_name(step).startswith("Load")]
+    if resize is None:
+        return None
+    steps.insert(loading[-1] + 1, resize)
+    return steps
 
 
 def _evaluator_changes(cfg: Config, name: str, root: Path, file: CocoFile) -> dict[str, Any]:

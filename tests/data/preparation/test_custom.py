@@ -164,7 +164,6 @@ def test_boxes_without_masks_are_for_detectors_of_boxes(change, write):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ("quickstart/flatten-pvt-nano_semantic-fpn_shapes", "is a semantic segmentor"),
         ("mask2former/mask2former_flatten-swin-t_8xb2-lsj-50e_coco-panoptic", "panoptic"),
         ("_base_/flatten", "is no complete config, it has no model"),
         ("no-such", "not found"),

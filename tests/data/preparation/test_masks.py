@@ -1,0 +1,155 @@
+"""Images with label maps of one's own: what is found, made into indices, and refused."""
+
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flatten_det.data.preparation.masks import label_map_content, read_masks
+from flatten_det.errors import UserError
+
+SIZE = (12, 8)  # width, height
+TRUTH = np.repeat(np.arange(4, dtype=np.uint8), 3)[None].repeat(8, axis=0)  # stripes of 0 to 3
+COLOURS = np.array([[0, 0, 0], [128, 64, 128], [0, 0, 255], [250, 1, 2]], np.uint8)
+CVAT = "# label:color_rgb:parts:actions\nvoid:0,0,0::\nroad:128,64,128::\nsky:0,0,255::\ncar:250,1,2::\n"
+CSV = "name,r,g,b\nvoid, 0, 0, 0\nroad,128,64,128\nsky,0,0,255\ncar,250,1,2\n"
+CAMVID = "0 0 0\tvoid\n128 64 128\troad\n0 0 255\tsky\n250 1 2\tcar\n"
+
+
+def save(path: Path, image: Image.Image) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+    return path
+
+
+def palette_png(indices: np.ndarray) -> Image.Image:
+    image = Image.fromarray(indices).convert("P")
+    image.putpalette(COLOURS.flatten().tolist())
+    image.putdata(indices.flatten().tolist())
+    return image
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """``dataset(label_map)``: a folder with an image of each split and this label map of both."""
+
+    def make(label_map: Image.Image, image: str = "images/{}/a.jpg", mask: str = "masks/{}/a.png"):
+        for split in ("train", "val"):
+            save(tmp_path / image.format(split), Image.new("RGB", SIZE))
+            save(tmp_path / mask.format(split), label_map)
+        return tmp_path
+
+    return make
+
+
+def indices(data, split: str = "train") -> np.ndarray:
+    (pair,) = data.pairs[split]
+    with Image.open(io.BytesIO(label_map_content(pair, data))) as image:
+        assert image.mode == "L"
+        return np.asarray(image)
+
+
+@pytest.mark.parametrize("make", [Image.fromarray, palette_png], ids=["grey", "palette"])
+def test_indices(dataset, make):
+    with_void = TRUTH.copy()
+    with_void[0] = 255
+    folder = dataset(make(with_void) if make is Image.fromarray else make(TRUTH))
+    data = read_masks(folder, ["void", "road", "sky", "car"])
+    assert data.classes == ("void", "road", "sky", "car")
+    assert np.array_equal(indices(data, "val"), with_void if make is Image.fromarray else TRUTH)
+
+
+def test_classes_of_a_file(dataset):
+    folder = dataset(Image.fromarray(TRUTH))
+    (folder / "classes.txt").write_text("void\nroad\n\nsky\ncar\n")
+    assert read_masks(folder).classes == ("void", "road", "sky", "car")
+
+
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [("labelmap.txt", CVAT), ("class_dict.csv", CSV), ("label_colors.txt", CAMVID)],
+)
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_colours(dataset, name, table, mode):
+    image = Image.fromarray(COLOURS[TRUTH])
+    folder = dataset(palette_png(TRUTH[:, ::-1]) if mode == "P" else image.convert(mode))
+    (folder / name).write_text(table)
+    data = read_masks(folder)
+    assert data.classes == ("void", "road", "sky", "car")
+    assert data.palette == [tuple(map(int, colour)) for colour in COLOURS]
+    assert np.array_equal(indices(data), TRUTH[:, ::-1] if mode == "P" else TRUTH)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "RGB"])
+def test_0_and_255_are_two_classes(dataset, mode):
+    folder = dataset(Image.fromarray((TRUTH > 1).astype(np.uint8) * 255).convert(mode))
+    data = read_masks(folder)
+    assert data.classes == ("background", "foreground")
+    assert np.array_equal(indices(data), TRUTH > 1)
+    assert read_masks(folder, ["no", "yes"]).classes == ("no", "yes")
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("{}/images/a.png", "{}/labels/a.png"),
+        ("{}/a.jpg", "{}/a_mask.png"),
+        ("JPEGImages/{}/a.jpg", "SegmentationClass/{}/a.png"),
+        ("img_dir/{}/a.jpg", "ann_gt/{}/a_label.png"),
+    ],
+)
+def test_places(dataset, image, mask):
+    data = read_masks(dataset(Image.fromarray(TRUTH), image, mask), ["a", "b", "c", "d"])
+    assert {split: len(pairs) for split, pairs in data.pairs.items()} == {"train": 1, "val": 1}
+    assert data.pairs["val"][0].image.as_posix().endswith(image.format("val"))
+
+
+def test_images_without_label_maps_are_told(dataset, capsys):
+    folder = dataset(Image.fromarray(TRUTH))
+    save(folder / "images" / "train" / "b.jpg", Image.new("RGB", SIZE))
+    read_masks(folder, ["a", "b", "c", "d"])
+    assert "1 images without a label map are left out\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda d: (d / "images/val/a.jpg").unlink(), "masks/val/a.png has no image of its name"),
+        (lambda d: save(d / "images/val/a.png", Image.new("RGB", SIZE)), "belongs to several images"),
+        (lambda d: save(d / "labels/val/a.png", Image.new("L", SIZE)), "has two label maps"),
+        (lambda d: (d / "masks/val/a.png").write_bytes(b"no"), "label map .* cannot be"),
+        (lambda d: save(d / "masks/val/a.png", Image.new("RGB", SIZE, "red")), "has colours; which class"),
+        (lambda d: None, "the classes of the values 0, 1, 2, 3 .* are not known"),
+        (lambda d: (d / "classes.txt").write_text("a\nb\n"), "the values 2, 3, and there are 2 classes"),
+        (lambda d: (d / "labelmap.txt").write_text("nothing\n"), "no line with a class and its colour"),
+        (lambda d: (d / "labelmap.txt").write_text("a:1,2,3\nb:1,2,3\n"), "is there twice"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_named(dataset, break_it, message):
+    folder = dataset(Image.fromarray(TRUTH))
+    break_it(folder)
+    with pytest.raises(UserError, match=message) as caught:
+        read_masks(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_colour_is_named(dataset):
+    folder = dataset(Image.fromarray(COLOURS[TRUTH]))
+    (folder / "labelmap.txt").write_text(CVAT.replace("sky:0,0,255", "sky:0,0,254"))
+    with pytest.raises(UserError, match=re.escape("the colour (0, 0, 255) at 24 pixels")):
+        indices(read_masks(folder))
+
+
+def test_label_map_of_another_size_is_refused(dataset):
+    folder = dataset(Image.fromarray(TRUTH[:, :11]))
+    with pytest.raises(UserError, match=r"has 11 x 8 pixels, its image 12 x 8"):
+        indices(read_masks(folder, ["a", "b", "c", "d"]))
+
+
+def test_no_label_maps_at_all(tmp_path):
+    save(tmp_path / "a.jpg", Image.new("RGB", SIZE))
+    with pytest.raises(UserError, match="no images with label maps"):
+        read_masks(tmp_path)
