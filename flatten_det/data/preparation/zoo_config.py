@@ -161,8 +161,10 @@ def segmentation_changes(cfg: Config, datasets: dict[str, dict[str, Any]]) -> di
         kept = {key: _plain(dataset[key]) for key in ("test_mode",) if key in dataset}
         fields = {**datasets["train" if split == "train" else "val"], **kept, "pipeline": steps}
         changes[f"{split}_dataloader"] = {"dataset": fields}
+    if cfg.test_dataloader == cfg.val_dataloader:
+        changes["test_dataloader"] = Code("val_dataloader")
     evaluator = {"_delete_": True, "type": "IoUMetric", "iou_metrics": ["mIoU"]}
-    return {**changes, "val_evaluator": evaluator, "test_evaluator": evaluator}
+    return {**changes, "val_evaluator": evaluator, "test_evaluator": Code("val_evaluator")}
 
 
 def _relative(path: Path, root: Path) -> str:
