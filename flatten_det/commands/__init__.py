@@ -24,6 +24,7 @@ COMMANDS = {
     "benchmark-attention": "compare implementations of the attention",
     "flops": "count parameters and multiply-adds",
     "analyze": "draw and measure attention weights",
+    "plot": "draw training curves of several runs",
     "ablate": "train variants of the attention and compare them",
 }
 # What the frameworks say of themselves whenever they run.
