@@ -32,7 +32,7 @@ def test_stop_and_resume(coco_folder, tmp_path, number, exit_code, name):
             cwd=tmp_path, stdout=stdout, stderr=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
     try:
-        while "Epoch(train)" not in log.read_text():
+        while " s/iter " not in log.read_text():
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.2)
         os.killpg(process.pid, number)
