@@ -171,7 +171,7 @@ def test_two_runs_side_by_side(tool, data, finished_grid, tmp_path, monkeypatch,
     """The second variant is a config file of one's own, whose module the other process must import."""
     config = tmp_path / "own.py"
     config.write_text(
-        f"_base_ = {str(tool.CONFIGS / 'p3-k5.py')!r}\n"
+        f"_base_ = {str(tool.CONFIGS / 'ablation' / 'p3-k5.py')!r}\n"
         "custom_imports = dict(imports=['own_hooks'], allow_failed_imports=False)\n"
         "custom_hooks = [dict(type='NoteProcess')]\n"
     )
