@@ -277,8 +277,12 @@ def _describe_data(loader: DataLoader, world_size: int) -> str:
 
 
 def _precision(runner: Runner) -> str:
-    kind = type(runner.optim_wrapper).__name__
-    return f"mixed ({runner.cfg.optim_wrapper.get('dtype') or 'fp16'})" if "Amp" in kind else "fp32"
+    wrapper = runner.optim_wrapper
+    if not hasattr(wrapper, "cast_dtype"):
+        return "fp32"
+    device = next(runner.model.parameters()).device.type
+    dtype = wrapper.cast_dtype or torch.get_autocast_dtype(device)
+    return f"mixed, {dtype}".replace("torch.", "")
 
 
 def _device(runner: Runner) -> str:

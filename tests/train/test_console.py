@@ -59,6 +59,10 @@ def test_best_of_all_validations_after_a_resumption_too(train):
     assert after[1] == ("*" if after[0] == best else f"{best:.4g}")
 
 
+def test_precision(train):
+    assert re.search(r"^precision +mixed, bfloat16$", train(1, "--amp", "bf16")[0], re.M)
+
+
 def test_verbose_prints_the_log(train):
     printed, _ = train(1, "--verbose")
     assert "System environment" in printed
