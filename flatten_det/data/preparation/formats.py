@@ -8,7 +8,7 @@ import base64
 import io
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -467,38 +467,44 @@ def _labelme_mask(shape: dict[str, Any], where: str) -> np.ndarray:
 
 
 class Format(NamedTuple):
-    """What data of a form look like, and how they are read."""
+    """How data of a form are called and read."""
 
     title: str
-    is_there: Callable[[Path], bool]
     read: Callable[[Path], tuple[dict[str, _Objects], list[str] | None]]
 
 
 FORMATS = {
-    "yolo": Format("YOLO", lambda folder: bool(_yolo_files(folder)), _read_yolo),
-    "voc": Format("Pascal VOC", lambda folder: bool(_voc_files(folder)), _read_voc),
-    "labelme": Format("labelme", lambda folder: bool(_labelme_files(folder)), _read_labelme),
+    "yolo": Format("YOLO", _read_yolo),
+    "voc": Format("Pascal VOC", _read_voc),
+    "labelme": Format("labelme", _read_labelme),
 }
 
 
 def find_format(folder: Path) -> str:
-    """The form of a folder's data: ``coco`` or one of :data:`FORMATS`; UserError if there are several."""
-    found = [name for name, form in FORMATS.items() if form.is_there(folder)]
-    if any(is_coco(content) for content in _contents(folder)):
-        found.append("coco")
-    if len(found) > 1:
-        raise UserError(
-            f"{folder}: it holds annotations in {' and '.join(found)}: say which by --format"
-        )
-    return found[0] if found else "coco"
+    """The form of a folder's data: ``coco`` or one of :data:`FORMATS`; UserError if there are several.
 
-
-def _contents(folder: Path) -> Iterator[Any]:
-    for path in sorted(folder.rglob("*.json")):
+    Files that cannot be read are of concern only where nothing else is found.
+    """
+    found, broken = set(), []
+    for name, files_of in (("yolo", _yolo_files), ("voc", _voc_files)):
         try:
-            yield read_json(path)[0]
-        except UserError:
+            if files_of(folder):
+                found.add(name)
+        except UserError as error:
+            broken.append(error)
+    for path in folder.rglob("*.json"):
+        try:
+            content = read_json(path)[0]
+        except UserError as error:
+            broken.append(error)
             continue
+        found |= {"labelme"} if _is_labelme(content) else {"coco"} if is_coco(content) else set()
+    if len(found) > 1:
+        names = " and ".join(sorted(found))
+        raise UserError(f"{folder}: it holds annotations in {names}: say which by --format")
+    if not found and broken:
+        raise broken[0]
+    return found.pop() if found else "coco"
 
 
 def convert(name: str, folder: Path, classes: Sequence[str] | None = None) -> dict[str, CocoFile]:

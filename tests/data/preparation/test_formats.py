@@ -283,5 +283,15 @@ def test_labels_beyond_the_classes_are_refused(voc):
 
 def test_several_formats_are_not_guessed(yolo):
     write(yolo / "a.xml", VOC.format(name="a"))
-    with pytest.raises(UserError, match="in yolo and voc: say which by --format"):
+    with pytest.raises(UserError, match="in voc and yolo: say which by --format"):
         find_format(yolo)
+
+
+def test_broken_files_of_other_purposes_do_no_harm(yolo, tmp_path_factory):
+    for name in ("notes.json", "notes.xml"):
+        write(yolo / name, "{broken")
+    assert find_format(yolo) == "yolo"
+    alone = tmp_path_factory.mktemp("alone")
+    write(alone / "a.xml", "<annotation>")
+    with pytest.raises(UserError, match=r"a.xml is no XML"):
+        find_format(alone)
