@@ -33,6 +33,7 @@ for _remark in (
     "Default ``avg_non_ignore`` is False",
     "The draw is False",
     "`reduce_zero_label` will be deprecated",
+    "Warning: The (bbox|polygon|text) is out of bounds",
     "torch.meshgrid",  # MMDetection's call, which goes on to work.
 ):
     warnings.filterwarnings("ignore", message=_remark)
