@@ -6,7 +6,6 @@ import contextlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from .errors import UserError, explain, in_one_line, printable
+from .errors import UserError, did_you_mean, explain, in_one_line, printable
 from .files.user_files import NotUtf8Error, utf8_text
 
 _PACKAGE = Path(__file__).parent
@@ -163,10 +162,9 @@ def find_config(name: str | Path) -> Path:
     stem = text.rpartition("/")[2].removesuffix(".py")
     if stem == text and stem in configs:
         return configs[stem]
-    similar = get_close_matches(stem, configs, n=3)
-    meant = f"did you mean {' or '.join(similar)}?" if similar else "check the path"
+    meant = did_you_mean(stem, configs, most=3) or "check the path "
     raise UserError(
-        f"config file {name} not found, and no model is called so: {meant} (flatten-det models lists them; "
+        f"config file {name} not found, and no model is called so: {meant}(flatten-det models lists them; "
         f"here: {Path.cwd()})"
     )
 
@@ -236,6 +234,13 @@ def has_mask_head(cfg: Config) -> bool:
     """Whether the model learns instance masks."""
     keys = ("mask_head", "num_things_classes")
     return any(find_field(cfg.model, key) is not None for key in keys)
+
+
+def pretrained_weights(cfg: Config) -> list[str]:
+    """The files or URLs that the backbone starts from."""
+    init_cfg = cfg.model.get("backbone", {}).get("init_cfg") or []
+    parts = init_cfg if isinstance(init_cfg, list | tuple) else [init_cfg]
+    return [part["checkpoint"] for part in parts if part.get("type") == "Pretrained"]
 
 
 def find_field(node: Any, key: str) -> Any:

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterable
 from concurrent.futures.process import BrokenProcessPool
+from difflib import get_close_matches
 
 import torch
 
@@ -123,6 +124,12 @@ def warn_once(message: str) -> None:
     """Print a warning; of several ranks, perhaps before they know of each other, the first one does."""
     if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0:
         print(f"warning: {message}", file=sys.stderr)
+
+
+def did_you_mean(name: str, known: Iterable[str], most: int = 1, cutoff: float = 0.6) -> str:
+    """``"did you mean a or b? "`` of the known names most like this one; nothing if none is."""
+    similar = get_close_matches(name, list(known), most, cutoff)
+    return f"did you mean {' or '.join(similar)}? " if similar else ""
 
 
 def printable(text: str) -> str:

@@ -4,12 +4,12 @@ import argparse
 import sys
 import warnings
 from collections.abc import Callable
-from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import version
 
 from ..cli import outlive_readers, run_tool
 from ..compat.patches import atomic_local_files
+from ..errors import did_you_mean
 from ..files.checkpoints import checkpoints_read_once, trusted_checkpoints
 
 COMMANDS = {
@@ -62,8 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("command", metavar="COMMAND", help="one of those below")
     command = parser.parse_args(argv[:1]).command
     if command not in COMMANDS:
-        similar = get_close_matches(command, COMMANDS, n=1)
-        meant = f"did you mean {similar[0]}? " if similar else ""
+        meant = did_you_mean(command, COMMANDS)
         parser.error(f"there is no command {command}: {meant}Commands are {', '.join(COMMANDS)}")
     # Usage errors begin with the first of them, and commands quote the others.
     sys.argv = [f"flatten-det {command}", *argv[1:]]

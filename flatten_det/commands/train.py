@@ -96,10 +96,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.weights and args.resume:
         parser.error("argument --weights: a training that goes on (--resume) has its own weights")
-    for option in ("freeze", "early_stopping"):
-        least = int(option == "early_stopping")
-        if (number := getattr(args, option)) is not None and number < least:
-            parser.error(f"argument --{option.replace('_', '-')}: must be at least {least}")
+    if args.freeze is not None and args.freeze < 0:
+        parser.error("argument --freeze: must be at least 0")
+    if args.early_stopping is not None and args.early_stopping < 1:
+        parser.error("argument --early-stopping: must be at least 1")
     args.cfg_option_texts = cfg_option_texts(argv)
     return args
 

@@ -321,6 +321,11 @@ def _describes_data(meta: Any) -> bool:
     )
 
 
+def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
+    """The model itself, of one that is wrapped for distributed training."""
+    return model.module if is_model_wrapper(model) else model
+
+
 def check_fit(model: nn.Module, weights: Mapping[str, torch.Tensor], path: str) -> None:
     """A UserError unless the checkpoint has every weight of the model, in the model's shape.
 
@@ -352,7 +357,7 @@ class CheckFitHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Compare before mmengine loads what fits."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrapped(runner.model)
         if isinstance(model, BaseTTAModel):
             model = model.module
         check_fit(model, checkpoint.get("state_dict", checkpoint), self._path)

@@ -50,6 +50,15 @@ def _expand(given: str) -> list[Path]:
     if path.is_file():
         return [path]  # Named by the user: whatever its suffix.
     candidates = path.iterdir() if path.is_dir() else map(Path, glob.glob(given, recursive=True))
+    return _images_among(candidates)
+
+
+def images_below(folder: Path) -> list[Path]:
+    """All images in a folder and below it, by suffix."""
+    return _images_among(folder.rglob("*"))
+
+
+def _images_among(candidates: Iterable[Path]) -> list[Path]:
     return sorted(p for p in candidates if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
 
 

@@ -5,6 +5,8 @@ import os
 import stat
 from pathlib import Path
 
+from ..errors import UserError
+
 _MARKS = (
     # UTF-32's begins with UTF-16's.
     (codecs.BOM_UTF8, "utf-8-sig", "a byte order mark (UTF-8 with BOM)"),
@@ -52,6 +54,21 @@ def utf8_text(content: bytes) -> str:
         raise NotUtf8Error(
             f"is not UTF-8 (byte 0x{content[error.start]:02x} in line {line}): save it as UTF-8"
         ) from error
+
+
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8 without a mark; a UserError that names the file if it is none."""
+    if reason := why_not_read(path):
+        raise UserError(f"{path} {reason}")
+    try:
+        return utf8_text(path.read_bytes())
+    except NotUtf8Error as error:
+        raise UserError(f"{path} {error}") from error
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of :func:`read_text` that are not empty, without blanks around them."""
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
 def text_with_mark(content: bytes) -> tuple[str, bool]:

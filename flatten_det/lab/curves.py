@@ -8,19 +8,10 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from ..errors import UserError, listed
-from ..files.user_files import utf8_text
+from ..files.user_files import read_text
+from .ablation.report import line_style
 
 _LOGS = "*/vis_data/scalars.json"
-# Told apart without colour, too.
-_STYLES = [
-    dict(color=color, linestyle=line, marker=marker)
-    for color, line, marker in zip(
-        ("#1b1b3a", "#b5651d", "#3b8b52", "#7a7a7a", "#8b3b7a"),
-        ("-", (0, (5, 2)), (0, (1, 1)), (0, (5, 1, 1, 1)), "-"),
-        ("o", "s", "^", "D", "v"),
-        strict=True,
-    )
-]
 _MARKERS = 10  # on a line, about
 # No curves of a training.
 _NOT_DRAWN = {"iter", "step", "epoch", "time", "data_time", "memory", "base_lr"}
@@ -47,7 +38,7 @@ def read_curves(run: Path) -> Curves:
     points: dict[str, dict[int, float]] = {}
     for log in logs:
         iteration, begin = 0, None
-        for number, line in enumerate(utf8_text(log.read_bytes()).splitlines(), start=1):
+        for number, line in enumerate(read_text(log).splitlines(), start=1):
             try:
                 entry = json.loads(line)
                 # Validations are numbered by epochs, or not at all.
@@ -96,9 +87,8 @@ def draw_curves(runs: dict[str, Curves], keys: Sequence[str]) -> Figure:
             if key not in curves:
                 continue
             iterations, values = curves[key]
-            style = dict(_STYLES[number % len(_STYLES)], markersize=3.5, linewidth=1.2, label=name)
-            style["markevery"] = max(1, len(values) // _MARKERS)
-            axes.plot(iterations, values, **style)
+            every = max(1, len(values) // _MARKERS)
+            axes.plot(iterations, values, label=name, markevery=every, **line_style(number))
         axes.set_title(key, fontsize=9)
         axes.set_xlabel("iteration", fontsize=8)
         axes.tick_params(labelsize=8)

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmengine.structures import PixelData
 from mmseg.models.decode_heads import Mask2FormerHead
@@ -15,6 +14,8 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.segmentors import BaseSegmentor, EncoderDecoder
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
+
+from ..files.checkpoints import unwrapped
 
 # Bytes of logits at full size, for the images of a batch, above which labels are computed in bands.
 LOGITS_LIMIT = 1 << 30
@@ -142,7 +143,7 @@ class PredictLargeImagesInBands(Hook):
 
     def before_test(self, runner: Runner) -> None:
         """Prepare the model; one under test-time augmentation needs its logits, and is left alone."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrapped(runner.model)
         predict_in_bands_when_large(model)
 
 

@@ -14,7 +14,6 @@ import torch
 from mmengine.dist import is_main_process, master_only
 from mmengine.hooks import Hook, LoggerHook
 from mmengine.runner import IterBasedTrainLoop, Runner
-from mmengine.utils import is_list_of
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
@@ -22,7 +21,9 @@ from torch.utils.data import DataLoader
 
 from ..cli import make_console, say
 from ..compat.patches import loggers_print_by
-from .run import summary
+from ..config import pretrained_weights
+from ..files.checkpoints import unwrapped
+from .run import as_shown, summary
 
 _LOWER_IS_BETTER = ("loss", "error")
 # What the frameworks say of each other's calls.
@@ -224,7 +225,7 @@ def _numbers(runner: Runner, done: int) -> list[str]:
 
 def describe_run(runner: Runner, config: str) -> list[str]:
     """What is trained, on what, how long and where, in about ten lines."""
-    model = runner.model.module if hasattr(runner.model, "module") else runner.model
+    model = unwrapped(runner.model)
     parameters = sum(p.numel() for p in model.parameters())
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     optimizer = getattr(runner.optim_wrapper, "optimizer", None)
@@ -250,7 +251,7 @@ def describe_run(runner: Runner, config: str) -> list[str]:
         + (f", {type(optimizer).__name__}, learning rate {max(rates):.2g}" if rates else ""),
         "precision": _precision(runner),
         "device": _device(runner),
-        "log": _shown(Path(runner.log_dir) / f"{runner.timestamp}.log"),
+        "log": as_shown(Path(runner.log_dir) / f"{runner.timestamp}.log"),
     }
     if runner.iter:
         facts["resumed"] = f"after iteration {runner.iter}"
@@ -260,9 +261,7 @@ def describe_run(runner: Runner, config: str) -> list[str]:
 def _weights(runner: Runner) -> str:
     if runner.cfg.get("load_from"):
         return str(runner.cfg.load_from)
-    init = runner.cfg.model.get("backbone", {}).get("init_cfg")
-    inits = init if is_list_of(init, dict) else [init] if init else []
-    files = [str(one["checkpoint"]) for one in inits if one.get("checkpoint")]
+    files = pretrained_weights(runner.cfg)
     return f"{', '.join(files)} (backbone)" if files else "none, from scratch"
 
 
@@ -293,9 +292,3 @@ def _device(runner: Runner) -> str:
         else f"{device.type}, {torch.get_num_threads()} threads"
     )
     return f"{runner.world_size} x {name}" if runner.world_size > 1 else name
-
-
-def _shown(path: Path) -> str:
-    """Relative to the current folder, if it lies there."""
-    here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)

@@ -4,12 +4,11 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from ..config import type_name
 from ..errors import UserError, listed
-from ..files.checkpoints import check_checkpoint
+from ..files.checkpoints import check_checkpoint, unwrapped
 
 # Of the frameworks' evaluators: what they call the number that models are compared by.
 _METRICS = {
@@ -68,7 +67,7 @@ class TakeWhatFitsHook(Hook):
         Raises:
             UserError: No weight of the backbone fits.
         """
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrapped(runner.model)
         own, state = model.state_dict(), checkpoint.get("state_dict", checkpoint)
         state = {name.removeprefix("module."): value for name, value in state.items()}
         fits = {

@@ -11,7 +11,6 @@ import torch
 from mmengine.config import Config
 from mmengine.dist import all_reduce, get_rank, get_world_size
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
@@ -20,6 +19,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from ..errors import UserError
 from ..files.atomic import write_atomically
+from ..files.checkpoints import unwrapped
 from .resume import seed_iteration
 
 DEFAULT_LIMIT = 10
@@ -166,7 +166,7 @@ def report_non_finite(runner: Runner, batches: Sequence[Any]) -> tuple[str, Path
     Returns:
         One sentence about the origin, and the JSON file with image files, losses and the rest.
     """
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = unwrapped(runner.model)
     gradients = [
         name
         for name, parameter in model.named_parameters()

@@ -12,7 +12,6 @@ import torch
 from mmengine.config import Config
 from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from mmengine.runner.loops import _InfiniteDataloaderIterator
@@ -20,7 +19,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ..errors import UserError
-from ..files.checkpoints import check_checkpoint
+from ..files.checkpoints import check_checkpoint, unwrapped
 from .checkpoints import NoCheckpointError, newest_valid_checkpoint, why_not_resumable
 from .optimizer import fit_saved_optimizer, loss_scale
 
@@ -167,7 +166,7 @@ def is_complete(runner: Runner) -> bool:
 
 
 def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    return dict((model.module if is_model_wrapper(model) else model).named_parameters())
+    return dict(unwrapped(model).named_parameters())
 
 
 def _validates(loop: Any, stage: int, last: int) -> bool:

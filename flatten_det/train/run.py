@@ -92,7 +92,7 @@ def train(
 def summary(runner: Runner) -> str:
     """Name the checkpoints, the log and the drawn validation pictures of a finished run."""
     info = runner.message_hub.runtime_info
-    log_dir, here = Path(runner.log_dir), Path.cwd()
+    log_dir = Path(runner.log_dir)
     pictures = log_dir / "vis_data" / "vis_image"
     entries = {
         "checkpoint": info.get("last_ckpt"),
@@ -103,9 +103,14 @@ def summary(runner: Runner) -> str:
     lines = ["Training finished."]
     for name, path in entries.items():
         if path:
-            shown = Path(path).relative_to(here) if Path(path).is_relative_to(here) else path
-            lines.append(f"  {name:<11}{shown}")
+            lines.append(f"  {name:<11}{as_shown(path)}")
     return "\n".join(lines)
+
+
+def as_shown(path: str | Path) -> str:
+    """A path for messages: relative to the current folder if it lies there."""
+    path, here = Path(path), Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 class BatchedMaxIoUAssigner(MaxIoUAssigner):

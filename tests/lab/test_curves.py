@@ -69,12 +69,16 @@ def test_command(run, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "no .*scalars.json in it"), ("{}\nno", "line 2: no JSON object")],
+    [
+        (None, "no .*scalars.json in it"),
+        (b"{}\nno", "line 2: no JSON object"),
+        (b"\xff\xfe", "scalars.json begins with"),
+    ],
 )
 def test_what_is_no_log(tmp_path, content, message, capsys):
     if content:
         (tmp_path / "vis_data").mkdir()
-        (tmp_path / "vis_data" / "scalars.json").write_text(content)
+        (tmp_path / "vis_data" / "scalars.json").write_bytes(content)
     with pytest.raises(UserError, match=message):
         read_curves(tmp_path)
     assert main([str(tmp_path), "--out", str(tmp_path / "a.png")]) == 2

@@ -285,6 +285,11 @@ def split_of(path: Path) -> str:
     return next(found, "")
 
 
+def split_of_folder(place: Path, root: Path) -> str:
+    """The split that a folder, or one above it up to ``root``, is named like; nothing if none is."""
+    return split_of(place.relative_to(root) / "x")
+
+
 def find_image_folder(folder: Path, file: CocoFile, split: str) -> Path:
     """The folder that an annotation file's image names are relative to; UserError if none has them all."""
     names = file.image_names
@@ -295,7 +300,7 @@ def find_image_folder(folder: Path, file: CocoFile, split: str) -> Path:
         places = [place for place in places if (place / name).is_file()] or places
     if len(places) > 1:
         # Copies of the images, or equal names in the splits' folders: the one that is named alike.
-        alike = [p for p in places if split_of(p.relative_to(folder) / "x") == split]
+        alike = [p for p in places if split_of_folder(p, folder) == split]
         beside = [p for p in places if p == file.path.parent]
         places = alike if len(alike) == 1 else beside or places
     if len(places) > 1:

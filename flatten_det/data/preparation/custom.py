@@ -11,7 +11,7 @@ from mmengine.config import Config
 
 from ...backbones.weights import RELEASE_PAGE
 from ...cli import command_line
-from ...config import CONFIGS, find_config, has_mask_head, is_segmentor
+from ...config import CONFIGS, find_config, has_mask_head, is_segmentor, pretrained_weights
 from ...errors import UserError, listed
 from ...files.atomic import UnwritableError, refuse_overwriting, write_atomically
 from ..coco import in_threads
@@ -36,7 +36,6 @@ from .zoo_config import (
     data_changes,
     load_zoo_config,
     model_changes,
-    pretrained_weights,
     segmentation_changes,
 )
 
@@ -168,8 +167,9 @@ def _values(
 
 
 def _say_what_to_do(cfg: Config, out: Path, options: CustomDataOptions) -> None:
-    weights = None if options.from_scratch else pretrained_weights(cfg)
-    if weights is not None and "://" not in weights and not Path(weights).exists():
+    for weights in () if options.from_scratch else pretrained_weights(cfg):
+        if "://" in weights or Path(weights).exists():
+            continue
         print(
             f"{weights} is not there yet: get it from {RELEASE_PAGE}, or write the config "
             "with --from-scratch"

@@ -8,7 +8,7 @@ import base64
 import io
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -19,10 +19,10 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from ...errors import UserError, in_one_line, listed
-from ...files.images import IMAGE_SUFFIXES, seen_size
-from ...files.user_files import utf8_text, why_not_read
+from ...files.images import IMAGE_SUFFIXES, images_below, seen_size
+from ...files.user_files import read_lines, read_text
 from ..coco import is_coco, is_number, mask_fields
-from .coco_file import SPLITS, CocoFile, check_content, read_json, split_of
+from .coco_file import SPLITS, CocoFile, check_content, read_json, split_of_folder
 
 # A coordinate may leave the image by this part of its side: it is rounding, and cut off.
 _ROUNDING = 0.01
@@ -144,28 +144,11 @@ class _Objects:
         return "; ".join([*told, *([f"{empty} images without objects"] if empty else [])])
 
 
-def _images_in(folder: Path) -> list[Path]:
-    return sorted(
-        p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()
-    )
-
-
-def _text(path: Path) -> str:
-    if reason := why_not_read(path):
-        raise UserError(f"{path} {reason}")
-    try:
-        return utf8_text(path.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{path} {error}") from error
-
-
 def _split_by_path(folder: Path, paths: Iterable[Path]) -> dict[str, list[Path]]:
     """Files by the split that their names or folders name; those without are for training."""
     by_split: dict[str, list[Path]] = {}
     for path in paths:
-        by_split.setdefault(split_of(path.relative_to(folder).parent / "x") or "train", []).append(
-            path
-        )
+        by_split.setdefault(split_of_folder(path.parent, folder) or "train", []).append(path)
     return by_split
 
 
@@ -200,8 +183,8 @@ def _read_yolo(folder: Path) -> tuple[dict[str, _Objects], list[str] | None]:
         names = names if isinstance(names, dict) else dict(enumerate(names))
         images = _yolo_splits(folder, files[0], content)
     else:
-        names = dict(enumerate(line for line in _text(files[0]).splitlines() if line.strip()))
-        images = _split_by_path(folder, _images_in(folder))
+        names = dict(enumerate(read_lines(files[0])))
+        images = _split_by_path(folder, images_below(folder))
     names = {number: str(name).strip() for number, name in names.items()}
     splits = {}
     for split, paths in images.items():
@@ -213,8 +196,8 @@ def _read_yolo(folder: Path) -> tuple[dict[str, _Objects], list[str] | None]:
                 if paths
                 else f"{folder}: there are no images for {split}"
             )
-        objects.notes["images without a label file"] = len(missing)
-        objects.notes += Counter()  # Without zeros.
+        if missing:
+            objects.notes["images without a label file"] = len(missing)
         for path in paths:
             _add_yolo_objects(objects, path, names, files[0])
     return splits, list(names.values())
@@ -232,9 +215,9 @@ def _yolo_splits(folder: Path, file: Path, content: dict[str, Any]) -> dict[str,
             if place is None:
                 raise UserError(f"{file}: {split}: {entry} is nowhere in {folder}: correct it")
             if place.is_dir():
-                paths += _images_in(place)
+                paths += images_below(place)
                 continue
-            for line in filter(None, map(str.strip, _text(place).splitlines())):
+            for line in read_lines(place):
                 image = _found(folder, content.get("path"), line)
                 if image is None:
                     raise UserError(f"{place}: image {line} is nowhere in {folder}: correct it")
@@ -273,7 +256,7 @@ def _add_yolo_objects(objects: _Objects, path: Path, names: dict[int, str], file
     image, labels = objects.add_image(path), _yolo_labels(path)
     size = np.array([image["width"], image["height"]])
     seen = set()
-    lines = _text(labels).splitlines() if labels.is_file() else []
+    lines = read_text(labels).splitlines() if labels.is_file() else []
     for number, line in enumerate(lines, start=1):
         where = f"{labels}, line {number}"
         if not line.strip():
@@ -304,12 +287,15 @@ def _add_yolo_objects(objects: _Objects, path: Path, names: dict[int, str], file
             objects.add(image, names[int(label)], where, parts=[points * size])
 
 
-def _voc_files(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.rglob("*.xml")) if _parse_xml(path).tag == "annotation"]
+def _voc_files(folder: Path) -> Iterator[tuple[Path, ElementTree.Element]]:
+    for path in sorted(folder.rglob("*.xml")):
+        root = _parse_xml(path)
+        if root.tag == "annotation":
+            yield path, root
 
 
 def _parse_xml(path: Path) -> ElementTree.Element:
-    text = _text(path)
+    text = read_text(path)
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise UserError(f"{path} defines entities, which annotations do not need: remove them")
     try:
@@ -319,13 +305,13 @@ def _parse_xml(path: Path) -> ElementTree.Element:
 
 
 def _read_voc(folder: Path) -> tuple[dict[str, _Objects], list[str] | None]:
-    files = _voc_files(folder)
+    files = dict(_voc_files(folder))
     splits = {split: _Objects(folder) for split in SPLITS}
-    for split, paths in _voc_splits(folder, files).items():
+    for split, paths in _voc_splits(folder, list(files)).items():
         if split not in splits:
             continue
         for path in paths:
-            _add_voc_objects(splits[split], path)
+            _add_voc_objects(splits[split], path, files[path])
     return {split: objects for split, objects in splits.items() if objects.images}, None
 
 
@@ -340,7 +326,7 @@ def _voc_splits(folder: Path, files: list[Path]) -> dict[str, list[Path]]:
             raise UserError(
                 f"{folder}: several lists for {split}: {listed([path, *more])}: leave one"
             )
-        stems = [line.split()[0] for line in _text(path).splitlines() if line.strip()]
+        stems = [line.split()[0] for line in read_lines(path)]
         if missing := [stem for stem in stems if stem not in by_stem]:
             raise UserError(
                 f"{path}: no annotations (*.xml) of {listed(missing)}: add or remove them"
@@ -349,8 +335,7 @@ def _voc_splits(folder: Path, files: list[Path]) -> dict[str, list[Path]]:
     return splits
 
 
-def _add_voc_objects(objects: _Objects, path: Path) -> None:
-    root = _parse_xml(path)
+def _add_voc_objects(objects: _Objects, path: Path, root: ElementTree.Element) -> None:
     beside = [path.parent, *(path.parent.parent / name for name in ("JPEGImages", "images", "."))]
     named = PureWindowsPath(root.findtext("filename") or "").name
     names = [named, *(path.stem + suffix for suffix in IMAGE_SUFFIXES)]
@@ -381,10 +366,6 @@ def _add_voc_objects(objects: _Objects, path: Path) -> None:
         raise UserError(f"{path}: {error}: correct it") from error
 
 
-def _labelme_files(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.rglob("*.json")) if _is_labelme(read_json(path)[0])]
-
-
 def _is_labelme(content: Any) -> bool:
     return (
         isinstance(content, dict)
@@ -394,17 +375,16 @@ def _is_labelme(content: Any) -> bool:
 
 
 def _read_labelme(folder: Path) -> tuple[dict[str, _Objects], list[str] | None]:
-    splits = {}
-    for split, paths in _split_by_path(folder, _labelme_files(folder)).items():
-        if split in SPLITS:
-            splits[split] = _Objects(folder)
-            for path in paths:
-                _add_labelme_objects(splits[split], path)
-    return splits, None
+    splits: dict[str, _Objects] = {}
+    for path in sorted(folder.rglob("*.json")):
+        content = read_json(path)[0]  # One at a time: they hold their images.
+        split = split_of_folder(path.parent, folder) or "train"
+        if _is_labelme(content) and split in SPLITS:
+            _add_labelme_objects(splits.setdefault(split, _Objects(folder)), path, content)
+    return {split: splits[split] for split in SPLITS if split in splits}, None
 
 
-def _add_labelme_objects(objects: _Objects, path: Path) -> None:
-    content = read_json(path)[0]
+def _add_labelme_objects(objects: _Objects, path: Path, content: dict[str, Any]) -> None:
     file = path.parent / str(content["imagePath"]).replace("\\", "/")
     if not file.is_file():
         raise UserError(f"{path}: its image {content['imagePath']} is not there: put it beside")
@@ -460,7 +440,7 @@ def _labelme_outline(kind: str, points: np.ndarray) -> np.ndarray | None:
 
 def _labelme_mask(shape: dict[str, Any], where: str) -> np.ndarray:
     try:
-        with Image.open(io.BytesIO(base64.b64decode(shape["mask"]))) as image:
+        with Image.open(io.BytesIO(base64.b64decode(shape["mask"])), formats=["PNG"]) as image:
             return np.asarray(image) > 0
     except Exception as error:
         raise UserError(f"{where}: its mask cannot be read: {in_one_line(error)}") from error
@@ -488,7 +468,7 @@ def find_format(folder: Path) -> str:
     found, broken = set(), []
     for name, files_of in (("yolo", _yolo_files), ("voc", _voc_files)):
         try:
-            if files_of(folder):
+            if any(files_of(folder)):
                 found.add(name)
         except UserError as error:
             broken.append(error)

@@ -14,10 +14,10 @@ import numpy as np
 from PIL import Image
 
 from ...errors import UserError, in_one_line, listed
-from ...files.images import IMAGE_SUFFIXES, seen_size, why_not_decoded
-from ...files.user_files import utf8_text
+from ...files.images import FORMATS, images_below, seen_size, why_not_decoded
+from ...files.user_files import read_lines
 from ..coco import in_threads
-from .coco_file import SPLITS, split_of
+from .coco_file import SPLITS, split_of_folder
 
 IGNORED = 255
 BINARY = ("background", "foreground")
@@ -72,12 +72,12 @@ def read_masks(folder: Path, classes: Sequence[str] | None = None) -> Segmentati
     pairs = _find_pairs(folder)
     table = _colour_table(folder)
     if table:
-        names = tuple(table)
-        if classes and set(classes) != set(names):
+        names = tuple(classes or table)
+        if set(names) != set(table):
             raise UserError(
-                f"--classes are others than those of the colour table in {folder}: {listed(names)}"
+                f"--classes are others than those of the colour table in {folder}: {listed(table)}"
             )
-        return SegmentationData(names, list(table.values()), pairs, False)
+        return SegmentationData(names, [table[name] for name in names], pairs, False)
     every = [pair.label_map for of_split in pairs.values() for pair in of_split]
     values: set[int] = set()
     for path, found in zip(every, in_threads(_values, every, "Reading label maps"), strict=True):
@@ -98,11 +98,8 @@ def read_masks(folder: Path, classes: Sequence[str] | None = None) -> Segmentati
 
 
 def _find_pairs(folder: Path) -> dict[str, list[Pair]]:
-    files = sorted(
-        p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()
-    )
     label_maps, images = [], {}
-    for path in files:
+    for path in images_below(folder):
         place = path.relative_to(folder).parent
         if _FOLDER.search(place.as_posix()) or _END.search(path.stem):
             label_maps.append(path)
@@ -116,11 +113,9 @@ def _find_pairs(folder: Path) -> dict[str, list[Pair]]:
     pairs: dict[str, list[Pair]] = {}
     taken = {}
     for path in label_maps:
-        split = split_of(path.relative_to(folder).parent / "x")
+        split = split_of_folder(path.parent, folder)
         stem = path.stem if path.stem in images else _END.sub("", path.stem)
-        own = [
-            i for i in images.get(stem, []) if split_of(i.relative_to(folder).parent / "x") == split
-        ]
+        own = [i for i in images.get(stem, []) if split_of_folder(i.parent, folder) == split]
         if len(own) != 1:
             reason = (
                 f"belongs to several images ({listed(own)})" if own else "has no image of its name"
@@ -142,7 +137,7 @@ def _pixels(path: Path, mode: str | None = None) -> np.ndarray:
     if reason := why_not_decoded(path):
         raise UserError(f"label map {path} {reason}")
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             return np.asarray(image.convert(mode) if mode else image)
     except (OSError, ValueError, SyntaxError) as error:
         raise UserError(f"label map {path} cannot be read: {in_one_line(error)}") from error
@@ -169,8 +164,8 @@ def _colour_table(folder: Path) -> dict[str, tuple[int, int, int]]:
     if len(files) > 1:
         raise UserError(f"{folder}: several colour tables: {listed(files)}: leave one")
     table: dict[str, tuple[int, int, int]] = {}
-    for line in utf8_text(files[0].read_bytes()).splitlines() if files else ():
-        found = next((m for pattern in _COLOUR_LINES if (m := pattern.match(line.strip()))), None)
+    for line in read_lines(files[0]) if files else ():
+        found = next((m for pattern in _COLOUR_LINES if (m := pattern.match(line))), None)
         if found:
             red, green, blue = map(int, re.findall(r"\d+", found["colour"]))
             name, colour = found["name"].strip(), (red, green, blue)
@@ -194,7 +189,7 @@ def _class_list(folder: Path, values: set[int]) -> list[str]:
             f"{folder}: the classes of the values {listed(known, 12)} in its label maps are not known: name "
             "them in this order, from 0 on, by --classes a,b,..., or in a file classes.txt, one per line"
         )
-    return [line.strip() for line in utf8_text(files[0].read_bytes()).splitlines() if line.strip()]
+    return read_lines(files[0])
 
 
 def label_map_content(pair: Pair, data: SegmentationData) -> bytes:

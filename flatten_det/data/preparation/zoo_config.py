@@ -10,6 +10,7 @@ from ...config import (
     find_field,
     has_mask_head,
     load_config,
+    pretrained_weights,
     type_name,
 )
 from ...errors import UserError
@@ -91,15 +92,9 @@ def model_changes(cfg: Config, from_scratch: bool) -> dict[str, Any]:
     UserError if a list in the model has to change in a way that is not known here.
     """
     changes = _count_changes(cfg.model.to_dict(), "_base_.model")
-    if from_scratch and pretrained_weights(cfg) is not None:
+    if from_scratch and pretrained_weights(cfg):
         changes["backbone"] = {"init_cfg": None}
     return changes
-
-
-def pretrained_weights(cfg: Config) -> str | None:
-    """The file or URL that the backbone starts from."""
-    init_cfg = cfg.model.get("backbone", {}).get("init_cfg") or {}
-    return init_cfg.get("checkpoint") if init_cfg.get("type") == "Pretrained" else None
 
 
 def _count_changes(node: dict[str, Any], place: str) -> dict[str, Any]:

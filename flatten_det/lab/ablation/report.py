@@ -246,10 +246,7 @@ def _draw_curves(axes: Axes, summaries: Sequence[Summary]) -> None:
             iterations,
             values,
             label=summary.variant,
-            linestyle=_DASHES[index % len(_DASHES)],
-            linewidth=1.3,
-            markersize=4,
-            **_style(index),
+            **line_style(index),
         )
     axes.set_xlabel("iteration", fontsize=_FONT)
     axes.set_title("mean over seeds", fontsize=_FONT)
@@ -274,6 +271,12 @@ def _draw_ends(axes: Axes, summaries: Sequence[Summary]) -> None:
     axes.set_xticks(range(len(summaries)), [summary.variant for summary in summaries], rotation=30)
     axes.set_xlim(-0.6, len(summaries) - 0.4)
     axes.set_title("end: seeds (white), mean ± std", fontsize=_FONT)
+
+
+def line_style(index: int) -> dict[str, Any]:
+    """Of the line of the variant or run of this number, for ``Axes.plot``."""
+    dashes = _DASHES[index % len(_DASHES)]
+    return dict(_style(index), linestyle=dashes, linewidth=1.3, markersize=4)
 
 
 def _style(index: int) -> dict[str, Any]:

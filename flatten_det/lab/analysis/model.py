@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from ...backbones import BACKBONES, build_backbone
 from ...backbones.weights import load_backbone
 from ...config import blame_config
 from ...data.loading import ImageError, image_error
-from ...errors import UserError
+from ...errors import UserError, did_you_mean
 from ...files.checkpoints import read_checkpoint
 from ...files.images import pixel_limit, set_pixel_limit, why_not_decoded
 from ...predict.predictor import load_weights
@@ -37,8 +36,7 @@ NAMES = (*BACKBONES, *DEIT_ABLATION)
 def named_target(name: str) -> Target:
     """The target of a backbone's name; UserError if there is no such name."""
     if name not in NAMES:
-        close = get_close_matches(name, NAMES, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
+        hint = did_you_mean(name, NAMES)
         raise UserError(f"no model has the name {name}: {hint}Names are {', '.join(NAMES)}")
     return Target(name, None)
 

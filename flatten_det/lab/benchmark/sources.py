@@ -3,9 +3,8 @@
 import inspect
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from ...backbones import BACKBONES, build_backbone
 from ...config import load_config, our_configs, parse_cfg_options, split_outside
-from ...errors import UserError
+from ...errors import UserError, did_you_mean
 from .run import Setting
 
 # MMDetection's own configs of these backbones: their arguments are read from there.
@@ -192,12 +191,11 @@ def _without_drop_path(model: nn.Module) -> nn.Module:
     return model
 
 
-def _require(name: str, model: str, known: object, hint: str) -> None:
+def _require(name: str, model: str, known: Iterable[str], hint: str) -> None:
     if model in known:
         return
-    close = get_close_matches(model, list(known), n=3, cutoff=0.5)
-    meant = f"; did you mean {' or '.join(close)}?" if close else ""
-    raise UserError(f"--models {name}: no such model; {hint}{meant}")
+    meant = did_you_mean(model, known, most=3, cutoff=0.5)
+    raise UserError(f"--models {name}: no such model; {hint}; {meant}".rstrip("; "))
 
 
 def build_whole(cfg: Config) -> nn.Module:

@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ...backbones import BACKBONES, build_backbone
 from ...config import blame_config, datasets_under_test, load_config, our_configs, type_name
 from ...data.shapes.options import ShapesOptions
-from ...errors import UserError
+from ...errors import UserError, did_you_mean
 from .counter import Complexity, count_macs
 
 _CLASSIFICATION_SIZE = (224, 224)
@@ -62,8 +61,7 @@ def find_target(text: str, cfg_options: dict[str, Any] | None = None) -> Target:
             raise UserError(f"--cfg-options changes configs, and {text} is a backbone: drop it")
         return Target(text, None)
     if not text.endswith(".py") and not Path(text).is_file() and text not in our_configs():
-        close = get_close_matches(text, [*BACKBONES, *our_configs()], n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
+        hint = did_you_mean(text, [*BACKBONES, *our_configs()])
         raise UserError(
             f"{text} is neither a config file nor a backbone: {hint}Backbones are {', '.join(BACKBONES)}"
         )

@@ -76,24 +76,26 @@ def shape(label: str, points: list, kind: str = "polygon", **more) -> dict:
     }
 
 
-def mask_png(mask: np.ndarray) -> str:
+PIXELS = np.zeros((5, 6), bool)
+PIXELS[1:4, 2:5] = True
+
+
+def mask_png(mask: np.ndarray, kind: str = "PNG") -> str:
     file = io.BytesIO()
-    Image.fromarray(mask).save(file, "PNG")
+    Image.fromarray(mask).save(file, kind)
     return base64.b64encode(file.getvalue()).decode()
 
 
 @pytest.fixture
 def labelme(tmp_path):
     """As labelme writes: beside the images, one file for each."""
-    pixels = np.zeros((5, 6), bool)
-    pixels[1:4, 2:5] = True
     shapes = [
         shape("dog", [[5, 5], [15, 5], [15, 25]]),
         shape("cat", [[40.0, 30.0], [20.0, 10.0]], "rectangle"),
         shape("cat", [[30, 20], [30, 30]], "circle"),
         shape("dog", [[1, 1], [4, 1], [4, 4]], group_id=7),
         shape("dog", [[11, 1], [14, 1], [14, 4]], group_id=7),
-        shape("dog", [[3, 2], [8, 6]], "mask", mask=mask_png(pixels)),
+        shape("dog", [[3, 2], [8, 6]], "mask", mask=mask_png(PIXELS)),
         shape("dog", [[3, 2]], "point"),
     ]
     for split in ("train", "val"):
@@ -267,6 +269,7 @@ def test_voc_without_its_files_is_refused(voc):
         ("[5, 5], [15, 5]", "[5, 5], [150, 5]", "leaves its image"),
         ("[5, 5], [15, 5]", '[5, "x"], [15, 5]', "shape 1 has no label, or no points"),
         ('"mask": "', '"mask": "AAAA', "shape 6: its mask cannot be read"),
+        (mask_png(PIXELS), mask_png(PIXELS, "GIF"), "shape 6: its mask cannot be read"),
         ("[[3, 2], [8, 6]]", "[[57, 2], [62, 6]]", "shape 6: its mask leaves its image"),
     ],
 )

@@ -83,6 +83,17 @@ def test_colours(dataset, name, table, mode):
     assert np.array_equal(indices(data), TRUTH[:, ::-1] if mode == "P" else TRUTH)
 
 
+def test_classes_order_those_of_the_colour_table(dataset):
+    folder = dataset(Image.fromarray(COLOURS[TRUTH]))
+    (folder / "labelmap.txt").write_text(CVAT)
+    data = read_masks(folder, ["car", "sky", "road", "void"])
+    assert data.classes == ("car", "sky", "road", "void")
+    assert data.palette[0] == (250, 1, 2)
+    assert np.array_equal(indices(data), 3 - TRUTH)
+    with pytest.raises(UserError, match=r"--classes are others than .*: void, road, sky"):
+        read_masks(folder, ["car", "sky"])
+
+
 @pytest.mark.parametrize("mode", ["L", "1", "RGB"])
 def test_0_and_255_are_two_classes(dataset, mode):
     folder = dataset(Image.fromarray((TRUTH > 1).astype(np.uint8) * 255).convert(mode))
@@ -124,6 +135,8 @@ def test_images_without_label_maps_are_told(dataset, capsys):
         (lambda d: save(d / "masks/val/a.png", Image.new("RGB", SIZE, "red")), "has colours; which class"),
         (lambda d: None, "the classes of the values 0, 1, 2, 3 .* are not known"),
         (lambda d: (d / "classes.txt").write_text("a\nb\n"), "the values 2, 3, and there are 2 classes"),
+        (lambda d: (d / "labelmap.txt").write_bytes(b"r\xfcck:1,2,3"), "labelmap.txt is not UTF-8"),
+        (lambda d: (d / "classes.txt").write_bytes(b"\xef\xbb\xbfa\n"), "classes.txt begins with"),
         (lambda d: (d / "labelmap.txt").write_text("nothing\n"), "no line with a class and its colour"),
         (lambda d: (d / "labelmap.txt").write_text("a:1,2,3\nb:1,2,3\n"), "is there twice"),
     ],
