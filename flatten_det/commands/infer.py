@@ -68,7 +68,7 @@ def add_large_image_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="PIXELS",
         help="detectors: cut images into tiles of this side and merge what is found in them; "
-        "--batch-size then counts tiles, and the model's test_cfg limits the detections of "
+        "batches are then of tiles, and the model's test_cfg limits the detections of "
         "a tile and of the image (max_per_img)",
     )
     group.add_argument(

@@ -14,6 +14,7 @@ from ..config import blame_config, load_config
 from ..predict.evaluate import evaluate
 from ..predict.tta import enable_tta
 from . import run_command
+from .infer import add_large_image_options, tiling
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -35,11 +36,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--wait-time", type=float, default=2, help="seconds that a window stays (default: 2)"
     )
     parser.add_argument("--tta", action="store_true", help="test-time augmentation")
+    add_large_image_options(parser)
     add_cuda_graphs_option(parser)
     add_common_options(parser)
     add_trust_option(parser)
     add_launcher_options(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.tiling = tiling(parser, args)
+    if args.tta and args.tile:
+        parser.error("argument --tile: test-time augmentation (--tta) takes images as a whole")
+    return args
 
 
 def run(args: argparse.Namespace) -> None:
@@ -60,6 +66,8 @@ def run(args: argparse.Namespace) -> None:
         args.show,
         args.wait_time,
         args.cuda_graphs,
+        args.full_size,
+        args.tiling,
     )
 
 

@@ -10,7 +10,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 
-from ..config import blame_config, build_runner, is_segmentor
+from ..config import blame_config, build_runner, datasets_under_test, is_segmentor
 from ..data.loading import (
     CheckFilesHook,
     LeaveOutUnreadableHook,
@@ -23,8 +23,9 @@ from ..files.checkpoints import CheckFitHook, check_checkpoint
 from ..files.images import output_names
 from .drawing import draw_prediction
 from .predictions import write_label_map
-from .predictor import replay_cuda_graphs
+from .predictor import replay_cuda_graphs, without_resizing
 from .segmentation import PredictLargeImagesInBands
+from .tiles import PredictTilesHook, Tiling
 
 
 def evaluate(
@@ -35,6 +36,8 @@ def evaluate(
     show: bool = False,
     wait_time: float = 2.0,
     cuda_graphs: bool = False,
+    full_size: bool = False,
+    tiling: Tiling | None = None,
 ) -> dict[str, float]:
     """Evaluate a checkpoint on the config's test data; print and return the metrics.
 
@@ -49,10 +52,12 @@ def evaluate(
         show: Open a window for each picture.
         wait_time: Seconds for which a window stays open; 0 waits for a key.
         cuda_graphs: Replay the backbone from CUDA graphs, see :mod:`flatten_det.backbones.cuda`.
+        full_size: Leave images, or tiles, at their own size.
+        tiling: How to cut images into tiles, for a detector; None: take them as a whole.
 
     Raises:
-        UserError: The checkpoint, the data, ``out`` or ``cuda_graphs`` do not fit the config; or, after
-            all others are done, some images cannot be read.
+        UserError: The checkpoint, the data, ``out``, ``cuda_graphs`` or ``tiling`` do not fit the config;
+            or, after all others are done, some images cannot be read.
     """
     check_checkpoint(checkpoint)
     cfg.load_from = checkpoint
@@ -69,6 +74,10 @@ def evaluate(
         else:
             raise UserError(f"--out {out}: for detection give a file that ends in .pkl")
     with blame_config(cfg) as stage, blame_annotation_files(cfg):
+        tiled = [] if tiling is None else [PredictTilesHook(cfg.copy(), tiling, full_size)]
+        if full_size:
+            for dataset in datasets_under_test(cfg):
+                dataset.pipeline = without_resizing(dataset.pipeline)
         runner = build_runner(cfg)
         unreadable = LeaveOutUnreadableHook()
         for hook in (
@@ -77,6 +86,7 @@ def evaluate(
             CheckFilesHook(),
             CheckFitHook(checkpoint),
             PredictLargeImagesInBands(),
+            *tiled,
             SavePredictionsHook(maps, show_dir, show, wait_time),
         ):
             runner.register_hook(hook)

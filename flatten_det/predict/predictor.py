@@ -51,6 +51,7 @@ class Predictor:
         checkpoint: Weights; without any the model keeps its random ones.
         device: Where to run, such as ``cpu`` or ``cuda:0``.
         full_size: Predict at the size of the image, instead of resizing it as the test pipeline does.
+        model: One that is built and has its weights already.
 
     Attributes:
         model: In evaluation mode, on the device.
@@ -64,10 +65,15 @@ class Predictor:
     """
 
     def __init__(
-        self, cfg: Config, checkpoint: str | None, device: str, full_size: bool = False
+        self,
+        cfg: Config,
+        checkpoint: str | None,
+        device: str | torch.device,
+        full_size: bool = False,
+        model: nn.Module | None = None,
     ) -> None:
         init_default_scope(cfg.get("default_scope", "mmdet"))
-        self.model = revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
+        self.model = (model or revert_sync_batchnorm(MODELS.build(cfg.model))).eval()
         self.dataset_meta, pipeline = _tested_data(cfg)
         if checkpoint is not None:
             self.dataset_meta |= load_weights(self.model, checkpoint)
@@ -77,6 +83,7 @@ class Predictor:
             reason = str(error).splitlines()[0]
             raise UserError(f"--device {device} cannot be used: {reason}") from error
         predict_in_bands_when_large(self.model)
+        self._test_step = self.model.test_step
         self._max_pixels = pixel_limit(cfg)
         pipeline = without_resizing(pipeline) if full_size else pipeline
         self._pipeline = CheckedPipeline(pipeline, self._max_pixels)
@@ -99,7 +106,7 @@ class Predictor:
         """Predict for what the test pipeline gives."""
         for batch in self._batches(items, batch_size):
             with torch.inference_mode():
-                samples = self.model.test_step(pseudo_collate(batch))
+                samples = self._test_step(pseudo_collate(batch))
             for sample in samples:
                 yield sample.cpu()
 

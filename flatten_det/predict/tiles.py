@@ -10,15 +10,18 @@ import torch
 from mmcv.transforms import LoadImageFromFile
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from mmseg.models.segmentors import BaseSegmentor
 from pycocotools import mask as coco_mask
 from scipy.sparse.csgraph import connected_components
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.ops import nms
 
 from ..data.loading import CheckedPipeline, ImageError
 from ..errors import UserError
+from ..files.checkpoints import unwrapped
 from .predictor import Predictor
 
 # Boxes that overlap by more (intersection over union) show the same object, as in mmdet's NMS of views.
@@ -96,12 +99,13 @@ class TiledPredictor(Predictor):
         self,
         cfg: Config,
         checkpoint: str | None,
-        device: str,
+        device: str | torch.device,
         tiling: Tiling,
         full_size: bool = False,
         on_tile: Callable[[int, int], None] = lambda done, total: None,
+        model: nn.Module | None = None,
     ) -> None:
-        super().__init__(cfg, checkpoint, device, full_size)
+        super().__init__(cfg, checkpoint, device, full_size, model)
         _check_finds_boxes(self.model)
         load, *transforms = self._pipeline.transforms
         if not isinstance(load, LoadImageFromFile):
@@ -147,6 +151,37 @@ class TiledPredictor(Predictor):
         size = pixels.shape[:2]
         tile = {"img": np.ascontiguousarray(pixels), "img_shape": size, "ori_shape": size}
         return self._transform_tile(image | tile)
+
+
+class PredictTilesHook(Hook):
+    """Lets a runner test a detector tile by tile, as a :class:`TiledPredictor` does.
+
+    Args:
+        cfg: As the runner's, before its pipeline is changed.
+        tiling, full_size: See there.
+    """
+
+    def __init__(self, cfg: Config, tiling: Tiling, full_size: bool) -> None:
+        self._options = (cfg, tiling, full_size)
+
+    def before_test(self, runner: Runner) -> None:
+        """Put the tiles in the way of the model's ``test_step``."""
+        cfg, tiling, full_size = self._options
+        model = unwrapped(runner.model)
+        device = next(model.parameters()).device
+        predictor = TiledPredictor(cfg, None, device, tiling, full_size, model=model)
+        batch_size = cfg.test_dataloader.get("batch_size") or 1
+
+        def test_step(batch: dict[str, Any]) -> list[DetDataSample]:
+            samples = batch["data_samples"]
+            for sample in samples:
+                for tiled in predictor([sample.img_path], batch_size):
+                    sample.pred_instances = tiled.pred_instances
+            if predictor.broken:
+                raise UserError(predictor.broken[0])
+            return samples
+
+        runner.model.test_step = test_step
 
 
 def _check_finds_boxes(model: Any) -> None:

@@ -14,6 +14,7 @@ from mmengine.structures import InstanceData
 from pycocotools import mask as coco_mask
 
 from flatten_det.errors import UserError
+from flatten_det.predict.evaluate import evaluate
 from flatten_det.predict.infer import infer
 from flatten_det.predict.tiles import TiledPredictor, Tiling
 
@@ -30,6 +31,7 @@ class ColourFinder(BaseModel):
     def __init__(self, test_cfg: dict) -> None:
         super().__init__()
         self.test_cfg = test_cfg
+        self.weight = torch.nn.Parameter(torch.zeros(1))  # A checkpoint must hold something.
         self.batch_sizes: list[int] = []
 
     def test_step(self, data: dict) -> list[DetDataSample]:
@@ -174,6 +176,62 @@ def test_files(tmp_path):
     areas = [(right - left) * (bottom - top) for left, top, right, bottom in boxes]
     assert coco_mask.area(found["masks"]).tolist() == areas
     assert cv2.imread(str(tmp_path / "out" / "vis" / "image.jpg")).shape == (HEIGHT, WIDTH, 3)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("tiling", [Tiling(200, 0.4), None])
+def test_evaluation_at_full_size(tmp_path, monkeypatch, tiling):
+    """Of two images of a COCO file; the whole ones are the model's own business."""
+    sizes = set()
+    forward = ColourFinder.forward
+
+    def note(model, inputs, data_samples, mode="predict"):
+        sizes.update(image.shape[1:] for image in inputs)
+        return forward(model, inputs, data_samples, mode)
+
+    monkeypatch.setattr(ColourFinder, "forward", note)
+    truth = [rectangles(np.random.default_rng(seed)) for seed in range(2)]
+    for number, objects in enumerate(truth):
+        paint(tmp_path / f"{number}.png", objects)
+    boxes = [
+        (number, label, [left, top, right - left, bottom - top])
+        for number, objects in enumerate(truth)
+        for label, (left, top, right, bottom) in objects
+    ]
+    content = {
+        "images": [
+            {"id": number, "file_name": f"{number}.png", "height": HEIGHT, "width": WIDTH}
+            for number in range(2)
+        ],
+        "annotations": [
+            {
+                "id": index,
+                "image_id": number,
+                "category_id": label,
+                "bbox": box,
+                "area": box[2] * box[3],
+                "iscrowd": 0,
+            }
+            for index, (number, label, box) in enumerate(boxes, 1)
+        ],
+        "categories": [{"id": 0, "name": "blue"}, {"id": 1, "name": "green"}],
+    }
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps(content))
+    cfg = config(max_per_img=1000)
+    files = {"ann_file": str(path), "data_prefix": {"img": f"{tmp_path}/"}, "test_mode": True}
+    cfg.test_dataloader.dataset.update(files)
+    cfg.test_dataloader |= {
+        "batch_size": 2,
+        "sampler": {"type": "DefaultSampler", "shuffle": False},
+    }
+    cfg.test_cfg = {"type": "TestLoop"}
+    cfg.test_evaluator = {"type": "CocoMetric", "ann_file": str(path), "metric": "bbox"}
+    cfg.work_dir = str(tmp_path / "run")
+    torch.save({"state_dict": {"weight": torch.zeros(1)}}, tmp_path / "weights.pth")
+    metrics = evaluate(cfg, str(tmp_path / "weights.pth"), full_size=True, tiling=tiling)
+    assert metrics["coco/bbox_mAP_50"] == 1
+    assert sizes == {(HEIGHT, WIDTH) if tiling is None else (200, 200)}
 
 
 def test_a_pipeline_that_does_not_start_with_an_image():

@@ -67,6 +67,12 @@ def test_tta(run, kind, request, tmp_path, capsys):
     assert len(list((tmp_path / "pictures").iterdir())) == 3
 
 
+def test_tiles_and_views_exclude_each_other(run, trained_detector, capsys):
+    with pytest.raises(SystemExit):
+        run(trained_detector, "--tta", "--tile", "64")
+    assert "--tile: test-time augmentation (--tta)" in capsys.readouterr().err
+
+
 def test_cuda_graphs(run, random_segmentor, monkeypatch, capsys):
     """Of three images of one size the second is captured."""
     monkeypatch.setattr(cuda, "Recorder", CpuRecorder)

@@ -1,0 +1,63 @@
+"""Tree crowns on aerial photographs: learned from tiles, tested on whole photographs, in minutes on a CPU."""
+
+_base_ = "../quickstart/retinanet_flatten-pvt-nano_fpn_shapes.py"
+
+train_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="LoadAnnotations", with_bbox=True),
+    # Larger than a tile, which is cut after resizing: to resize whole photographs would take long.
+    dict(type="RandomCrop", crop_size=(320, 320), allow_negative_crop=True),
+    dict(type="RandomResize", scale=(320, 320), ratio_range=(0.8, 1.25), keep_ratio=True),
+    dict(type="RandomCrop", crop_size=(256, 256), allow_negative_crop=True),
+    dict(type="RandomFlip", prob=0.75, direction=["horizontal", "vertical", "diagonal"]),
+    dict(type="PhotoMetricDistortion"),
+    dict(type="PackDetInputs"),
+]
+# At the size of the photograph.
+test_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="Resize", scale_factor=1.0, keep_ratio=True),
+    dict(type="LoadAnnotations", with_bbox=True),
+    dict(
+        type="PackDetInputs",
+        meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor"),
+    ),
+]
+metainfo = dict(classes=("tree",), palette=[(255, 215, 0)])
+train_dataloader = dict(
+    batch_size=4,
+    dataset=dict(
+        _delete_=True,
+        type="CocoDataset",
+        data_root="data/trees/",
+        ann_file="train/_annotations.coco.json",
+        data_prefix=dict(img="train/"),
+        metainfo=metainfo,
+        filter_cfg=dict(filter_empty_gt=True),
+        pipeline=train_pipeline,
+    ),
+)
+val_dataloader = dict(
+    dataset=dict(
+        _delete_=True,
+        type="CocoDataset",
+        data_root="data/trees/",
+        ann_file="val/_annotations.coco.json",
+        data_prefix=dict(img="val/"),
+        metainfo=metainfo,
+        test_mode=True,
+        pipeline=test_pipeline,
+    ),
+)
+test_dataloader = val_dataloader
+val_evaluator = dict(ann_file="data/trees/val/_annotations.coco.json")
+test_evaluator = val_evaluator
+model = dict(
+    bbox_head=dict(num_classes=1),
+    # A photograph has hundreds of trees.
+    test_cfg=dict(nms_pre=3000, max_per_img=600),
+)
+max_iters = 900
+train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
+param_scheduler = [_base_.param_scheduler[0], dict(_base_.param_scheduler[1], end=max_iters)]
+default_hooks = dict(visualization=dict(interval=1))
