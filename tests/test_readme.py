@@ -1,4 +1,4 @@
-"""What the README tells to type works: its commands are run here, by its trainings' tests or by .ci/run."""
+"""What the README and the manual tell to type works: run here, by the trainings' tests or by .ci/run."""
 
 import json
 import re
@@ -7,54 +7,57 @@ import subprocess
 import sys
 import sysconfig
 import venv
+from importlib import import_module
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
 from readme_commands import (
     ABLATE,
     ANALYSE,
     BENCHMARK,
     BENCHMARK_ATTENTION,
+    CHECK_COCO,
     COMMANDS,
+    FINE_TUNE,
     FLOPS,
     FLOPS_OF_PAPER,
     IN_CI,
     INSTALL,
     INSTALLED,
+    MODELS_COMMAND,
     ON_COCO,
     ON_GPU,
     ON_LARGE_IMAGES,
     ON_MIXED_SIZES,
     ON_QUICKSTART,
+    ON_TREES,
     ON_WEIGHTS,
+    OTHER,
     OWN_DATA,
     PACKAGE,
+    PAGES,
+    PREPARE_MASKS,
     PYTHON,
     QUICKSTART,
     README,
     ROOT,
     TESTS,
+    TRAIN_MASKS,
     UPDATE_ZOO,
     run,
+    save_random_weights,
+    words_of,
     workspace,
 )
-from tool_modules import load_tool
+from tool_modules import forget_named_instances
 from zoo_fixture import make_small_zoo
 
 from flatten_det.backbones import FLattenPVT
-
-
-def save_random_weights(config: str, checkpoint: Path) -> None:
-    """What a training of a README config leaves would take minutes."""
-    cfg = Config.fromfile(ROOT / config)
-    init_default_scope(cfg.default_scope)
-    checkpoint.parent.mkdir(parents=True)
-    torch.save({"state_dict": MODELS.build(cfg.model).state_dict()}, checkpoint)
+from flatten_det.commands import main
+from flatten_det.config import our_configs
 
 
 @pytest.fixture
@@ -62,67 +65,107 @@ def run_here(tmp_path, monkeypatch, capsys):
     """Like :func:`run`, in this process, as importing the packages takes most of a short command's time."""
     monkeypatch.chdir(workspace(tmp_path))
 
-    def run_here(command: str) -> str:
-        words = shlex.split(command)
-        assert words[:2] == ["uv", "run"]
-        tool = load_tool(words[2].removeprefix("tools/").removesuffix(".py"))
-        assert tool.main(words[3:]) == 0
+    def run_here(command: str, code: int = 0) -> str:
+        forget_named_instances()
+        program, *arguments = words_of(command)
+        assert program == "flatten-det"
+        assert main(arguments) == code
         return capsys.readouterr().out
 
     return run_here
 
 
 def test_first_screen_has_the_two_commands():
-    assert COMMANDS[:2] == [QUICKSTART, TESTS]
+    assert QUICKSTART == "pip install uv && uv run tools/train.py " + (
+        "configs/quickstart/mask-rcnn_flatten-pvt-nano_fpn_shapes.py"
+    )
+    assert TESTS == "pip install uv && uv run pytest"
     assert README.index(TESTS) < README.index("\n## ")
+    assert len(README.encode()) <= 8000
 
 
 def test_every_command_is_run():
     covered = {
         QUICKSTART,
-        INSTALL,
+        TESTS,
         PACKAGE,
-        UPDATE_ZOO,
+        INSTALL,
+        MODELS_COMMAND,
+        CHECK_COCO,
+        FINE_TUNE,
+        PREPARE_MASKS,
+        TRAIN_MASKS,
         BENCHMARK,
         BENCHMARK_ATTENTION,
         FLOPS,
         FLOPS_OF_PAPER,
         ON_GPU,
+        UPDATE_ZOO,
         *INSTALLED,
-        *ABLATE,
-        *ANALYSE,
         *OWN_DATA,
-        *IN_CI,
         *ON_QUICKSTART,
         *ON_LARGE_IMAGES,
         *ON_MIXED_SIZES,
+        *ON_TREES,
         *ON_COCO,
         *ON_WEIGHTS,
+        *ABLATE,
+        *ANALYSE,
+        *IN_CI,
     }
-    assert set(COMMANDS) == covered
-    steps = (ROOT / ".ci" / "run").read_text().splitlines()
-    assert not set(IN_CI) - set(steps)
+    assert {command for commands in COMMANDS.values() for command in commands} == covered
+    steps = (ROOT / ".ci" / "run").read_text()
+    assert all(command in steps for command in IN_CI)
 
 
-def test_every_file_it_names_exists():
-    for path in re.findall(r"(?:configs|tools)/[\w./-]*\.py", README):
-        assert (ROOT / path).is_file(), path
-    table = re.findall(r"^\| `([\w-]+\.py)`", README, flags=re.MULTILINE)
-    assert len(table) == 3
-    assert all((ROOT / "configs" / "quickstart" / name).is_file() for name in table)
+def test_every_file_and_config_it_names_exists():
+    names = our_configs()
+    for page, text in PAGES.items():
+        for path in re.findall(r"(?:configs|tools|tests)/[\w./-]*\.(?:py|md)", text):
+            assert (ROOT / path).is_file(), (page, path)
+        for name in re.findall(r"\b[\w-]+_(?:shapes|coco|trees)\b[\w-]*(?=[ \"`]|\.py)", text):
+            assert name in names, (page, name)
 
 
-def test_attention_example(capsys):
-    (example,) = (text for text in PYTHON if "flatten_det.attention" in text)
-    exec(example, {})
-    assert "[1, 64000, 64]" in capsys.readouterr().out
+@pytest.mark.parametrize("line", sorted(set(re.findall(r"flatten-det .*", "\n".join(OTHER)))))
+def test_options_of_commands_that_need_a_cluster(line):
+    """They cannot be run here; their options exist."""
+    command, *arguments = shlex.split(line)[1:]
+    assert import_module(f"flatten_det.commands.{command}").parse_args(arguments)
 
 
-def test_figure_of_the_focused_map(tmp_path, monkeypatch):
-    (example,) = (text for text in PYTHON if "draw_focus" in text)
+@pytest.mark.parametrize(
+    ("page", "number", "printed"),
+    [
+        ("python", 1, "(1, 64, 50, 84)"),
+        ("python", 2, "[1, 64000, 64]"),
+        ("extend", 0, "FourConvolutions"),
+        ("extend", 1, "(1, 64, 16, 24)"),
+        ("export", 0, ""),
+        ("evidence", 0, ""),
+    ],
+)
+def test_python_example(page, number, printed, tmp_path, monkeypatch, capsys):
+    """The first of the page on Python needs a training, and is run after it."""
     monkeypatch.chdir(tmp_path)
-    exec(example, {})
-    assert cv2.imread("focused_map.png").shape[1] > 500
+    exec(PYTHON[page][number], {})
+    assert printed in capsys.readouterr().out
+    for picture in tmp_path.glob("*.png"):
+        assert cv2.imread(str(picture)).shape[1] > 500
+
+
+def test_every_python_example_is_run():
+    """Above, and after the quickstart's training."""
+    counts = {page: len(blocks) for page, blocks in PYTHON.items() if blocks}
+    assert counts == {"python": 3, "extend": 2, "export": 1, "evidence": 1}
+
+
+def test_models_command(run_here):
+    assert QUICKSTART.split("/")[-1].removesuffix(".py") in run_here(MODELS_COMMAND)
+
+
+def test_missing_data_command(run_here):
+    assert "data/coco" in run_here(CHECK_COCO, code=1)
 
 
 @pytest.mark.parametrize("command", ON_WEIGHTS)
@@ -136,7 +179,7 @@ def test_weights_command(command, run_here, tmp_path):
 
 @pytest.mark.parametrize("command", ON_LARGE_IMAGES)
 def test_large_images(command, run_here, tmp_path):
-    config, checkpoint, image = command.split()[3:6]
+    config, checkpoint, image = command.split()[2:5]
     save_random_weights(config, tmp_path / checkpoint)
     cv2.imwrite(str(tmp_path / image), np.zeros((300, 500, 3), np.uint8))
     run_here(command)
@@ -204,8 +247,8 @@ def test_analysis(command, tmp_path):
     folder.mkdir(parents=True)
     cv2.imwrite(str(folder / "0.png"), np.eye(64, dtype=np.uint8) * 255)
     words = command.split()
-    if words[3].startswith("configs/"):
-        save_random_weights(words[3], cwd / words[4])
+    if "--model" not in words:
+        save_random_weights(words[2], cwd / words[3])
     assert "the matrices give what the layers do" in run(command, cwd)
     out = cwd / words[words.index("--out-dir") + 1]
     assert {path.name for path in out.iterdir()} == {"0", "analysis.json", "statistics.png"}

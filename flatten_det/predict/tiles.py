@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from mmcv.transforms import LoadImageFromFile
+from mmdet.models.utils import samplelist_boxtype2tensor
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.hooks import Hook
@@ -174,6 +175,7 @@ class PredictTilesHook(Hook):
 
         def test_step(batch: dict[str, Any]) -> list[DetDataSample]:
             samples = batch["data_samples"]
+            samplelist_boxtype2tensor(samples)  # As the model's own step does.
             for sample in samples:
                 for tiled in predictor([sample.img_path], batch_size):
                     sample.pred_instances = tiled.pred_instances

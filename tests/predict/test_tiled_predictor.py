@@ -229,8 +229,15 @@ def test_evaluation_at_full_size(tmp_path, monkeypatch, tiling):
     cfg.test_evaluator = {"type": "CocoMetric", "ann_file": str(path), "metric": "bbox"}
     cfg.work_dir = str(tmp_path / "run")
     torch.save({"state_dict": {"weight": torch.zeros(1)}}, tmp_path / "weights.pth")
-    metrics = evaluate(cfg, str(tmp_path / "weights.pth"), full_size=True, tiling=tiling)
+    metrics = evaluate(
+        cfg,
+        str(tmp_path / "weights.pth"),
+        show_dir=str(tmp_path / "pictures") if tiling else None,
+        full_size=True,
+        tiling=tiling,
+    )
     assert metrics["coco/bbox_mAP_50"] == 1
+    assert len(list(tmp_path.glob("pictures/*.jpg"))) == (2 if tiling else 0)
     assert sizes == {(HEIGHT, WIDTH) if tiling is None else (200, 200)}
 
 

@@ -1,6 +1,6 @@
 """Tree crowns on aerial photographs: learned from tiles, tested on whole photographs, in minutes on a CPU."""
 
-_base_ = "../quickstart/retinanet_flatten-pvt-nano_fpn_shapes.py"
+_base_ = "./mask-rcnn_flatten-pvt-nano_fpn_shapes.py"
 
 train_pipeline = [
     dict(type="LoadImageFromFile"),
@@ -10,7 +10,6 @@ train_pipeline = [
     dict(type="RandomResize", scale=(320, 320), ratio_range=(0.8, 1.25), keep_ratio=True),
     dict(type="RandomCrop", crop_size=(256, 256), allow_negative_crop=True),
     dict(type="RandomFlip", prob=0.75, direction=["horizontal", "vertical", "diagonal"]),
-    dict(type="PhotoMetricDistortion"),
     dict(type="PackDetInputs"),
 ]
 # At the size of the photograph.
@@ -50,12 +49,25 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(ann_file="data/trees/val/_annotations.coco.json")
+val_evaluator = dict(ann_file="data/trees/val/_annotations.coco.json", metric="bbox")
 test_evaluator = val_evaluator
 model = dict(
-    bbox_head=dict(num_classes=1),
+    type="FasterRCNN",
+    backbone=dict(pretrain_img_size=256),
+    roi_head=dict(
+        bbox_head=dict(num_classes=1, loss_cls=dict(loss_weight=1.0)),
+        mask_roi_extractor=None,
+        mask_head=None,
+    ),
+    train_cfg=dict(
+        rpn_proposal=dict(nms_pre=500, max_per_img=250),
+        rcnn=dict(sampler=dict(num=128)),
+    ),
     # A photograph has hundreds of trees.
-    test_cfg=dict(nms_pre=3000, max_per_img=600),
+    test_cfg=dict(
+        rpn=dict(nms_pre=2000, max_per_img=2000),
+        rcnn=dict(max_per_img=1000),
+    ),
 )
 max_iters = 900
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
