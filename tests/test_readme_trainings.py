@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import cv2
@@ -15,10 +16,12 @@ from readme_commands import (
     ON_COCO,
     ON_MIXED_SIZES,
     ON_QUICKSTART,
+    ON_TREES,
     OWN_DATA,
     PREPARE_MASKS,
     PYTHON,
     QUICKSTART,
+    ROOT,
     TRAIN_MASKS,
     run,
     run_python,
@@ -183,6 +186,27 @@ def test_own_label_maps(tmp_path):
     assert f"{TRAIN_MASKS}\n" in run(PREPARE_MASKS, cwd)
     less = ("train_cfg.max_iters=60", "train_cfg.val_interval=60", "train_dataloader.batch_size=4")
     assert last_metrics(run(TRAIN_MASKS, cwd, "--cfg-options", *less))["mIoU"] >= 70
+
+
+@pytest.mark.slow
+def test_trees(tmp_path):
+    """On parts of the photographs, of which few steps teach little."""
+    cwd = workspace(tmp_path)
+    shutil.copytree(ROOT / "tests" / "trees", cwd / "data" / "trees")
+    prepare, *trainings = (c for c in ON_TREES if " test " not in c and " infer " not in c)
+    assert "44 objects" in run(prepare, cwd)
+    few = ["train_cfg.max_iters=4", "train_cfg.val_interval=4", "model.test_cfg.rcnn.score_thr=0.0"]
+    checkpoint = cwd / "work_dirs" / "trees" / "iter_4.pth"
+    for train in trainings:
+        assert "coco/bbox_mAP_50" in run(train, cwd, "--cfg-options", *few)
+    for command in ON_TREES:
+        if " test " in command or " infer " in command:
+            path = cwd / command.split()[3]
+            path.parent.mkdir(exist_ok=True)
+            shutil.copy(checkpoint, path)
+            run(command, cwd, "--cfg-options", "model.test_cfg.rcnn.score_thr=0.0")
+    found = json.loads((cwd / "outputs/trees/preds/yellowstone_541.json").read_text())
+    assert (found["height"], found["width"]) == (400, 400)
 
 
 @pytest.mark.slow
