@@ -20,7 +20,8 @@ dt { font-weight: 600; } dd { margin: 0; overflow-wrap: anywhere; }
 .samples { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(36em, 100%), 1fr)); gap: 1em; }
 article { border: 1px solid #bbb; border-radius: 4px; padding: .8em; }
 .pair { display: flex; gap: .8em; align-items: flex-start; }
-figure { flex: 1; margin: 0; min-width: 0; } img { width: 100%; max-height: 30em; object-fit: contain; background: #eee; }
+figure { flex: 1; margin: 0; min-width: 0; }
+img { width: 100%; max-height: 30em; object-fit: contain; background: #eee; }
 figcaption { color: #444; } .note { border-left: 4px solid #111; padding-left: .6em; }
 table { border-collapse: collapse; margin-top: .6em; } th, td { padding: .1em .8em .1em 0; text-align: left; }
 td + td, th + th { text-align: right; } .changed { font-weight: 700; }

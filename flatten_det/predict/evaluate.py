@@ -1,7 +1,9 @@
 """Test a detector or a segmentor: metrics, dumped predictions, drawn pictures."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import mmengine
 from mmdet.evaluation import DumpDetResults
@@ -35,6 +37,7 @@ def evaluate(
     show: bool = False,
     wait_time: float = 2.0,
     cuda_graphs: bool = False,
+    console: AbstractContextManager[Sequence[Hook]] | None = None,
 ) -> dict[str, float]:
     """Evaluate a checkpoint on the config's test data; print and return the metrics.
 
@@ -49,6 +52,7 @@ def evaluate(
         show: Open a window for each picture.
         wait_time: Seconds for which a window stays open; 0 waits for a key.
         cuda_graphs: Replay the backbone from CUDA graphs, see :mod:`flatten_det.backbones.cuda`.
+        console: :func:`~flatten_det.train.console.short_console`; None: print the log, as MMEngine does.
 
     Raises:
         UserError: The checkpoint, the data, ``out`` or ``cuda_graphs`` do not fit the config; or, after
@@ -68,7 +72,11 @@ def evaluate(
             dump = _KeptResults(out_file_path=out)
         else:
             raise UserError(f"--out {out}: for detection give a file that ends in .pkl")
-    with blame_config(cfg) as stage, blame_annotation_files(cfg):
+    with (
+        blame_config(cfg) as stage,
+        blame_annotation_files(cfg),
+        console or nullcontext(()) as hooks,
+    ):
         runner = build_runner(cfg)
         unreadable = LeaveOutUnreadableHook()
         for hook in (
@@ -78,6 +86,7 @@ def evaluate(
             CheckFitHook(checkpoint),
             PredictLargeImagesInBands(),
             SavePredictionsHook(maps, show_dir, show, wait_time),
+            *hooks,
         ):
             runner.register_hook(hook)
         if cuda_graphs:
@@ -86,8 +95,10 @@ def evaluate(
             runner.test_evaluator.metrics.append(dump)
         metrics = runner.test()
     if runner.rank == 0:
+        of_classes = _names_of_classes(runner.test_dataloader.dataset)
         for name, value in metrics.items():
-            print(f"{name:<28}{value:.4f}")
+            if name.rpartition("/")[2] not in of_classes:
+                print(f"{name:<28}{value:.4f}")
         if dump is not None:
             write_atomically(out, mmengine.dump(dump.kept, file_format="pkl"))
         for title, path in (("predictions", out), ("pictures", show_dir)):
@@ -97,6 +108,12 @@ def evaluate(
         total = len(runner.test_dataloader.dataset)
         raise left_out(unreadable.reasons, total, ", without which the metrics are")
     return metrics
+
+
+def _names_of_classes(dataset: Any) -> set[str]:
+    """What CocoMetric calls its metrics of single classes, which it tells as a table, too."""
+    classes = getattr(dataset, "metainfo", {}).get("classes") or ()
+    return {f"{name}_precision" for name in classes}
 
 
 class _KeptResults(DumpDetResults):
