@@ -85,13 +85,14 @@ def browse(
                     stage.has_begun = True
                 except ImageError as error:
                     reasons.append(str(error))
-    facts = {
-        "config": str(cfg.filename),
-        "samples": f"{len(samples)} of the {len(dataset)} of {split}",
-        "seed": str(seed),
-        **_pipelines(dataset),
-    }
-    write_atomically(page, contact_sheet(facts, samples, reasons).encode(), durable=False)
+    facts = [
+        ("config", str(cfg.filename)),
+        ("samples", f"{len(samples)} of the {len(dataset)} of {split}"),
+        ("seed", str(seed)),
+        *_pipelines(dataset),
+    ]
+    title = f"Samples of {Path(cfg.filename).name}"
+    write_atomically(page, contact_sheet(title, facts, samples, reasons).encode(), durable=False)
     print(f"{len(samples)} samples of {split}: {page}")
     if reasons:
         raise left_out(reasons, len(chosen))
@@ -180,14 +181,14 @@ def _load_truth_first(dataset: Any) -> None:
             inner.pipeline.transforms.sort(key=lambda step: not _loads(step))
 
 
-def _pipelines(dataset: Any) -> dict[str, str]:
+def _pipelines(dataset: Any) -> list[tuple[str, str]]:
     """The names of the steps by data set, the outermost last, as they are run."""
-    found = {}
+    found = []
     for inner in reversed(list(all_datasets(dataset))):
         if steps := _transforms(inner):
             names = " → ".join(type(step).__name__ for step in steps)
-            found[f"pipeline of {type(inner).__name__}"] = names
-    return found
+            found.append((f"pipeline of {type(inner).__name__}", names))
+    return list(dict.fromkeys(found))
 
 
 def _without_augmentation(dataset: Any, of_segmentor: bool) -> Any:

@@ -93,17 +93,21 @@ class BrowsedSample:
 
 
 def contact_sheet(
-    facts: Mapping[str, str], samples: Sequence[BrowsedSample], left_out: Sequence[str]
+    title: str,
+    facts: Sequence[tuple[str, str]],
+    samples: Sequence[BrowsedSample],
+    left_out: Sequence[str],
 ) -> str:
     """A page in HTML, to be put beside the folder ``pictures``.
 
     Args:
-        facts: What is said of all samples, by its name; the config is among them.
+        title: Its heading.
+        facts: What is said of all samples, each with its name.
         samples: In their order.
         left_out: A line for each sample that could not be read.
     """
-    title = _text(f"Samples of {PurePath(facts['config']).name}")
-    rows = [f"<dt>{_text(name)}</dt><dd>{_text(fact)}</dd>" for name, fact in facts.items()]
+    title = _text(title)
+    rows = [f"<dt>{_text(name)}</dt><dd>{_text(fact)}</dd>" for name, fact in facts]
     missing = [f'<p class="note">Left out: {_text(reason)}</p>' for reason in left_out]
     return "\n".join(
         [

@@ -134,6 +134,7 @@ def test_wrapped_data_sets(run, detector, tmp_path):
     assert run(detector(MIXED), "--indices", 1, 6, 16) == 0
     page = (tmp_path / "out" / "index.html").read_text()
     assert "<dt>pipeline of MultiImageMixDataset</dt><dd>Mosaic → MixUp → PackDetInputs" in page
+    assert page.count("<dt>pipeline of CocoDataset</dt>") == 2  # One of them packs by itself.
     alone, mixed, again = shown(tmp_path / "out")
     assert [name for name, _ in (alone, mixed, again)] == [
         f"{index}: {2:012d}.jpg" for index in (1, 6, 16)
@@ -255,6 +256,15 @@ def test_data_are_not_overwritten(run, detector, coco_folder, tmp_path, capsys):
     assert run(config) == 2
     assert "--out-dir: the result" in capsys.readouterr().err
     assert "_base_" in config.read_text()
+
+
+def test_full_disk(run, detector, tmp_path, capsys, full_disk):
+    full_disk(tmp_path / "out")
+    assert run(detector(), "--indices", 0) == 2
+    error = capsys.readouterr().err
+    assert f"error: cannot write {tmp_path / 'out'}" in error
+    assert "the disk is full" in error
+    assert not list((tmp_path / "out").rglob("*.*"))
 
 
 def test_number_is_positive(capsys):
