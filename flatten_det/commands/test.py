@@ -11,8 +11,10 @@ from ..cli import (
     use_matplotlib_without_display,
 )
 from ..config import blame_config, load_config
+from ..predict.console import TestConsoleHook
 from ..predict.evaluate import evaluate
 from ..predict.tta import enable_tta
+from ..train.console import short_console
 from . import run_command
 from .infer import add_large_image_options, tiling
 
@@ -37,6 +39,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--tta", action="store_true", help="test-time augmentation")
     add_large_image_options(parser)
+    parser.add_argument(
+        "--verbose",
+        action="store_true",
+        help="print all that goes to the log file, as MMEngine does",
+    )
     add_cuda_graphs_option(parser)
     add_common_options(parser)
     add_trust_option(parser)
@@ -68,6 +75,7 @@ def run(args: argparse.Namespace) -> None:
         args.cuda_graphs,
         args.full_size,
         args.tiling,
+        None if args.verbose else short_console(args.config, TestConsoleHook),
     )
 
 

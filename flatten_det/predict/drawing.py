@@ -1,6 +1,8 @@
-"""Draw predictions into the images, with the visualizers of mmdet and mmseg."""
+"""Draw predictions and annotations into their images, with the visualizers of mmdet and mmseg."""
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import cv2
 import mmcv
 import numpy as np
 import torch
+from mmdet.models.utils import samplelist_boxtype2tensor
 from mmdet.structures import INSTANCE_OFFSET, DetDataSample
 from mmdet.structures.mask import BitmapMasks, PolygonMasks
 from mmdet.visualization import DetLocalVisualizer
@@ -26,6 +29,8 @@ MAX_PIXELS = 1 << 22
 MAX_SIDE = 1 << 14
 # An enlarged strip of three pixels would become as long as no canvas is.
 MAX_ENLARGED_SIDE = 4096
+# Shorter sides hardly have room for the labels of objects.
+MIN_SIZE = 384
 # Detections below it are not drawn.
 SCORE_THRESHOLD = 0.3
 
@@ -50,14 +55,59 @@ def draw_prediction(
     """
     if "pred_instances" in sample:
         options["pred_score_thr"] = score_thr
-    try:
+    with _picture_may_fail(sample.img_path):
         _draw(visualizer, sample, out_file, options)
+
+
+def draw_ground_truth(
+    visualizer: Visualizer, image: np.ndarray, sample: BaseDataElement, out_file: Path
+) -> bool:
+    """Draw the annotations of a sample into its image, which is shrunk if it is large, enlarged if small.
+
+    A picture that cannot be drawn or written is left out, with a warning.
+
+    Args:
+        visualizer: as for :func:`draw_prediction`.
+        image: RGB (H, W, 3) of 8 bits, whose pixels the annotations are in.
+        sample: What a data pipeline packs.
+        out_file: Picture to write.
+
+    Returns:
+        Whether it is written.
+    """
+    with _picture_may_fail(sample.get("img_path", out_file)):
+        sample = sample.clone()
+        samplelist_boxtype2tensor([sample])
+        if "gt_sem_seg" in sample and "masks" in sample.get("gt_instances", ()):
+            _leave_things_to_masks(sample)
+        image, sample = _enlarged(*shrink(image, sample), MIN_SIZE)
+        visualizer.add_datasample(
+            out_file.name, image, sample, draw_pred=False, out_file=str(out_file)
+        )
+        return True
+    return False
+
+
+@contextlib.contextmanager
+def _picture_may_fail(path: str | Path) -> Iterator[None]:
+    """Make a warning of what fails within the block, unless the disk is full; ``path`` is the image."""
+    try:
+        yield
     except Exception as error:
         is_full = isinstance(error, DiskFullError) or getattr(error, "errno", None) in NO_ROOM
         if is_full or (isinstance(error, UserError) and not isinstance(error, UnwritableError)):
             raise
-        warning = f"warning: no picture of {sample.img_path}: {in_one_line(error)}"
+        warning = f"warning: no picture of {path}: {in_one_line(error)}"
         print(printable(warning), file=sys.stderr)
+
+
+def _leave_things_to_masks(sample: DetDataSample) -> None:
+    """Take objects out of a panoptic sample's label map, which would be drawn over their masks."""
+    things = sample.gt_instances.masks.to_ndarray().any(axis=0)
+    kept = sample.gt_sem_seg.clone()
+    ignored = kept.metainfo.get("ignore_index", 255)
+    kept.sem_seg = kept.sem_seg.masked_fill(torch.from_numpy(things), ignored)
+    sample.gt_sem_seg = kept
 
 
 def _draw(
@@ -105,6 +155,19 @@ def shrink(
     return image, _resized(sample, (height, width), size)
 
 
+def _enlarged(
+    image: np.ndarray, sample: BaseDataElement | None, min_size: int
+) -> tuple[np.ndarray, BaseDataElement | None]:
+    """An image, and what goes with it, enlarged as :class:`EnlargingDetVisualizer` says."""
+    height, width = image.shape[:2]
+    factor = min(-(-min_size // min(height, width)), MAX_ENLARGED_SIDE // max(height, width))
+    if factor > 1:
+        size = (factor * height, factor * width)
+        image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_CUBIC)
+        sample = sample and _resized(sample, (height, width), size)
+    return image, sample
+
+
 @VISUALIZERS.register_module()
 class EnlargingDetVisualizer(DetLocalVisualizer):
     """``DetLocalVisualizer`` that enlarges small images first, so that labels do not hide objects.
@@ -115,7 +178,7 @@ class EnlargingDetVisualizer(DetLocalVisualizer):
         name, **kwargs: as for ``DetLocalVisualizer``.
     """
 
-    def __init__(self, name: str = "visualizer", min_size: int = 384, **kwargs) -> None:
+    def __init__(self, name: str = "visualizer", min_size: int = MIN_SIZE, **kwargs) -> None:
         super().__init__(name, **kwargs)
         self.min_size = min_size
 
@@ -128,14 +191,7 @@ class EnlargingDetVisualizer(DetLocalVisualizer):
         **kwargs,
     ) -> None:
         """Draw a sample, see ``DetLocalVisualizer.add_datasample``; ``image`` is ``(H, W, 3)``."""
-        height, width = image.shape[:2]
-        factor = min(
-            -(-self.min_size // min(height, width)), MAX_ENLARGED_SIDE // max(height, width)
-        )
-        if factor > 1:
-            size = (factor * height, factor * width)
-            image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_CUBIC)
-            data_sample = data_sample and _resized(data_sample, (height, width), size)
+        image, data_sample = _enlarged(image, data_sample, self.min_size)
         super().add_datasample(name, image, data_sample, *args, **kwargs)
 
 

@@ -1,7 +1,9 @@
 """Test a detector or a segmentor: metrics, dumped predictions, drawn pictures."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import mmengine
 from mmdet.evaluation import DumpDetResults
@@ -38,6 +40,7 @@ def evaluate(
     cuda_graphs: bool = False,
     full_size: bool = False,
     tiling: Tiling | None = None,
+    console: AbstractContextManager[Sequence[Hook]] | None = None,
 ) -> dict[str, float]:
     """Evaluate a checkpoint on the config's test data; print and return the metrics.
 
@@ -54,6 +57,7 @@ def evaluate(
         cuda_graphs: Replay the backbone from CUDA graphs, see :mod:`flatten_det.backbones.cuda`.
         full_size: Leave images, or tiles, at their own size.
         tiling: How to cut images into tiles, for a detector; None: take them as a whole.
+        console: :func:`~flatten_det.train.console.short_console`; None: print the log, as MMEngine does.
 
     Raises:
         UserError: The checkpoint, the data, ``out``, ``cuda_graphs`` or ``tiling`` do not fit the config;
@@ -73,7 +77,11 @@ def evaluate(
             dump = _KeptResults(out_file_path=out)
         else:
             raise UserError(f"--out {out}: for detection give a file that ends in .pkl")
-    with blame_config(cfg) as stage, blame_annotation_files(cfg):
+    with (
+        blame_config(cfg) as stage,
+        blame_annotation_files(cfg),
+        console or nullcontext(()) as hooks,
+    ):
         tiled = [] if tiling is None else [PredictTilesHook(cfg.copy(), tiling, full_size)]
         if full_size:
             for dataset in datasets_under_test(cfg):
@@ -88,6 +96,7 @@ def evaluate(
             PredictLargeImagesInBands(),
             *tiled,
             SavePredictionsHook(maps, show_dir, show, wait_time),
+            *hooks,
         ):
             runner.register_hook(hook)
         if cuda_graphs:
@@ -96,8 +105,10 @@ def evaluate(
             runner.test_evaluator.metrics.append(dump)
         metrics = runner.test()
     if runner.rank == 0:
+        of_classes = _names_of_classes(runner.test_dataloader.dataset)
         for name, value in metrics.items():
-            print(f"{name:<28}{value:.4f}")
+            if name.rpartition("/")[2] not in of_classes:
+                print(f"{name:<28}{value:.4f}")
         if dump is not None:
             write_atomically(out, mmengine.dump(dump.kept, file_format="pkl"))
         for title, path in (("predictions", out), ("pictures", show_dir)):
@@ -107,6 +118,12 @@ def evaluate(
         total = len(runner.test_dataloader.dataset)
         raise left_out(unreadable.reasons, total, ", without which the metrics are")
     return metrics
+
+
+def _names_of_classes(dataset: Any) -> set[str]:
+    """What CocoMetric calls its metrics of single classes, which it tells as a table, too."""
+    classes = getattr(dataset, "metainfo", {}).get("classes") or ()
+    return {f"{name}_precision" for name in classes}
 
 
 class _KeptResults(DumpDetResults):

@@ -1,4 +1,4 @@
-"""What a person sees of a training: what is trained on what, its progress, a table of metrics."""
+"""What a person sees of a run: what it does on what data, its progress; of a training, tables of metrics."""
 
 import contextlib
 import io
@@ -36,7 +36,7 @@ _OF_NO_USE = (
 
 
 @contextlib.contextmanager
-def short_console(config: str) -> Iterator[list[Hook]]:
+def short_console(config: str, kind: "type[ConsoleHook] | None" = None) -> Iterator[list[Hook]]:
     """Keep a run's log and what libraries print in its log file, and show a person what matters.
 
     Yields:
@@ -44,13 +44,15 @@ def short_console(config: str) -> Iterator[list[Hook]]:
 
     Args:
         config: what the run is called, as the user wrote it.
+        kind: what shows it; None: :class:`TrainConsoleHook`.
     """
+    kind = kind or TrainConsoleHook
     console, printed = make_console(), _PrintedLines()
     console.file = sys.stdout  # As it is now.
     with (
-        loggers_print_by(_ConsoleHandler(console)),
+        loggers_print_by(_ConsoleHandler(console, kind.shows_tables)),
         contextlib.redirect_stdout(printed),
-        ConsoleHook(config, console, printed) as hook,
+        kind(config, console, printed) as hook,
     ):
         yield [hook]
 
@@ -77,22 +79,33 @@ class _PrintedLines(io.TextIOBase):
 
 
 class _ConsoleHandler(logging.Handler):
-    """Warnings and errors, between the lines of the progress."""
+    """Warnings and errors, and tables if asked to, between the lines of the progress."""
 
-    def __init__(self, console: Console) -> None:
-        super().__init__(logging.WARNING)
-        self._console = console
+    def __init__(self, console: Console, shows_tables: bool) -> None:
+        super().__init__(logging.INFO if shows_tables else logging.WARNING)
+        self._console, self._heading = console, ""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one; of other ranks than the first, errors alone."""
         message = record.getMessage()
+        if record.levelno < logging.WARNING:
+            self._emit_table(message.strip())
+            return
         of_no_use = any(words in message for words in _OF_NO_USE) or not is_main_process()
         if record.levelno >= logging.ERROR or not of_no_use:
             say(self._console, f"{record.levelname.lower()}: {message}")
 
+    def _emit_table(self, message: str) -> None:
+        """Print what has a frame, as metrics draw it around the numbers of all classes."""
+        if message.startswith("Evaluating ") or message.endswith(":"):
+            self._heading = message
+        elif message.endswith("-+") and is_main_process():
+            is_headless = message.startswith("+-")
+            say(self._console, *([self._heading] if is_headless and self._heading else []), message)
+
 
 class ConsoleHook(Hook):
-    """Prints a summary before a training, its progress, and a table after each validation.
+    """Prints what a run is, and its progress.
 
     On a terminal the progress is one line that is written anew; elsewhere it is one line for each interval
     of the run's LoggerHook. It is a context manager, which ends the line when something fails.
@@ -101,9 +114,13 @@ class ConsoleHook(Hook):
         config: what the run is called.
         console: to print on.
         printed: gets the run's logger.
+
+    Attributes:
+        shows_tables: whether tables in the log are printed, too.
     """
 
     priority = "LOWEST"
+    shows_tables = False
 
     def __init__(self, config: str, console: Console, printed: _PrintedLines) -> None:
         self._config, self._console, self._printed = config, console, printed
@@ -112,50 +129,72 @@ class ConsoleHook(Hook):
             TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), text,
             console=console, transient=True, redirect_stdout=False,
         )  # fmt: skip
-        self._interval, self._is_introduced = 50, False
+        self._interval = 50
 
     def __enter__(self) -> "ConsoleHook":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        self._end()
+
+    def _end(self) -> None:
+        """Leave the line of the progress, if there is one: stopping it prints one where there is not."""
+        if self._progress.live.is_started:
+            self._progress.stop()
 
     def before_run(self, runner: Runner) -> None:
         """Send what is printed to the run's log from now on."""
         self._printed.use(runner.logger)
 
+    def _introduce(self, runner: Runner, facts: dict[str, str], work: str, total: int) -> None:
+        """Say what the run is, and begin to show how much of ``total`` is done."""
+        self._interval = next((h.interval for h in runner.hooks if isinstance(h, LoggerHook)), 50)
+        width = max(10, *map(len, facts))
+        say(self._console, *(f"{name:<{width}} {fact}" for name, fact in facts.items()))
+        if self._console.is_terminal:
+            self._task = self._progress.add_task(work, total=total, numbers="")
+            self._progress.start()
+
+    def _show(
+        self, iteration: int, is_last: bool, done: int, total: int, numbers: list[str]
+    ) -> None:
+        """Show how much is done after so many iterations."""
+        if self._console.is_terminal:
+            self._progress.update(self._task, completed=done, numbers="  ".join(numbers))
+        elif iteration % self._interval == 0 or is_last:
+            say(self._console, "  ".join([f"[{done:>{len(str(total))}}/{total}]", *numbers]))
+
+
+class TrainConsoleHook(ConsoleHook):
+    """Prints a summary before a training, its progress, and a table after each validation."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._is_introduced = False
+
     @master_only
     def before_train(self, runner: Runner) -> None:
         """Print what is trained on what."""
-        self._introduce(runner)
+        self._begin(runner)
 
     @master_only
     def before_val(self, runner: Runner) -> None:
         """As before the training: one that is resumed makes up for a missed validation first."""
-        self._introduce(runner)
+        self._begin(runner)
 
-    def _introduce(self, runner: Runner) -> None:
-        if self._is_introduced:
-            return
-        self._is_introduced = True
-        self._interval = next((h.interval for h in runner.hooks if isinstance(h, LoggerHook)), 50)
-        say(self._console, *describe_run(runner, self._config))
-        if self._console.is_terminal:
-            self._task = self._progress.add_task("train", total=runner.max_iters, numbers="")
-            self._progress.start()
+    def _begin(self, runner: Runner) -> None:
+        if not self._is_introduced:
+            self._is_introduced = True
+            facts = describe_training(runner, self._config)
+            self._introduce(runner, facts, "train", runner.max_iters)
 
     @master_only
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
         """Show loss, speed, remaining time and memory."""
-        done = runner.iter + 1
-        if self._console.is_terminal:
-            numbers = "  ".join(_numbers(runner, done))
-            self._progress.update(self._task, completed=done, numbers=numbers)
-        elif done % self._interval == 0 or done == runner.max_iters:
-            place = f"[{done:>{len(str(runner.max_iters))}}/{runner.max_iters}]"
-            say(self._console, "  ".join([place, *_numbers(runner, done)]))
+        done, total = runner.iter + 1, runner.max_iters
+        self._show(done, done == total, done, total, _numbers(runner, done))
 
     @master_only
     def after_val_iter(
@@ -171,7 +210,6 @@ class ConsoleHook(Hook):
         """Print the metrics, each with its best value so far."""
         rows = [(k, v) for k, v in (metrics or {}).items() if isinstance(v, Real) and v >= 0]
         if rows:
-            # After the last one the loop has counted on.
             when = f"{_position(runner)} of {_length(runner)}"
             say(self._console, f"validation, {when}")
             table = Table("metric", "value", "best")
@@ -183,7 +221,7 @@ class ConsoleHook(Hook):
     @master_only
     def after_train(self, runner: Runner) -> None:
         """End the line and name the results."""
-        self._progress.stop()
+        self._end()
         say(self._console, *summary(runner).split("\n"))
 
 
@@ -192,7 +230,8 @@ def _is_by_iterations(runner: Runner) -> bool:
 
 
 def _position(runner: Runner) -> str:
-    return f"iteration {runner.iter}" if _is_by_iterations(runner) else f"epoch {runner.epoch + 1}"
+    """What is done: the loops have counted when they validate."""
+    return f"iteration {runner.iter}" if _is_by_iterations(runner) else f"epoch {runner.epoch}"
 
 
 def _length(runner: Runner) -> int:
@@ -223,25 +262,20 @@ def _numbers(runner: Runner, done: int) -> list[str]:
     return texts
 
 
-def describe_run(runner: Runner, config: str) -> list[str]:
-    """What is trained, on what, how long and where, in about ten lines."""
-    model = unwrapped(runner.model)
-    parameters = sum(p.numel() for p in model.parameters())
-    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+def describe_training(runner: Runner, config: str) -> dict[str, str]:
+    """What is trained, on what, how long and where, in about ten facts by name."""
     optimizer = getattr(runner.optim_wrapper, "optimizer", None)
     rates = (
         [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
         if optimizer
         else []
     )
-    backbone = type(getattr(model, "backbone", model)).__name__
     facts = {
         "config": config,
-        "model": f"{type(model).__name__} with {backbone}, {parameters / 1e6:.1f} M parameters"
-        + (f", {frozen / 1e6:.1f} M of them frozen" if frozen else ""),
+        "model": describe_model(runner),
         "weights": _weights(runner),
-        "train": _describe_data(runner.train_loop.dataloader, runner.world_size),
-        "validate": _describe_data(runner.val_loop.dataloader, runner.world_size)
+        "train": describe_data(runner.train_loop.dataloader, runner.world_size),
+        "validate": describe_data(runner.val_loop.dataloader, runner.world_size)
         + f", every {runner.train_loop.val_interval} "
         + ("iterations" if _is_by_iterations(runner) else "epochs")
         if runner.val_loop
@@ -250,12 +284,28 @@ def describe_run(runner: Runner, config: str) -> list[str]:
         + ("" if _is_by_iterations(runner) else f" in {runner.max_epochs} epochs")
         + (f", {type(optimizer).__name__}, learning rate {max(rates):.2g}" if rates else ""),
         "precision": _precision(runner),
-        "device": _device(runner),
-        "log": as_shown(Path(runner.log_dir) / f"{runner.timestamp}.log"),
+        "device": describe_device(runner),
+        "log": log_file(runner),
     }
     if runner.iter:
         facts["resumed"] = f"after iteration {runner.iter}"
-    return [f"{name:<10} {fact}" for name, fact in facts.items()]
+    return facts
+
+
+def describe_model(runner: Runner) -> str:
+    """The model's and its backbone's class, and how many parameters it has."""
+    model = unwrapped(runner.model)
+    parameters = sum(p.numel() for p in model.parameters())
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    backbone = type(getattr(model, "backbone", model)).__name__
+    return f"{type(model).__name__} with {backbone}, {parameters / 1e6:.1f} M parameters" + (
+        f", {frozen / 1e6:.1f} M of them frozen" if frozen else ""
+    )
+
+
+def log_file(runner: Runner) -> str:
+    """The run's log, as it is shown."""
+    return as_shown(Path(runner.log_dir) / f"{runner.timestamp}.log")
 
 
 def _weights(runner: Runner) -> str:
@@ -265,7 +315,8 @@ def _weights(runner: Runner) -> str:
     return f"{', '.join(files)} (backbone)" if files else "none, from scratch"
 
 
-def _describe_data(loader: DataLoader, world_size: int) -> str:
+def describe_data(loader: DataLoader, world_size: int) -> str:
+    """The data set of a loader, how many images and classes it has, and the batches."""
     dataset = loader.dataset
     classes = getattr(dataset, "metainfo", {}).get("classes") or ()
     each = f"{world_size} x " if world_size > 1 else ""
@@ -284,7 +335,8 @@ def _precision(runner: Runner) -> str:
     return f"mixed, {dtype}".replace("torch.", "")
 
 
-def _device(runner: Runner) -> str:
+def describe_device(runner: Runner) -> str:
+    """What the model runs on."""
     device = next(runner.model.parameters()).device
     name = (
         torch.cuda.get_device_name(device)

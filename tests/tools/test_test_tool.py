@@ -12,8 +12,10 @@ import pytest
 import torch
 from fixtures import write_pure_python_config
 from graph_recorder import CpuRecorder
+from rich.console import Console
 
 from flatten_det.backbones import cuda
+from flatten_det.train import console
 
 
 def printed_metrics(capsys) -> dict[str, float]:
@@ -53,6 +55,62 @@ def test_detector_dumps_and_draws(run, trained_detector, coco_folder, tmp_path, 
     for number in (1, 2, 3):
         drawn = cv2.imread(str(pictures / f"{number:012d}.jpg"))
         assert drawn is not None
+
+
+def test_console_shows_what_matters_and_the_log_has_all(run, trained_detector, tmp_path, capsys):
+    assert run(trained_detector, "--out", str(tmp_path / "all.pkl")) == 0
+    lines = capsys.readouterr().out.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("[1/3]"))
+    assert first <= 15
+    facts = dict(line.split(maxsplit=1) for line in lines[:first])
+    assert facts["weights"] == str(trained_detector.checkpoint)
+    assert facts["test"] == "CocoDataset: 3 images, 80 classes, batches of 1"
+    assert facts["metrics"] == "CocoMetric"
+    for number, line in enumerate(lines[first : first + 3], start=1):
+        ending = "computing metrics" if number == 3 else r"eta \d:\d\d:\d\d"
+        assert re.fullmatch(rf"\[{number}/3\]  [\d.]+ images/s  {ending}", line)
+    assert all(re.fullmatch(r"coco/\S+ +-?\d\.\d{4}", line) for line in lines[first + 3 : -1])
+    assert lines[-1].split() == ["predictions", str(tmp_path / "all.pkl")]
+    log = Path(facts["log"]).read_text()
+    for part in ("System environment", "Config:\n", "Load checkpoint", "Average Precision"):
+        assert part in log
+    assert re.search(r"Epoch\(test\) +\[3/3\] +coco/bbox_mAP", log)
+
+
+def test_console_shows_one_line_for_each_interval(run, trained_detector, capsys):
+    assert run(trained_detector, "--cfg-options", "default_hooks.logger.interval=2") == 0
+    assert re.findall(r"^\[\d/3\]", capsys.readouterr().out, re.MULTILINE) == ["[2/3]", "[3/3]"]
+
+
+def test_console_on_a_terminal_has_one_line_of_progress(run, trained_detector, monkeypatch, capsys):
+    terminal = Console(force_terminal=True, width=150, color_system=None)
+    monkeypatch.setattr(console, "make_console", lambda: terminal)
+    assert run(trained_detector) == 0
+    printed = capsys.readouterr().out
+    assert "[1/3]" not in printed
+    assert re.search(r"test ━+ 3/3 [\d.]+ images/s +computing metrics", printed)
+
+
+def test_console_shows_the_metrics_of_single_classes(
+    run, trained_detector, trained_segmentor, capsys
+):
+    assert run(trained_detector, "--cfg-options", "test_evaluator.classwise=True") == 0
+    printed = capsys.readouterr().out
+    for kind in ("bbox", "segm"):
+        assert re.search(
+            rf"^Evaluating {kind}\.\.\.\n\+-.*\n\| category +\| mAP ", printed, re.MULTILINE
+        )
+    assert "person_precision" not in printed
+    assert "coco/segm_mAP " in printed
+    assert run(trained_segmentor) == 0
+    assert re.search(r"^\| +wall +\|", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_verbose_prints_the_log(run, trained_detector, capsys):
+    assert run(trained_detector, "--verbose") == 0
+    printed = capsys.readouterr().out
+    assert "System environment" in printed
+    assert re.search(r"Epoch\(test\) \[3/3\]", printed)
 
 
 @pytest.mark.parametrize("kind", ["detector", "segmentor"])
