@@ -145,6 +145,7 @@ def test_coco_command(command, coco_folder, tmp_path):
     torch.save({"model": official}, cwd / "checkpoints" / "flatten_pvt_t.pth")
     printed = run(command, cwd, "--cfg-options", *COCO_AT_TEST_SIZE)
     assert "Loaded 164 parameters from checkpoints/flatten_pvt_t.pth" in newest_log(cwd)
+    assert "validation, epoch 1 of 1" in printed
     assert "coco/segm_mAP" in printed
     assert list((cwd / "work_dirs").rglob("epoch_1.pth"))
 
