@@ -60,13 +60,13 @@ model = dict(
         mask_head=None,
     ),
     train_cfg=dict(
-        rpn_proposal=dict(nms_pre=500, max_per_img=250),
-        rcnn=dict(sampler=dict(num=128)),
+        rpn_proposal=dict(nms_pre=1000, max_per_img=1000),
+        rcnn=dict(assigner=dict(pos_iou_thr=0.5, min_pos_iou=0.5), sampler=dict(num=256)),
     ),
     # A photograph has hundreds of trees.
     test_cfg=dict(
         rpn=dict(nms_pre=2000, max_per_img=2000),
-        rcnn=dict(max_per_img=1000),
+        rcnn=dict(max_per_img=600),
     ),
 )
 max_iters = 900
