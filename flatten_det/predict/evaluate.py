@@ -1,11 +1,13 @@
 """Test a detector or a segmentor: metrics, dumped predictions, drawn pictures."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import mmengine
 from mmdet.evaluation import DumpDetResults
 from mmengine.config import Config
+from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
@@ -54,9 +56,6 @@ def evaluate(
         UserError: The checkpoint, the data, ``out`` or ``cuda_graphs`` do not fit the config; or, after
             all others are done, some images cannot be read.
     """
-    check_checkpoint(checkpoint)
-    cfg.load_from = checkpoint
-    cfg.resume = False
     dump = maps = None
     if out is not None:
         if is_segmentor(cfg):
@@ -65,9 +64,48 @@ def evaluate(
             maps = out
         elif Path(out).suffix in (".pkl", ".pickle"):
             refuse_overwriting(filter(None, (cfg.filename, checkpoint)), [out], "--out")
-            dump = _KeptResults(out_file_path=out)
+            dump = KeptResults(out_file_path=out)
         else:
             raise UserError(f"--out {out}: for detection give a file that ends in .pkl")
+    saving = SavePredictionsHook(maps, show_dir, show, wait_time)
+    tested = run_test(cfg, checkpoint, [saving], [dump] if dump else [], cuda_graphs)
+    if tested.runner.rank == 0:
+        for name, value in tested.metrics.items():
+            print(f"{name:<28}{value:.4f}")
+        if dump is not None:
+            write_atomically(out, mmengine.dump(dump.kept, file_format="pkl"))
+        for title, path in (("predictions", out), ("pictures", show_dir)):
+            if path:
+                print(f"{title:<28}{path}")
+    if tested.unreadable:
+        raise tested.unreadable
+    return tested.metrics
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A test that was run."""
+
+    runner: Runner
+    metrics: dict[str, float]
+    unreadable: UserError | None  # names the images that were left out, if there are any
+
+
+def run_test(
+    cfg: Config,
+    checkpoint: str,
+    hooks: Sequence[Hook] = (),
+    metrics: Sequence[BaseMetric] = (),
+    cuda_graphs: bool = False,
+) -> Tested:
+    """Test a checkpoint on the config's test data, with hooks and metrics besides ours and the config's.
+
+    Raises:
+        UserError: as :func:`evaluate`, but for images that cannot be read, unless none can.
+    """
+    check_checkpoint(checkpoint)
+    cfg.load_from = checkpoint
+    cfg.resume = False
     with blame_config(cfg) as stage, blame_annotation_files(cfg):
         runner = build_runner(cfg)
         unreadable = LeaveOutUnreadableHook()
@@ -77,30 +115,22 @@ def evaluate(
             CheckFilesHook(),
             CheckFitHook(checkpoint),
             PredictLargeImagesInBands(),
-            SavePredictionsHook(maps, show_dir, show, wait_time),
+            *hooks,
         ):
             runner.register_hook(hook)
         if cuda_graphs:
             replay_cuda_graphs(runner.model)
-        if dump is not None:
-            runner.test_evaluator.metrics.append(dump)
-        metrics = runner.test()
-    if runner.rank == 0:
-        for name, value in metrics.items():
-            print(f"{name:<28}{value:.4f}")
-        if dump is not None:
-            write_atomically(out, mmengine.dump(dump.kept, file_format="pkl"))
-        for title, path in (("predictions", out), ("pictures", show_dir)):
-            if path:
-                print(f"{title:<28}{path}")
+        runner.test_evaluator.metrics.extend(metrics)
+        measured = runner.test()
+    error = None
     if unreadable.reasons:
         total = len(runner.test_dataloader.dataset)
-        raise left_out(unreadable.reasons, total, ", without which the metrics are")
-    return metrics
+        error = left_out(unreadable.reasons, total, ", without which the metrics are")
+    return Tested(runner, measured, error)
 
 
-class _KeptResults(DumpDetResults):
-    """What mmdet's metric writes, to be written when the metrics are told: a full disk costs them not."""
+class KeptResults(DumpDetResults):
+    """What mmdet's metric writes, as ``kept``: it can be written when the metrics are told, whatever the disk."""
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         self.kept = results
