@@ -13,7 +13,8 @@ from ..cli import (
 )
 from ..config import load_config
 from ..lab.evaluation.page import print_rows
-from ..lab.evaluation.run import JSON, PAGE, Options, evaluate_model
+from ..lab.evaluation.report import JSON, PAGE, ReportOptions
+from ..lab.evaluation.run import evaluate_model
 from . import run_command
 
 
@@ -22,8 +23,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         usage="%(prog)s [options] CONFIG CHECKPOINT\n"
         "       %(prog)s [options] CONFIG --predictions FILE",
-        description="Test a model as `flatten-det test` does, and say where it errs: by class, kind of error "
-        "and image. Writes a page, its figures, and all numbers as JSON.",
+        description="Test a model as `flatten-det test` does, and say where it errs: by class, kind of "
+        "error and image. Writes a page, its figures, and all numbers as JSON.",
     )
     parser.add_argument("config", help="config file")
     parser.add_argument("checkpoint", nargs="?", help="checkpoint file")
@@ -31,8 +32,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--predictions",
         type=Path,
         metavar="FILE",
-        help="of a detector, in place of a checkpoint: COCO's results (JSON), or the .pkl of `flatten-det test "
-        "--out`, such as with --tta",
+        help="of a detector, in place of a checkpoint: COCO's results (JSON), or the .pkl that "
+        "`flatten-det test --out` writes, such as with --tta",
     )
     parser.add_argument(
         "--out-dir",
@@ -43,14 +44,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--score-threshold",
         type=float,
-        default=Options.threshold,
+        default=ReportOptions.threshold,
         metavar="SCORE",
         help="of detections: count errors from this score on; AP is of all (default: %(default)s)",
     )
     parser.add_argument(
         "--worst",
         type=int,
-        default=Options.worst,
+        default=ReportOptions.worst,
         metavar="N",
         help="draw the N images with most errors (default: %(default)s)",
     )
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
     """Analyse, print the tables, and say where the report is."""
     use_matplotlib_without_display()
     cfg = load_config(args.config, args.cfg_options)
-    options = Options(args.out_dir, args.score_threshold, args.worst)
+    options = ReportOptions(args.out_dir, args.score_threshold, args.worst)
     about = {
         "command": command_line("evaluate"),
         "config": str(args.config),

@@ -130,7 +130,9 @@ def run_test(
 
 
 class KeptResults(DumpDetResults):
-    """What mmdet's metric writes, as ``kept``: it can be written when the metrics are told, whatever the disk."""
+    """What mmdet's metric writes, as ``kept``: a full disk then costs no metrics."""
+
+    default_prefix = "kept"  # There are no metrics to have it, and a warning without it.
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         self.kept = results

@@ -24,10 +24,11 @@ from ...compat.panoptic_api import PQStat
 from ...config import all_datasets, blame_config, is_segmentor
 from ...data.coco import NotJsonError, is_box, is_number, parse_json
 from ...data.loading import CheckedPipeline, blame_annotation_files
-from ...errors import UserError
+from ...errors import UserError, warn_once
 from ...files.images import pixel_limit
 from ...files.user_files import read_text
 from ...predict.evaluate import KeptResults, run_test
+from .detections import KEYS
 from .pixels import PixelCounts
 
 DETECTION, PANOPTIC, SEGMENTATION = "detection", "panoptic", "segmentation"
@@ -123,9 +124,7 @@ def predict_detections(
     )
 
 
-def read_predictions(
-    cfg: Config, path: Path, check: Callable[[ImageFiles], None]
-) -> DetectionData:
+def read_predictions(cfg: Config, path: Path, check: Callable[[ImageFiles], None]) -> DetectionData:
     """Take the predictions of a file: COCO's results (JSON), or what ``flatten-det test --out`` writes.
 
     Raises:
@@ -141,8 +140,8 @@ def read_predictions(
         truth, classes = metric._coco_api, dataset.metainfo["classes"]
     if truth is None:
         raise UserError(
-            f"--predictions needs the truth as a COCO file: set ann_file of the CocoMetric in {cfg.filename}, "
-            "or give a checkpoint"
+            "--predictions needs the truth as a COCO file: set ann_file of the CocoMetric in "
+            f"{cfg.filename}, or give a checkpoint"
         )
     images = ImageFiles(dataset, pixel_limit(cfg))
     check(images)
@@ -157,12 +156,13 @@ def read_predictions(
     else:
         given = _read_json(path, truth)
         ids = all_ids
-        kinds = [
-            kind
-            for kind, key in (("bbox", "bbox"), ("segm", "segmentation"))
-            if kind in _kinds_of(metric) and given and all(key in each for each in given)
-        ]
-        results = {kind: given for kind in kinds or _kinds_of(metric)[:1]}
+        kinds = [k for k in _kinds_of(metric) if all(KEYS[k] in each for each in given)]
+        results = dict.fromkeys(kinds, given)
+    for kind in _kinds_of(metric):
+        if kind not in kinds:
+            warn_once(f"{path} does not have {KEYS[kind]} for all: {kind} is not analysed")
+    if not kinds:
+        raise UserError(f"{path} holds nothing that the CocoMetric of {cfg.filename} measures")
     left_out = len(all_ids) - len(ids)
     thresholds = np.atleast_1d(metric.iou_thrs)
     return DetectionData(
@@ -178,8 +178,8 @@ def _kinds_of(metric: CocoMetric) -> list[str]:
     kinds = [kind for kind in ("bbox", "segm") if kind in metric.metrics]
     if not kinds:
         raise UserError(
-            f"the CocoMetric of the config measures {', '.join(metric.metrics)} only: add bbox or segm to its "
-            "metric"
+            f"the CocoMetric of the config measures {', '.join(metric.metrics)} only: add bbox or segm "
+            "to its metric"
         )
     return kinds
 
@@ -193,7 +193,6 @@ def _as_coco(kept: Sequence[dict], categories: Sequence[Any], kind: str) -> list
         boxes[:, 2:] -= boxes[:, :2]
         scores = found["scores"] if kind == "bbox" else found.get("mask_scores", found["scores"])
         shapes = boxes.tolist() if kind == "bbox" else found["masks"]
-        key = "bbox" if kind == "bbox" else "segmentation"
         for label, score, shape in zip(
             found["labels"].tolist(), scores.tolist(), shapes, strict=True
         ):
@@ -202,7 +201,7 @@ def _as_coco(kept: Sequence[dict], categories: Sequence[Any], kind: str) -> list
                     "image_id": entry["img_id"],
                     "category_id": categories[label],
                     "score": score,
-                    key: shape,
+                    KEYS[kind]: shape,
                 }
             )
     return results
@@ -211,7 +210,9 @@ def _as_coco(kept: Sequence[dict], categories: Sequence[Any], kind: str) -> list
 def _read_pickle(path: Path, truth: COCO, classes: int) -> list[dict]:
     kept = mmengine.load(str(path))
     if not (isinstance(kept, list) and kept):
-        raise UserError(f"{path} holds no list of predictions: give what flatten-det test --out writes")
+        raise UserError(
+            f"{path} holds no list of predictions: give what flatten-det test --out writes"
+        )
     for number, entry in enumerate(kept):
         try:
             found, image = entry["pred_instances"], truth.imgs[entry["img_id"]]
@@ -229,8 +230,8 @@ def _read_pickle(path: Path, truth: COCO, classes: int) -> list[dict]:
             fits = False
         if not fits:
             raise UserError(
-                f"{path}: entry {number} is no prediction for the config's images and {classes} classes: give "
-                "what flatten-det test --out writes with this config"
+                f"{path}: entry {number} is no prediction for the config's images and {classes} classes: "
+                "give what flatten-det test --out writes with this config"
             )
     return kept
 
@@ -241,10 +242,14 @@ def _read_json(path: Path, truth: COCO) -> list[dict]:
     except NotJsonError as error:
         raise UserError(f"{path} {error}") from error
     if not isinstance(given, list):
-        raise UserError(f"{path} holds no list: give COCO's results, [{{image_id, category_id, ...}}]")
+        raise UserError(
+            f"{path} holds no list: give COCO's results, [{{image_id, category_id, ...}}]"
+        )
     for number, result in enumerate(given):
         if reason := _why_no_result(result, truth):
-            raise UserError(f"{path}: result {number} {reason}: correct it, or the config's ann_file")
+            raise UserError(
+                f"{path}: result {number} {reason}: correct it, or the config's ann_file"
+            )
         segment = result.get("segmentation")
         if segment is not None and isinstance(segment["counts"], list):
             result["segmentation"] = coco_mask.frPyObjects(segment, *segment["size"])

@@ -22,8 +22,8 @@ MAX_DETECTIONS = (100, 300, 1000)  # of a class in an image, as mmdet's CocoMetr
 class Matches:
     """D detections and G objects, with COCO's matches at IoU 0.5, as arrays.
 
-    Detections are in descending order of score among those of one class; those beyond the most that COCO looks
-    at are not among them. Overlaps are with objects that count, in the same image: -1 is the number of no
+    Detections of one class are together, in descending order of score, without those beyond the most that
+    COCO looks at. Overlaps are with objects that count, in the same image: -1 is the number of no
     object.
     """
 

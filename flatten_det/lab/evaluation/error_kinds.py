@@ -90,8 +90,8 @@ def average_precision(scores: np.ndarray, is_right: np.ndarray, objects: int) ->
 def gains(matches: Matches, errors: Errors | None = None) -> tuple[float, dict[str, float]]:
     """AP50, and what it would gain if all errors of a kind, and no others, were mended (TIDE's dAP).
 
-    A wrong class or place is put right, and the detection dropped if its object is found by a surer one; other
-    wrong detections are dropped; missed objects are not asked for. NaN without objects.
+    A wrong class or place is put right, and the detection dropped if its object is found, or by a surer one;
+    other wrong detections are dropped; missed objects are not asked for. NaN without objects.
     """
     errors = find_errors(matches) if errors is None else errors
     base = _mean_ap(matches, errors.kinds, matches.labels, matches.counts())
@@ -114,9 +114,7 @@ def gains(matches: Matches, errors: Errors | None = None) -> tuple[float, dict[s
     return base, {kind: value - base for kind, value in mended.items()}
 
 
-def _mean_ap(
-    matches: Matches, kinds: np.ndarray, labels: np.ndarray, objects: np.ndarray
-) -> float:
+def _mean_ap(matches: Matches, kinds: np.ndarray, labels: np.ndarray, objects: np.ndarray) -> float:
     """AP50 over the classes that have objects, of ``objects`` of each."""
     used = np.flatnonzero(kinds != UNUSED)
     used = used[np.argsort(labels[used], kind="stable")]

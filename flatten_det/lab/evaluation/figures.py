@@ -135,7 +135,7 @@ def draw_curves(
             axes.set_xticklabels([])
         else:
             axes.set_xticklabels(("0", "0.5", "1"))
-    figure.text(0.5, 0.08 / height, "recall", fontsize=SMALL_FONT, ha="center")
+    figure.text(0.5, 0.17 / height, "recall", fontsize=SMALL_FONT, ha="center")
     figure.text(
         0.1 / width, (foot + (height - foot - head) / 2) / height, "precision",
         fontsize=SMALL_FONT, rotation=90, va="center",

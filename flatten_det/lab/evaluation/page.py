@@ -37,7 +37,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Picture:
+class PagePicture:
     """A picture beside the page."""
 
     file: str  # relative to the page
@@ -50,11 +50,11 @@ class Section:
 
     title: str
     text: str
-    parts: Sequence[Rows | Picture]
+    parts: Sequence[Rows | PagePicture]
 
 
 def write_page(path: Path, title: str, text: str, sections: Sequence[Section]) -> None:
-    """Write the page. Names from files are text in it, whatever they hold; it loads nothing but its pictures."""
+    """Write the page, which loads nothing but its pictures. Names are text in it, whatever they hold."""
     lines = [
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
@@ -74,8 +74,8 @@ def _text(text: str) -> str:
     return escape(printable(text))
 
 
-def _part(part: Rows | Picture) -> str:
-    if isinstance(part, Picture):
+def _part(part: Rows | PagePicture) -> str:
+    if isinstance(part, PagePicture):
         caption = _text(part.caption)
         return (
             f'<figure><a href="{escape(quote(part.file))}"><img src="{escape(quote(part.file))}" '

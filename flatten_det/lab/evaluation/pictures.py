@@ -1,5 +1,6 @@
-"""Pictures of the images with most errors: the truth beside the prediction, what is wrong marked by its kind."""
+"""Pictures of the images with most errors: truth beside prediction, what is wrong marked by its kind."""
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,25 +13,26 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
-from ..benchmark.report import save_figure
+from ...files.atomic import write_atomically
 from .error_kinds import KINDS, RIGHT
 from .figures import FONT, TINY_FONT, shown
 
 _SIDE = 4.4  # inches of a panel's longer side
 _LONGEST = 1000  # pixels of label maps that are drawn
 _DPI = 150
-# Told apart without colour too: by dashes, and by the kind's name beside the class.
+# Short names, colours, dashes and widths: told apart without colour too.
 _STYLES = {
-    RIGHT: ("right", "#5fd35f", "-", 0.9),
-    0: (KINDS[0], "#ff9d2e", "--", 1.6),
-    1: (KINDS[1], "#ffe14d", "-.", 1.6),
-    2: (KINDS[2], "#c79bff", ":", 1.6),
-    3: (KINDS[3], "#4dc3ff", (0, (1, 1)), 1.6),
-    4: (KINDS[4], "#ff5a5a", "-", 2.0),
-    5: (KINDS[5], "#ff5a5a", (0, (4, 2)), 2.0),
+    RIGHT: ("", "#5fd35f", "-", 0.9),
+    0: ("cls", "#ff9d2e", "--", 1.6),
+    1: ("loc", "#ffe14d", "-.", 1.6),
+    2: ("both", "#c79bff", ":", 1.6),
+    3: ("dup", "#4dc3ff", (0, (1, 1)), 1.6),
+    4: ("bkg", "#ff5a5a", "-", 2.0),
+    5: ("miss", "#ff5a5a", (0, (4, 2)), 2.0),
 }
 _OUTLINE = [withStroke(linewidth=3, foreground="black")]
 _TEXT_BOX = dict(facecolor="white", edgecolor="none", alpha=0.75, pad=0.8)
+_LINE, _LETTER = 0.12, 0.45  # inches of a line of small text; width of a letter, in lines
 _NAMED = 0.01  # share of an image from which on a class is named in it
 _IGNORED, _WRONG, _RIGHT_GREY = 0.55, 0.0, 1.0
 
@@ -68,7 +70,7 @@ def draw_detections(
 
     Args:
         image: RGB (H, W, 3).
-        objects: of the truth; those that were not found are of the kind of what found them instead, or missed.
+        objects: of the truth; those that were not found are of the kind of what was nearly them, or missed.
         detections: those that count.
         path: where it goes.
     """
@@ -83,39 +85,46 @@ def draw_detections(
         for shape in sorted(shapes, key=lambda shape: shape.kind != RIGHT):
             _draw_shape(axes, shape)
             kinds.add(shape.kind)
-    styles = [_STYLES[kind] for kind in _STYLES if kind in kinds]
+        _name_errors(axes, shapes)
+    kinds = sorted(kinds)
     figure.legend(
         [
             Line2D([], [], color=color, linestyle=dash, linewidth=width, path_effects=_OUTLINE)
-            for _, color, dash, width in styles
+            for _, color, dash, width in map(_STYLES.get, kinds)
         ],
-        [name for name, *_ in styles],
+        [f"{_STYLES[k][0]}: {KINDS[k]}" if k != RIGHT else "right" for k in kinds],
         loc="outside lower center",
         ncols=4,
         fontsize=TINY_FONT,
         frameon=False,
         handlelength=4,
     )
-    save_figure(figure, path, _DPI)
+    _save(figure, path)
 
 
 def _draw_shape(axes: Axes, shape: Shape) -> None:
-    kind, color, dash, width = _STYLES[shape.kind]
+    _, color, dash, width = _STYLES[shape.kind]
     for line in shape.outline:
         closed = np.concatenate([line, line[:1]])
         axes.plot(*closed.T, color="black", linewidth=width + 1.2, solid_joinstyle="miter")
         axes.plot(*closed.T, color=color, linestyle=dash, linewidth=width)
-    if shape.kind != RIGHT and len(shape.outline):
-        x, y = np.concatenate(shape.outline).min(0)
-        axes.text(
-            max(x, 0),
-            max(y, 0),
-            f"{shown(shape.name)}: {kind}",
-            fontsize=TINY_FONT,
-            va="bottom" if y > 0.04 * axes.get_ylim()[0] else "top",
-            bbox=_TEXT_BOX,
-            clip_on=True,
-        )
+
+
+def _name_errors(axes: Axes, shapes: Sequence[Shape]) -> None:
+    """Write class and kind at what is wrong, below one another where they would cover each other."""
+    height = axes.get_ylim()[0]
+    line = _LINE * max(height, axes.get_xlim()[1]) / _SIDE
+    taken: list[tuple[float, float, float]] = []
+    for shape in shapes:
+        if shape.kind == RIGHT or not len(shape.outline):
+            continue
+        x, y = np.maximum(np.concatenate(shape.outline).min(0), 0)
+        text = f"{shown(shape.name)} {_STYLES[shape.kind][0]}"
+        end, y = x + _LETTER * len(text) * line, max(y, line)
+        while y < height and any(abs(y - at) < line and x < e and end > b for at, b, e in taken):
+            y += line
+        taken.append((y, x, end))
+        axes.text(x, y, text, fontsize=TINY_FONT, va="bottom", bbox=_TEXT_BOX, clip_on=True)
 
 
 def _panels(image: np.ndarray, rows: int, columns: int) -> tuple[Figure, list[Axes]]:
@@ -129,6 +138,13 @@ def _panels(image: np.ndarray, rows: int, columns: int) -> tuple[Figure, list[Ax
         axes.set(xticks=[], yticks=[], xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
         axes.autoscale(False)
     return figure, panels
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """With all colours, which photographs need."""
+    content = io.BytesIO()
+    figure.savefig(content, dpi=_DPI)
+    write_atomically(path, content.getvalue(), durable=False)
 
 
 def class_colours(palette: Sequence | None, classes: int) -> np.ndarray:
@@ -175,7 +191,7 @@ def draw_labels(
         axes.imshow(_painted(labels, colours), interpolation="nearest")
         _name_classes(axes, labels, names)
     panels[3].imshow(errors, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    save_figure(figure, path, _DPI)
+    _save(figure, path)
 
 
 def _painted(labels: np.ndarray, colours: np.ndarray) -> np.ndarray:
