@@ -159,14 +159,13 @@ def test_report_is_complete(evaluate, nearly_right, tmp_path):
 
 
 def test_a_detector_that_found_nothing(evaluate, nearly_right, tmp_path):
-    """Also the boxes alone, as COCO's results may be."""
     file = tmp_path / "none.json"
     file.write_text("[]")
     code, report = evaluate(nearly_right.config, "--predictions", file)
     assert code == 0
     assert report["bbox"]["ap"] == 0
     assert report["bbox"]["errors"]["missed"] == 6
-    assert "segm" not in report
+    assert report["segm"]["gain_in_ap50"]["missed"] == 1
 
 
 def coco_results(coco_folder: Path) -> list[dict]:
@@ -176,7 +175,7 @@ def coco_results(coco_folder: Path) -> list[dict]:
     return [{key: each[key] for key in keys} | {"score": 0.9} for each in content["annotations"]]
 
 
-def test_cocos_results(evaluate, nearly_right, coco_folder, tmp_path):
+def test_cocos_results(evaluate, nearly_right, coco_folder, tmp_path, capsys):
     file = tmp_path / "results.json"
     file.write_text(json.dumps(coco_results(coco_folder)))
     code, report = evaluate(nearly_right.config, "--predictions", file)
@@ -185,6 +184,9 @@ def test_cocos_results(evaluate, nearly_right, coco_folder, tmp_path):
     # On the crowd it is no error.
     assert sum(report["bbox"]["errors"].values()) == 0
     assert report["worst"] == []
+    # There are no masks, which is said.
+    assert "segm" not in report
+    assert "segm is not analysed" in capsys.readouterr().err
 
 
 def change(results: list[dict], **fields) -> list[dict]:
@@ -299,8 +301,13 @@ def test_panoptic(evaluate, test_tool, coco_folder, tmp_path, capsys):
         for key in ("pq", "sq", "rq"):
             expected = metrics[f"coco_panoptic/{key.upper()}{suffix}"]
             assert 100 * report[group][key] == pytest.approx(expected, abs=1e-3)
-    segments = [entry["matched"] + entry["missed"] for entry in report["per_class"]]
-    assert sum(segments) > 0
+    truth = json.loads((coco_folder / "annotations/panoptic_val2017.json").read_text())
+    segments = [part for each in truth["annotations"] for part in each["segments_info"]]
+    counted = [entry["matched"] + entry["missed"] for entry in report["per_class"]]
+    assert sum(counted) == sum(not part["iscrowd"] for part in segments)
+    by_image = [each["missed"] + each["wrong"] for each in report["per_image"]]
+    assert by_image == sorted(by_image, reverse=True)
+    assert sum(by_image) == sum(e["missed"] + e["wrong"] for e in report["per_class"])
     assert len(report["per_image"]) == 3
     assert evaluate(config, "--predictions", tmp_path / "a.json")[0] == 2
     assert "--predictions is for detection" in capsys.readouterr().err

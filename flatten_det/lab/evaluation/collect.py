@@ -32,6 +32,7 @@ from .detections import KEYS
 from .pixels import PixelCounts
 
 DETECTION, PANOPTIC, SEGMENTATION = "detection", "panoptic", "segmentation"
+LONGEST = 1000  # pixels of label maps that are kept for pictures
 _PICKLES = (".pkl", ".pickle")
 
 
@@ -294,7 +295,8 @@ class WorstLabels:
     path: str
     wrong: float  # share of the pixels that count
     iou: float  # mean over the classes in it
-    truth: np.ndarray = field(repr=False)  # (H, W)
+    shape: tuple[int, ...]  # of the image
+    truth: np.ndarray = field(repr=False)  # of both every n-th row and column, see LONGEST
     predicted: np.ndarray = field(repr=False)
 
 
@@ -350,8 +352,9 @@ class CollectPixels(_CheckImages):
             wrong, iou = self.counts.add(truth, predicted)
             self.scores[sample.img_path] = wrong, iou
             if wrong > 0:
-                labels = truth.astype(np.int16), predicted.astype(np.int16)
-                found = WorstLabels(sample.img_path, wrong, iou, *labels)
+                step = -(-max(truth.shape) // LONGEST)
+                labels = [each[::step, ::step].astype(np.int16) for each in (truth, predicted)]
+                found = WorstLabels(sample.img_path, wrong, iou, truth.shape, *labels)
                 heapq.heappush(self._worst, (wrong, -len(self.scores), found))
                 if len(self._worst) > self._most:
                     heapq.heappop(self._worst)

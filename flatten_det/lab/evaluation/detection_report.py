@@ -203,19 +203,14 @@ def _detection_section(
         [
             Rows(
                 "Kinds of errors (TIDE), and what mending one kind alone would gain",
-                (
-                    "kind",
-                    "gain in AP50",
-                    f"errors from score {options.threshold:g}",
-                    "at any score",
-                ),
+                ("kind", "gain in AP50", f"from score {options.threshold:g}", "at any score"),
                 kinds,
             ),
             PagePicture(
                 f"{kind}_kinds.png",
                 "classification: right place, wrong class; localisation: right class, IoU from 0.1 to "
-                "0.5; both: wrong class and IoU from 0.1 to 0.5; duplicate: the object is found already; background: no "
-                "object there; missed: not found, nor nearly.",
+                "0.5; both: wrong class and IoU from 0.1 to 0.5; duplicate: the object is found "
+                "already; background: no object there; missed: not found, nor nearly.",
             ),
             table,
             PagePicture(f"{kind}_classes.png", "AP and AP50 of each class."),
@@ -223,7 +218,7 @@ def _detection_section(
             PagePicture(
                 f"{kind}_confusion.png",
                 matrix_caption(
-                    len(names), "objects that no detection found, and detections on none"
+                    len(names), "objects that nothing found, and detections that found nothing"
                 ),
             ),
             PagePicture(

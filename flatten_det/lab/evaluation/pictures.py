@@ -18,7 +18,6 @@ from .error_kinds import KINDS, RIGHT
 from .figures import FONT, TINY_FONT, shown
 
 _SIDE = 4.4  # inches of a panel's longer side
-_LONGEST = 1000  # pixels of label maps that are drawn
 _DPI = 150
 # Short names, colours, dashes and widths: told apart without colour too.
 _STYLES = {
@@ -92,7 +91,7 @@ def draw_detections(
             Line2D([], [], color=color, linestyle=dash, linewidth=width, path_effects=_OUTLINE)
             for _, color, dash, width in map(_STYLES.get, kinds)
         ],
-        [f"{_STYLES[k][0]}: {KINDS[k]}" if k != RIGHT else "right" for k in kinds],
+        [_legend(kind) for kind in kinds],
         loc="outside lower center",
         ncols=4,
         fontsize=TINY_FONT,
@@ -100,6 +99,13 @@ def draw_detections(
         handlelength=4,
     )
     _save(figure, path)
+
+
+def _legend(kind: int) -> str:
+    if kind == RIGHT:
+        return "right"
+    short = _STYLES[kind][0]
+    return f"{short}: {'class and place' if KINDS[kind] == short else KINDS[kind]}"
 
 
 def _draw_shape(axes: Axes, shape: Shape) -> None:
@@ -169,21 +175,18 @@ def draw_labels(
     """A PNG of an image, its true and predicted labels, and where these differ.
 
     Args:
-        image: RGB (H, W, 3).
+        image: RGB, of any size.
         truth, predicted: labels (H, W); large classes are named in them.
         ignored: true label of pixels that do not count.
         names: of the classes.
         colours: RGB of the classes.
         path: where it goes.
     """
-    step = -(-max(truth.shape) // _LONGEST)
-    truth, predicted = truth[::step, ::step], predicted[::step, ::step]
     image = cv2.resize(image, truth.shape[::-1], interpolation=cv2.INTER_AREA)
     figure, panels = _panels(image, 2, 2)
     errors = np.where(truth == predicted, _RIGHT_GREY, _WRONG)
     errors[truth == ignored] = _IGNORED
-    share = (errors == _WRONG).sum() / max((truth != ignored).sum(), 1)
-    titles = ("image", "truth", "prediction", f"wrong (black): {share:.1%}; ignored: grey")
+    titles = ("image", "truth", "prediction", "wrong: black; not counted: grey")
     for axes, title in zip(panels, titles, strict=True):
         axes.set_title(title, fontsize=FONT)
     panels[0].imshow(image)

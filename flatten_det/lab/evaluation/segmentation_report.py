@@ -63,7 +63,7 @@ def report_segmentation(
     worst = []
     for found in hook.worst():
         image = read_or_warn(hook.images, found.path)
-        if image is None or image.shape[:2] != found.truth.shape:
+        if image is None or image.shape[:2] != found.shape:
             continue
         name = picture_name(len(worst) + 1)
         labels = found.truth, found.predicted

@@ -96,14 +96,18 @@ def test_picture_of_detections(tmp_path):
 
 
 def test_picture_of_labels(tmp_path):
-    truth = np.zeros((30, 1500), np.int16)
-    truth[:, 700:] = 1
+    truth = np.zeros((30, 150), np.int16)
+    truth[:, 70:] = 1
     truth[:5] = 255
     predicted = np.full_like(truth, 1)
-    image = np.zeros((*truth.shape, 3), np.uint8)
+    image = np.zeros((300, 1500, 3), np.uint8)
     colours = class_colours(None, 2)
     draw_labels(image, truth, predicted, 255, ["a", HOSTILE], colours, tmp_path / "labels.png")
-    assert drawn(tmp_path / "labels.png").shape[1] < 2000
+    picture = drawn(tmp_path / "labels.png")
+    # Of the last panel, the left half is wrong, and its top is grey.
+    panel = picture[picture.shape[0] // 2 :, picture.shape[1] // 2 :]
+    assert (panel < 20).mean() > 0.15
+    assert ((panel > 120) & (panel < 160)).mean() > 0.03
 
 
 def test_colours_of_classes():
