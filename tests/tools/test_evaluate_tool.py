@@ -261,9 +261,15 @@ def test_broken_image_is_left_out_and_named(
     )
     assert_same_ap(report, metrics)
     assert report["images"] == 2
+    (data / "val2017/000000000003.jpg").unlink()
     code, of_dump = evaluate(nearly_right.config, "--predictions", dump)
     assert code == 0
-    assert "1 images have no entry in the file of predictions" in capsys.readouterr().err
+    assert [entry.get("picture") for entry in of_dump["worst"] if "003.jpg" in entry["image"]] == [
+        None
+    ]
+    error = capsys.readouterr().err
+    assert "1 images have no entry in the file of predictions" in error
+    assert "no picture: image" in error
     assert of_dump["segm"] == report["segm"]
 
 

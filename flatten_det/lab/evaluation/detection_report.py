@@ -258,9 +258,17 @@ def _draw_worst(
     drawn = []
     kind_of_object = _kinds_of_objects(errors)
     for place, count, f1 in worst:
-        path = data.images.paths.get(matches.images[place])
+        id_ = matches.images[place]
+        path = data.images.paths.get(id_)
+        entry = {
+            "image": path or str(data.truth.imgs[id_].get("file_name")),
+            "errors": count,
+            "f1": f1,
+        }
+        caption = f"{entry['image']}: {count} errors, F1 {f1:.2f}"
         image = read_or_warn(data.images, path)
         if image is None:
+            drawn.append((entry, PagePicture(None, caption)))
             continue
 
         def outline(annotation: dict[str, Any], shape: tuple = image.shape[:2]) -> list[np.ndarray]:
@@ -287,8 +295,7 @@ def _draw_worst(
         ]
         name = picture_name(len(drawn) + 1)
         draw_detections(image, objects, detections, options.out_dir / name)
-        entry = {"image": path, "errors": count, "f1": f1, "picture": name}
-        drawn.append((entry, PagePicture(name, f"{path}: {count} errors, F1 {f1:.2f}")))
+        drawn.append((entry | {"picture": name}, PagePicture(name, caption)))
     return drawn
 
 

@@ -38,9 +38,9 @@ class Rows:
 
 @dataclass(frozen=True)
 class PagePicture:
-    """A picture beside the page."""
+    """A picture beside the page; without a file, its caption alone."""
 
-    file: str  # relative to the page
+    file: str | None  # relative to the page
     caption: str
 
 
@@ -77,6 +77,8 @@ def _text(text: str) -> str:
 def _part(part: Rows | PagePicture) -> str:
     if isinstance(part, PagePicture):
         caption = _text(part.caption)
+        if part.file is None:
+            return f"<p>{caption} (no picture)</p>"
         return (
             f'<figure><a href="{escape(quote(part.file))}"><img src="{escape(quote(part.file))}" '
             f'alt="{caption}" loading="lazy"></a><figcaption>{caption}</figcaption></figure>'

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...data.loading import ImageError
-from ...errors import UserError, warn_once
+from ...errors import UserError, printable, warn_once
 from ...files.atomic import refuse_overwriting
 from ...predict.drawing import SCORE_THRESHOLD
 from .collect import ImageFiles
@@ -101,5 +101,5 @@ def read_or_warn(images: ImageFiles, path: str | None) -> np.ndarray | None:
     try:
         return images.read(path)
     except ImageError as error:
-        warn_once(f"no picture: {error}")
+        warn_once(printable(f"no picture: {error}"))
         return None

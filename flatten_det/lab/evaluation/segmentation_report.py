@@ -62,15 +62,16 @@ def report_segmentation(
     colours = class_colours(hook.palette, len(names))
     worst = []
     for found in hook.worst():
+        entry = {"image": found.path, "wrong": found.wrong, "mean_iou": found.iou}
+        caption = f"{found.path}: {found.wrong:.1%} of the pixels wrong, mean IoU {found.iou:.2f}"
         image = read_or_warn(hook.images, found.path)
         if image is None or image.shape[:2] != found.shape:
+            worst.append((entry, PagePicture(None, caption)))
             continue
         name = picture_name(len(worst) + 1)
         labels = found.truth, found.predicted
         draw_labels(image, *labels, counts.ignored, names, colours, options.out_dir / name)
-        entry = {"image": found.path, "wrong": found.wrong, "mean_iou": found.iou, "picture": name}
-        caption = f"{found.path}: {found.wrong:.1%} of the pixels wrong, mean IoU {found.iou:.2f}"
-        worst.append((entry, PagePicture(name, caption)))
+        worst.append((entry | {"picture": name}, PagePicture(name, caption)))
     rows = [
         [
             entry["name"],
