@@ -86,7 +86,7 @@ def evaluate(tmp_path):
     def run(*args) -> tuple[int, dict | None]:
         forget_named_instances()
         out = tmp_path / "report"
-        code = main([*map(str, args), "--out-dir", str(out)])
+        code = main(["--worst", "1", *map(str, args), "--out-dir", str(out)])
         file = out / "report.json"
         return code, json.loads(file.read_text()) if file.exists() else None
 
@@ -120,30 +120,8 @@ def assert_same_ap(report: dict, metrics: dict[str, float]) -> None:
             assert round(-1.0 if value is None else value, 3) == pytest.approx(expected, abs=1e-6)
 
 
-def test_ap_is_that_of_test(evaluate, test_tool, nearly_right, tmp_path, capsys):
-    dump = tmp_path / "dump.pkl"
-    metrics = metrics_of_test(test_tool, nearly_right, tmp_path, capsys, "--out", str(dump))
-    code, report = evaluate(nearly_right.config, nearly_right.checkpoint)
-    assert code == 0
-    assert_same_ap(report, metrics)
-    assert 0.1 < report["bbox"]["ap"] < 0.9
-    assert 0.1 < report["segm"]["ap"] < 0.9
-    assert sum(report["segm"]["errors"].values()) > 0
-    assert report["segm"]["objects"] == 6
-    out = capsys.readouterr().out
-    assert "Masks: AP" in out
-    assert out.splitlines()[-1].startswith("report: ")
-    # The same of what test has written, and of COCO's format.
-    code, of_dump = evaluate(nearly_right.config, "--predictions", dump)
-    assert code == 0
-    kinds = ("bbox", "segm", "worst")
-    assert {kind: of_dump[kind] for kind in kinds} == {kind: report[kind] for kind in kinds}
-
-
-def test_report_is_complete(evaluate, nearly_right, tmp_path):
-    code, report = evaluate(nearly_right.config, nearly_right.checkpoint, "--worst", 2)
-    assert code == 0
-    folder = tmp_path / "report"
+def assert_complete(report: dict, folder: Path) -> None:
+    """Every picture is on the page, and can be read."""
     page = (folder / "index.html").read_text()
     pictures = set(re.findall(r'src="([^"]+)"', page))
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*.png")}
@@ -156,6 +134,27 @@ def test_report_is_complete(evaluate, nearly_right, tmp_path):
     assert errors == sorted(errors, reverse=True)
     assert len(report["segm"]["per_class"]) == 80
     assert np.array(report["segm"]["confusion"]).shape == (81, 81)
+
+
+def test_ap_is_that_of_test(evaluate, test_tool, nearly_right, tmp_path, capsys):
+    dump = tmp_path / "dump.pkl"
+    metrics = metrics_of_test(test_tool, nearly_right, tmp_path, capsys, "--out", str(dump))
+    code, report = evaluate(nearly_right.config, nearly_right.checkpoint, "--worst", 2)
+    assert code == 0
+    assert_same_ap(report, metrics)
+    assert_complete(report, tmp_path / "report")
+    assert 0.1 < report["bbox"]["ap"] < 0.9
+    assert 0.1 < report["segm"]["ap"] < 0.9
+    assert sum(report["segm"]["errors"].values()) > 0
+    assert report["segm"]["objects"] == 6
+    out = capsys.readouterr().out
+    assert "Masks: AP" in out
+    assert out.splitlines()[-1].startswith("report: ")
+    # The same of what test has written, and of COCO's format.
+    code, of_dump = evaluate(nearly_right.config, "--predictions", dump, "--worst", 2)
+    assert code == 0
+    kinds = ("bbox", "segm", "worst")
+    assert {kind: of_dump[kind] for kind in kinds} == {kind: report[kind] for kind in kinds}
 
 
 def test_a_detector_that_found_nothing(evaluate, nearly_right, tmp_path):
@@ -262,7 +261,7 @@ def test_broken_image_is_left_out_and_named(
     assert_same_ap(report, metrics)
     assert report["images"] == 2
     (data / "val2017/000000000003.jpg").unlink()
-    code, of_dump = evaluate(nearly_right.config, "--predictions", dump)
+    code, of_dump = evaluate(nearly_right.config, "--predictions", dump, "--worst", 3)
     assert code == 0
     assert [entry.get("picture") for entry in of_dump["worst"] if "003.jpg" in entry["image"]] == [
         None
@@ -275,7 +274,7 @@ def test_broken_image_is_left_out_and_named(
 
 def test_segmentor(evaluate, test_tool, random_segmentor, tmp_path, capsys):
     metrics = metrics_of_test(test_tool, random_segmentor, tmp_path, capsys)
-    options = ["--cfg-options", f"work_dir={tmp_path / 'run'}"]
+    options = ["--worst", 3, "--cfg-options", f"work_dir={tmp_path / 'run'}"]
     code, report = evaluate(random_segmentor.config, random_segmentor.checkpoint, *options)
     assert code == 0
     for ours, theirs in {"accuracy": "aAcc", "mean_iou": "mIoU", "mean_accuracy": "mAcc"}.items():
