@@ -241,6 +241,20 @@ def test_files_that_are_no_predictions(
     assert reason in capsys.readouterr().err
 
 
+def test_annotations_that_are_not_complete(evaluate, nearly_right, coco_folder, tmp_path, capsys):
+    data = shutil.copytree(coco_folder, tmp_path / "broken")
+    text = nearly_right.config.read_text().replace(str(coco_folder), str(data))
+    nearly_right.config.write_text(text)
+    file = data / "annotations/instances_val2017.json"
+    content = json.loads(file.read_text())
+    (tmp_path / "results.json").write_text(json.dumps(coco_results(coco_folder)))
+    del content["annotations"][0]["iscrowd"]
+    file.write_text(json.dumps(content))
+    code, _ = evaluate(nearly_right.config, "--predictions", tmp_path / "results.json")
+    assert code == 2
+    assert "cannot be compared (KeyError: 'iscrowd'): flatten-det check" in capsys.readouterr().err
+
+
 def test_broken_image_is_left_out_and_named(
     evaluate, test_tool, nearly_right, coco_folder, tmp_path, capsys
 ):

@@ -69,12 +69,14 @@ class ImageFiles:
     """The files of the images that are tested.
 
     Attributes:
-        paths: by image id (detection), of all images.
+        paths: of all images, by id (detection) or number.
+        files: these, and the label maps that are known.
     """
 
     def __init__(self, dataset: Any, max_pixels: int) -> None:
         infos = [dataset.get_data_info(index) for index in range(len(dataset))]
         self.paths = {info.get("img_id", n): str(info["img_path"]) for n, info in enumerate(infos)}
+        self.files = [info.get(key) for info in infos for key in ("img_path", "seg_map_path")]
         prefixes = [getattr(each, "data_prefix", None) or {} for each in all_datasets(dataset)]
         folders = [str(folder) for prefix in prefixes for folder in prefix.values()]
         self._load = CheckedPipeline(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from ...errors import warn_once
+from ...errors import UserError, reason_of, warn_once
 from .collect import DetectionData
 from .detections import (
     SIZES,
@@ -47,15 +47,7 @@ def report_detection(data: DetectionData, options: ReportOptions) -> Report:
     }
     sections, tables = [], []
     for kind, results in data.results.items():
-        found = evaluate_detections(
-            data.truth,
-            results,
-            kind,
-            data.categories,
-            data.image_ids,
-            data.ious,
-            data.max_detections,
-        )
+        found = _evaluated(data, results, kind)
         errors = find_errors(found.matches, options.threshold)
         numbers, table = _detection_numbers(found, errors, names, _TITLES[kind])
         confusion = np.array(numbers["confusion"])
@@ -80,6 +72,17 @@ def report_detection(data: DetectionData, options: ReportOptions) -> Report:
             f"{data.left_out} images have no entry in the file of predictions: they are left out"
         )
     return Report(content, sections, tables, data.unreadable)
+
+
+def _evaluated(data: DetectionData, results: Sequence[dict[str, Any]], kind: str) -> Evaluation:
+    about = data.categories, data.image_ids, data.ious, data.max_detections
+    try:
+        return evaluate_detections(data.truth, results, kind, *about)
+    except (LookupError, TypeError, ValueError) as error:
+        raise UserError(
+            f"the annotations, or the masks of the predictions, cannot be compared ({reason_of(error)}): "
+            "flatten-det check CONFIG lists what is wrong with the annotations"
+        ) from error
 
 
 def _detection_numbers(

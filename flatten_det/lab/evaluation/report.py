@@ -36,9 +36,7 @@ class ReportOptions:
             figures = [f"{kind}{figure}.png" for kind in kinds for figure in _FIGURES]
             pictures = [picture_name(number) for number in range(1, self.worst + 1)]
             outputs = [self.out_dir / name for name in (JSON, PAGE, *figures, *pictures)]
-            refuse_overwriting(
-                [*filter(None, inputs), *images.paths.values()], outputs, "--out-dir"
-            )
+            refuse_overwriting(filter(None, [*inputs, *images.files]), outputs, "--out-dir")
 
         return refuse
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from ...config import find_field
 from ...errors import UserError
 from ..benchmark.report import write_json
 from .collect import DETECTION, PANOPTIC, find_task, predict_detections, read_predictions
@@ -35,7 +36,8 @@ def evaluate_model(
         UserError: Something does not fit, or nothing can be read or analysed.
     """
     task = find_task(cfg)
-    check = options.check([cfg.filename, checkpoint, predictions])
+    annotations = find_field(cfg.get("test_evaluator"), "ann_file")
+    check = options.check([cfg.filename, checkpoint, predictions, annotations])
     if predictions is not None and task != DETECTION:
         raise UserError(
             f"--predictions is for detection, and config file {cfg.filename} is for {task}: give its "
