@@ -15,6 +15,7 @@ from ..files.checkpoints import checkpoints_read_once, trusted_checkpoints
 COMMANDS = {
     "train": "train a detector or a segmentor",
     "test": "evaluate a checkpoint on a config's test data",
+    "evaluate": "say where a model errs: by class, kind of error and image",
     "infer": "predict images: pictures, JSON and label maps",
     "models": "list the configs that commands take by name",
     "prepare": "get public data sets, or write a config for your own",

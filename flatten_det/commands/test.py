@@ -13,6 +13,7 @@ from ..cli import (
 from ..config import blame_config, load_config
 from ..predict.console import TestConsoleHook
 from ..predict.evaluate import evaluate
+from ..predict.tiles import at_full_size
 from ..predict.tta import enable_tta
 from ..train.console import short_console
 from . import run_command
@@ -62,8 +63,9 @@ def run(args: argparse.Namespace) -> None:
         use_matplotlib_without_display()
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
     cfg.launcher = args.launcher
-    if args.tta:
-        with blame_config(cfg):
+    with blame_config(cfg):
+        at_full_size(cfg, args.full_size, args.tiling)
+        if args.tta:
             enable_tta(cfg)
     evaluate(
         cfg,
@@ -73,8 +75,6 @@ def run(args: argparse.Namespace) -> None:
         args.show,
         args.wait_time,
         args.cuda_graphs,
-        args.full_size,
-        args.tiling,
         None if args.verbose else short_console(args.config, TestConsoleHook),
     )
 

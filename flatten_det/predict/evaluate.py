@@ -2,17 +2,19 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mmengine
 from mmdet.evaluation import DumpDetResults
 from mmengine.config import Config
+from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 
-from ..config import blame_config, build_runner, datasets_under_test, is_segmentor
+from ..config import blame_config, build_runner, is_segmentor
 from ..data.loading import (
     CheckFilesHook,
     LeaveOutUnreadableHook,
@@ -25,9 +27,8 @@ from ..files.checkpoints import CheckFitHook, check_checkpoint
 from ..files.images import output_names
 from .drawing import draw_prediction
 from .predictions import write_label_map
-from .predictor import replay_cuda_graphs, without_resizing
+from .predictor import replay_cuda_graphs
 from .segmentation import PredictLargeImagesInBands
-from .tiles import PredictTilesHook, Tiling
 
 
 def evaluate(
@@ -38,8 +39,6 @@ def evaluate(
     show: bool = False,
     wait_time: float = 2.0,
     cuda_graphs: bool = False,
-    full_size: bool = False,
-    tiling: Tiling | None = None,
     console: AbstractContextManager[Sequence[Hook]] | None = None,
 ) -> dict[str, float]:
     """Evaluate a checkpoint on the config's test data; print and return the metrics.
@@ -55,17 +54,12 @@ def evaluate(
         show: Open a window for each picture.
         wait_time: Seconds for which a window stays open; 0 waits for a key.
         cuda_graphs: Replay the backbone from CUDA graphs, see :mod:`flatten_det.backbones.cuda`.
-        full_size: Leave images, or tiles, at their own size.
-        tiling: How to cut images into tiles, for a detector; None: take them as a whole.
         console: :func:`~flatten_det.train.console.short_console`; None: print the log, as MMEngine does.
 
     Raises:
-        UserError: The checkpoint, the data, ``out``, ``cuda_graphs`` or ``tiling`` do not fit the config;
-            or, after all others are done, some images cannot be read.
+        UserError: The checkpoint, the data, ``out`` or ``cuda_graphs`` do not fit the config; or, after
+            all others are done, some images cannot be read.
     """
-    check_checkpoint(checkpoint)
-    cfg.load_from = checkpoint
-    cfg.resume = False
     dump = maps = None
     if out is not None:
         if is_segmentor(cfg):
@@ -74,18 +68,52 @@ def evaluate(
             maps = out
         elif Path(out).suffix in (".pkl", ".pickle"):
             refuse_overwriting(filter(None, (cfg.filename, checkpoint)), [out], "--out")
-            dump = _KeptResults(out_file_path=out)
+            dump = KeptResults(out_file_path=out)
         else:
             raise UserError(f"--out {out}: for detection give a file that ends in .pkl")
-    with (
-        blame_config(cfg) as stage,
-        blame_annotation_files(cfg),
-        console or nullcontext(()) as hooks,
-    ):
-        tiled = [] if tiling is None else [PredictTilesHook(cfg.copy(), tiling, full_size)]
-        if full_size:
-            for dataset in datasets_under_test(cfg):
-                dataset.pipeline = without_resizing(dataset.pipeline)
+    saving = SavePredictionsHook(maps, show_dir, show, wait_time)
+    with console or nullcontext(()) as shown:
+        tested = run_test(cfg, checkpoint, [saving, *shown], [dump] if dump else [], cuda_graphs)
+    if tested.runner.rank == 0:
+        of_classes = _names_of_classes(tested.runner.test_dataloader.dataset)
+        for name, value in tested.metrics.items():
+            if name.rpartition("/")[2] not in of_classes:
+                print(f"{name:<28}{value:.4f}")
+        if dump is not None:
+            write_atomically(out, mmengine.dump(dump.kept, file_format="pkl"))
+        for title, path in (("predictions", out), ("pictures", show_dir)):
+            if path:
+                print(f"{title:<28}{path}")
+    if tested.unreadable:
+        raise tested.unreadable
+    return tested.metrics
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A test that was run."""
+
+    runner: Runner
+    metrics: dict[str, float]
+    unreadable: UserError | None  # names the images that were left out, if there are any
+
+
+def run_test(
+    cfg: Config,
+    checkpoint: str,
+    hooks: Sequence[Hook] = (),
+    metrics: Sequence[BaseMetric] = (),
+    cuda_graphs: bool = False,
+) -> Tested:
+    """Test a checkpoint on the config's test data, with hooks and metrics besides ours and the config's.
+
+    Raises:
+        UserError: as :func:`evaluate`, but for images that cannot be read, unless none can.
+    """
+    check_checkpoint(checkpoint)
+    cfg.load_from = checkpoint
+    cfg.resume = False
+    with blame_config(cfg) as stage, blame_annotation_files(cfg):
         runner = build_runner(cfg)
         unreadable = LeaveOutUnreadableHook()
         for hook in (
@@ -94,30 +122,18 @@ def evaluate(
             CheckFilesHook(),
             CheckFitHook(checkpoint),
             PredictLargeImagesInBands(),
-            *tiled,
-            SavePredictionsHook(maps, show_dir, show, wait_time),
             *hooks,
         ):
             runner.register_hook(hook)
         if cuda_graphs:
             replay_cuda_graphs(runner.model)
-        if dump is not None:
-            runner.test_evaluator.metrics.append(dump)
-        metrics = runner.test()
-    if runner.rank == 0:
-        of_classes = _names_of_classes(runner.test_dataloader.dataset)
-        for name, value in metrics.items():
-            if name.rpartition("/")[2] not in of_classes:
-                print(f"{name:<28}{value:.4f}")
-        if dump is not None:
-            write_atomically(out, mmengine.dump(dump.kept, file_format="pkl"))
-        for title, path in (("predictions", out), ("pictures", show_dir)):
-            if path:
-                print(f"{title:<28}{path}")
+        runner.test_evaluator.metrics.extend(metrics)
+        measured = runner.test()
+    error = None
     if unreadable.reasons:
         total = len(runner.test_dataloader.dataset)
-        raise left_out(unreadable.reasons, total, ", without which the metrics are")
-    return metrics
+        error = left_out(unreadable.reasons, total, ", without which the metrics are")
+    return Tested(runner, measured, error)
 
 
 def _names_of_classes(dataset: Any) -> set[str]:
@@ -126,8 +142,10 @@ def _names_of_classes(dataset: Any) -> set[str]:
     return {f"{name}_precision" for name in classes}
 
 
-class _KeptResults(DumpDetResults):
-    """What mmdet's metric writes, to be written when the metrics are told: a full disk costs them not."""
+class KeptResults(DumpDetResults):
+    """What mmdet's metric writes, as ``kept``: a full disk then costs no metrics."""
+
+    default_prefix = "kept"  # There are no metrics to have it, and a warning without it.
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         self.kept = results

@@ -12,6 +12,7 @@ from mmdet.models.utils import samplelist_boxtype2tensor
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from mmseg.models.segmentors import BaseSegmentor
@@ -20,10 +21,11 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 from torchvision.ops import nms
 
+from ..config import datasets_under_test
 from ..data.loading import CheckedPipeline, ImageError
 from ..errors import UserError
 from ..files.checkpoints import unwrapped
-from .predictor import Predictor
+from .predictor import Predictor, without_resizing
 
 # Boxes that overlap by more (intersection over union) show the same object, as in mmdet's NMS of views.
 SAME_OBJECT = 0.5
@@ -154,23 +156,32 @@ class TiledPredictor(Predictor):
         return self._transform_tile(image | tile)
 
 
+def at_full_size(cfg: Config, full_size: bool, tiling: Tiling | None) -> None:
+    """Let a config's test leave images as large as they are, or predict tile by tile, or both."""
+    if full_size:
+        for dataset in datasets_under_test(cfg):
+            dataset.pipeline = without_resizing(dataset.pipeline)
+    if tiling:
+        hook = {"type": PredictTilesHook.__name__, "size": tiling.size, "overlap": tiling.overlap}
+        cfg.custom_hooks = [*cfg.get("custom_hooks", ()), hook]
+
+
+@HOOKS.register_module()
 class PredictTilesHook(Hook):
     """Lets a runner test a detector tile by tile, as a :class:`TiledPredictor` does.
 
     Args:
-        cfg: As the runner's, before its pipeline is changed.
-        tiling, full_size: See there.
+        size, overlap: See :class:`Tiling`.
     """
 
-    def __init__(self, cfg: Config, tiling: Tiling, full_size: bool) -> None:
-        self._options = (cfg, tiling, full_size)
+    def __init__(self, size: int, overlap: float) -> None:
+        self._tiling = Tiling(size, overlap)
 
     def before_test(self, runner: Runner) -> None:
         """Put the tiles in the way of the model's ``test_step``."""
-        cfg, tiling, full_size = self._options
-        model = unwrapped(runner.model)
+        cfg, model = runner.cfg, unwrapped(runner.model)
         device = next(model.parameters()).device
-        predictor = TiledPredictor(cfg, None, device, tiling, full_size, model=model)
+        predictor = TiledPredictor(cfg, None, device, self._tiling, model=model)
         batch_size = cfg.test_dataloader.get("batch_size") or 1
 
         def test_step(batch: dict[str, Any]) -> list[DetDataSample]:

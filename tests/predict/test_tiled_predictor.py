@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 from flatten_det.errors import UserError
 from flatten_det.predict.evaluate import evaluate
 from flatten_det.predict.infer import infer
-from flatten_det.predict.tiles import TiledPredictor, Tiling
+from flatten_det.predict.tiles import TiledPredictor, Tiling, at_full_size
 
 COLOURS = ((255, 0, 0), (0, 255, 0))  # BGR, by label
 HEIGHT, WIDTH = 500, 700
@@ -229,13 +229,9 @@ def test_evaluation_at_full_size(tmp_path, monkeypatch, tiling):
     cfg.test_evaluator = {"type": "CocoMetric", "ann_file": str(path), "metric": "bbox"}
     cfg.work_dir = str(tmp_path / "run")
     torch.save({"state_dict": {"weight": torch.zeros(1)}}, tmp_path / "weights.pth")
-    metrics = evaluate(
-        cfg,
-        str(tmp_path / "weights.pth"),
-        show_dir=str(tmp_path / "pictures") if tiling else None,
-        full_size=True,
-        tiling=tiling,
-    )
+    at_full_size(cfg, True, tiling)
+    pictures = str(tmp_path / "pictures") if tiling else None
+    metrics = evaluate(cfg, str(tmp_path / "weights.pth"), show_dir=pictures)
     assert metrics["coco/bbox_mAP_50"] == 1
     assert len(list(tmp_path.glob("pictures/*.jpg"))) == (2 if tiling else 0)
     assert sizes == {(HEIGHT, WIDTH) if tiling is None else (200, 200)}

@@ -1,0 +1,190 @@
+"""The reports on a semantic segmentor, and on a panoptic one."""
+
+from collections.abc import Callable
+
+import numpy as np
+from mmengine.config import Config
+
+from ...predict.evaluate import run_test
+from .collect import CollectPanoptic, CollectPixels, ImageFiles
+from .detections import mean_of
+from .figures import draw_classes, draw_confusion
+from .page import PagePicture, Rows, Section
+from .pictures import class_colours, draw_labels
+from .pixels import BAND, class_measures
+from .report import (
+    Report,
+    ReportOptions,
+    left_out_note,
+    matrix_caption,
+    nan_last,
+    number_text,
+    pairs_table,
+    picture_name,
+    read_or_warn,
+)
+
+
+def report_segmentation(
+    cfg: Config, checkpoint: str, options: ReportOptions, check: Callable[[ImageFiles], None]
+) -> Report:
+    """Test a semantic segmentor, and draw figures and pictures; ``check`` gets the images before."""
+    hook = CollectPixels(options.worst, check)
+    tested = run_test(cfg, checkpoint, [hook])
+    counts, names = hook.counts, [str(name) for name in hook.classes]
+    measures = class_measures(counts.confusion)
+    total = counts.confusion.sum()
+    accuracy = float(np.trace(counts.confusion[:-1, :-1])) / max(
+        int(counts.confusion[:-1].sum()), 1
+    )
+    classes = [
+        {
+            "name": name,
+            **{key: float(values[label]) for key, values in measures.items()},
+            "recall": float(measures["accuracy"][label]),
+        }
+        for label, name in enumerate(names)
+    ]
+    shown = [entry for entry in classes if not np.isnan(entry["iou"])]
+    boundary = counts.boundary()
+    means = {f"mean_{key}": mean_of(measures[key]) for key in ("iou", "accuracy", "precision")}
+    has_others = bool(counts.confusion[-1].sum() + counts.confusion[:, -1].sum())
+    drawn_names = [*names, "other labels"] if has_others else names
+    title = "Pixels by class"
+    series = {
+        "IoU": measures["iou"],
+        "recall": measures["accuracy"],
+        "precision": measures["precision"],
+    }
+    draw_classes(names, series, "IoU", options.out_dir / "classes.png")
+    path = options.out_dir / "confusion.png"
+    draw_confusion(drawn_names, counts.confusion, len(names), title, path)
+    colours = class_colours(hook.palette, len(names))
+    worst = []
+    for found in hook.worst():
+        entry = {"image": found.path, "wrong": found.wrong, "mean_iou": found.iou}
+        caption = f"{found.path}: {found.wrong:.1%} of the pixels wrong, mean IoU {found.iou:.2f}"
+        image = read_or_warn(hook.images, found.path)
+        if image is None or image.shape[:2] != found.shape:
+            worst.append((entry, PagePicture(None, caption)))
+            continue
+        name = picture_name(len(worst) + 1)
+        labels = found.truth, found.predicted
+        draw_labels(image, *labels, counts.ignored, names, colours, options.out_dir / name)
+        worst.append((entry | {"picture": name}, PagePicture(name, caption)))
+    rows = [
+        [
+            entry["name"],
+            f"{entry['pixels'] / max(total, 1):.2%}",
+            *(number_text(entry[key]) for key in ("iou", "accuracy", "precision")),
+        ]
+        for entry in sorted(shown, key=lambda entry: entry["iou"])
+    ]
+    table = Rows(
+        f"Mean IoU {number_text(means['mean_iou'])}, accuracy {number_text(accuracy)}; per class, "
+        "the lowest IoU first" + left_out_note(classes, shown),
+        ("class", "of all pixels", "IoU", "accuracy (recall)", "precision"),
+        rows,
+    )
+    content = {
+        "images": len(hook.scores),
+        "classes": names,
+        "accuracy": accuracy,
+        **means,
+        "boundary": boundary | {"reach": f"{BAND:g} of an image's diagonal"},
+        "per_class": classes,
+        "confusion": counts.confusion.tolist(),
+        "per_image": [
+            {"image": path, "wrong": wrong, "mean_iou": iou}
+            for path, (wrong, iou) in hook.scores.items()
+        ],
+        "worst": [entry for entry, _ in worst],
+    }
+    sections = [
+        Section(
+            "Classes",
+            _boundary_text(boundary),
+            [
+                table,
+                PagePicture("classes.png", "IoU, recall and precision of each class."),
+                pairs_table(counts.confusion, names, "pixels"),
+                PagePicture("confusion.png", matrix_caption(len(names), "")),
+            ],
+        ),
+        Section(
+            "Images with most wrong pixels",
+            "By the share of the pixels that count. Classes of more than 1 % of the image are named in it.",
+            [picture for _, picture in worst],
+        ),
+    ]
+    return Report(content, sections, [table], tested.unreadable)
+
+
+def _boundary_text(boundary: dict[str, float | None]) -> str:
+    if boundary["share_of_errors"] is None:
+        return "No pixel is wrong."
+    return (
+        f"{boundary['share_of_errors']:.1%} of the wrong pixels lie near boundaries of the truth (within "
+        f"{BAND:.0%} of the image's diagonal), where {boundary['share_of_pixels']:.1%} of all pixels are."
+    )
+
+
+def report_panoptic(
+    cfg: Config, checkpoint: str, options: ReportOptions, check: Callable[[ImageFiles], None]
+) -> Report:
+    """Test a panoptic segmentor, and draw its figure; ``check`` gets the images before."""
+    hook = CollectPanoptic(check)
+    tested = run_test(cfg, checkpoint, [hook])
+    categories = hook.metric.categories
+    averages, classes = {}, []
+    for name, is_thing in (("all", None), ("things", True), ("stuff", False)):
+        averages[name], each = hook.total.pq_average(categories, isthing=is_thing)
+        if name == "all":
+            qualities = each
+    for id_, category in categories.items():
+        counts = hook.total[id_]
+        occurs = counts.quality() is not None
+        quality = qualities[id_] if occurs else dict.fromkeys(("pq", "sq", "rq"), float("nan"))
+        own = {"name": str(category["name"]), "thing": bool(category["isthing"]), **quality}
+        classes.append(own | {"matched": counts.tp, "wrong": counts.fp, "missed": counts.fn})
+    images = []
+    for path, of_image in hook.by_image.items():
+        found = of_image.pq_per_cat.values()
+        mean, _ = of_image.pq_average(categories, isthing=None)
+        wrong, missed = sum(each.fp for each in found), sum(each.fn for each in found)
+        images.append({"image": path, "pq": mean["pq"], "wrong": wrong, "missed": missed})
+    images.sort(key=lambda each: (-each["wrong"] - each["missed"], nan_last(each["pq"])))
+    shown = [each for each in classes if not np.isnan(each["pq"])]
+    names = [each["name"] for each in classes]
+    series = {key.upper(): np.array([each[key] for each in classes]) for key in ("pq", "sq", "rq")}
+    draw_classes(names, series, "PQ", options.out_dir / "classes.png")
+    rows = [
+        [
+            each["name"],
+            "thing" if each["thing"] else "stuff",
+            *(number_text(each[key]) for key in ("pq", "sq", "rq")),
+            *(f"{each[key]:,}" for key in ("matched", "wrong", "missed")),
+        ]
+        for each in sorted(shown, key=lambda each: each["pq"])
+    ]
+    head = ", ".join(f"{name} {number_text(mean['pq'])}" for name, mean in averages.items())
+    table = Rows(
+        f"PQ: {head}; per class, the lowest PQ first{left_out_note(classes, shown)}",
+        ("class", "kind", "PQ", "SQ", "RQ", "matched", "wrong", "missed"),
+        rows,
+    )
+    worst = Rows(
+        "Images with most wrong and missed segments",
+        ("image", "PQ", "wrong", "missed"),
+        [
+            [each["image"], number_text(each["pq"]), str(each["wrong"]), str(each["missed"])]
+            for each in images[: options.worst]
+        ],
+    )
+    parts = [table, PagePicture("classes.png", "PQ, SQ and RQ of each class."), worst]
+    text = (
+        "PQ = SQ x RQ. SQ is the mean IoU of matched segments; RQ falls with wrong segments, which match "
+        "none of the truth, and with missed ones. For pictures: flatten-det test --show-dir."
+    )
+    content = {"images": len(images), **averages, "per_class": classes, "per_image": images}
+    return Report(content, [Section("Classes", text, parts)], [table], tested.unreadable)
