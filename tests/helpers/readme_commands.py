@@ -54,6 +54,7 @@ ON_QUICKSTART = [
     if re.match(r"flatten-det \w+ \S*mask-rcnn_flatten-pvt-nano_fpn_shapes", c)
     and not c.startswith("flatten-det train")
 ]
+(LOGGED,) = (c for c in COMMANDS["look"] if c.startswith("flatten-det train "))
 ON_LARGE_IMAGES = [c for c in COMMANDS["high-resolution"] if "my_large_image.jpg" in c]
 ON_MIXED_SIZES = [c for c in COMMANDS["high-resolution"] if "_shapes-mixed" in c]
 ON_TREES = COMMANDS["trees"]
