@@ -23,7 +23,7 @@ from ..cli import make_console, say
 from ..compat.patches import loggers_print_by
 from ..config import pretrained_weights
 from ..files.checkpoints import unwrapped
-from .run import as_shown, summary
+from .run import as_shown, places_of_logs, summary
 
 _LOWER_IS_BETTER = ("loss", "error")
 # What the frameworks say of each other's calls.
@@ -252,10 +252,11 @@ def describe_run(runner: Runner, config: str) -> list[str]:
         "precision": _precision(runner),
         "device": _device(runner),
         "log": as_shown(Path(runner.log_dir) / f"{runner.timestamp}.log"),
+        **places_of_logs(runner),
     }
     if runner.iter:
         facts["resumed"] = f"after iteration {runner.iter}"
-    return [f"{name:<10} {fact}" for name, fact in facts.items()]
+    return [f"{name:<11} {fact}" for name, fact in facts.items()]
 
 
 def _weights(runner: Runner) -> str:
