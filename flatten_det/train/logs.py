@@ -8,6 +8,7 @@ import math
 import os
 import re
 import secrets
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from numbers import Real
@@ -148,7 +149,7 @@ class TensorboardVisBackend(TrainingLog, visualization.TensorboardVisBackend):
         purge = runner.iter + 1 if runner.iter else None
         self._tensorboard = SummaryWriter(self._save_dir, purge_step=purge, flush_secs=30)
         self._env_initialized = True
-        self.place = f"tensorboard --logdir {os.path.relpath(Path(self._save_dir).parent)}"
+        self.place = f"tensorboard --logdir {_shown(Path(self._save_dir).parent)}"
 
     def _write_config(self, config: Config) -> None:
         # As code; else it is shown as Markdown.
@@ -205,8 +206,8 @@ class WandbVisBackend(TrainingLog, visualization.WandbVisBackend):
         wandb.define_metric("iter", hidden=True)
         wandb.define_metric("*", step_metric="iter")
         if wandb.run.offline:
-            parts = Path(wandb.run.dir).parent.parent / f"offline-run-*-{wandb.run.id}"
-            self.place = f"wandb sync {os.path.relpath(parts)}"
+            folder = _shown(Path(wandb.run.dir).parent.parent)
+            self.place = f"wandb sync {folder}/offline-run-*-{wandb.run.id}"
         else:
             self.place = wandb.run.url or ""
 
@@ -273,7 +274,7 @@ class MLflowVisBackend(TrainingLog, visualization.MLflowVisBackend):
             artifacts = artifacts or (folder / "artifacts").as_uri()
             # Not part of the packages that are needed to write a log.
             start = "mlflow ui" if importlib.util.find_spec("flask") else "uvx mlflow ui"
-            place = f"{start} --backend-store-uri sqlite:///{os.path.relpath(folder / 'mlflow.db')}"
+            place = f"{start} --backend-store-uri sqlite:///{_shown(folder / 'mlflow.db')}"
         # Each request would be repeated for minutes, and the address printed with its password.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -359,6 +360,11 @@ def open_logs(runner: Runner) -> list[TrainingLog]:
 def _plain(name: str) -> str:
     """A name of characters that all of the three take."""
     return re.sub(r"[^\w./ :-]", "_", name, flags=re.ASCII)
+
+
+def _shown(path: Path) -> str:
+    """As it is written in a shell, from the current folder."""
+    return shlex.quote(os.path.relpath(path))
 
 
 def _reason(error: BaseException) -> str:
