@@ -12,6 +12,7 @@ import torch
 from mmdet.structures import INSTANCE_OFFSET, DetDataSample
 from mmdet.structures.mask import BitmapMasks, PolygonMasks
 from mmdet.visualization import DetLocalVisualizer
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import VISUALIZERS
 from mmengine.runner import Runner
@@ -128,7 +129,8 @@ class ValidationPicturesHook(Hook):
         from mmdet.engine.hooks import DetVisualizationHook
         from mmseg.engine.hooks import SegVisualizationHook
 
-        self._draws = bool(open_logs(runner)) and runner.val_loop is not None
+        logs = open_logs(runner) if is_main_process() else []
+        self._draws = bool(logs) and runner.val_loop is not None
         for hook in runner.hooks if self._draws else ():
             if isinstance(hook, DetVisualizationHook | SegVisualizationHook):
                 hook.draw = False

@@ -28,6 +28,7 @@ from mmengine.utils import scandir
 from mmengine.visualization.vis_backend import BaseVisBackend
 from packaging.requirements import Requirement
 
+from ..cli import as_shown
 from ..config import IN_CHECKOUT, type_name
 from ..errors import UserError, in_one_line, warn_once
 from .stop import TrainingPreempted
@@ -149,7 +150,7 @@ class TensorboardVisBackend(TrainingLog, visualization.TensorboardVisBackend):
         purge = runner.iter + 1 if runner.iter else None
         self._tensorboard = SummaryWriter(self._save_dir, purge_step=purge, flush_secs=30)
         self._env_initialized = True
-        self.place = f"tensorboard --logdir {_shown(Path(self._save_dir).parent)}"
+        self.place = f"tensorboard --logdir {_in_shell(Path(self._save_dir).parent)}"
 
     def _write_config(self, config: Config) -> None:
         # As code; else it is shown as Markdown.
@@ -206,7 +207,7 @@ class WandbVisBackend(TrainingLog, visualization.WandbVisBackend):
         wandb.define_metric("iter", hidden=True)
         wandb.define_metric("*", step_metric="iter")
         if wandb.run.offline:
-            folder = _shown(Path(wandb.run.dir).parent.parent)
+            folder = _in_shell(Path(wandb.run.dir).parent.parent)
             self.place = f"wandb sync {folder}/offline-run-*-{wandb.run.id}"
         else:
             self.place = wandb.run.url or ""
@@ -274,7 +275,7 @@ class MLflowVisBackend(TrainingLog, visualization.MLflowVisBackend):
             artifacts = artifacts or (folder / "artifacts").as_uri()
             # Not part of the packages that are needed to write a log.
             start = "mlflow ui" if importlib.util.find_spec("flask") else "uvx mlflow ui"
-            place = f"{start} --backend-store-uri sqlite:///{_shown(folder / 'mlflow.db')}"
+            place = f"{start} --backend-store-uri sqlite:///{_in_shell(folder / 'mlflow.db')}"
         # Each request would be repeated for minutes, and the address printed with its password.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -362,9 +363,9 @@ def _plain(name: str) -> str:
     return re.sub(r"[^\w./ :-]", "_", name, flags=re.ASCII)
 
 
-def _shown(path: Path) -> str:
-    """As it is written in a shell, from the current folder."""
-    return shlex.quote(os.path.relpath(path))
+def _in_shell(path: Path) -> str:
+    """As it is written there, for the current folder."""
+    return shlex.quote(as_shown(path.resolve()))
 
 
 def _reason(error: BaseException) -> str:

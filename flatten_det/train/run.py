@@ -21,6 +21,7 @@ from mmengine.runner import Runner
 from mmengine.utils.dl_utils import set_multi_processing
 from torch import Tensor
 
+from ..cli import as_shown
 from ..compat.patches import atomic_local_files
 from ..config import build_runner
 from ..data.doctor.report import check_before_training
@@ -99,32 +100,21 @@ def summary(runner: Runner) -> str:
     info = runner.message_hub.runtime_info
     log_dir = Path(runner.log_dir)
     pictures = log_dir / "vis_data" / "vis_image"
-    entries = {
+    paths = {
         "checkpoint": info.get("last_ckpt"),
         "best": info.get("best_ckpt"),
         "log": log_dir / f"{runner.timestamp}.log",
         "pictures": pictures if pictures.is_dir() else None,
-        **places_of_logs(runner),
     }
-    lines = ["Training finished."]
-    for name, path in entries.items():
-        if path:
-            lines.append(f"  {name:<12}{as_shown(path)}")
-    return "\n".join(lines)
+    entries = {name: as_shown(path) for name, path in paths.items() if path}
+    entries.update(places_of_logs(runner))
+    return "\n".join(["Training finished.", *(f"  {k:<12}{v}" for k, v in entries.items())])
 
 
 def places_of_logs(runner: Runner) -> dict[str, str]:
     """Where TensorBoard and the like show the training, by their names."""
     places = {type(log): log.place for log in open_logs(runner)}
     return {name: places[log] for name, log in LOGS.items() if log in places}
-
-
-def as_shown(path: str | Path) -> str:
-    """A path for messages: relative to the current folder if it lies there."""
-    if not Path(path).exists():  # An address, or a command.
-        return str(path)
-    path, here = Path(path), Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 class BatchedMaxIoUAssigner(MaxIoUAssigner):
