@@ -152,7 +152,8 @@ class ValidationPicturesHook(Hook):
         chosen = {index * total // self.pictures for index in range(self.pictures)}
         for index, sample in enumerate(outputs or (), start=batch_idx * size):
             if index in chosen:
-                name = f"val_{Path(sample.img_path).stem}"
+                # By number too: every image may be called the same, in folders of their own.
+                name = f"val_{index}_{Path(sample.img_path).stem}"
                 draw_prediction(
                     runner.visualizer, sample, None, self._score_thr, name=name, step=runner.iter
                 )
