@@ -191,6 +191,12 @@ def say(console: Console, *lines: str) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
+def as_shown(path: str | Path) -> str:
+    """A path for messages: relative to the current folder if it lies there."""
+    path, here = Path(path), Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
 def progress_bar() -> Progress:
     """A bar on standard error with counts and times, gone when the work is done."""
     columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())

@@ -16,8 +16,10 @@ from ..cli import (
 )
 from ..config import blame_config, enable_auto_scale_lr, load_config
 from ..data.doctor.report import check_command
+from ..predict.drawing import ValidationPicturesHook
 from ..train import finetune
 from ..train.console import short_console
+from ..train.logs import LOGS
 from ..train.optimizer import AMP_DTYPES, enable_amp
 from ..train.resume import resume_from
 from ..train.run import train
@@ -86,6 +88,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="end after N validations in a row that are not better, by the metric of --save-best",
     )
     parser.add_argument(
+        "--log",
+        nargs="+",
+        choices=list(LOGS),
+        default=[],
+        metavar="LOG",
+        help=f"write scalars, the config and pictures of validations to {', '.join(LOGS)} too, in the work "
+        "dir or where their own environment variables say",
+    )
+    parser.add_argument(
         "--verbose",
         action="store_true",
         help="print all that goes to the log file, as MMEngine does",
@@ -121,8 +132,9 @@ def run(args: argparse.Namespace) -> None:
         train(
             cfg,
             check_data=not args.no_data_check,
-            hooks=[*own_hooks, *hooks],
+            hooks=[*own_hooks, *hooks, ValidationPicturesHook()],
             check_command=check_command(args.config, args.cfg_option_texts),
+            logs=args.log,
         )
 
 

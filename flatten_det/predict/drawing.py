@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,17 @@ from mmdet.models.utils import samplelist_boxtype2tensor
 from mmdet.structures import INSTANCE_OFFSET, DetDataSample
 from mmdet.structures.mask import BitmapMasks, PolygonMasks
 from mmdet.visualization import DetLocalVisualizer
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
 from mmengine.registry import VISUALIZERS
+from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from mmengine.visualization import Visualizer
 from pycocotools import mask as coco_mask
 
 from ..errors import NO_ROOM, UserError, in_one_line, printable
 from ..files.atomic import DiskFullError, UnwritableError
+from ..train.logs import open_logs
 
 # The frameworks draw with several copies of the image, and of each mask or class: 4 MP take them
 # gigabytes of memory already.
@@ -125,7 +129,7 @@ def _draw(
         sample.pred_sem_seg = PixelData(data=sample.pred_sem_seg.data.cpu().numpy())
     image, sample = shrink(mmcv.imread(sample.img_path, channel_order="rgb"), sample)
     visualizer.add_datasample(
-        Path(sample.img_path).name,
+        options.pop("name", Path(sample.img_path).name),
         image,
         data_sample=sample,
         out_file=out_file and str(out_file),
@@ -166,6 +170,55 @@ def _enlarged(
         image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_CUBIC)
         sample = sample and _resized(sample, (height, width), size)
     return image, sample
+
+
+class ValidationPicturesHook(Hook):
+    """Draws a few images of each validation, always the same ones, where a log like TensorBoard is written.
+
+    There it does so instead of the frameworks' hooks, which choose others each time, as many as an interval
+    of batches yields, under one name (mmdet) at steps that are no iterations.
+    """
+
+    pictures = 8
+
+    def __init__(self) -> None:
+        self._score_thr = SCORE_THRESHOLD
+        self._draws = False
+
+    def before_train(self, runner: Runner) -> None:
+        """Take over from the hooks of the config."""
+        # They take a second, which pictures of other commands need not wait for.
+        from mmdet.engine.hooks import DetVisualizationHook
+        from mmseg.engine.hooks import SegVisualizationHook
+
+        logs = open_logs(runner) if is_main_process() else []
+        self._draws = bool(logs) and runner.val_loop is not None
+        for hook in runner.hooks if self._draws else ():
+            if isinstance(hook, DetVisualizationHook | SegVisualizationHook):
+                hook.draw = False
+                self._score_thr = getattr(hook, "score_thr", self._score_thr)
+
+    def after_val_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Sequence[BaseDataElement] | None = None,
+    ) -> None:
+        """Draw those of the batch that are chosen; of several ranks, the first one's."""
+        if not self._draws:
+            return
+        loader = runner.val_dataloader
+        size = loader.batch_size or loader.batch_sampler.batch_size
+        total = len(loader) * size
+        chosen = {index * total // self.pictures for index in range(self.pictures)}
+        for index, sample in enumerate(outputs or (), start=batch_idx * size):
+            if index in chosen:
+                # By number too: every image may be called the same, in folders of their own.
+                name = f"val_{index}_{Path(sample.img_path).stem}"
+                draw_prediction(
+                    runner.visualizer, sample, None, self._score_thr, name=name, step=runner.iter
+                )
 
 
 @VISUALIZERS.register_module()

@@ -19,11 +19,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from torch.utils.data import DataLoader
 
-from ..cli import make_console, say
+from ..cli import as_shown, make_console, say
 from ..compat.patches import loggers_print_by
 from ..config import pretrained_weights
 from ..files.checkpoints import unwrapped
-from .run import as_shown, summary
+from .run import places_of_logs, summary
 
 _LOWER_IS_BETTER = ("loss", "error")
 # What the frameworks say of each other's calls.
@@ -286,6 +286,7 @@ def describe_training(runner: Runner, config: str) -> dict[str, str]:
         "precision": _precision(runner),
         "device": describe_device(runner),
         "log": log_file(runner),
+        **places_of_logs(runner),
     }
     if runner.iter:
         facts["resumed"] = f"after iteration {runner.iter}"

@@ -16,11 +16,12 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import broadcast_object_list, init_dist, is_distributed, is_main_process
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS, OPTIM_WRAPPER_CONSTRUCTORS
+from mmengine.registry import HOOKS, OPTIM_WRAPPER_CONSTRUCTORS, VISBACKENDS
 from mmengine.runner import Runner
 from mmengine.utils.dl_utils import set_multi_processing
 from torch import Tensor
 
+from ..cli import as_shown
 from ..compat.patches import atomic_local_files
 from ..config import build_runner
 from ..data.doctor.report import check_before_training
@@ -29,6 +30,7 @@ from ..errors import UserError
 from ..files.atomic import lock
 from .checkpoints import DurableCheckpointHook
 from .finite_guard import non_finite_guard
+from .logs import LOGS, LogsHook, open_logs
 from .optimizer import GroupingOptimWrapperConstructor, use_amp_of_cpu
 from .resume import ResumePositionHook, SeedIterationHook
 from .stop import REPEAT_WITH_RESUME, InterruptHook, explain_stop
@@ -40,6 +42,7 @@ def train(
     hooks: Sequence[Hook] = (),
     to_continue: str = REPEAT_WITH_RESUME,
     check_command: str = "",
+    logs: Sequence[str] = (),
 ) -> Path:
     """Train, print where the results are, and return the work dir.
 
@@ -53,6 +56,7 @@ def train(
         hooks: More of them, beside those of the config.
         to_continue: What the user is told to do after the training was stopped.
         check_command: What shows the user all errors; default: ``check_data.py`` and the config's name.
+        logs: Names of :data:`.logs.LOGS`, which are written besides those of the config.
 
     Raises:
         UserError: Data, config and checkpoint do not fit together, a file is broken, or the
@@ -62,6 +66,7 @@ def train(
     """
     with (
         InterruptHook(to_continue) as interrupt,
+        LogsHook(cfg, logs) as logs_hook,
         explain_stop(cfg, to_continue) as stage,
         atomic_local_files(),
         use_our_components(),
@@ -75,6 +80,7 @@ def train(
             stage,
             CheckFilesHook(),
             interrupt,
+            logs_hook,
             ResumePositionHook(),
             SeedIterationHook(),
             *([guard] if guard else []),
@@ -94,23 +100,21 @@ def summary(runner: Runner) -> str:
     info = runner.message_hub.runtime_info
     log_dir = Path(runner.log_dir)
     pictures = log_dir / "vis_data" / "vis_image"
-    entries = {
+    paths = {
         "checkpoint": info.get("last_ckpt"),
         "best": info.get("best_ckpt"),
         "log": log_dir / f"{runner.timestamp}.log",
         "pictures": pictures if pictures.is_dir() else None,
     }
-    lines = ["Training finished."]
-    for name, path in entries.items():
-        if path:
-            lines.append(f"  {name:<11}{as_shown(path)}")
-    return "\n".join(lines)
+    entries = {name: as_shown(path) for name, path in paths.items() if path}
+    entries.update(places_of_logs(runner))
+    return "\n".join(["Training finished.", *(f"  {k:<12}{v}" for k, v in entries.items())])
 
 
-def as_shown(path: str | Path) -> str:
-    """A path for messages: relative to the current folder if it lies there."""
-    path, here = Path(path), Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+def places_of_logs(runner: Runner) -> dict[str, str]:
+    """Where TensorBoard and the like show the training, by their names."""
+    places = {type(log): log.place for log in open_logs(runner)}
+    return {name: places[log] for name, log in LOGS.items() if log in places}
 
 
 class BatchedMaxIoUAssigner(MaxIoUAssigner):
@@ -154,6 +158,7 @@ def use_our_components() -> Iterator[None]:
     Not by a changed config, as that is stored beside the results, for tools without flatten_det.
     """
     replaced = [(registry, ours, ours.__base__) for registry, ours in REPLACEMENTS.items()]
+    replaced += [(VISBACKENDS, log, VISBACKENDS.get(log.__name__)) for log in LOGS.values()]
     for registry, ours, theirs in replaced:
         registry.register_module(name=theirs.__name__, module=ours, force=True)
     try:
