@@ -7,9 +7,11 @@ train_pipeline = [
     dict(type="LoadAnnotations", with_bbox=True),
     # Larger than a tile, which is cut after resizing: to resize whole photographs would take long.
     dict(type="RandomCrop", crop_size=(320, 320), allow_negative_crop=True),
-    dict(type="RandomResize", scale=(320, 320), ratio_range=(0.8, 1.25), keep_ratio=True),
+    dict(type="RandomResize", scale=(320, 320), ratio_range=(0.8, 1.6), keep_ratio=True),
     dict(type="RandomCrop", crop_size=(256, 256), allow_negative_crop=True),
     dict(type="RandomFlip", prob=0.75, direction=["horizontal", "vertical", "diagonal"]),
+    # MMDetection's own exchanges channels too, and crowns are known by their colour.
+    dict(type="mmseg.PhotoMetricDistortion", hue_delta=9),
     dict(type="PackDetInputs"),
 ]
 # At the size of the photograph.
