@@ -10,6 +10,7 @@ from mmdet.registry import DATASETS, METRICS
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
+from flatten_det.data.preparation.coco_file import Division
 from flatten_det.data.preparation.custom import CustomDataOptions, write_config
 from flatten_det.errors import UserError
 
@@ -212,7 +213,7 @@ def test_a_single_annotation_file_is_divided(tmp_path, write):
     write_json(root / "result.json", make_custom_split(root / "images", 8))
     with pytest.raises(UserError, match=r"no validation annotations .*--val-fraction"):
         write(root)
-    out = write(root, val_fraction=0.25)
+    out = write(root, division=Division(0.25))
     cfg = Config.fromfile(out)
     assert cfg.train_dataloader.dataset.ann_file == str(out.with_name("fruit_train.json"))
     names = []

@@ -1,14 +1,15 @@
 """Images with label maps of one's own: what is found, made into indices, and refused."""
 
-import io
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from flatten_det.data.preparation.masks import label_map_content, read_masks
+from flatten_det.data.preparation.image_size import Sizes
+from flatten_det.data.preparation.masks import find_pairs, write_label_maps
 from flatten_det.errors import UserError
 
 SIZE = (12, 8)  # width, height
@@ -37,19 +38,40 @@ def dataset(tmp_path):
     """``dataset(label_map)``: a folder with an image of each split and this label map of both."""
 
     def make(label_map: Image.Image, image: str = "images/{}/a.jpg", mask: str = "masks/{}/a.png"):
+        folder = tmp_path / "data"
         for split in ("train", "val"):
-            save(tmp_path / image.format(split), Image.new("RGB", SIZE))
-            save(tmp_path / mask.format(split), label_map)
-        return tmp_path
+            save(folder / image.format(split), Image.new("RGB", SIZE))
+            save(folder / mask.format(split), label_map)
+        return folder
 
     return make
 
 
-def indices(data, split: str = "train") -> np.ndarray:
-    (pair,) = data.pairs[split]
-    with Image.open(io.BytesIO(label_map_content(pair, data))) as image:
-        assert image.mode == "L"
-        return np.asarray(image)
+class Made(NamedTuple):
+    """What was written, and what is said of it."""
+
+    classes: tuple[str, ...]
+    palette: list | None
+    indices: dict[str, np.ndarray]  # of the only image of each split
+    regions: Sizes
+
+
+def read_masks(folder: Path, classes: list[str] | None = None) -> Made:
+    place = folder.parent / "made"
+    pairs = find_pairs(folder)
+    places = {split: place / split for split in pairs}
+    data = write_label_maps(folder, pairs, places, classes)
+    made = {}
+    for split, ((pair, *_)) in pairs.items():
+        name = f"{pair.image.relative_to(folder).as_posix()}.png"
+        with Image.open(places[split] / name) as image:
+            assert image.mode == "L"
+            made[split] = np.asarray(image)
+    return Made(data.classes, data.palette, made, data.regions)
+
+
+def indices(data: Made, split: str = "train") -> np.ndarray:
+    return data.indices[split]
 
 
 @pytest.mark.parametrize("make", [Image.fromarray, palette_png], ids=["grey", "palette"])
@@ -113,15 +135,15 @@ def test_0_and_255_are_two_classes(dataset, mode):
     ],
 )
 def test_places(dataset, image, mask):
-    data = read_masks(dataset(Image.fromarray(TRUTH), image, mask), ["a", "b", "c", "d"])
-    assert {split: len(pairs) for split, pairs in data.pairs.items()} == {"train": 1, "val": 1}
-    assert data.pairs["val"][0].image.as_posix().endswith(image.format("val"))
+    pairs = find_pairs(dataset(Image.fromarray(TRUTH), image, mask))
+    assert {split: len(own) for split, own in pairs.items()} == {"train": 1, "val": 1}
+    assert pairs["val"][0].image.as_posix().endswith(image.format("val"))
 
 
 def test_images_without_label_maps_are_told(dataset, capsys):
     folder = dataset(Image.fromarray(TRUTH))
     save(folder / "images" / "train" / "b.jpg", Image.new("RGB", SIZE))
-    read_masks(folder, ["a", "b", "c", "d"])
+    find_pairs(folder)
     assert "1 images without a label map are left out\n" in capsys.readouterr().out
 
 
