@@ -12,12 +12,13 @@ from ...config import datasets_under_test, find_field, type_name
 from ..coco import why_not_learned
 from .coco_file import CocoFile
 
-# Cells of its finest level that an object must cover for a model to tell it from others: the anchors of our
-# quickstarts begin there, and on COCO, at 1333 x 800, nine of ten objects cover more.
+# Cells of its finest level that an object should be wide for a model to tell it from others: there the
+# anchors of the quickstart's RetinaNet begin.
 CELLS = 3
 # What larger images may cost: times the config's own side, and pixels.
 MOST_TIMES, MOST_PIXELS = 5, 2048
 _UNIT = 32  # Backbones halve images five times.
+_ENOUGH = 0.8  # Of what the rule wants: for less than that a config's own size is not left.
 _SMALL, _LARGE = 10, 90  # percentiles of the objects' sizes
 # Fields of pipelines and preprocessors that are lengths in pixels, where they are whole numbers.
 _LENGTHS = frozenset({"scale", "scales", "img_scale", "max_size", "crop_size", "size"})
@@ -38,8 +39,8 @@ class Sizes(NamedTuple):
     objects: np.ndarray
 
     def resized(self, scale: tuple[int, int]) -> np.ndarray:
-        """The objects' sizes when images are resized to fit into this scale, (longer, shorter)."""
-        return self.objects * (np.array(scale) / self.images).min(axis=1)
+        """The objects' sizes when images are resized to fit into this scale, in either order."""
+        return self.objects * (np.sort(scale)[::-1] / self.images).min(axis=1)
 
 
 def sizes_of_file(file: CocoFile) -> Sizes:
@@ -133,42 +134,40 @@ def choose_image_size(cfg: Config, sizes: Sizes, wish: tuple[int, int] | None = 
         return min(max(scale), min(scale) * aspect)
 
     def smallest(scale: tuple[int, int]) -> float:
-        return float(np.percentile(sizes.resized((max(scale), min(scale))), _SMALL))
+        return float(np.percentile(sizes.resized(scale), _SMALL))
 
-    def ninth(scale: tuple[int, int]) -> str:
-        return f": nine of ten objects are {smallest(scale):.0f} px or more then, {rule}"
+    def told(scale: tuple[int, int], origin: str) -> str:
+        return (
+            f"image size: {_shown(scale)} ({origin}): nine of ten objects are {smallest(scale):.0f} px or "
+            f"more then; the model resolves about {least} px ({CELLS} cells of stride {stride})"
+        )
 
-    rule = f"the model resolves {least} px ({CELLS} cells of stride {stride})"
     if wish is not None:
         factor = longer(wish) / longer(own) if own else 1.0
-        text = f"image size: {_shown(wish)}, as asked for{ninth(wish)}"
-        return ImageSize(own, wish, factor, text)
+        return ImageSize(own, wish, factor, told(wish, "as asked for"))
     if own is None:
         return ImageSize(None, None, 1.0, "image size: images keep theirs, as in the config")
-    needed = least / smallest(own)
     limits = {
         "the photographs are no larger": photograph / longer(own),
-        f"more than {MOST_TIMES} times the config's own, or {MOST_PIXELS} px, would cost too much": min(
-            MOST_TIMES, MOST_PIXELS / longer(own)
-        ),
+        f"for the cost, no more than {MOST_TIMES} times the config's own or {MOST_PIXELS} px are chosen: go "
+        "beyond by --image-size": min(MOST_TIMES, MOST_PIXELS / longer(own)),
     }
     limit = min(limits, key=limits.get)
-    factor = max(min(needed, limits[limit]), 1.0)
-    towards = math.ceil if factor == needed else math.floor
+    needed = least / smallest(own)
     scale = own
-    if factor > 1:
+    factor = min(needed, limits[limit])
+    if factor > 1 and needed * _ENOUGH > 1:
+        towards = math.ceil if factor == needed else math.floor
         width, height = (max(towards(side * factor / _UNIT) * _UNIT, side) for side in own)
         scale = width, height
-    is_own = scale == own
-    text = f"image size: {_shown(scale)}, "
-    text += "as the config has it" if is_own else f"instead of the config's {_shown(own)}"
-    text += ninth(scale)
-    if smallest(scale) < least * 0.99:
-        text += f", but {limit} (--image-size overrides)"
+    origin = "the config's own" if scale == own else f"the config's own: {_shown(own)}"
+    reason = told(scale, origin)
+    if smallest(scale) < least * _ENOUGH:
+        reason += f", but {limit}"
     factor = longer(scale) / longer(own)
-    if factor > 1:
-        text += f"; an image takes {factor**2:.0f} times as long" if factor**2 >= 1.5 else ""
-    return ImageSize(own, scale, factor, text)
+    if factor**2 >= 1.5:
+        reason += f"; an image has {factor**2:.0f} times the pixels"
+    return ImageSize(own, scale, factor, reason)
 
 
 def _shown(scale: tuple[int, int]) -> str:
