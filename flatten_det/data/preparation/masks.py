@@ -151,8 +151,18 @@ def is_label_map(path: Path, folder: Path) -> bool:
 
 
 def has_label_maps(folder: Path) -> bool:
-    """Whether a folder holds what looks like label maps, of Label Studio's too."""
-    return any(is_label_map(p, folder) or _BRUSH.match(p.name) for p in images_below(folder))
+    """Whether a folder holds what looks like label maps; UserError for those that say no image's name."""
+    images = images_below(folder)
+    _refuse_brush_masks(images)
+    return any(is_label_map(path, folder) for path in images)
+
+
+def _refuse_brush_masks(images: list[Path]) -> None:
+    if brush := [path for path in images if _BRUSH.match(path.name)]:
+        raise UserError(
+            f"{brush[0]}: Label Studio's brush PNGs do not say whose image they are: export the project as "
+            "Brush labels to COCO, for a config of instances"
+        )
 
 
 def find_pairs(folder: Path, made: Collection[Path] = ()) -> dict[str, list[Pair]]:
@@ -166,20 +176,15 @@ def find_pairs(folder: Path, made: Collection[Path] = ()) -> dict[str, list[Pair
         UserError: There are no label maps, or one has no image or several.
     """
     label_maps, images = [], {}
-    for path in images_below(folder):
+    paths = images_below(folder)
+    _refuse_brush_masks(paths)
+    for path in paths:
         if any(path.is_relative_to(place) for place in made):
             continue
         if is_label_map(path, folder):
             label_maps.append(path)
         else:
             images.setdefault(path.stem, []).append(path)
-    brush = [path for path in label_maps if _BRUSH.match(path.name)]
-    brush += [path for of_stem in images.values() for path in of_stem if _BRUSH.match(path.name)]
-    if brush:
-        raise UserError(
-            f"{brush[0]}: Label Studio's brush PNGs do not say whose image they are: export the project "
-            "as Brush labels to COCO, for a config of instances"
-        )
     if not label_maps or not images:
         raise NoLabelMapsError(
             f"{folder}: no images with label maps: these belong into folders such as images/ and masks/, "
