@@ -213,11 +213,13 @@ def find_pairs(folder: Path, made: Collection[Path] = ()) -> dict[str, list[Pair
 
 
 def _pixels(path: Path, mode: str | None = None) -> np.ndarray:
-    """Of a label map, ``(H, W)`` or ``(H, W, 3 or 4)``, in this mode of Pillow's; None: its own."""
+    """Of a label map, ``(H, W)`` or ``(H, W, 2 to 4)``, in this mode of Pillow's; None: its own."""
     if reason := why_not_decoded(path):
         raise UserError(f"label map {path} {reason}")
     try:
         with Image.open(path, formats=FORMATS) as image:
+            if image.format == "JPEG":
+                raise UserError(f"label map {path} is a JPEG, which mixes values: export PNG")
             return np.asarray(image.convert(mode) if mode else image)
     except (OSError, ValueError, SyntaxError) as error:
         raise UserError(f"label map {path} cannot be read: {in_one_line(error)}") from error
@@ -228,7 +230,7 @@ def _indices(path: Path) -> np.ndarray | None:
     if values.dtype == bool:
         return values.astype(np.uint8) * 255
     if values.ndim == 3:
-        grey = values[..., :3]
+        grey = values[..., :1] if values.shape[2] == 2 else values[..., :3]  # after it, alpha
         return grey[..., 0] if (grey == grey[..., :1]).all() else None
     return values
 

@@ -147,6 +147,43 @@ def test_images_without_label_maps_are_told(dataset, capsys):
     assert "1 images without a label map are left out\n" in capsys.readouterr().out
 
 
+def save_values(folder: Path, largest: int) -> None:
+    """A label map of 16 bits."""
+    values = np.zeros(SIZE[::-1], np.uint16)
+    values[0] = largest
+    Image.fromarray(values).save(folder / "masks/val/a.png")
+
+
+def save_jpeg(folder: Path) -> None:
+    Image.fromarray(TRUTH).save(folder / "masks/val/a.png", "JPEG")
+
+
+def test_16_bits_and_alpha(dataset):
+    folder = dataset(Image.merge("LA", [Image.fromarray(TRUTH), Image.new("L", SIZE, 9)]))
+    save_values(folder, 3)
+    data = read_masks(folder, ["void", "road", "sky", "car"])
+    assert np.array_equal(indices(data), TRUTH)
+    assert set(indices(data, "val").flatten().tolist()) == {0, 3}
+
+
+def test_a_map_of_0_and_255_among_others_has_indices(dataset):
+    """Where nothing but 0 and what does not count is in one of them, it is not two classes."""
+    folder = dataset(Image.fromarray(TRUTH))
+    only_void = np.where(TRUTH > 1, 255, 0).astype(np.uint8)
+    save(folder / "masks/train/a.png", Image.fromarray(only_void))
+    (folder / "classes.txt").write_text("a\nb\nc\nd\n")
+    data = read_masks(folder)
+    assert np.array_equal(indices(data), only_void)
+    assert np.array_equal(indices(data, "val"), TRUTH)
+
+
+def test_regions_are_measured(dataset):
+    """Stripes of 3 x 8 pixels, in images of 12 x 8."""
+    regions = read_masks(dataset(Image.fromarray(TRUTH)), ["a", "b", "c", "d"]).regions
+    assert regions.objects.tolist() == [pytest.approx(24**0.5)] * 4
+    assert regions.images.tolist() == [[12, 8]] * 4
+
+
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
@@ -159,6 +196,8 @@ def test_images_without_label_maps_are_told(dataset, capsys):
         (lambda d: (d / "classes.txt").write_text("a\nb\n"), "the values 2, 3, and there are 2 classes"),
         (lambda d: (d / "labelmap.txt").write_bytes(b"r\xfcck:1,2,3"), "labelmap.txt is not UTF-8"),
         (lambda d: (d / "classes.txt").write_bytes(b"\xef\xbb\xbfa\n"), "classes.txt begins with"),
+        (lambda d: save_values(d, 300), "has values from 0 to 300: indices"),
+        (lambda d: save_jpeg(d), "a.png is a JPEG, which mixes values"),
         (lambda d: (d / "labelmap.txt").write_text("nothing\n"), "no line with a class and its colour"),
         (lambda d: (d / "labelmap.txt").write_text("a:1,2,3\nb:1,2,3\n"), "is there twice"),
     ],
