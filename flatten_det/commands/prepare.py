@@ -112,8 +112,9 @@ def _add_custom_options(command: argparse.ArgumentParser) -> None:
         "--image-size",
         type=_side,
         nargs="+",
-        metavar=("N", "W"),
-        help="resize images to a longer side of N pixels, or into H x W (default: chosen by the objects)",
+        metavar="N",
+        help="resize images to a longer side of N pixels, or to fit into a height and a width (default: "
+        "chosen by the objects)",
     )
     command.add_argument(
         "--from-scratch", action="store_true", help="do not start from pretrained weights"

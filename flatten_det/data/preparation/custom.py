@@ -14,7 +14,7 @@ from mmengine.config import Config
 from ...backbones.weights import RELEASE_PAGE
 from ...cli import command_line
 from ...config import CONFIGS, find_config, has_mask_head, is_segmentor, pretrained_weights
-from ...errors import UserError, listed
+from ...errors import UserError, listed, printable, warn_once
 from ...files.atomic import (
     UnwritableError,
     partial_folder,
@@ -111,6 +111,11 @@ def write_config(folder: Path, zoo_config: Path, out: Path, options: CustomDataO
                 f"{zoo_config} learns masks, but {missing} of {count} annotations in {file.path} have no "
                 f"segmentation: choose a detector of boxes such as {detector_like(zoo_config)}"
             )
+    train, val = ({splits[s].images / name for name in splits[s].image_names} for s in SPLITS)
+    if shared := train & val:
+        warn_once(
+            f"{len(shared)} images are for training and for validation, which then tells little"
+        )
     sizes = sizes_of_file(splits["train"])
     size = choose_image_size(cfg, sizes, options.image_size)
     sides = sizes.resized(size.scale) if size.scale else sizes.objects
@@ -119,7 +124,7 @@ def write_config(folder: Path, zoo_config: Path, out: Path, options: CustomDataO
     values |= data_changes(cfg, folder, **splits, size=size)
     text = f"{_DOCSTRING}\n\n{assignments(values)}"
     _write_all({**written, out: text.encode()}, {}, options.force)
-    print(f"{len(classes)} classes: {listed(classes)}")
+    print(f"{len(classes)} classes: {printable(listed(classes))}")
     for name, file in splits.items():
         images, objects = len(file.image_names), len(file.content["annotations"])
         print(f"{name}: {images} images in {file.images}, {objects} objects in {file.path}")
@@ -175,7 +180,7 @@ def _write_segmentor_config(
         text = f"{_DOCSTRING}\n\n{assignments(values)}"
         moved = {targets[split]: place for split, place in places.items()}
         _write_all({**written, out: text.encode()}, moved, options.force)
-    print(f"{len(data.classes)} classes: {listed(data.classes)}")
+    print(f"{len(data.classes)} classes: {printable(listed(data.classes))}")
     for split, own in pairs.items():
         print(f"{split}: {len(own)} images with label maps")
     print(size.reason)
@@ -231,7 +236,12 @@ def _splits(
             f"{folder} holds label maps and no objects, and {zoo_config} learns from objects: choose a "
             f"semantic segmentor such as {SEGMENTOR}"
         )
-    if form in ("coco", None):
+    if form is None:
+        raise UserError(
+            f"{folder} holds no annotations in a known form (COCO, YOLO with data.yaml or classes.txt, "
+            "Pascal VOC, labelme): check the folder"
+        )
+    if form == "coco":
         return _splits_of_coco(folder, out, made, options)
     if options.annotations or options.images:
         raise UserError(

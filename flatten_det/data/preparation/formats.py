@@ -22,7 +22,7 @@ from pycocotools import mask as coco_mask
 from ...errors import UserError, in_one_line, listed, printable
 from ...files.images import IMAGE_SUFFIXES, images_below, seen_size
 from ...files.user_files import files_below, read_lines, read_text
-from ..coco import is_coco, is_number, mask_fields
+from ..coco import is_coco, is_number, mask_fields, repeated
 from .coco_file import (
     SPLITS,
     CocoFile,
@@ -78,6 +78,8 @@ class _Objects:
         All are in pixels; ``where`` it stands is for messages.
         """
         size = np.array([image["width"], image["height"]])
+        if not parts and (points[1] < points[0]).any():
+            raise UserError(f"{where}: the box of {label} ends before it begins: correct it")
         outlines = [self._inside(p, size, where) for p in (parts or [points])]
         every = np.concatenate(outlines)
         low, high = every.min(axis=0), every.max(axis=0)
@@ -175,7 +177,7 @@ def _yolo_files(folder: Path) -> list[Path]:
 
 def _load_yaml(path: Path) -> Any:
     try:
-        return mmengine.load(path)  # Read as data, see flatten_det.compat.
+        return mmengine.load(path, file_format="yaml")  # Read as data, see flatten_det.compat.
     except Exception as error:
         raise UserError(f"{path} cannot be read: {in_one_line(error)}") from error
 
@@ -188,9 +190,11 @@ def _read_yolo(folder: Path) -> tuple[dict[str, _Objects], list[str] | None]:
             f"{folder}: YOLO's labels are numbers; the names of its classes must be in one data.yaml, "
             f"obj.names or classes.txt, and there is {found}: add or remove one"
         )
-    if files[0].suffix in (".yaml", ".yml"):
+    if files[0].suffix.lower() in (".yaml", ".yml"):
         content = _load_yaml(files[0])
         names = content["names"]
+        if not isinstance(names, dict | list):
+            raise UserError(f"{files[0]}: names is no list of classes: correct it")
         names = names if isinstance(names, dict) else dict(enumerate(names))
         images = _yolo_splits(folder, files[0], content)
     else:
@@ -269,12 +273,13 @@ def _found(folder: Path, root: Any, entry: str) -> Path | None:
 
 
 def _yolo_labels(image: Path) -> Path:
-    parts = list(image.parts)
-    if "images" in parts:
-        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
-        beside = Path(*parts).with_suffix(".txt")
-        if beside.parent.is_dir():
-            return beside
+    parts, lower = image.parts, [part.lower() for part in image.parts]
+    if "images" in lower:
+        at = len(lower) - 1 - lower[::-1].index("images")
+        for name in ("labels", "Labels", "LABELS"):
+            beside = Path(*parts[:at], name, *parts[at + 1 :]).with_suffix(".txt")
+            if beside.parent.is_dir():
+                return beside
     return image.with_suffix(".txt")
 
 
@@ -573,9 +578,21 @@ def convert(name: str, folder: Path, classes: Sequence[str] | None = None) -> di
     splits, own = FORMATS[name].read(folder)
     used = {each["label"] for objects in splits.values() for each in objects.objects}
     classes = list(classes or own or sorted(used))
+    if again := repeated(classes):
+        raise UserError(f"{folder}: classes share a name: {listed(again)}: rename them")
+    if not used:
+        raise UserError(f"{folder}: its labels hold no object: there is nothing to learn")
     if unknown := sorted(used - set(classes)):
         raise UserError(
             f"{folder}: labels that are none of the classes: {listed(unknown)}: add them"
+        )
+    if others := [split for split in splits if split not in SPLITS]:
+        count = sum(len(splits.pop(split).images) for split in others)
+        print(f"{count} images for {listed(others)} are left out: train and val are used")
+    if "train" not in splits:
+        raise UserError(
+            f"{folder}: no images with annotations in {FORMATS[name].title}'s form are for training: check "
+            "the folder and the names of those in it"
         )
     for split, objects in splits.items():
         print(f"{split}, from {FORMATS[name].title}: {objects.describe()}")
