@@ -73,6 +73,10 @@ def test_cityscapes_says_how_to_get_it(prepare_tool, tmp_path, capsys):
         ["imagenet", "--check"],
         ["custom", "folder"],
         ["custom", "folder", "--config", "a.py", "--out", "b.py", "--val-fraction", "1"],
+        ["custom", "folder", "--config", "a.py", "--out", "b.py", "--image-size", "31"],
+        ["custom", "folder", "--config", "a.py", "--out", "b.py", "--image-size", "wide"],
+        ["custom", "folder", "--config", "a.py", "--out", "b.py", "--group-by-prefix", "("],
+        ["custom", "folder", "--config", "a.py", "--out", "b.py", "--group-by-prefix", ".*"],
     ],
 )
 def test_usage_errors(prepare_tool, arguments):
@@ -92,6 +96,30 @@ def test_folder_that_is_not_there(prepare_tool, tmp_path, capsys):
     ]
     assert prepare_tool.main(command) == 2
     assert "no not found" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--image-size", "64", "96", "128"], "--image-size takes a longer side, or a height"),
+        (["--group-by-prefix"], "--group-by-prefix says how --val-fraction divides"),
+    ],
+)
+def test_options_that_do_not_fit(prepare_tool, folder, tmp_path, capsys, options, message):
+    command = [str(folder), "--config", MASK_RCNN, "--out", str(tmp_path / "a.py"), *options]
+    assert prepare_tool.main(command) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_size_and_groups_of_the_command_line(prepare_tool, folder, tmp_path, capsys):
+    """A height and a width; images are numbered, and those of one number of tens belong together."""
+    out = tmp_path / "a.py"
+    command = [str(folder), "--config", MASK_RCNN, "--out", str(out), "--image-size", "96", "160"]
+    assert prepare_tool.main([*command, "--val-fraction", "0.3", "--group-by-prefix", r"\d$"]) == 0
+    printed = capsys.readouterr().out
+    assert "image size: 160 x 96 px (as asked for)" in printed
+    assert "2 groups of images: 1 (10 images) for training, 1 (2 images) for validation" in printed
+    assert "scale=(160, 96)" in out.read_text()
 
 
 def test_custom_folder_is_trained_on(

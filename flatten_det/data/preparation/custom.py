@@ -354,6 +354,11 @@ def _refuse_existing(paths: Iterable[Path], force: bool) -> None:
     there = [path for path in paths if path.exists()]
     if there and not force:
         raise UserError(f"{listed(there)} exists: name another --out, or overwrite by --force")
+    for folder in filter(Path.is_dir, there):
+        if others := [p for p in folder.rglob("*") if p.is_file() and p.suffix != ".png"]:
+            raise UserError(
+                f"{folder} holds more than label maps ({listed(others)}): name another --out"
+            )
 
 
 def _write_all(files: dict[Path, bytes], folders: dict[Path, Path], force: bool) -> None:

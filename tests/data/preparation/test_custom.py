@@ -334,6 +334,9 @@ def test_label_maps_are_written_whole_or_not_at_all(label_maps, write, tmp_path)
         (label_maps / "masks" / f"{name}.png").unlink()
     write(label_maps, SEMANTIC_FPN, **SEGMENTOR, force=True)
     assert len(files(made)) == 5  # nothing is left of the images that are no more
+    (made / "fruit_val_labels" / "notes.txt").touch()
+    with pytest.raises(UserError, match=r"holds more than label maps .*notes\.txt"):
+        write(label_maps, SEMANTIC_FPN, **SEGMENTOR, force=True)
 
 
 def test_what_a_killed_preparation_left_is_removed(label_maps, write, tmp_path):
