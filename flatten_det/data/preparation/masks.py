@@ -24,7 +24,8 @@ from .image_size import Sizes
 
 IGNORED = 255
 BINARY = ("background", "foreground")
-_MEASURED = 200  # label maps at most in which regions are measured
+# Label maps at most in which regions are measured, and regions of each.
+_MEASURED, _REGIONS = 50, 100
 # Parts of the names of folders with label maps, and ends of the names of such files.
 _FOLDER = re.compile(
     r"(?<![a-z])(masks?|labels?|labelmaps?|annotations?|gt|ground_?truth|seg\w*)", re.IGNORECASE
@@ -295,12 +296,13 @@ def _checked_indices(
 
 
 def _regions(indices: np.ndarray) -> Sizes:
-    """Of the connected regions of each class."""
+    """Of the connected regions of each class, some of them where they are many."""
     areas = []
     for value in set(np.unique(indices).tolist()) - {IGNORED}:
         statistics = cv2.connectedComponentsWithStats((indices == value).astype(np.uint8))[2]
         areas.append(statistics[1:, cv2.CC_STAT_AREA])  # after the rest of the image
     sides = np.sqrt(np.concatenate(areas)) if areas else np.array([max(indices.shape)], float)
+    sides = np.sort(sides)[:: -(-len(sides) // _REGIONS)]  # Noise may have a million of them.
     return Sizes(np.tile(sorted(indices.shape)[::-1], (len(sides), 1)).astype(float), sides)
 
 
