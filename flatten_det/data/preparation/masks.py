@@ -28,8 +28,10 @@ BINARY = ("background", "foreground")
 _MEASURED, _REGIONS = 50, 100
 # Parts of the names of folders with label maps, and ends of the names of such files.
 _FOLDER = re.compile(
-    r"(?<![a-z])(masks?|labels?|labelmaps?|annotations?|gt|ground_?truth|seg\w*)", re.IGNORECASE
+    r"(?<![a-z])(masks?|labels?|labelmaps?|annotations?|gt|ground_?truth|seg\w*|semantic\w*)",
+    re.IGNORECASE,
 )
+_PANOPTIC = re.compile(r"(?<![a-z])panoptic", re.IGNORECASE)  # Neither images nor label maps.
 _END = re.compile(r"[_-](masks?|labels?|gt|seg|segmentation)$", re.IGNORECASE)
 # What says which colour is which class: CVAT's labelmap.txt, class_dict.csv, and CamVid's label_colors.txt.
 _COLOUR_LINES = (
@@ -181,6 +183,8 @@ def find_pairs(folder: Path, made: Collection[Path] = ()) -> dict[str, list[Pair
     _refuse_brush_masks(paths)
     for path in paths:
         if any(path.is_relative_to(place) for place in made):
+            continue
+        if _PANOPTIC.search(path.relative_to(folder).parent.as_posix()):
             continue
         if is_label_map(path, folder):
             label_maps.append(path)

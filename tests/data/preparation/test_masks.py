@@ -132,10 +132,13 @@ def test_0_and_255_are_two_classes(dataset, mode):
         ("{}/a.jpg", "{}/a_mask.png"),
         ("JPEGImages/{}/a.jpg", "SegmentationClass/{}/a.png"),
         ("img_dir/{}/a.jpg", "ann_gt/{}/a_label.png"),
+        ("{}/images/a.png", "{}/semantic/a.png"),
     ],
 )
 def test_places(dataset, image, mask):
-    pairs = find_pairs(dataset(Image.fromarray(TRUTH), image, mask))
+    folder = dataset(Image.fromarray(TRUTH), image, mask)
+    save(folder / "panoptic" / "a.png", Image.new("RGB", SIZE))
+    pairs = find_pairs(folder)
     assert {split: len(own) for split, own in pairs.items()} == {"train": 1, "val": 1}
     assert pairs["val"][0].image.as_posix().endswith(image.format("val"))
 
