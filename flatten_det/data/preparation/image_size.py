@@ -21,7 +21,7 @@ _UNIT = 32  # Backbones halve images five times.
 _ENOUGH = 0.8  # Of what the rule wants: for less than that a config's own size is not left.
 _SMALL, _LARGE = 10, 90  # percentiles of the objects' sizes
 # Fields of pipelines and preprocessors that are lengths in pixels, where they are whole numbers.
-_LENGTHS = frozenset({"scale", "scales", "img_scale", "max_size", "crop_size", "size"})
+_LENGTHS = frozenset({"scale", "scales", "img_scale", "max_size", "crop_size", "size", "border"})
 _LARGEST = 1 << 20  # Of what annotations state, beyond which it is no size.
 # An anchor and an object of this ratio of sides still overlap by half.
 _FITTING = math.sqrt(2)
@@ -104,10 +104,11 @@ class ImageSize:
             return {k: self._lengths(v, k in _LENGTHS) for k, v in node.items() if k != "_scope_"}
         if isinstance(node, list | tuple):
             return type(node)(self._lengths(item, is_length) for item in node)
-        if not is_length or type(node) is not int:
+        if not is_length or type(node) is not int or node == 0:
             return node
         unit = _UNIT if node % _UNIT == 0 else 1
-        return max(round(node * self.factor / unit), 1) * unit
+        length = max(round(abs(node) * self.factor / unit), 1) * unit
+        return length if node > 0 else -length
 
 
 def choose_image_size(cfg: Config, sizes: Sizes, wish: tuple[int, int] | None = None) -> ImageSize:

@@ -169,7 +169,7 @@ def segmentation_changes(
             raise UserError(
                 f"{split}_dataloader joins or repeats data sets: choose a config with one of its own"
             )
-        steps = _resizing(dataset.pipeline, cfg, size)
+        steps = _resizing(dataset.pipeline, cfg, size, is_tested=split != "train")
         for step in steps:
             if type_name(step) == "LoadAnnotations":
                 step.pop("reduce_zero_label", None)
@@ -207,8 +207,13 @@ def _loader_changes(
         "data_prefix": {"img": _relative(file.images, root)},
         "metainfo": Code("metainfo"),
     }
-    if (pipeline := _pipeline_changes(dataset.pipeline, cfg, file, size)) is not None:
-        changes["pipeline"] = pipeline
+    is_wrapped = any(wrapper.get("pipeline") for wrapper in wrappers)
+    steps = _resizing(dataset.pipeline, cfg, size, name != "train_dataloader", is_wrapped)
+    for step in steps:
+        if step.get("with_mask") and file.without_masks() and not has_mask_head(cfg):
+            step["with_mask"] = False
+    if steps != [_plain(step) for step in dataset.pipeline]:
+        changes["pipeline"] = steps
     if type_name(dataset) != "CocoDataset":
         changes = {"_delete_": True, "type": "CocoDataset", **changes}
         changes |= {key: _plain(dataset[key]) for key in _KEPT if key in dataset}
@@ -222,22 +227,16 @@ def _loader_changes(
     return changes
 
 
-def _pipeline_changes(
-    pipeline: list, cfg: Config, file: CocoFile, size: ImageSize
-) -> list[dict] | None:
-    """The steps that fit other people's data, or None if they do as they are."""
-    steps = _resizing(pipeline, cfg, size)
-    for step in steps:
-        if step.get("with_mask") and file.without_masks() and not has_mask_head(cfg):
-            step["with_mask"] = False
-    return None if steps == [_plain(step) for step in pipeline] else steps
+def _resizing(
+    pipeline: list, cfg: Config, size: ImageSize, is_tested: bool, is_wrapped: bool = False
+) -> list[dict]:
+    """The steps, resizing to this size; also those made for images of the training's size, without Resize.
 
-
-def _resizing(pipeline: list, cfg: Config, size: ImageSize) -> list[dict]:
-    """The steps, resizing to this size; also those made for images of the training's size, without Resize."""
+    ``is_wrapped``: it is another pipeline's, around this one, to resize.
+    """
     steps = [size.step(step) if size.is_new else _plain(step) for step in pipeline]
     keys = ("scale", "scales", "scale_factor")
-    if any(find_field(step, key) is not None for step in steps for key in keys):
+    if is_wrapped or any(find_field(step, key) is not None for step in steps for key in keys):
         return steps
     test_steps = (_plain(step) for step in datasets_under_test(cfg)[0].pipeline)
     resize = next((step for step in test_steps if type_name(step) == "Resize"), None)
@@ -246,7 +245,6 @@ def _resizing(pipeline: list, cfg: Config, size: ImageSize) -> list[dict]:
     loading = [i for i, step in enumerate(steps) if type_name(step).startswith("Load")]
     if resize is not None and loading:
         # Where a test pipeline reads the ground truth, it is that of the whole image.
-        is_tested = pipeline == datasets_under_test(cfg)[0].pipeline
         steps.insert((loading[0] if is_tested else loading[-1]) + 1, resize)
     return steps
 

@@ -220,3 +220,38 @@ def test_sizes_that_no_image_has(tmp_path):
             annotation["bbox"][2:] = [1e308, 1e308]
         write_json(root / split / "a.json", content)
     prepared(root, MASK_RCNN, tmp_path / "a.py")
+
+
+MOSAIC = """
+_base_ = "flatten_det::retinanet/retinanet_flatten-pvt-t_fpn_1x_coco.py"
+loading = [dict(type="LoadImageFromFile"), dict(type="LoadAnnotations", with_bbox=True)]
+mixing = [
+    dict(type="Mosaic", img_scale=(640, 640), pad_val=114.0),
+    dict(type="RandomAffine", scaling_ratio_range=(0.1, 2), border=(-320, -320)),
+    dict(type="PackDetInputs"),
+]
+images = dict(type="CocoDataset", ann_file="a.json", pipeline=loading)
+mixed = dict(_delete_=True, type="MultiImageMixDataset", dataset=images, pipeline=mixing)
+train_dataloader = dict(dataset=mixed)
+"""
+
+
+def test_images_that_are_mixed(folder, tmp_path):
+    """The outer pipeline resizes, and the inner one does not."""
+    config = tmp_path / "mosaic.py"
+    config.write_text(MOSAIC)
+    for wish, side in ((None, 640), ((320, 320), 192)):
+        cfg = prepared(folder, str(config), tmp_path / "a.py", image_size=wish, force=True)
+        assert [step.type for step in innermost(cfg).pipeline][1:] == ["LoadAnnotations"]
+        assert built(cfg.train_dataloader)[0]["inputs"].shape == (3, side, side)
+
+
+def test_a_config_that_never_resizes_does_so_if_asked(label_maps, tmp_path):
+    """In a training with the label map, in a test without it."""
+    wishes = {"classes": ("rest", "square"), "force": True}
+    for size, types in ((None, 0), ((96, 96), 1)):
+        cfg = prepared(label_maps, "p3-k3", tmp_path / "a.py", image_size=size, **wishes)
+        for name, at in (("train", 2), ("val", 1)):
+            steps = [step.type for step in cfg[f"{name}_dataloader"].dataset.pipeline]
+            assert steps.count("Resize") == types
+            assert not types or steps.index("Resize") == at
