@@ -83,7 +83,7 @@ def _add_download_options(command: argparse.ArgumentParser) -> None:
 def _add_custom_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("folder", type=Path, help="folder with images and annotations")
     command.add_argument(
-        "--config", type=Path, required=True, help="detector's config to start from"
+        "--config", type=Path, required=True, help="config to start from, or its name"
     )
     command.add_argument("--out", type=Path, required=True, metavar="FILE", help="config to write")
     for split in ("train", "val"):

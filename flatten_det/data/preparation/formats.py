@@ -34,6 +34,8 @@ from .coco_file import (
 # A coordinate may leave the image by this part of its side, or a pixel: it is rounding, and cut off.
 _ROUNDING = 0.01
 _POINTS_OF_CIRCLE = 32
+# What in files of VOC's form tells of programs that count from 0: Label Studio, and Datumaro, which is CVAT's.
+_FROM_0 = (("owner/name", "Label Studio"), ("source/image", "Unknown"))
 _LISTS = ("ImageSets", "Main")  # folders of Pascal VOC's lists of splits
 _COCO = "COCO annotations"  # that were not there
 
@@ -378,8 +380,8 @@ def _add_voc_objects(objects: _Objects, path: Path, root: ElementTree.Element) -
     try:
         size = [int(float(root.findtext(f"size/{side}") or 0)) for side in ("width", "height")]
         image = objects.add_image(file, size)
-        # Pixels are counted from 1, and the last one belongs to the object; Label Studio counts from 0.
-        first = 0 if root.findtext("owner/name") == "Label Studio" else 1
+        # Pixels are counted from 1, and the last one belongs to the object; not by these programs.
+        first = 0 if any(root.findtext(place) == text for place, text in _FROM_0) else 1
         for node in root.iter("object"):
             label = (node.findtext("name") or "").strip()
             box = [

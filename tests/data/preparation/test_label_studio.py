@@ -142,7 +142,17 @@ def test_yolo(truth, prepare, tmp_path):
             assert box == pytest.approx(true, abs=1e-6)
 
 
-def test_voc(truth, prepare, tmp_path):
+@pytest.mark.parametrize(
+    "source",
+    [
+        "<source><database>MyDatabase</database></source><owner><flickrid>NULL</flickrid>"
+        "<name>Label Studio</name></owner>",
+        "<source><database>Unknown</database><annotation>Unknown</annotation><image>Unknown</image>"
+        "</source>",
+    ],
+    ids=["Label Studio", "CVAT"],
+)
+def test_voc(truth, prepare, tmp_path, source):
     """Pixels are counted from 0; the boxes begin and end at whole ones."""
     root = tmp_path / "export"
     (root / "Annotations").mkdir()
@@ -160,8 +170,7 @@ def test_voc(truth, prepare, tmp_path):
         file = Path(image["file_name"])
         text = (
             f'<?xml version="1.0" encoding="utf-8"?>\n<annotation>\n<folder>images</folder>'
-            f"<filename>{file.name}</filename><source><database>MyDatabase</database></source>"
-            "<owner><flickrid>NULL</flickrid><name>Label Studio</name></owner>"
+            f"<filename>{file.name}</filename>{source}"
             f"<size><width>{image['width']}</width><height>{image['height']}</height>"
             f"<depth>3</depth></size><segmented>0</segmented>{''.join(parts)}</annotation>"
         )
