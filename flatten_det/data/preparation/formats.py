@@ -34,7 +34,7 @@ from .coco_file import (
 # A coordinate may leave the image by this part of its side, or a pixel: it is rounding, and cut off.
 _ROUNDING = 0.01
 _POINTS_OF_CIRCLE = 32
-# What in files of VOC's form tells of programs that count from 0: Label Studio, and Datumaro, which is CVAT's.
+# What in files of VOC's form tells of programs that count from 0: Label Studio, and Datumaro (CVAT's).
 _FROM_0 = (("owner/name", "Label Studio"), ("source/image", "Unknown"))
 _LISTS = ("ImageSets", "Main")  # folders of Pascal VOC's lists of splits
 _COCO = "COCO annotations"  # that were not there
