@@ -1,17 +1,21 @@
 """Get, convert and check data sets, or write a config for one's own: ``flatten-det prepare coco``."""
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
 from ..cli import add_debug_option
 from ..data.preparation import public
 from ..data.preparation.cityscapes import CITYSCAPES
+from ..data.preparation.coco_file import Division
 from ..data.preparation.custom import CustomDataOptions, write_config
 from ..data.preparation.formats import FORMATS
+from ..errors import UserError
 from . import run_command
 
 INCOMPLETE_EXIT = 1
+LEAST_SIDE, LARGEST_SIDE = 32, 8192
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -79,7 +83,7 @@ def _add_download_options(command: argparse.ArgumentParser) -> None:
 def _add_custom_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("folder", type=Path, help="folder with images and annotations")
     command.add_argument(
-        "--config", type=Path, required=True, help="detector's config to start from"
+        "--config", type=Path, required=True, help="config to start from, or its name"
     )
     command.add_argument("--out", type=Path, required=True, metavar="FILE", help="config to write")
     for split in ("train", "val"):
@@ -94,6 +98,23 @@ def _add_custom_options(command: argparse.ArgumentParser) -> None:
         type=_fraction,
         metavar="F",
         help="hold this part of the training images back for validation, e.g. 0.2",
+    )
+    command.add_argument(
+        "--group-by-prefix",
+        type=_pattern,
+        nargs="?",
+        const=re.compile(r"[ _.-]*\d+$"),
+        metavar="SEP",
+        help="with --val-fraction: images whose names begin alike stay in one part; SEP, a text or regular "
+        "expression, ends this prefix (default: the number at the end of a name)",
+    )
+    command.add_argument(
+        "--image-size",
+        type=_side,
+        nargs="+",
+        metavar="N",
+        help="resize images to a longer side of N pixels, or to fit into a height and a width (default: "
+        "chosen by the objects)",
     )
     command.add_argument(
         "--from-scratch", action="store_true", help="do not start from pretrained weights"
@@ -119,6 +140,23 @@ def _fraction(text: str) -> float:
     return value
 
 
+def _pattern(text: str) -> re.Pattern[str]:
+    try:
+        pattern = re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"no regular expression: {error}") from error
+    if pattern.match(""):
+        raise argparse.ArgumentTypeError("it fits every name at its begin: give what ends a prefix")
+    return pattern
+
+
+def _side(text: str) -> int:
+    value = int(text)
+    if not LEAST_SIDE <= value <= LARGEST_SIDE:
+        raise argparse.ArgumentTypeError(f"between {LEAST_SIDE} and {LARGEST_SIDE} pixels")
+    return value
+
+
 def _public(dataset, args: argparse.Namespace) -> list[str]:
     if args.check:
         return public.check(dataset, args.root)
@@ -127,10 +165,15 @@ def _public(dataset, args: argparse.Namespace) -> list[str]:
 
 def _custom(args: argparse.Namespace) -> list[str]:
     options = vars(args)
+    if args.group_by_prefix and not args.val_fraction:
+        raise UserError("--group-by-prefix says how --val-fraction divides: give that too")
+    if len(args.image_size or ()) > 2:
+        raise UserError("--image-size takes a longer side, or a height and a width")
     data_options = CustomDataOptions(
         annotations={s: options[f"{s}_ann"] for s in ("train", "val") if options[f"{s}_ann"]},
         images={s: options[f"{s}_images"] for s in ("train", "val") if options[f"{s}_images"]},
-        val_fraction=args.val_fraction,
+        division=Division(args.val_fraction, args.group_by_prefix) if args.val_fraction else None,
+        image_size=args.image_size and (args.image_size[-1], args.image_size[0]),
         from_scratch=args.from_scratch,
         force=args.force,
         format=args.format,

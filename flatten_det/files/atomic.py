@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, BinaryIO
 
@@ -45,6 +45,7 @@ def lock(file: IO) -> bool:
 # What file systems answer that cannot flush a folder.
 _NOT_SUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EISDIR)
 _PARTIAL = re.compile(r"\.flatten_det-[0-9a-f]{16}\.partial")
+_LOCK = "lock"  # in a folder
 
 
 class UnwritableError(UserError, OSError):
@@ -146,14 +147,66 @@ def _flush_folder(folder: Path) -> None:
             raise
 
 
+@contextlib.contextmanager
+def partial_folder(parent: Path) -> Iterator[Path]:
+    """A new folder in ``parent`` for what :func:`replace_folder` moves to its place when it is complete.
+
+    In the end it is removed, with all that is still in it; what a killed process left is removed before.
+
+    Raises:
+        UnwritableError: It cannot be made.
+    """
+    path = parent / f".flatten_det-{secrets.token_hex(8)}.partial"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        remove_partial_files(parent)
+        path.mkdir()
+        file = open(path / _LOCK, "xb")  # noqa: SIM115
+    except OSError as error:
+        raise _told(error, path, 0) from error
+    try:
+        with file:
+            with contextlib.suppress(OSError):  # A file system without locks.
+                lock(file)
+            yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Move a folder out of a :func:`partial_folder` to its place; one that is there is replaced by it.
+
+    Raises:
+        UnwritableError: It cannot be moved; what was there is as it was.
+    """
+    old = new.with_name(f"{new.name}.old")
+    try:
+        if target.exists():
+            os.replace(target, old)
+        try:
+            os.replace(new, target)
+        except BaseException:
+            if old.exists():
+                os.replace(old, target)
+            raise
+    except OSError as error:
+        raise _told(error, target, 0) from error
+
+
 def remove_partial_files(folder: str | Path) -> None:
     """Remove what writers that were killed have left behind, and nothing that is written at the moment."""
     for path in Path(folder).iterdir() if fcntl is not None else ():
-        if _PARTIAL.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+        if not _PARTIAL.fullmatch(path.name) or path.is_symlink():
+            continue
+        is_folder = path.is_dir()
+        if is_folder or path.is_file():
             # Another process may remove it, or it is on a file system without locks, or read-only.
-            with contextlib.suppress(OSError), open(path, "rb") as file:
+            with (
+                contextlib.suppress(OSError),
+                open(path / _LOCK if is_folder else path, "rb") as file,
+            ):
                 if lock(file):
-                    path.unlink()
+                    shutil.rmtree(path) if is_folder else path.unlink()
 
 
 def refuse_overwriting(

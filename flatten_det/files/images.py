@@ -20,7 +20,7 @@ from mmengine.config import Config
 from PIL import Image
 
 from ..errors import UserError
-from .user_files import why_not_read
+from .user_files import files_below, why_not_read
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -54,8 +54,8 @@ def _expand(given: str) -> list[Path]:
 
 
 def images_below(folder: Path) -> list[Path]:
-    """All images in a folder and below it, by suffix."""
-    return _images_among(folder.rglob("*"))
+    """All images in a folder and below it, by suffix, of the files that are no program's own."""
+    return _images_among(files_below(folder, *IMAGE_SUFFIXES))
 
 
 def _images_among(candidates: Iterable[Path]) -> list[Path]:

@@ -38,6 +38,25 @@ def why_not_read(path: str | Path) -> str | None:
     return None if os.access(path, os.R_OK) else "cannot be read: permission denied"
 
 
+def files_below(folder: Path, *suffixes: str) -> list[Path]:
+    """The files in a folder and below it with these suffixes (lower case, as ``.jpg``), whatever their case.
+
+    Links are followed. What is hidden, or of a Mac's archive, is no data: ``._photo.jpg``,
+    ``.ipynb_checkpoints/``, ``__MACOSX/``.
+    """
+    found, seen = [], set()
+    for place, below, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # A link back up.
+            below.clear()
+            continue
+        seen.add(real)
+        below[:] = [name for name in below if not name.startswith(".") and name != "__MACOSX"]
+        paths = (Path(place, name) for name in names if not name.startswith("."))
+        found += [path for path in paths if path.suffix.lower() in suffixes]
+    return sorted(found)
+
+
 class NotUtf8Error(ValueError):
     """A text file that the frameworks, which take UTF-8 without a mark, misread; completes "it ..."."""
 

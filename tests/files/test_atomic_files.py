@@ -22,8 +22,10 @@ from flatten_det.errors import UserError, explain
 from flatten_det.files.atomic import (
     DiskFullError,
     UnwritableError,
+    partial_folder,
     refuse_overwriting,
     remove_partial_files,
+    replace_folder,
     write_atomically,
 )
 
@@ -195,6 +197,54 @@ def test_leftovers_are_removed_and_nothing_else(tmp_path, monkeypatch):
     assert len(os.listdir(tmp_path)) == 4
     remove_partial_files(tmp_path)
     assert sorted(os.listdir(tmp_path)) == [".b.partial", "a.pth", "a.pth.partial"]
+
+
+def test_folders_are_replaced_whole(tmp_path):
+    target = tmp_path / "labels"
+    for name in ("old", "new"):
+        with partial_folder(tmp_path) as partial:
+            (partial / "labels").mkdir()
+            (partial / "labels" / name).touch()
+            replace_folder(partial / "labels", target)
+        assert os.listdir(target) == [name]
+        assert os.listdir(tmp_path) == ["labels"]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "I/O error"), KeyboardInterrupt()], ids=repr)
+def test_a_folder_that_cannot_be_moved_leaves_the_old_one(tmp_path, monkeypatch, error):
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "old").touch()
+    replace = os.replace
+
+    def failing(source, target):
+        if Path(source).name == "new" and Path(target).name == "labels":
+            raise error
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    expected = UnwritableError if isinstance(error, OSError) else KeyboardInterrupt
+    with partial_folder(tmp_path) as partial:
+        (partial / "new").mkdir()
+        with pytest.raises(expected):
+            replace_folder(partial / "new", tmp_path / "labels")
+    assert os.listdir(tmp_path) == ["labels"]
+    assert os.listdir(tmp_path / "labels") == ["old"]
+
+
+def test_folders_that_killed_writers_left_are_removed(tmp_path):
+    with partial_folder(tmp_path) as at_work:
+        left = tmp_path / ".flatten_det-0123456789abcdef.partial"
+        shutil.copytree(at_work, left)
+        (left / "a.png").touch()
+        with partial_folder(tmp_path):
+            assert not left.exists()
+            assert at_work.exists()
+
+
+def test_a_place_without_folders_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UnwritableError, match="cannot write"), partial_folder(tmp_path / "file"):
+        pass
 
 
 def test_inputs_by_any_name_are_no_results(tmp_path):

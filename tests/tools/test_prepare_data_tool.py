@@ -73,6 +73,10 @@ def test_cityscapes_says_how_to_get_it(prepare_tool, tmp_path, capsys):
         ["imagenet", "--check"],
         ["custom", "folder"],
         ["custom", "folder", "--config", "a.py", "--out", "b.py", "--val-fraction", "1"],
+        ["custom", "folder", "--config", "a.py", "--out", "b.py", "--image-size", "31"],
+        ["custom", "folder", "--config", "a.py", "--out", "b.py", "--image-size", "wide"],
+        ["custom", "folder", "--config", "a.py", "--out", "b.py", "--group-by-prefix", "("],
+        ["custom", "folder", "--config", "a.py", "--out", "b.py", "--group-by-prefix", ".*"],
     ],
 )
 def test_usage_errors(prepare_tool, arguments):
@@ -94,6 +98,30 @@ def test_folder_that_is_not_there(prepare_tool, tmp_path, capsys):
     assert "no not found" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--image-size", "64", "96", "128"], "--image-size takes a longer side, or a height"),
+        (["--group-by-prefix"], "--group-by-prefix says how --val-fraction divides"),
+    ],
+)
+def test_options_that_do_not_fit(prepare_tool, folder, tmp_path, capsys, options, message):
+    command = [str(folder), "--config", MASK_RCNN, "--out", str(tmp_path / "a.py"), *options]
+    assert prepare_tool.main(command) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_size_and_groups_of_the_command_line(prepare_tool, folder, tmp_path, capsys):
+    """A height and a width; images are numbered, and those of one number of tens belong together."""
+    out = tmp_path / "a.py"
+    command = [str(folder), "--config", MASK_RCNN, "--out", str(out), "--image-size", "96", "160"]
+    assert prepare_tool.main([*command, "--val-fraction", "0.3", "--group-by-prefix", r"\d$"]) == 0
+    printed = capsys.readouterr().out
+    assert "image size: 160 x 96 px (as asked for)" in printed
+    assert "2 groups of images: 1 (10 images) for training, 1 (2 images) for validation" in printed
+    assert "scale=(160, 96)" in out.read_text()
+
+
 def test_custom_folder_is_trained_on(
     prepare_tool, train_tool, folder, tmp_path, monkeypatch, capsys
 ):
@@ -109,8 +137,56 @@ def test_custom_folder_is_trained_on(
     assert (tmp_path / "work_dirs" / "fruit" / "iter_2.pth").is_file()
 
 
-def export(folder: Path, write_labels) -> dict[str, list[tuple[str, str, list[float]]]]:
-    """Write a folder's COCO files in another form; returns (image, class, box) of all objects by split."""
+ITERATIONS = 80
+
+
+def learned(train_tool, out: Path) -> dict[str, float]:
+    """The metrics on images that were not trained on, after one epoch of a repeated set that is easy."""
+    changes = {
+        "train_cfg.max_iters": ITERATIONS,
+        "train_cfg.val_interval": ITERATIONS,
+        "train_dataloader.batch_size": 4,
+        "param_scheduler.0.end": ITERATIONS // 5,
+        "param_scheduler.1.begin": ITERATIONS // 5,
+        "param_scheduler.1.end": ITERATIONS,
+        "default_hooks.checkpoint.interval": ITERATIONS,
+    }
+    options = [f"{key}={value}" for key, value in changes.items()]
+    work_dir = out.with_suffix("")
+    assert train_tool.main([str(out), "--work-dir", str(work_dir), "--cfg-options", *options]) == 0
+    (scalars,) = work_dir.glob("*/vis_data/scalars.json")
+    return json.loads(scalars.read_text().splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("form", "config", "metrics"),
+    [
+        ("coco", MASK_RCNN, ["coco/bbox_mAP_50", "coco/segm_mAP_50"]),
+        ("voc", RETINANET, ["coco/bbox_mAP_50"]),
+    ],
+)
+def test_predictions_overlap_the_truth(
+    prepare_tool, check_data_tool, train_tool, tmp_path, form, config, metrics
+):
+    """Of masks and of boxes; of what YOLO and labelme hold, the same objects become, see the next test."""
+    folder = make_custom_folder(tmp_path / "fruit", num_train=24, num_val=4)
+    if form == "voc":
+        export(folder, write_voc)
+    out = tmp_path / "fruit.py"
+    assert prepare_tool.main([str(folder), "--config", config, "--out", str(out)]) == 0
+    assert check_data_tool.main([str(out), "--workers", "0", "--strict"]) == 0
+    found = learned(train_tool, out)
+    assert all(found[metric] > 0.5 for metric in metrics), found
+
+
+def export(
+    folder: Path, write_labels
+) -> dict[str, list[tuple[str, str, list[float], list[float]]]]:
+    """Write a folder's COCO files in another form; returns all objects by split.
+
+    Of each: image, class, box and polygon.
+    """
     truth = {}
     for split, name in (("train", "train"), ("valid", "val")):
         content = json.loads((folder / split / "_annotations.coco.json").read_text())
@@ -125,7 +201,8 @@ def export(folder: Path, write_labels) -> dict[str, list[tuple[str, str, list[fl
             write_labels(folder / split / image["file_name"], image, objects, list(names.values()))
             for label, points in objects:
                 low, high = points.min(axis=0), points.max(axis=0)
-                truth[name].append((image["file_name"], label, [*low, *(high - low)]))
+                box = [*low, *(high - low)]
+                truth[name].append((image["file_name"], label, box, points.flatten().tolist()))
     return truth
 
 
@@ -184,22 +261,26 @@ def test_other_formats_are_trained_on(
         images = {image["id"]: Path(image["file_name"]).name for image in content["images"]}
         names = {category["id"]: category["name"] for category in content["categories"]}
         taken = [
-            (images[a["image_id"]], names[a["category_id"]], a["bbox"])
+            (images[a["image_id"]], names[a["category_id"]], a["bbox"], a.get("segmentation"))
             for a in content["annotations"]
         ]
         assert [each[:2] for each in sorted(taken)] == [each[:2] for each in sorted(objects)]
-        for (*_, box), (*_, true) in zip(sorted(taken), sorted(objects), strict=True):
+        for (*_, box, polygons), (*_, true, polygon) in zip(
+            sorted(taken), sorted(objects), strict=True
+        ):
             assert box == pytest.approx(true, abs=2e-3)
+            if write_labels is write_voc:
+                assert polygons is None
+            else:
+                assert polygons == [pytest.approx(polygon, abs=2e-3)]
     assert check_data_tool.main([str(out), "--workers", "0", "--strict"]) == 0
     monkeypatch.chdir(tmp_path)
     options = ["train_cfg.max_iters=1", "train_cfg.val_interval=1", "train_dataloader.batch_size=2"]
     assert train_tool.main([str(out), "--cfg-options", *options]) == 0
 
 
-def test_label_maps_are_trained_on(
-    prepare_tool, check_data_tool, train_tool, folder, tmp_path, monkeypatch, capsys
-):
-    """Discs in three colours on images of several sizes, divided by the tool."""
+def draw_label_maps(folder: Path) -> None:
+    """Label maps in four colours instead of a folder's COCO files, as CVAT writes them."""
     for path in folder.rglob("*.json"):
         content = json.loads(path.read_text())
         for image in content["images"]:
@@ -214,6 +295,13 @@ def test_label_maps_are_trained_on(
         path.unlink()
     table = "background:0,0,0::\na:80,0,0::\nb:160,0,0::\nc:240,0,0::\n"
     (folder / "labelmap.txt").write_text(table)
+
+
+def test_label_maps_are_trained_on(
+    prepare_tool, check_data_tool, train_tool, folder, tmp_path, monkeypatch, capsys
+):
+    """Discs in three colours on images of several sizes, divided by the tool."""
+    draw_label_maps(folder)
     out = tmp_path / "fruit.py"
     command = [str(folder), "--config", SEMANTIC_FPN, "--out", str(out), "--val-fraction", "0.25"]
     assert prepare_tool.main(command) == 0
@@ -228,3 +316,17 @@ def test_label_maps_are_trained_on(
     options = ["train_cfg.max_iters=1", "train_cfg.val_interval=1", "train_dataloader.batch_size=2"]
     assert train_tool.main([str(out), "--cfg-options", *options]) == 0
     assert "mIoU" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_predicted_label_maps_overlap_the_truth(
+    prepare_tool, check_data_tool, train_tool, tmp_path
+):
+    """What palettes, colours and 0 and 255 mean becomes the same indices, see tests of the preparation."""
+    folder = make_custom_folder(tmp_path / "fruit", num_train=24, num_val=4)
+    draw_label_maps(folder)
+    out = tmp_path / "fruit.py"
+    command = [str(folder), "--config", SEMANTIC_FPN, "--out", str(out), "--val-fraction", "0.2"]
+    assert prepare_tool.main(command) == 0
+    assert check_data_tool.main([str(out), "--workers", "0", "--strict"]) == 0
+    assert learned(train_tool, out)["mIoU"] > 50

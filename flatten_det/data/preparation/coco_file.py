@@ -7,14 +7,15 @@ What they must have is in ``_OBJECT_NEEDS`` here, and in ``IMAGE_NEEDS`` and ``C
 import hashlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PureWindowsPath
+from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 from ...errors import UserError, listed
-from ...files.images import seen_size
-from ...files.user_files import NotUtf8Error, text_with_mark, why_not_read
+from ...files.images import images_below, seen_size
+from ...files.user_files import NotUtf8Error, files_below, text_with_mark, why_not_read
 from .. import coco
 from ..coco import is_id, is_number, repeated, why_not_learned
 
@@ -75,13 +76,22 @@ def read_json(path: Path) -> tuple[Any, bool]:
     raise UserError(f"annotation file {path} {reason}")
 
 
-def read_coco_file(path: Path) -> CocoFile:
-    """Read an annotation file; UserError if it is no COCO file of objects, or contradicts itself."""
+def read_coco_file(path: Path, folder: Path | None = None) -> CocoFile:
+    """Read an annotation file; UserError if it is no COCO file of objects, or contradicts itself.
+
+    File names that lead to another machine's folders, as Label Studio writes them, are those of the images in
+    ``folder`` that the ends of the names fit.
+    """
     content, has_mark = read_json(path)
     mended = ["UTF-8 without a byte order mark"] if has_mark else []
     if not coco.is_coco(content):
         needed = ", ".join(coco.KEYS)
         raise UserError(f"{path} is no COCO file of objects: it needs lists of {needed}")
+    if folder is not None and (found := _found_elsewhere(content["images"], folder)):
+        mended.append(f"{len(found)} file names that led elsewhere")
+        images = content["images"]
+        images = [{**i, "file_name": found[n]} if (n := _name(i)) in found else i for i in images]
+        content = {**content, "images": images}
     used = {
         annotation["category_id"]
         for annotation in content["annotations"]
@@ -93,6 +103,39 @@ def read_coco_file(path: Path) -> CocoFile:
         content = {**content, "categories": kept}
     check_content(path, content)
     return CocoFile(path, content, tuple(mended))
+
+
+def _name(image: Any) -> str:
+    name = image.get("file_name") if isinstance(image, dict) else None
+    return name if isinstance(name, str) else ""
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    return PureWindowsPath(name).parts
+
+
+def _found_elsewhere(images: list, folder: Path) -> dict[str, str]:
+    """Where in the folder images are whose names lead out of it, by these; without those of which none is."""
+    leaving = {name for name in map(_name, images) if name and not coco.stays_inside(name)}
+    if not leaving:
+        return {}
+    by_name: dict[str, list[tuple[str, ...]]] = {}
+    for path in images_below(folder):
+        by_name.setdefault(path.name, []).append(path.relative_to(folder).parts)
+    found = {}
+    for name in leaving:
+        # Label Studio's local files are the query of an address.
+        address = name.rpartition("?d=")[2]
+        for parts in map(_parts, (address, unquote(address))):
+            places = by_name.get(parts[-1], []) if parts else []
+            for count in range(2, len(parts) + 1):
+                if len(places) > 1:
+                    nearer = [place for place in places if place[-count:] == parts[-count:]]
+                    places = nearer or places
+            if len(places) == 1:
+                found[name] = "/".join(places[0])
+                break
+    return found
 
 
 def check_content(path: Path, content: dict[str, list]) -> None:
@@ -129,7 +172,10 @@ def check_content(path: Path, content: dict[str, list]) -> None:
 # Beside what every COCO file needs: what must be right if it is there, or cannot be filled in.
 _SIZE_NEED = (
     "a width or height that is no size in pixels",
-    lambda image: all(coco.is_size(image[key]) for key in ("width", "height") if key in image),
+    # Label Studio writes null for images that it could not open.
+    lambda image: all(
+        image.get(key) is None or coco.is_size(image[key]) for key in ("width", "height")
+    ),
 )
 _OBJECT_NEEDS: coco.Needs = [
     ("no bbox of four numbers (x, y, width, height)", lambda a: coco.is_box(a.get("bbox"))),
@@ -180,7 +226,7 @@ def completed(file: CocoFile, images: Path) -> tuple[dict[str, Any], list[str]]:
     added = set(file.mended)
 
     def image(item: dict) -> dict:
-        if "width" in item and "height" in item:
+        if item.get("width") is not None and item.get("height") is not None:
             return item
         added.add("width and height of images")
         width, height = seen_size(images / item["file_name"])
@@ -234,16 +280,19 @@ def _check_masks(path: Path, content: dict[str, Any]) -> None:
         )
 
 
-def find_annotation_files(folder: Path, known: dict[str, Path]) -> dict[str, Path]:
+def find_annotation_files(
+    folder: Path, known: dict[str, Path], made: Collection[Path] = ()
+) -> dict[str, Path]:
     """Find COCO files and tell by their names, or else their folders', which split they belong to.
 
     Returns ``'train'``, and ``'val'`` if there is one, with those that are ``known``. A single file of no
-    split is ``'train'``. UserError if there is none to train on, or more than one for a split.
+    split is ``'train'``. Files of ours, ``made`` earlier, do not count. UserError if there is none to train
+    on, or more than one for a split.
     """
-    taken = {path.resolve() for path in known.values()}
+    taken = {path.resolve() for path in [*known.values(), *made]}
     by_split: dict[str, list[Path]] = {}
     candidates, broken = [], []
-    for path in sorted(folder.rglob("*.json")):
+    for path in files_below(folder, ".json"):
         if path.resolve() in taken:
             continue
         try:
@@ -340,31 +389,80 @@ def check_images(images: Path, file: CocoFile, split: str) -> Path:
     return images
 
 
-def divide_by_name(items: list, val_fraction: float, name: Callable[[Any], str]) -> list[list]:
-    """Those for training and those for validation, by a hash of their names."""
+class Division(NamedTuple):
+    """How images are held back for validation.
 
-    def digest(item: Any) -> bytes:
-        return hashlib.sha256(name(item).encode("utf-8", "replace")).digest()
+    Attributes:
+        val_fraction: the part of them, between 0 and 1.
+        separator: what ends the part of a name, without its suffix, that images of one group share; each
+            group stays whole. None: each image is its own group.
+    """
 
-    items = sorted(items, key=digest)
-    count = max(round(len(items) * val_fraction), 1)
-    return [items[count:], items[:count]]
+    val_fraction: float
+    separator: re.Pattern[str] | None = None
+
+    def group(self, name: str) -> str:
+        """The group of an image of this name, a path with ``/``."""
+        folder, slash, file = name.rpartition("/")
+        stem = os.path.splitext(file)[0]
+        found = self.separator and self.separator.search(stem)
+        return folder + slash + stem[: found.start()] if found else name
 
 
-def divide(file: CocoFile, val_fraction: float) -> list[dict[str, Any]]:
+def divide_by_name(items: list, division: Division, name: Callable[[Any], str]) -> list[list]:
+    """Those for training and those for validation, by a hash of their names, or of those of their groups.
+
+    UserError if there is one group only.
+    """
+    groups: dict[str, list] = {}
+    for item in items:
+        groups.setdefault(division.group(name(item)), []).append(item)
+    if division.separator and len(groups) in (1, len(items)):
+        what = "all are of one group" if len(groups) == 1 else "no two share one"
+        raise UserError(
+            f"--group-by-prefix {division.separator.pattern}: of {len(items)} images, such as "
+            f"{name(items[0])}, {what}: give what stands behind the common part of their names"
+        )
+    parts: list[list] = [[], []]
+    wanted = max(len(items) * division.val_fraction, 1)
+    counts = [0, 0]
+    for group in sorted(
+        groups, key=lambda key: hashlib.sha256(key.encode("utf-8", "replace")).digest()
+    ):
+        own = groups[group]
+        # Nearer to what is wanted with it than without it.
+        is_nearer = abs(len(parts[1]) + len(own) - wanted) < abs(len(parts[1]) - wanted)
+        is_val = is_nearer and counts[1] < len(groups) - 1
+        parts[is_val] += own
+        counts[is_val] += 1
+    if not parts[1]:  # All groups are larger than what is wanted.
+        smallest = min(groups, key=lambda key: len(groups[key]))
+        rest = [item for key, own in groups.items() if key != smallest for item in own]
+        parts = [rest, groups[smallest]]
+        counts = [len(groups) - 1, 1]
+    if division.separator:
+        print(
+            f"{len(groups)} groups of images: {counts[0]} ({len(parts[0])} images) for training, "
+            f"{counts[1]} ({len(parts[1])} images) for validation"
+        )
+    return parts
+
+
+def divide(file: CocoFile, division: Division) -> list[dict[str, Any]]:
     """Divide the images of a file, and their annotations, into those for training and for validation.
 
     By a hash of the images' names: always alike, and few move when images are added. UserError if a part
     would have no objects that count.
     """
     images, parts = file.content["images"], []
-    for part in divide_by_name(images, val_fraction, lambda image: image["file_name"]):
+    for part in divide_by_name(images, division, lambda image: image["file_name"]):
         ids = {image["id"] for image in part}
         annotations = [a for a in file.content["annotations"] if a["image_id"] in ids]
         if all(map(why_not_learned, annotations)):
             raise UserError(
-                f"{file.path}: {len(images)} images cannot be divided at --val-fraction {val_fraction} so "
-                "that both parts have objects: change it, or name validation annotations by --val-ann"
+                f"{file.path}: {len(images)} images cannot be divided at --val-fraction "
+                f"{division.val_fraction} so that both parts have objects: change it, or name validation "
+                "annotations by --val-ann"
             )
         kept = [image for image in file.content["images"] if image["id"] in ids]
         parts.append({**file.content, "images": kept, "annotations": annotations})

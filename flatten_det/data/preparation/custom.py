@@ -3,6 +3,8 @@
 import colorsys
 import json
 import os
+import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,18 @@ from mmengine.config import Config
 from ...backbones.weights import RELEASE_PAGE
 from ...cli import command_line
 from ...config import CONFIGS, find_config, has_mask_head, is_segmentor, pretrained_weights
-from ...errors import UserError, listed
-from ...files.atomic import UnwritableError, refuse_overwriting, write_atomically
-from ..coco import in_threads
+from ...errors import UserError, listed, printable, warn_once
+from ...files.atomic import (
+    UnwritableError,
+    partial_folder,
+    refuse_overwriting,
+    replace_folder,
+    write_atomically,
+)
 from .coco_file import (
     SPLITS,
     CocoFile,
+    Division,
     check_images,
     completed,
     divide,
@@ -28,12 +36,20 @@ from .coco_file import (
     with_slashes,
 )
 from .formats import convert, find_format
-from .masks import dataset_changes, label_map_content, read_masks
+from .image_size import ImageSize, anchor_changes, choose_image_size, sizes_of_file
+from .masks import (
+    NoLabelMapsError,
+    dataset_changes,
+    find_pairs,
+    has_label_maps,
+    write_label_maps,
+)
 from .zoo_config import (
-    DETECTOR,
+    SEGMENTOR,
     Code,
     assignments,
     data_changes,
+    detector_like,
     load_zoo_config,
     model_changes,
     segmentation_changes,
@@ -50,14 +66,16 @@ class CustomDataOptions:
     """What the command line says about a folder.
 
     ``annotations`` and ``images`` are files and folders of COCO data by split; those that are left out are
-    looked for. ``val_fraction`` is the part of the training images to hold back for validation, between 0 and
-    1. ``format`` is ``coco`` or a name in :data:`.formats.FORMATS`; None: what is found. ``classes`` are all
-    classes of other formats than COCO in their order; None: as they are found.
+    looked for. ``division`` says which of the training images to hold back for validation. ``image_size`` is
+    what to resize to, (width, height); None: chosen. ``format`` is ``coco`` or a name in
+    :data:`.formats.FORMATS`; None: what is found. ``classes`` are all classes of other formats than COCO in
+    their order; None: as they are found.
     """
 
     annotations: dict[str, Path]
     images: dict[str, Path]
-    val_fraction: float | None = None
+    division: Division | None = None
+    image_size: tuple[int, int] | None = None
     from_scratch: bool = False
     force: bool = False
     format: str | None = None
@@ -84,23 +102,33 @@ def write_config(folder: Path, zoo_config: Path, out: Path, options: CustomDataO
     if is_segmentor(cfg):
         _write_segmentor_config(cfg, folder, zoo_config, out, options)
         return
-    splits, written = _splits(folder, out, options)
+    splits, written = _splits(folder, zoo_config, out, options)
     classes = _classes(*splits.values())
     for file in splits.values():
         missing, count = file.without_masks(), len(file.content["annotations"])
         if missing and has_mask_head(cfg):
             raise UserError(
                 f"{zoo_config} learns masks, but {missing} of {count} annotations in {file.path} have no "
-                f"segmentation: choose a detector of boxes such as {DETECTOR}"
+                f"segmentation: choose a detector of boxes such as {detector_like(zoo_config)}"
             )
-    values = _values(cfg, zoo_config, folder, out, classes, None, options)
-    values |= data_changes(cfg, folder, **splits)
+    train, val = ({splits[s].images / name for name in splits[s].image_names} for s in SPLITS)
+    if shared := train & val:
+        warn_once(
+            f"{len(shared)} images are for training and for validation, which then tells little"
+        )
+    sizes = sizes_of_file(splits["train"])
+    size = choose_image_size(cfg, sizes, options.image_size)
+    sides = sizes.resized(size.scale) if size.scale else sizes.objects
+    anchors, anchor_line = anchor_changes(cfg.model, sides)
+    values = _values(cfg, zoo_config, folder, out, classes, None, size, anchors, options)
+    values |= data_changes(cfg, folder, **splits, size=size)
     text = f"{_DOCSTRING}\n\n{assignments(values)}"
-    _write_all({**written, out: text.encode()}, options.force)
-    print(f"{len(classes)} classes: {listed(classes)}")
+    _write_all({**written, out: text.encode()}, {}, options.force)
+    print(f"{len(classes)} classes: {printable(listed(classes))}")
     for name, file in splits.items():
         images, objects = len(file.image_names), len(file.content["annotations"])
         print(f"{name}: {images} images in {file.images}, {objects} objects in {file.path}")
+    print("\n".join(filter(None, (size.reason, anchor_line))))
     _say_what_to_do(cfg, out, options)
 
 
@@ -111,38 +139,51 @@ def _write_segmentor_config(
         raise UserError(
             f"{zoo_config} learns from label maps: --format and COCO's options are for detectors"
         )
-    data = read_masks(folder, options.classes)
-    pairs = dict(data.pairs)
-    if options.val_fraction is not None:
-        parts = divide_by_name(pairs["train"], options.val_fraction, lambda pair: pair.image.name)
+    targets, names = ({s: _beside(out, f"{s}{end}") for s in SPLITS} for end in ("_labels", ".txt"))
+    try:
+        pairs = find_pairs(folder, targets.values())
+    except NoLabelMapsError as error:
+        form = find_format(folder)
+        if form is None:
+            raise
+        raise UserError(
+            f"{folder} holds objects ({form}), and {zoo_config} learns from label maps: choose a detector "
+            f"such as {detector_like(zoo_config)}, or export label maps (PNG)"
+        ) from error
+    if options.division is not None:
+        parts = divide_by_name(
+            pairs["train"], options.division, lambda p: p.image.relative_to(folder).as_posix()
+        )
         pairs = dict(zip(SPLITS, parts, strict=True))
     if missing := [split for split in SPLITS if not pairs.get(split)]:
         raise UserError(
             f"{folder}: no images for {missing[0]}: hold a part of them back by --val-fraction 0.2"
         )
-    place = out.resolve()
-    written, datasets = {}, {}
-    for split, own in pairs.items():
-        labels, names = (place.with_name(f"{out.stem}_{split}{end}") for end in ("_labels", ".txt"))
-        images = [pair.image.relative_to(folder).as_posix() for pair in own]
-        written[names] = "".join(f"{name}\n" for name in images).encode()
-        contents = in_threads(
-            lambda pair: label_map_content(pair, data), own, f"Label maps, {split}"
+    _refuse_existing([*targets.values(), *names.values(), out], options.force)
+    with partial_folder(out.resolve().parent) as partial:
+        places = {split: partial / split for split in pairs}
+        data = write_label_maps(folder, pairs, places, options.classes)
+        size = choose_image_size(cfg, data.regions, options.image_size)
+        written, datasets = {}, {}
+        for split, own in pairs.items():
+            images = [pair.image.relative_to(folder).as_posix() for pair in own]
+            written[names[split]] = "".join(f"{name}\n" for name in images).encode()
+            datasets[split] = {
+                **dataset_changes(targets[split].as_posix(), names[split].as_posix()),
+                "data_root": Code("data_root"),
+                "metainfo": Code("metainfo"),
+            }
+        values = _values(
+            cfg, zoo_config, folder, out, data.classes, data.palette, size, {}, options
         )
-        for name, content in zip(images, contents, strict=True):
-            written[labels / f"{name}.png"] = content
-        datasets[split] = {
-            **dataset_changes(labels.as_posix(), names.as_posix()),
-            "data_root": Code("data_root"),
-            "metainfo": Code("metainfo"),
-        }
-    values = _values(cfg, zoo_config, folder, out, data.classes, data.palette, options)
-    values |= segmentation_changes(cfg, datasets)
-    text = f"{_DOCSTRING}\n\n{assignments(values)}"
-    _write_all({**written, out: text.encode()}, options.force)
-    print(f"{len(data.classes)} classes: {listed(data.classes)}")
+        values |= segmentation_changes(cfg, datasets, size)
+        text = f"{_DOCSTRING}\n\n{assignments(values)}"
+        moved = {targets[split]: place for split, place in places.items()}
+        _write_all({**written, out: text.encode()}, moved, options.force)
+    print(f"{len(data.classes)} classes: {printable(listed(data.classes))}")
     for split, own in pairs.items():
         print(f"{split}: {len(own)} images with label maps")
+    print(size.reason)
     _say_what_to_do(cfg, out, options)
 
 
@@ -153,16 +194,19 @@ def _values(
     out: Path,
     classes: tuple[str, ...],
     palette: list[tuple[int, int, int]] | None,
+    size: ImageSize,
+    anchors: dict[str, dict],
     options: CustomDataOptions,
 ) -> dict[str, Any]:
     """What the written config begins with."""
+    more = {**(size.model_changes(cfg.model) if size.is_new else {}), **anchors}
     return {
         "_base_": _base_path(zoo_config, out),
         "classes": classes,
         "num_classes": Code("len(classes)"),
         "metainfo": {"classes": Code("classes"), "palette": palette or _palette(len(classes))},
         "data_root": f"{folder.as_posix()}/",
-        "model": model_changes(cfg, options.from_scratch),
+        "model": model_changes(cfg, options.from_scratch, more),
     }
 
 
@@ -177,19 +221,34 @@ def _say_what_to_do(cfg: Config, out: Path, options: CustomDataOptions) -> None:
     print(f"written to {out}; train with\n  {command_line('train', [str(out)])}")
 
 
+def _beside(out: Path, end: str) -> Path:
+    return out.resolve().with_name(f"{out.stem}_{end}")
+
+
 def _splits(
-    folder: Path, out: Path, options: CustomDataOptions
+    folder: Path, zoo_config: Path, out: Path, options: CustomDataOptions
 ) -> tuple[dict[str, CocoFile], dict[Path, bytes]]:
     """Training and validation, and the annotation files that have to be written for them."""
-    form = options.format or ("coco" if options.annotations else find_format(folder))
+    made = [_beside(out, f"{split}.json") for split in SPLITS]
+    form = options.format or ("coco" if options.annotations else find_format(folder, made))
+    if form is None and has_label_maps(folder):
+        raise UserError(
+            f"{folder} holds label maps and no objects, and {zoo_config} learns from objects: choose a "
+            f"semantic segmentor such as {SEGMENTOR}"
+        )
+    if form is None:
+        raise UserError(
+            f"{folder} holds no annotations in a known form (COCO, YOLO with data.yaml or classes.txt, "
+            "Pascal VOC, labelme): check the folder"
+        )
     if form == "coco":
-        return _splits_of_coco(folder, out, options)
+        return _splits_of_coco(folder, out, made, options)
     if options.annotations or options.images:
         raise UserError(
             f"{folder}: --train-ann, --train-images and the like are for COCO, not for {form}"
         )
     files = convert(form, folder, options.classes)
-    if options.val_fraction is not None:
+    if options.division is not None:
         files = {"train": files["train"]}
     elif "val" not in files:
         raise UserError(
@@ -199,14 +258,14 @@ def _splits(
 
 
 def _splits_of_coco(
-    folder: Path, out: Path, options: CustomDataOptions
+    folder: Path, out: Path, made: list[Path], options: CustomDataOptions
 ) -> tuple[dict[str, CocoFile], dict[Path, bytes]]:
     if options.classes:
         raise UserError("--classes: COCO files have their own; it is for other formats")
     paths = dict(options.annotations)
-    if options.val_fraction is None or "train" not in paths:
-        paths = find_annotation_files(folder, paths)
-    if options.val_fraction is not None:
+    if options.division is None or "train" not in paths:
+        paths = find_annotation_files(folder, paths, made)
+    if options.division is not None:
         paths.pop("val", None)
     elif "val" not in paths:
         raise UserError(
@@ -214,7 +273,9 @@ def _splits_of_coco(
             "or hold part of the images back by --val-fraction 0.2"
         )
     files = {
-        name: _with_images(folder, read_coco_file(paths[name].resolve()), name, options.images)
+        name: _with_images(
+            folder, read_coco_file(paths[name].resolve(), folder), name, options.images
+        )
         for name in SPLITS
         if name in paths
     }
@@ -233,12 +294,12 @@ def _to_write(
             print(f"{file.path}: completed by {', '.join(added)}")
             contents[name] = content
     if "val" not in splits:
-        parts = divide(splits["train"], options.val_fraction)
+        parts = divide(splits["train"], options.division)
         contents = dict(zip(SPLITS, parts, strict=True))
         splits["val"] = splits["train"]
     written = {}
     for name, content in contents.items():
-        path = out.resolve().with_name(f"{out.stem}_{name}.json")
+        path = _beside(out, f"{name}.json")
         written[path] = json.dumps(content).encode()
         splits[name] = replace(splits[name], path=path, content=content)
     refuse_overwriting(inputs, written, "--out")
@@ -289,15 +350,28 @@ def _palette(count: int) -> list[tuple[int, int, int]]:
     return [tuple(round(255 * channel) for channel in colour) for colour in colours]
 
 
-def _write_all(files: dict[Path, bytes], force: bool) -> None:
-    there = [path for path in files if path.exists()]
+def _refuse_existing(paths: Iterable[Path], force: bool) -> None:
+    there = [path for path in paths if path.exists()]
     if there and not force:
         raise UserError(f"{listed(there)} exists: name another --out, or overwrite by --force")
+    for folder in filter(Path.is_dir, there):
+        if others := [p for p in folder.rglob("*") if p.is_file() and p.suffix != ".png"]:
+            raise UserError(
+                f"{folder} holds more than label maps ({listed(others)}): name another --out"
+            )
+
+
+def _write_all(files: dict[Path, bytes], folders: dict[Path, Path], force: bool) -> None:
+    """Write files, and move folders to their places."""
+    _refuse_existing([*folders, *files], force)
+    is_new = [path for path in (*folders, *files) if not path.exists()]
     try:
+        for target, folder in folders.items():
+            replace_folder(folder, target)
         for path, content in files.items():
             write_atomically(path, content)
     except UnwritableError:
         # A part of them would be in the way of the next attempt.
-        for path in files.keys() - set(there):
-            path.unlink(missing_ok=True)
+        for path in is_new:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         raise

@@ -7,8 +7,9 @@ the same for every format. CVAT, Label Studio and Roboflow export these formats,
 import base64
 import io
 import math
+import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -18,15 +19,24 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from ...errors import UserError, in_one_line, listed
+from ...errors import UserError, in_one_line, listed, printable
 from ...files.images import IMAGE_SUFFIXES, images_below, seen_size
-from ...files.user_files import read_lines, read_text
-from ..coco import is_coco, is_number, mask_fields
-from .coco_file import SPLITS, CocoFile, check_content, read_json, split_of_folder
+from ...files.user_files import files_below, read_lines, read_text
+from ..coco import is_coco, is_number, mask_fields, repeated
+from .coco_file import (
+    SPLITS,
+    CocoFile,
+    check_content,
+    read_json,
+    split_of_folder,
+)
 
-# A coordinate may leave the image by this part of its side: it is rounding, and cut off.
+# A coordinate may leave the image by this part of its side, or a pixel: it is rounding, and cut off.
 _ROUNDING = 0.01
 _POINTS_OF_CIRCLE = 32
+# What in files of VOC's form tells of programs that count from 0: Label Studio, and Datumaro (CVAT's).
+_FROM_0 = (("owner/name", "Label Studio"), ("source/image", "Unknown"))
+_LISTS = ("ImageSets", "Main")  # folders of Pascal VOC's lists of splits
 _COCO = "COCO annotations"  # that were not there
 
 
@@ -38,10 +48,12 @@ class _Objects:
         self.images: list[dict[str, Any]] = []
         self.objects: list[dict[str, Any]] = []  # with the name of the class as "label"
         self.notes: Counter[str] = Counter()
+        self.kinds: Counter[str] = Counter()  # of shapes that labelme names
 
     def add_image(self, path: Path, size: Any = (0, 0)) -> dict[str, Any]:
         """Add an image, of which the labels say its ``size``, (width, height), or zeros."""
-        if not path.resolve().is_relative_to(self.folder.resolve()):
+        path = Path(os.path.normpath(path))
+        if not path.is_relative_to(self.folder):  # Links may lead wherever their maker wants.
             raise UserError(f"image {path} lies outside {self.folder}: put it there")
         width, height = seen_size(path)
         if all(size) and tuple(size) != (width, height):
@@ -68,6 +80,8 @@ class _Objects:
         All are in pixels; ``where`` it stands is for messages.
         """
         size = np.array([image["width"], image["height"]])
+        if not parts and (points[1] < points[0]).any():
+            raise UserError(f"{where}: the box of {label} ends before it begins: correct it")
         outlines = [self._inside(p, size, where) for p in (parts or [points])]
         every = np.concatenate(outlines)
         low, high = every.min(axis=0), every.max(axis=0)
@@ -108,13 +122,13 @@ class _Objects:
         self.objects.append({"id": number, "image_id": image["id"], "label": label, **fields})
 
     def _inside(self, points: np.ndarray, size: np.ndarray, where: str) -> np.ndarray:
-        beyond = max(-(points / size).min(), (points / size).max() - 1)
-        if not beyond <= _ROUNDING:
+        beyond = np.maximum(-points, points - size) / size
+        if not (beyond <= np.maximum(_ROUNDING, 1 / size)).all():
             shown = ", ".join(f"{value:g}" for value in points.flatten()[:4])
             raise UserError(
                 f"{where}: an object ({shown}) leaves its image of {size[0]} x {size[1]} pixels: correct it"
             )
-        if beyond > 1e-6:
+        if beyond.max() > 1e-6:
             self.notes["objects cut off at the edge of their image"] += 1
         return points.clip(0, size)
 
@@ -155,16 +169,17 @@ def _split_by_path(folder: Path, paths: Iterable[Path]) -> dict[str, list[Path]]
 def _yolo_files(folder: Path) -> list[Path]:
     """What names the classes: data.yaml, or the list that CVAT, Label Studio and labelImg write."""
     files = []
-    for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]):
+    for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in (".yaml", ".yml")):
         content = _load_yaml(path)
         if isinstance(content, dict) and "names" in content:
             files.append(path)
-    return files or sorted([*folder.rglob("obj.names"), *folder.rglob("classes.txt")])
+    named = files_below(folder, ".names", ".txt")
+    return files or [path for path in named if path.name.lower() in ("obj.names", "classes.txt")]
 
 
 def _load_yaml(path: Path) -> Any:
     try:
-        return mmengine.load(path)  # Read as data, see flatten_det.compat.
+        return mmengine.load(path, file_format="yaml")  # Read as data, see flatten_det.compat.
     except Exception as error:
         raise UserError(f"{path} cannot be read: {in_one_line(error)}") from error
 
@@ -177,15 +192,18 @@ def _read_yolo(folder: Path) -> tuple[dict[str, _Objects], list[str] | None]:
             f"{folder}: YOLO's labels are numbers; the names of its classes must be in one data.yaml, "
             f"obj.names or classes.txt, and there is {found}: add or remove one"
         )
-    if files[0].suffix in (".yaml", ".yml"):
+    if files[0].suffix.lower() in (".yaml", ".yml"):
         content = _load_yaml(files[0])
         names = content["names"]
+        if not isinstance(names, dict | list):
+            raise UserError(f"{files[0]}: names is no list of classes: correct it")
         names = names if isinstance(names, dict) else dict(enumerate(names))
         images = _yolo_splits(folder, files[0], content)
     else:
         names = dict(enumerate(read_lines(files[0])))
         images = _split_by_path(folder, images_below(folder))
     names = {number: str(name).strip() for number, name in names.items()}
+    stems = {path.stem for path in images_below(folder)}
     splits = {}
     for split, paths in images.items():
         objects = splits[split] = _Objects(folder)
@@ -198,6 +216,20 @@ def _read_yolo(folder: Path) -> tuple[dict[str, _Objects], list[str] | None]:
             )
         if missing:
             objects.notes["images without a label file"] = len(missing)
+        owners = {_yolo_labels(path): path for path in paths}
+        if twins := [path for path in paths if owners[_yolo_labels(path)] != path]:
+            raise UserError(
+                f"{twins[0]} and {owners[_yolo_labels(twins[0])].name} share their labels: rename or "
+                "remove one"
+            )
+        places = {
+            labels.parent for labels, image in owners.items() if labels.parent != image.parent
+        }
+        orphans = {
+            file for place in places for file in place.glob("*.txt") if file.stem not in stems
+        }
+        if orphans:
+            objects.notes["label files without an image left out"] = len(orphans)
         for path in paths:
             _add_yolo_objects(objects, path, names, files[0])
     return splits, list(names.values())
@@ -236,19 +268,20 @@ def _found(folder: Path, root: Any, entry: str) -> Path | None:
     bases = [folder / str(root), folder] if root else [folder]
     for base in bases:
         for start in range(len(parts)):
-            path = base.joinpath(*parts[start:])
-            if path.exists() and path.resolve().is_relative_to(folder.resolve()):
+            path = Path(os.path.normpath(base.joinpath(*parts[start:])))
+            if path.exists() and path.is_relative_to(folder):
                 return path
     return None
 
 
 def _yolo_labels(image: Path) -> Path:
-    parts = list(image.parts)
-    if "images" in parts:
-        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
-        beside = Path(*parts).with_suffix(".txt")
-        if beside.parent.is_dir():
-            return beside
+    parts, lower = image.parts, [part.lower() for part in image.parts]
+    if "images" in lower:
+        at = len(lower) - 1 - lower[::-1].index("images")
+        for name in ("labels", "Labels", "LABELS"):
+            beside = Path(*parts[:at], name, *parts[at + 1 :]).with_suffix(".txt")
+            if beside.parent.is_dir():
+                return beside
     return image.with_suffix(".txt")
 
 
@@ -288,7 +321,7 @@ def _add_yolo_objects(objects: _Objects, path: Path, names: dict[int, str], file
 
 
 def _voc_files(folder: Path) -> Iterator[tuple[Path, ElementTree.Element]]:
-    for path in sorted(folder.rglob("*.xml")):
+    for path in files_below(folder, ".xml"):
         root = _parse_xml(path)
         if root.tag == "annotation":
             yield path, root
@@ -316,7 +349,8 @@ def _read_voc(folder: Path) -> tuple[dict[str, _Objects], list[str] | None]:
 
 
 def _voc_splits(folder: Path, files: list[Path]) -> dict[str, list[Path]]:
-    lists = {split: sorted(folder.rglob(f"ImageSets/Main/{split}.txt")) for split in SPLITS}
+    listing = files_below(folder, ".txt")
+    lists = {s: [p for p in listing if p.parts[-3:] == (*_LISTS, f"{s}.txt")] for s in SPLITS}
     if not lists["train"]:
         return _split_by_path(folder, files)
     by_stem = {path.stem: path for path in files}
@@ -346,14 +380,15 @@ def _add_voc_objects(objects: _Objects, path: Path, root: ElementTree.Element) -
     try:
         size = [int(float(root.findtext(f"size/{side}") or 0)) for side in ("width", "height")]
         image = objects.add_image(file, size)
+        # Pixels are counted from 1, and the last one belongs to the object; not by these programs.
+        first = 0 if any(root.findtext(place) == text for place, text in _FROM_0) else 1
         for node in root.iter("object"):
             label = (node.findtext("name") or "").strip()
-            # Pixels are counted from 1, and the last one belongs to the object.
             box = [
                 float(node.findtext(f"bndbox/{k}") or "nan")
                 for k in ("xmin", "ymin", "xmax", "ymax")
             ]
-            corners = np.array(box).reshape(2, 2) - [[1], [0]]
+            corners = np.array(box).reshape(2, 2) - [[first], [0]]
             if not label or not np.isfinite(corners).all():
                 raise ValueError("an object has no name, or no bndbox of four numbers")
             difficult = (node.findtext("difficult") or "0").strip() == "1"
@@ -376,11 +411,19 @@ def _is_labelme(content: Any) -> bool:
 
 def _read_labelme(folder: Path) -> tuple[dict[str, _Objects], list[str] | None]:
     splits: dict[str, _Objects] = {}
-    for path in sorted(folder.rglob("*.json")):
+    for path in files_below(folder, ".json"):
         content = read_json(path)[0]  # One at a time: they hold their images.
         split = split_of_folder(path.parent, folder) or "train"
         if _is_labelme(content) and split in SPLITS:
             _add_labelme_objects(splits.setdefault(split, _Objects(folder)), path, content)
+    # Who draws nothing but rectangles means boxes; beside polygons, they are outlines too.
+    are_boxes = set().union(*(objects.kinds for objects in splits.values())) == {"rectangle"}
+    for objects in splits.values():
+        if are_boxes:
+            for each in objects.objects:
+                del each["segmentation"]
+        elif count := objects.kinds["rectangle"]:
+            objects.notes["rectangles that are masks too, as there are other shapes"] = count
     return {split: splits[split] for split in SPLITS if split in splits}, None
 
 
@@ -401,14 +444,16 @@ def _add_labelme_objects(objects: _Objects, path: Path, content: dict[str, Any])
             raise UserError(f"{where} has no label, or no points of two numbers: correct it")
         points = np.array(points, float)
         if kind == "mask":
+            objects.kinds["mask"] += 1
             objects.add_mask(
                 image, label, where, _labelme_mask(shape, where), points[0].astype(int)
             )
             continue
         outline = _labelme_outline(str(kind), points)
         if outline is None:
-            objects.notes[f"shapes of kind {kind} left out"] += 1
+            objects.notes[f"shapes of kind {printable(str(kind))} left out"] += 1
             continue
+        objects.kinds[str(kind)] += 1
         group = shape.get("group_id")
         key = number if group is None else (label, str(group))
         groups.setdefault(key, (label, []))[1].append(outline)
@@ -426,7 +471,8 @@ def _are_points(points: Any) -> bool:
 
 def _labelme_outline(kind: str, points: np.ndarray) -> np.ndarray | None:
     """A polygon ``(n, 2)``, as labelme's own exporters make them; None for what has no area."""
-    if kind == "polygon" and len(points) >= 3:
+    # X-AnyLabeling writes the four corners of rectangles, which may be turned ("rotation").
+    if kind in ("polygon", "rectangle", "rotation") and len(points) >= 3:
         return points
     if kind == "rectangle" and len(points) == 2:
         (x0, y0), (x1, y1) = points
@@ -460,31 +506,64 @@ FORMATS = {
 }
 
 
-def find_format(folder: Path) -> str:
-    """The form of a folder's data: ``coco`` or one of :data:`FORMATS`; UserError if there are several.
+def find_format(folder: Path, made: Collection[Path] = ()) -> str | None:
+    """The form of a folder's data: ``coco`` or one of :data:`FORMATS`; None if nothing is known in it.
 
-    Files that cannot be read are of concern only where nothing else is found.
+    Files that cannot be read, or are a program's own form, are of concern only where nothing else is found;
+    COCO files of ours, ``made`` earlier, are of none.
+
+    Raises:
+        UserError: There are several forms, or only what is not read.
     """
     found, broken = set(), []
-    for name, files_of in (("yolo", _yolo_files), ("voc", _voc_files)):
+    try:
+        if _yolo_files(folder):
+            found.add("yolo")
+    except UserError as error:
+        broken.append(error)
+    for path in files_below(folder, ".xml"):
         try:
-            if any(files_of(folder)):
-                found.add(name)
+            root = _parse_xml(path)
         except UserError as error:
             broken.append(error)
-    for path in folder.rglob("*.json"):
+            continue
+        found |= {"voc"} if root.tag == "annotation" else set()
+        if root.tag == "annotations" and root.find("image") is not None:
+            broken.append(
+                UserError(
+                    f"{path} is CVAT's own form (CVAT for images): export the task as COCO 1.0, or, for "
+                    "semantic segmentation, as Segmentation mask 1.1"
+                )
+            )
+    for path in files_below(folder, ".json"):
+        if path.resolve() in made:
+            continue
         try:
             content = read_json(path)[0]
         except UserError as error:
             broken.append(error)
             continue
         found |= {"labelme"} if _is_labelme(content) else {"coco"} if is_coco(content) else set()
+        if _is_of_label_studio(content):
+            broken.append(
+                UserError(
+                    f"{path} is Label Studio's own form: export the project as COCO or YOLO with images"
+                )
+            )
     if len(found) > 1:
         names = " and ".join(sorted(found))
         raise UserError(f"{folder}: it holds annotations in {names}: say which by --format")
     if not found and broken:
         raise broken[0]
-    return found.pop() if found else "coco"
+    return found.pop() if found else None
+
+
+def _is_of_label_studio(content: Any) -> bool:
+    """Whether this is an export as JSON (tasks with their data), or as JSON-MIN."""
+    first = content[0] if isinstance(content, list) and content else None
+    return isinstance(first, dict) and (
+        {"data", "annotations"} <= first.keys() or {"annotation_id", "annotator"} <= first.keys()
+    )
 
 
 def convert(name: str, folder: Path, classes: Sequence[str] | None = None) -> dict[str, CocoFile]:
@@ -501,10 +580,26 @@ def convert(name: str, folder: Path, classes: Sequence[str] | None = None) -> di
     splits, own = FORMATS[name].read(folder)
     used = {each["label"] for objects in splits.values() for each in objects.objects}
     classes = list(classes or own or sorted(used))
+    if again := repeated(classes):
+        raise UserError(f"{folder}: classes share a name: {listed(again)}: rename them")
+    if not used:
+        raise UserError(f"{folder}: its labels hold no object: there is nothing to learn")
     if unknown := sorted(used - set(classes)):
         raise UserError(
             f"{folder}: labels that are none of the classes: {listed(unknown)}: add them"
         )
+    if others := [split for split in splits if split not in SPLITS]:
+        count = sum(len(splits.pop(split).images) for split in others)
+        print(f"{count} images for {listed(others)} are left out: train and val are used")
+    if "train" not in splits:
+        raise UserError(
+            f"{folder}: no images with annotations in {FORMATS[name].title}'s form are for training: check "
+            "the folder and the names of those in it"
+        )
     for split, objects in splits.items():
         print(f"{split}, from {FORMATS[name].title}: {objects.describe()}")
+    taken = {folder / image["file_name"] for each in splits.values() for image in each.images}
+    places = {path.parent for path in taken}
+    if rest := [p for p in images_below(folder) if p.parent in places and p not in taken]:
+        print(f"{len(rest)} images beside these have no annotations, or are in no split: left out")
     return {split: objects.as_coco(classes) for split, objects in splits.items()}

@@ -10,13 +10,17 @@ from ...config import (
     find_field,
     has_mask_head,
     load_config,
+    our_configs,
     pretrained_weights,
     type_name,
 )
 from ...errors import UserError
 from .coco_file import CocoFile
+from .image_size import ImageSize
 
-DETECTOR = "configs/retinanet/retinanet_flatten-pvt-t_fpn_1x_coco.py"
+DETECTOR = "retinanet_flatten-pvt-t_fpn_1x_coco"
+INSTANCES = "mask-rcnn_flatten-pvt-t_fpn_1x_coco"
+SEGMENTOR = "flatten-pvt-t_semantic-fpn_4xb4-80k_ade20k-512x512"
 _CLASS_COUNTS = ("num_classes", "num_things_classes")
 _SECTIONS = (
     "model",
@@ -27,6 +31,14 @@ _SECTIONS = (
 _KEPT = ("filter_cfg", "test_mode")
 LINE_LENGTH = 100
 _FITS = -(10**9)  # Characters before what is never broken.
+
+
+def detector_like(config: Path) -> str:
+    """The name of the config of a detector of boxes with the backbone of this one, or of a usual one."""
+    parts = config.stem.split("_")
+    detectors = (name for name in our_configs() if name.startswith("retinanet_"))
+    alike = [name for name in detectors if name.split("_")[1] in parts]
+    return min(alike, key=len, default=DETECTOR)
 
 
 class Code(str):
@@ -81,17 +93,19 @@ def load_zoo_config(path: Path) -> Config:
     if find_field(cfg.model, "num_stuff_classes") not in (None, 0):
         raise UserError(
             f"{path} is for panoptic segmentation, which needs label maps besides a COCO file of "
-            f"objects: {hint}, or a config for instances"
+            f"objects: {hint}, or, if the objects have masks, {INSTANCES}"
         )
     return cfg
 
 
-def model_changes(cfg: Config, from_scratch: bool) -> dict[str, Any]:
-    """The model's fields that depend on the number of classes, in terms of ``num_classes``.
+def model_changes(cfg: Config, from_scratch: bool, more: dict[str, dict]) -> dict[str, Any]:
+    """The model's fields that depend on the number of classes, in terms of ``num_classes``, and ``more``.
 
     UserError if a list in the model has to change in a way that is not known here.
     """
     changes = _count_changes(cfg.model.to_dict(), "_base_.model")
+    for part, fields in more.items():
+        changes[part] = {**changes.get(part, {}), **fields}
     if from_scratch and pretrained_weights(cfg):
         changes["backbone"] = {"init_cfg": None}
     return changes
@@ -123,21 +137,27 @@ def _count_changes(node: dict[str, Any], place: str) -> dict[str, Any]:
     return changes
 
 
-def data_changes(cfg: Config, root: Path, train: CocoFile, val: CocoFile) -> dict[str, Any]:
+def data_changes(
+    cfg: Config, root: Path, train: CocoFile, val: CocoFile, size: ImageSize
+) -> dict[str, Any]:
     """The data loaders and evaluators, in terms of ``data_root``, which is ``root``, and ``metainfo``.
 
     UserError if the config has several data sets for a split, or no COCO evaluation.
     """
-    changes = {"train_dataloader": _loader_changes(cfg, "train_dataloader", root, train)}
+    changes = {"train_dataloader": _loader_changes(cfg, "train_dataloader", root, train, size)}
     for split in ("val", "test"):
-        for kind, change in (("dataloader", _loader_changes), ("evaluator", _evaluator_changes)):
-            name, of_val = f"{split}_{kind}", f"val_{kind}"
-            is_same = name != of_val and cfg[name] == cfg[of_val]
-            changes[name] = Code(of_val) if is_same else change(cfg, name, root, val)
+        loader, evaluator = f"{split}_dataloader", f"{split}_evaluator"
+        changes[loader] = _loader_changes(cfg, loader, root, val, size)
+        changes[evaluator] = _evaluator_changes(cfg, evaluator, root, val)
+    for kind in ("dataloader", "evaluator"):
+        if cfg[f"test_{kind}"] == cfg[f"val_{kind}"]:
+            changes[f"test_{kind}"] = Code(f"val_{kind}")
     return changes
 
 
-def segmentation_changes(cfg: Config, datasets: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def segmentation_changes(
+    cfg: Config, datasets: dict[str, dict[str, Any]], size: ImageSize
+) -> dict[str, Any]:
     """The data loaders and evaluators of a segmentor, with these fields of its data sets by split.
 
     UserError if the config has several data sets for a split.
@@ -149,7 +169,7 @@ def segmentation_changes(cfg: Config, datasets: dict[str, dict[str, Any]]) -> di
             raise UserError(
                 f"{split}_dataloader joins or repeats data sets: choose a config with one of its own"
             )
-        steps = _with_resize(dataset.pipeline, cfg) or [_plain(step) for step in dataset.pipeline]
+        steps = _resizing(dataset.pipeline, cfg, size, is_tested=split != "train")
         for step in steps:
             if type_name(step) == "LoadAnnotations":
                 step.pop("reduce_zero_label", None)
@@ -169,9 +189,13 @@ def _relative(path: Path, root: Path) -> str:
     return "" if path == root else path.relative_to(root).as_posix()
 
 
-def _loader_changes(cfg: Config, name: str, root: Path, file: CocoFile) -> dict[str, Any]:
+def _loader_changes(
+    cfg: Config, name: str, root: Path, file: CocoFile, size: ImageSize
+) -> dict[str, Any]:
     dataset, place = cfg[name].dataset, f"_base_.{name}.dataset"
+    wrappers = [cfg[name]]
     while "dataset" in dataset:  # RepeatDataset, MultiImageMixDataset and the like.
+        wrappers.insert(0, dataset)
         dataset, place = dataset.dataset, f"{place}.dataset"
     if "datasets" in dataset:
         raise UserError(
@@ -183,41 +207,45 @@ def _loader_changes(cfg: Config, name: str, root: Path, file: CocoFile) -> dict[
         "data_prefix": {"img": _relative(file.images, root)},
         "metainfo": Code("metainfo"),
     }
-    if (pipeline := _pipeline_changes(dataset.pipeline, cfg, file)) is not None:
-        changes["pipeline"] = pipeline
+    is_wrapped = any(wrapper.get("pipeline") for wrapper in wrappers)
+    steps = _resizing(dataset.pipeline, cfg, size, name != "train_dataloader", is_wrapped)
+    for step in steps:
+        if step.get("with_mask") and file.without_masks() and not has_mask_head(cfg):
+            step["with_mask"] = False
+    if steps != [_plain(step) for step in dataset.pipeline]:
+        changes["pipeline"] = steps
     if type_name(dataset) != "CocoDataset":
         changes = {"_delete_": True, "type": "CocoDataset", **changes}
         changes |= {key: _plain(dataset[key]) for key in _KEPT if key in dataset}
         changes.setdefault("pipeline", Code(f"{place}.pipeline"))
     elif set(dataset.get("data_prefix", {})) - {"img"}:
         changes["data_prefix"] = {"_delete_": True, **changes["data_prefix"]}
-    for _ in range(place.count(".dataset")):
+    for wrapper in wrappers:
         changes = {"dataset": changes}
+        if size.is_new and wrapper.get("pipeline"):
+            changes["pipeline"] = [size.step(step) for step in wrapper.pipeline]
     return changes
 
 
-def _pipeline_changes(pipeline: list, cfg: Config, file: CocoFile) -> list[dict] | None:
-    """The steps that fit other people's data, or None if they do as they are."""
-    resized = _with_resize(pipeline, cfg)
-    steps, changed = resized or [_plain(step) for step in pipeline], resized is not None
-    for step in steps:
-        if step.get("with_mask") and file.without_masks() and not has_mask_head(cfg):
-            step["with_mask"] = False
-            changed = True
-    return steps if changed else None
+def _resizing(
+    pipeline: list, cfg: Config, size: ImageSize, is_tested: bool, is_wrapped: bool = False
+) -> list[dict]:
+    """The steps, resizing to this size; also those made for images of the training's size, without Resize.
 
-
-def _with_resize(pipeline: list, cfg: Config) -> list[dict] | None:
-    """With the test pipeline's Resize where it has none: made for images of the training's size."""
-    steps = [_plain(step) for step in pipeline]
-    if any(find_field(step, key) is not None for step in steps for key in ("scale", "scales")):
-        return None
+    ``is_wrapped``: it is another pipeline's, around this one, to resize.
+    """
+    steps = [size.step(step) if size.is_new else _plain(step) for step in pipeline]
+    keys = ("scale", "scales", "scale_factor")
+    if is_wrapped or any(find_field(step, key) is not None for step in steps for key in keys):
+        return steps
     test_steps = (_plain(step) for step in datasets_under_test(cfg)[0].pipeline)
     resize = next((step for step in test_steps if type_name(step) == "Resize"), None)
+    if size.is_new:
+        resize = size.step(resize or {"type": "Resize", "keep_ratio": True})
     loading = [i for i, step in enumerate(steps) if type_name(step).startswith("Load")]
-    if resize is None:
-        return None
-    steps.insert(loading[-1] + 1, resize)
+    if resize is not None and loading:
+        # Where a test pipeline reads the ground truth, it is that of the whole image.
+        steps.insert((loading[0] if is_tested else loading[-1]) + 1, resize)
     return steps
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from shapes_patient import save_turned
 
-from flatten_det.data.preparation.coco_file import completed, divide, read_coco_file
+from flatten_det.data.preparation.coco_file import Division, completed, divide, read_coco_file
 from flatten_det.errors import UserError
 
 
@@ -228,7 +228,7 @@ def test_root_of_a_roboflow_export_is_left_out(read, content, made):
 
 
 def test_division_keeps_images_together_and_does_not_depend_on_the_order(read, content):
-    train, val = divide(read(content), 0.2)
+    train, val = divide(read(content), Division(0.2))
     assert (len(train["images"]), len(val["images"])) == (16, 4)
     for part in (train, val):
         assert part["categories"] == content["categories"]
@@ -236,7 +236,7 @@ def test_division_keeps_images_together_and_does_not_depend_on_the_order(read, c
         assert {a["image_id"] for a in part["annotations"]} == ids
     assert len(train["annotations"]) + len(val["annotations"]) == len(content["annotations"])
     shuffled = {**content, "images": content["images"][::-1]}
-    _, again = divide(read(shuffled), 0.2)
+    _, again = divide(read(shuffled), Division(0.2))
     assert sorted(map(json.dumps, again["images"])) == sorted(map(json.dumps, val["images"]))
 
 
@@ -244,4 +244,4 @@ def test_division_that_leaves_nothing(read, content):
     content["images"] = content["images"][:1]
     content["annotations"] = content["annotations"][:3]
     with pytest.raises(UserError, match="1 images cannot be divided"):
-        divide(read(content), 0.2)
+        divide(read(content), Division(0.2))

@@ -1,21 +1,26 @@
 """Configs for data of one's own: they build, with the folder's classes, for every kind of detector."""
 
 import json
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from custom_folder import CATEGORIES, make_custom_folder, make_custom_split, write_json
 from mmdet.registry import DATASETS, METRICS
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
+from PIL import Image
 
+from flatten_det.data.preparation.coco_file import Division
 from flatten_det.data.preparation.custom import CustomDataOptions, write_config
 from flatten_det.errors import UserError
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 CLASSES = tuple(CATEGORIES.values())
 MASK_RCNN = "quickstart/mask-rcnn_flatten-pvt-nano_fpn_shapes"
+SEMANTIC_FPN = "quickstart/flatten-pvt-nano_semantic-fpn_shapes"
 RETINANET = "quickstart/retinanet_flatten-pvt-nano_fpn_shapes"
 # One of each: model, wrapper of the data, evaluator, list of heads.
 FAMILIES = [
@@ -212,7 +217,7 @@ def test_a_single_annotation_file_is_divided(tmp_path, write):
     write_json(root / "result.json", make_custom_split(root / "images", 8))
     with pytest.raises(UserError, match=r"no validation annotations .*--val-fraction"):
         write(root)
-    out = write(root, val_fraction=0.25)
+    out = write(root, division=Division(0.25))
     cfg = Config.fromfile(out)
     assert cfg.train_dataloader.dataset.ann_file == str(out.with_name("fruit_train.json"))
     names = []
@@ -288,3 +293,150 @@ def test_weights_that_are_not_there_are_named(folder, write, tmp_path, monkeypat
     out = write(folder, FAMILIES[2], from_scratch=True, force=True)
     assert "not there" not in capsys.readouterr().out
     assert Config.fromfile(out).model.backbone.init_cfg is None
+
+
+@pytest.fixture
+def label_maps(tmp_path):
+    """Four images with label maps, to be divided."""
+    for index in range(4):
+        for kind in ("images", "masks"):
+            path = tmp_path / "maps" / kind / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.full((64, 64), index % 2 if kind == "masks" else 90, np.uint8)
+            Image.fromarray(pixels).save(path)
+    return tmp_path / "maps"
+
+
+SEGMENTOR = {"classes": ("a", "b"), "division": Division(0.25)}
+
+
+def files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_label_maps_are_written_whole_or_not_at_all(label_maps, write, tmp_path):
+    made = tmp_path / "made"
+    broken = label_maps / "masks" / "3.png"
+    content = broken.read_bytes()
+    broken.write_bytes(content[:-30])
+    with pytest.raises(UserError, match=r"label map .*3\.png"):
+        write(label_maps, SEMANTIC_FPN, **SEGMENTOR)
+    assert not list(made.iterdir())
+    broken.write_bytes(content)
+    write(label_maps, SEMANTIC_FPN, **SEGMENTOR)
+    written = files(made)
+    assert sum(name.endswith(".png") for name in written) == 4
+    assert {"fruit.py", "fruit_train.txt", "fruit_val.txt"} <= written
+    with pytest.raises(UserError, match=r"fruit_train_labels.* exists: .*--force"):
+        write(label_maps, SEMANTIC_FPN, **SEGMENTOR)
+    for name in ("2", "3"):
+        (label_maps / "images" / f"{name}.png").unlink()
+        (label_maps / "masks" / f"{name}.png").unlink()
+    write(label_maps, SEMANTIC_FPN, **SEGMENTOR, force=True)
+    assert len(files(made)) == 5  # nothing is left of the images that are no more
+    (made / "fruit_val_labels" / "notes.txt").touch()
+    with pytest.raises(UserError, match=r"holds more than label maps .*notes\.txt"):
+        write(label_maps, SEMANTIC_FPN, **SEGMENTOR, force=True)
+
+
+def test_what_a_killed_preparation_left_is_removed(label_maps, write, tmp_path):
+    left = tmp_path / "made" / ".flatten_det-0123456789abcdef.partial"
+    (left / "train").mkdir(parents=True)
+    (left / "lock").touch()
+    write(label_maps, SEMANTIC_FPN, **SEGMENTOR)
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("config", [SEMANTIC_FPN, MASK_RCNN])
+def test_a_config_in_the_folder_of_the_data_can_be_written_again(config, label_maps, tmp_path):
+    root, wishes = label_maps, SEGMENTOR
+    if config == MASK_RCNN:
+        root, wishes = tmp_path / "data", {"division": Division(0.25)}
+        write_json(root / "result.json", make_custom_split(root / "images", 8))
+    for _ in range(2):
+        options = CustomDataOptions({}, {}, **wishes, force=True)
+        write_config(root, CONFIGS / f"{config}.py", root / "a.py", options)
+    assert Config.fromfile(root / "a.py").num_classes in (2, 3)
+
+
+def test_kinds_of_data_and_config_must_fit(folder, label_maps, write):
+    message = r"holds objects \(coco\).*choose a detector such as retinanet_flatten-pvt-nano"
+    with pytest.raises(UserError, match=message):
+        write(folder, SEMANTIC_FPN)
+    message = (
+        "holds label maps and no objects.*choose a semantic segmentor such as flatten-pvt-t_sem"
+    )
+    with pytest.raises(UserError, match=message):
+        write(label_maps, MASK_RCNN)
+    panoptic = "mask2former/mask2former_flatten-swin-t_8xb2-lsj-50e_coco-panoptic"
+    with pytest.raises(UserError, match="if the objects have masks, mask-rcnn_flatten-pvt-t"):
+        write(folder, panoptic)
+
+
+@pytest.mark.parametrize(
+    ("config", "other"),
+    [
+        (MASK_RCNN, RETINANET.partition("/")[2]),
+        ("mask_rcnn/mask-rcnn_flatten-pvt-s_fpn_1x_coco", "retinanet_flatten-pvt-s_fpn_1x_coco"),
+        (FAMILIES[3], "retinanet_flatten-pvt-t_fpn_1x_coco"),
+    ],
+)
+def test_the_detector_of_boxes_that_is_named_takes_them(config, other, change, write, tmp_path):
+    boxes_only = change(lambda content: [a.update(segmentation=[]) for a in content["annotations"]])
+    with pytest.raises(UserError, match=f"choose a detector of boxes such as {other}$"):
+        write(boxes_only, config)
+    out = tmp_path / "other.py"
+    write_config(boxes_only, Path(other), out, CustomDataOptions({}, {}))
+    assert Config.fromfile(out).num_classes == 3
+
+
+def names_of(out: Path) -> list[list[str]]:
+    return [
+        [i["file_name"] for i in json.loads(out.with_name(f"fruit_{s}.json").read_text())["images"]]
+        for s in ("train", "val")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("separator", "names", "group"),
+    [
+        (r"[ _.-]*\d+$", [f"clip{i}_{j:03}.png" for i in range(5) for j in range(4)], r"clip\d"),
+        ("_x", [f"tile{i}_x{j}_y0.png" for i in range(5) for j in range(4)], r"tile\d"),
+        (r"\.rf\.", [f"p{i}_jpg.rf.{j}ab.png" for i in range(5) for j in range(4)], r"p\d"),
+        (r"\d+$", [f"clip{i}/{j}.png" for i in range(5) for j in range(4)], r"clip\d"),
+    ],
+)
+def test_groups_stay_in_one_split(separator, names, group, tmp_path, write, capsys):
+    root = tmp_path / "data"
+    content = make_custom_split(root / "images", len(names))
+    for image, name in zip(content["images"], names, strict=True):
+        (root / "images" / name).parent.mkdir(exist_ok=True)
+        (root / "images" / image["file_name"]).rename(root / "images" / name)
+        image["file_name"] = name
+    write_json(root / "result.json", content)
+    out = write(root, division=Division(0.25, re.compile(separator)))
+    train, val = names_of(out)
+    groups = [{re.match(group, name)[0] for name in part} for part in (train, val)]
+    assert not groups[0] & groups[1]
+    assert (len(train), len(val)) == (16, 4)
+    told = "5 groups of images: 4 (16 images) for training, 1 (4 images) for validation"
+    assert told in capsys.readouterr().out
+    write(root, division=Division(0.25), force=True)
+    assert "groups of" not in capsys.readouterr().out
+
+
+def test_groups_larger_than_what_is_wanted(tmp_path, write):
+    root = tmp_path / "data"
+    content = make_custom_split(root / "images", 9)
+    for index, image in enumerate(content["images"]):
+        name = f"{'long' if index < 6 else 'short'}_{index}.png"
+        (root / "images" / image["file_name"]).rename(root / "images" / name)
+        image["file_name"] = name
+    write_json(root / "result.json", content)
+    for fraction in (0.01, 0.99):
+        division = Division(fraction, re.compile(r"_\d+$"))
+        train, val = names_of(write(root, division=division, force=True))
+        assert {len(train), len(val)} == {3, 6}
+    for separator, what in ((r"^", "all are of one group"), (r"_never", "no two share one")):
+        with pytest.raises(UserError, match=f"--group-by-prefix .*{what}: give what"):
+            write(root, division=Division(0.2, re.compile(separator)), force=True)

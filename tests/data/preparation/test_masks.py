@@ -1,14 +1,15 @@
 """Images with label maps of one's own: what is found, made into indices, and refused."""
 
-import io
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from flatten_det.data.preparation.masks import label_map_content, read_masks
+from flatten_det.data.preparation.image_size import Sizes
+from flatten_det.data.preparation.masks import find_pairs, write_label_maps
 from flatten_det.errors import UserError
 
 SIZE = (12, 8)  # width, height
@@ -37,19 +38,40 @@ def dataset(tmp_path):
     """``dataset(label_map)``: a folder with an image of each split and this label map of both."""
 
     def make(label_map: Image.Image, image: str = "images/{}/a.jpg", mask: str = "masks/{}/a.png"):
+        folder = tmp_path / "data"
         for split in ("train", "val"):
-            save(tmp_path / image.format(split), Image.new("RGB", SIZE))
-            save(tmp_path / mask.format(split), label_map)
-        return tmp_path
+            save(folder / image.format(split), Image.new("RGB", SIZE))
+            save(folder / mask.format(split), label_map)
+        return folder
 
     return make
 
 
-def indices(data, split: str = "train") -> np.ndarray:
-    (pair,) = data.pairs[split]
-    with Image.open(io.BytesIO(label_map_content(pair, data))) as image:
-        assert image.mode == "L"
-        return np.asarray(image)
+class Made(NamedTuple):
+    """What was written, and what is said of it."""
+
+    classes: tuple[str, ...]
+    palette: list | None
+    indices: dict[str, np.ndarray]  # of the only image of each split
+    regions: Sizes
+
+
+def read_masks(folder: Path, classes: list[str] | None = None) -> Made:
+    place = folder.parent / "made"
+    pairs = find_pairs(folder)
+    places = {split: place / split for split in pairs}
+    data = write_label_maps(folder, pairs, places, classes)
+    made = {}
+    for split, ((pair, *_)) in pairs.items():
+        name = f"{pair.image.relative_to(folder).as_posix()}.png"
+        with Image.open(places[split] / name) as image:
+            assert image.mode == "L"
+            made[split] = np.asarray(image)
+    return Made(data.classes, data.palette, made, data.regions)
+
+
+def indices(data: Made, split: str = "train") -> np.ndarray:
+    return data.indices[split]
 
 
 @pytest.mark.parametrize("make", [Image.fromarray, palette_png], ids=["grey", "palette"])
@@ -110,19 +132,59 @@ def test_0_and_255_are_two_classes(dataset, mode):
         ("{}/a.jpg", "{}/a_mask.png"),
         ("JPEGImages/{}/a.jpg", "SegmentationClass/{}/a.png"),
         ("img_dir/{}/a.jpg", "ann_gt/{}/a_label.png"),
+        ("{}/images/a.png", "{}/semantic/a.png"),
     ],
 )
 def test_places(dataset, image, mask):
-    data = read_masks(dataset(Image.fromarray(TRUTH), image, mask), ["a", "b", "c", "d"])
-    assert {split: len(pairs) for split, pairs in data.pairs.items()} == {"train": 1, "val": 1}
-    assert data.pairs["val"][0].image.as_posix().endswith(image.format("val"))
+    folder = dataset(Image.fromarray(TRUTH), image, mask)
+    save(folder / "panoptic" / "a.png", Image.new("RGB", SIZE))
+    pairs = find_pairs(folder)
+    assert {split: len(own) for split, own in pairs.items()} == {"train": 1, "val": 1}
+    assert pairs["val"][0].image.as_posix().endswith(image.format("val"))
 
 
 def test_images_without_label_maps_are_told(dataset, capsys):
     folder = dataset(Image.fromarray(TRUTH))
     save(folder / "images" / "train" / "b.jpg", Image.new("RGB", SIZE))
-    read_masks(folder, ["a", "b", "c", "d"])
+    find_pairs(folder)
     assert "1 images without a label map are left out\n" in capsys.readouterr().out
+
+
+def save_values(folder: Path, largest: int) -> None:
+    """A label map of 16 bits."""
+    values = np.zeros(SIZE[::-1], np.uint16)
+    values[0] = largest
+    Image.fromarray(values).save(folder / "masks/val/a.png")
+
+
+def save_jpeg(folder: Path) -> None:
+    Image.fromarray(TRUTH).save(folder / "masks/val/a.png", "JPEG")
+
+
+def test_16_bits_and_alpha(dataset):
+    folder = dataset(Image.merge("LA", [Image.fromarray(TRUTH), Image.new("L", SIZE, 9)]))
+    save_values(folder, 3)
+    data = read_masks(folder, ["void", "road", "sky", "car"])
+    assert np.array_equal(indices(data), TRUTH)
+    assert set(indices(data, "val").flatten().tolist()) == {0, 3}
+
+
+def test_a_map_of_0_and_255_among_others_has_indices(dataset):
+    """Where nothing but 0 and what does not count is in one of them, it is not two classes."""
+    folder = dataset(Image.fromarray(TRUTH))
+    only_void = np.where(TRUTH > 1, 255, 0).astype(np.uint8)
+    save(folder / "masks/train/a.png", Image.fromarray(only_void))
+    (folder / "classes.txt").write_text("a\nb\nc\nd\n")
+    data = read_masks(folder)
+    assert np.array_equal(indices(data), only_void)
+    assert np.array_equal(indices(data, "val"), TRUTH)
+
+
+def test_regions_are_measured(dataset):
+    """Stripes of 3 x 8 pixels, in images of 12 x 8."""
+    regions = read_masks(dataset(Image.fromarray(TRUTH)), ["a", "b", "c", "d"]).regions
+    assert regions.objects.tolist() == [pytest.approx(24**0.5)] * 4
+    assert regions.images.tolist() == [[12, 8]] * 4
 
 
 @pytest.mark.parametrize(
@@ -137,6 +199,8 @@ def test_images_without_label_maps_are_told(dataset, capsys):
         (lambda d: (d / "classes.txt").write_text("a\nb\n"), "the values 2, 3, and there are 2 classes"),
         (lambda d: (d / "labelmap.txt").write_bytes(b"r\xfcck:1,2,3"), "labelmap.txt is not UTF-8"),
         (lambda d: (d / "classes.txt").write_bytes(b"\xef\xbb\xbfa\n"), "classes.txt begins with"),
+        (lambda d: save_values(d, 300), "has values from 0 to 300: indices"),
+        (lambda d: save_jpeg(d), "a.png is a JPEG, which mixes values"),
         (lambda d: (d / "labelmap.txt").write_text("nothing\n"), "no line with a class and its colour"),
         (lambda d: (d / "labelmap.txt").write_text("a:1,2,3\nb:1,2,3\n"), "is there twice"),
     ],
