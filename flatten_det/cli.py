@@ -132,6 +132,15 @@ def split_off_checkpoint(
         parser.error(f"give the images to {purpose}, after {args.checkpoint}")
 
 
+def add_verbose_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--verbose``, without which the console is short."""
+    parser.add_argument(
+        "--verbose",
+        action="store_true",
+        help="print all that goes to the log file, as MMEngine does",
+    )
+
+
 def add_trust_option(parser: argparse.ArgumentParser) -> None:
     """Add ``--trust-checkpoint``, for :func:`~flatten_det.files.checkpoints.trusted_checkpoints`."""
     parser.add_argument(

@@ -1,11 +1,13 @@
 """Say where a model errs: ``flatten-det evaluate CONFIG CHECKPOINT [--out-dir DIR]``."""
 
 import argparse
+from contextlib import nullcontext
 from pathlib import Path
 
 from ..cli import (
     add_common_options,
     add_trust_option,
+    add_verbose_option,
     command_line,
     make_console,
     say,
@@ -15,7 +17,9 @@ from ..config import blame_config, load_config
 from ..lab.evaluation.page import print_rows
 from ..lab.evaluation.report import JSON, PAGE, ReportOptions
 from ..lab.evaluation.run import evaluate_model
+from ..predict.console import TestConsoleHook
 from ..predict.tiles import at_full_size
+from ..train.console import short_console
 from . import run_command
 from .infer import add_large_image_options, tiling
 
@@ -57,6 +61,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="N",
         help="draw the N images with most errors (default: %(default)s)",
     )
+    add_verbose_option(parser)
     add_large_image_options(parser)
     add_trust_option(parser)
     add_common_options(parser)
@@ -69,6 +74,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if not 0 <= args.score_threshold <= 1:
         parser.error(f"argument --score-threshold: must be from 0 to 1, got {args.score_threshold}")
     return args
+
+
+class _Progress(TestConsoleHook):
+    """Shows a test without the tables of its metrics, which the report's take the place of."""
+
+    shows_tables = False
 
 
 def run(args: argparse.Namespace) -> None:
@@ -84,7 +95,9 @@ def run(args: argparse.Namespace) -> None:
         "checkpoint": args.checkpoint,
         "predictions": args.predictions and str(args.predictions),
     }
-    report = evaluate_model(cfg, args.checkpoint, args.predictions, options, about)
+    given = (cfg, args.checkpoint, args.predictions, options, about)
+    with nullcontext(()) if args.verbose else short_console(args.config, _Progress) as hooks:
+        report = evaluate_model(*given, hooks)
     console = make_console()
     for table in report.tables:
         print_rows(table, console)

@@ -7,6 +7,7 @@ from ..cli import (
     add_cuda_graphs_option,
     add_launcher_options,
     add_trust_option,
+    add_verbose_option,
     set_local_rank,
     use_matplotlib_without_display,
 )
@@ -40,11 +41,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--tta", action="store_true", help="test-time augmentation")
     add_large_image_options(parser)
-    parser.add_argument(
-        "--verbose",
-        action="store_true",
-        help="print all that goes to the log file, as MMEngine does",
-    )
+    add_verbose_option(parser)
     add_cuda_graphs_option(parser)
     add_common_options(parser)
     add_trust_option(parser)

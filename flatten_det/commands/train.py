@@ -10,6 +10,7 @@ from ..cli import (
     add_common_options,
     add_launcher_options,
     add_trust_option,
+    add_verbose_option,
     cfg_option_texts,
     set_local_rank,
     use_matplotlib_without_display,
@@ -96,11 +97,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help=f"write scalars, the config and pictures of validations to {', '.join(LOGS)} too, in the work "
         "dir or where their own environment variables say",
     )
-    parser.add_argument(
-        "--verbose",
-        action="store_true",
-        help="print all that goes to the log file, as MMEngine does",
-    )
+    add_verbose_option(parser)
     add_common_options(parser)
     add_trust_option(parser)
     add_launcher_options(parser)

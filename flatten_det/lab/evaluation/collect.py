@@ -104,11 +104,14 @@ class DetectionData:
 
 
 def predict_detections(
-    cfg: Config, checkpoint: str, check: Callable[[ImageFiles], None]
+    cfg: Config,
+    checkpoint: str,
+    check: Callable[[ImageFiles], None],
+    hooks: Sequence[Hook] = (),
 ) -> DetectionData:
     """Predict for the test data of a config; ``check`` gets the images before."""
     hook, kept = _CheckImages(check), KeptResults(out_file_path="kept.pkl")
-    tested = run_test(cfg, checkpoint, [hook], [kept])
+    tested = run_test(cfg, checkpoint, [hook, *hooks], [kept])
     metric = _coco_metric(tested.runner.test_evaluator.metrics)
     results = {
         kind: _as_coco(kept.kept, metric.cat_ids, kind)

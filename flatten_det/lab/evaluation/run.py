@@ -1,10 +1,12 @@
 """From a config and a checkpoint, or predictions, to the report's files."""
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.hooks import Hook
 
 from ...config import find_field
 from ...errors import UserError
@@ -22,6 +24,7 @@ def evaluate_model(
     predictions: Path | None,
     options: ReportOptions,
     about: dict[str, Any],
+    hooks: Sequence[Hook] = (),
 ) -> Report:
     """Analyse a checkpoint on a config's test data, or the predictions of a file, and write all.
 
@@ -31,6 +34,7 @@ def evaluate_model(
         predictions: of detection, see :func:`.collect.read_predictions`.
         options: what to write.
         about: what ``report.json`` says first.
+        hooks: of the test, besides those that it needs.
 
     Raises:
         UserError: Something does not fit, or nothing can be read or analysed.
@@ -48,15 +52,15 @@ def evaluate_model(
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         if task == DETECTION:
             data = (
-                predict_detections(cfg, checkpoint, check)
+                predict_detections(cfg, checkpoint, check, hooks)
                 if predictions is None
                 else read_predictions(cfg, predictions, check)
             )
             report = report_detection(data, options)
         elif task == PANOPTIC:
-            report = report_panoptic(cfg, checkpoint, options, check)
+            report = report_panoptic(cfg, checkpoint, options, check, hooks)
         else:
-            report = report_segmentation(cfg, checkpoint, options, check)
+            report = report_segmentation(cfg, checkpoint, options, check, hooks)
         write_json(about | {"task": task} | report.content, options.out_dir / JSON)
         text = "; ".join(f"{key}: {value}" for key, value in about.items() if value is not None)
         write_page(options.out_dir / PAGE, "Where the model errs", text, report.sections)

@@ -1,9 +1,10 @@
 """The reports on a semantic segmentor, and on a panoptic one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from mmengine.config import Config
+from mmengine.hooks import Hook
 
 from ...predict.evaluate import run_test
 from .collect import CollectPanoptic, CollectPixels, ImageFiles
@@ -26,11 +27,15 @@ from .report import (
 
 
 def report_segmentation(
-    cfg: Config, checkpoint: str, options: ReportOptions, check: Callable[[ImageFiles], None]
+    cfg: Config,
+    checkpoint: str,
+    options: ReportOptions,
+    check: Callable[[ImageFiles], None],
+    hooks: Sequence[Hook] = (),
 ) -> Report:
     """Test a semantic segmentor, and draw figures and pictures; ``check`` gets the images before."""
     hook = CollectPixels(options.worst, check)
-    tested = run_test(cfg, checkpoint, [hook])
+    tested = run_test(cfg, checkpoint, [hook, *hooks])
     counts, names = hook.counts, [str(name) for name in hook.classes]
     measures = class_measures(counts.confusion)
     total = counts.confusion.sum()
@@ -130,11 +135,15 @@ def _boundary_text(boundary: dict[str, float | None]) -> str:
 
 
 def report_panoptic(
-    cfg: Config, checkpoint: str, options: ReportOptions, check: Callable[[ImageFiles], None]
+    cfg: Config,
+    checkpoint: str,
+    options: ReportOptions,
+    check: Callable[[ImageFiles], None],
+    hooks: Sequence[Hook] = (),
 ) -> Report:
     """Test a panoptic segmentor, and draw its figure; ``check`` gets the images before."""
     hook = CollectPanoptic(check)
-    tested = run_test(cfg, checkpoint, [hook])
+    tested = run_test(cfg, checkpoint, [hook, *hooks])
     categories = hook.metric.categories
     averages, classes = {}, []
     for name, is_thing in (("all", None), ("things", True), ("stuff", False)):
