@@ -11,6 +11,7 @@ from ..data.preparation.cityscapes import CITYSCAPES
 from ..data.preparation.coco_file import Division
 from ..data.preparation.custom import CustomDataOptions, write_config
 from ..data.preparation.formats import FORMATS
+from ..data.tiling import Tiling
 from ..errors import UserError
 from . import run_command
 
@@ -117,6 +118,19 @@ def _add_custom_options(command: argparse.ArgumentParser) -> None:
         "chosen by the objects)",
     )
     command.add_argument(
+        "--tile",
+        type=int,
+        metavar="PIXELS",
+        help="detectors: cut the training images into tiles of this side, e.g. 512",
+    )
+    command.add_argument(
+        "--tile-overlap",
+        type=float,
+        default=Tiling.overlap,
+        metavar="PART",
+        help="how much neighbouring tiles share at least, as a part of their side (default: %(default)s)",
+    )
+    command.add_argument(
         "--from-scratch", action="store_true", help="do not start from pretrained weights"
     )
     command.add_argument(
@@ -169,11 +183,16 @@ def _custom(args: argparse.Namespace) -> list[str]:
         raise UserError("--group-by-prefix says how --val-fraction divides: give that too")
     if len(args.image_size or ()) > 2:
         raise UserError("--image-size takes a longer side, or a height and a width")
+    try:
+        tiling = None if args.tile is None else Tiling(args.tile, args.tile_overlap)
+    except ValueError as error:
+        raise UserError(f"--tile: {error}") from error
     data_options = CustomDataOptions(
         annotations={s: options[f"{s}_ann"] for s in ("train", "val") if options[f"{s}_ann"]},
         images={s: options[f"{s}_images"] for s in ("train", "val") if options[f"{s}_images"]},
         division=Division(args.val_fraction, args.group_by_prefix) if args.val_fraction else None,
         image_size=args.image_size and (args.image_size[-1], args.image_size[0]),
+        tiling=tiling,
         from_scratch=args.from_scratch,
         force=args.force,
         format=args.format,

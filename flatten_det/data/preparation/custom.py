@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from ...files.atomic import (
     replace_folder,
     write_atomically,
 )
+from ..tiling import Tiling
 from .coco_file import (
     SPLITS,
     CocoFile,
@@ -35,6 +37,7 @@ from .coco_file import (
     read_coco_file,
     with_slashes,
 )
+from .cut import cut_into_tiles
 from .formats import convert, find_format
 from .image_size import ImageSize, anchor_changes, choose_image_size, sizes_of_file
 from .masks import (
@@ -67,7 +70,8 @@ class CustomDataOptions:
 
     ``annotations`` and ``images`` are files and folders of COCO data by split; those that are left out are
     looked for. ``division`` says which of the training images to hold back for validation. ``image_size`` is
-    what to resize to, (width, height); None: chosen. ``format`` is ``coco`` or a name in
+    what to resize to, (width, height); None: chosen. ``tiling`` is how to cut the training images of a
+    detector into tiles; None: not at all. ``format`` is ``coco`` or a name in
     :data:`.formats.FORMATS`; None: what is found. ``classes`` are all classes of other formats than COCO in
     their order; None: as they are found.
     """
@@ -76,6 +80,7 @@ class CustomDataOptions:
     images: dict[str, Path]
     division: Division | None = None
     image_size: tuple[int, int] | None = None
+    tiling: Tiling | None = None
     from_scratch: bool = False
     force: bool = False
     format: str | None = None
@@ -103,7 +108,6 @@ def write_config(folder: Path, zoo_config: Path, out: Path, options: CustomDataO
         _write_segmentor_config(cfg, folder, zoo_config, out, options)
         return
     splits, written = _splits(folder, zoo_config, out, options)
-    classes = _classes(*splits.values())
     for file in splits.values():
         missing, count = file.without_masks(), len(file.content["annotations"])
         if missing and has_mask_head(cfg):
@@ -116,6 +120,43 @@ def write_config(folder: Path, zoo_config: Path, out: Path, options: CustomDataO
         warn_once(
             f"{len(shared)} images are for training and for validation, which then tells little"
         )
+    with ExitStack() as stack:
+        moved = {}
+        if options.tiling:
+            _refuse_existing([_beside(out, "tiles"), *written, out], options.force)
+            partial = stack.enter_context(partial_folder(out.resolve().parent))
+            moved = _cut(splits, written, out, options.tiling, partial / "tiles")
+        _write_detector_config(cfg, folder, zoo_config, out, splits, written, moved, options)
+
+
+def _cut(
+    splits: dict[str, CocoFile],
+    written: dict[Path, bytes],
+    out: Path,
+    tiling: Tiling,
+    folder: Path,
+) -> dict[Path, Path]:
+    """Take tiles, which are written into the folder, for the training; returns where it is to be moved."""
+    place, path = _beside(out, "tiles"), _beside(out, f"{SPLITS[0]}.json")
+    whole = splits["train"]
+    content = cut_into_tiles(whole, folder, tiling)
+    print(f"train: {len(whole.image_names)} images are cut into {len(content['images'])} tiles")
+    splits["train"] = CocoFile(path, content, images=place)
+    written[path] = json.dumps(content).encode()
+    return {place: folder}
+
+
+def _write_detector_config(
+    cfg: Config,
+    folder: Path,
+    zoo_config: Path,
+    out: Path,
+    splits: dict[str, CocoFile],
+    written: dict[Path, bytes],
+    moved: dict[Path, Path],
+    options: CustomDataOptions,
+) -> None:
+    classes = _classes(*splits.values())
     sizes = sizes_of_file(splits["train"])
     size = choose_image_size(cfg, sizes, options.image_size)
     sides = sizes.resized(size.scale) if size.scale else sizes.objects
@@ -123,7 +164,7 @@ def write_config(folder: Path, zoo_config: Path, out: Path, options: CustomDataO
     values = _values(cfg, zoo_config, folder, out, classes, None, size, anchors, options)
     values |= data_changes(cfg, folder, **splits, size=size)
     text = f"{_DOCSTRING}\n\n{assignments(values)}"
-    _write_all({**written, out: text.encode()}, {}, options.force)
+    _write_all({**written, out: text.encode()}, moved, options.force)
     print(f"{len(classes)} classes: {printable(listed(classes))}")
     for name, file in splits.items():
         images, objects = len(file.image_names), len(file.content["annotations"])
@@ -135,9 +176,9 @@ def write_config(folder: Path, zoo_config: Path, out: Path, options: CustomDataO
 def _write_segmentor_config(
     cfg: Config, folder: Path, zoo_config: Path, out: Path, options: CustomDataOptions
 ) -> None:
-    if options.annotations or options.images or options.format:
+    if options.annotations or options.images or options.format or options.tiling:
         raise UserError(
-            f"{zoo_config} learns from label maps: --format and COCO's options are for detectors"
+            f"{zoo_config} learns from label maps: --format, --tile and COCO's options are for detectors"
         )
     targets, names = ({s: _beside(out, f"{s}{end}") for s in SPLITS} for end in ("_labels", ".txt"))
     try:
@@ -291,8 +332,9 @@ def _to_write(
         content, added = completed(file, file.images)
         splits[name] = replace(file, content=content)
         if added:
-            print(f"{file.path}: completed by {', '.join(added)}")
             contents[name] = content
+        if added and file.path.is_file():  # Else objects of another form, which are told already.
+            print(f"{file.path}: completed by {', '.join(added)}")
     if "val" not in splits:
         parts = divide(splits["train"], options.division)
         contents = dict(zip(SPLITS, parts, strict=True))
