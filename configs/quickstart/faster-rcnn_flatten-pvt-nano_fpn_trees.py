@@ -57,9 +57,7 @@ model = dict(
     type="FasterRCNN",
     backbone=dict(pretrain_img_size=256),
     roi_head=dict(
-        bbox_head=dict(
-            num_classes=1, loss_cls=dict(loss_weight=1.0), loss_bbox=dict(loss_weight=2.0)
-        ),
+        bbox_head=dict(num_classes=1, loss_cls=dict(loss_weight=1.0)),
         mask_roi_extractor=None,
         mask_head=None,
     ),
@@ -67,7 +65,7 @@ model = dict(
         rpn_proposal=dict(nms_pre=1000, max_per_img=1000),
         rcnn=dict(
             assigner=dict(pos_iou_thr=0.5, min_pos_iou=0.5),
-            sampler=dict(num=256, pos_fraction=0.25),
+            sampler=dict(num=256),
         ),
     ),
     # A photograph has hundreds of trees.
@@ -76,8 +74,8 @@ model = dict(
         rcnn=dict(max_per_img=1000),
     ),
 )
-optim_wrapper = dict(optimizer=dict(lr=3e-3))
-max_iters = 900
+optim_wrapper = dict(optimizer=dict(lr=1e-3))
+max_iters = 1500
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 param_scheduler = [_base_.param_scheduler[0], dict(_base_.param_scheduler[1], end=max_iters)]
 default_hooks = dict(visualization=dict(interval=1))

@@ -330,3 +330,34 @@ def test_predicted_label_maps_overlap_the_truth(
     assert prepare_tool.main(command) == 0
     assert check_data_tool.main([str(out), "--workers", "0", "--strict"]) == 0
     assert learned(train_tool, out)["mIoU"] > 50
+
+
+def test_tiles_to_learn_from(prepare_tool, check_data_tool, folder, tmp_path, capsys):
+    """With masks, in which the doctor finds nothing; the images of the validation stay whole."""
+    out = tmp_path / "cut.py"
+    prepare = [str(folder), "--config", MASK_RCNN, "--out", str(out), "--tile", "48"]
+    assert prepare_tool.main(prepare) == 0
+    assert "12 images are cut into" in capsys.readouterr().out
+    tiles = json.loads((tmp_path / "cut_train.json").read_text())["images"]
+    names = {path.name for path in (tmp_path / "cut_tiles").iterdir()}
+    assert {image["file_name"] for image in tiles} == names
+    assert len(names) > 12
+    assert check_data_tool.main([str(out), "--workers", "0"]) == 0
+    assert prepare_tool.main(prepare) == 2
+    assert "--force" in capsys.readouterr().err
+    assert prepare_tool.main([*prepare, "--force"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "message"),
+    [
+        (MASK_RCNN, ["--tile", "0"], "a side of at least 1 pixel"),
+        (MASK_RCNN, ["--tile", "48", "--tile-overlap", "1"], "overlap by 0 to less than 1"),
+        (SEMANTIC_FPN, ["--tile", "48"], "--tile and COCO's options are for detectors"),
+    ],
+)
+def test_tiles_that_cannot_be(prepare_tool, folder, tmp_path, capsys, config, options, message):
+    out = tmp_path / "cut.py"
+    assert prepare_tool.main([str(folder), "--config", config, "--out", str(out), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.glob("cut*"))
