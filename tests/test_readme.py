@@ -68,6 +68,7 @@ def run_here(tmp_path, monkeypatch, capsys):
 
     def run_here(command: str, code: int = 0) -> str:
         forget_named_instances()
+        monkeypatch.setattr(sys, "argv", sys.argv)  # Which a command changes.
         program, *arguments = words_of(command)
         assert program == "flatten-det"
         assert main(arguments) == code

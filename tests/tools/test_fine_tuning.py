@@ -1,5 +1,6 @@
 """tools/train.py with the options for fine-tuning."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -25,7 +26,7 @@ def test_all_options_at_once(train_tool, trained_segmentor, tmp_path, capsys):
     fields = ["train_cfg.max_iters=1", "train_cfg.val_interval=1", STILL]
     assert train_tool.main([str(trained_segmentor.config), *options, "--cfg-options", *fields]) == 0
     printed = capsys.readouterr().out
-    assert f"weights     {trained_segmentor.checkpoint}" in printed
+    assert re.search(rf"^weights +{re.escape(str(trained_segmentor.checkpoint))}$", printed, re.M)
     assert "M of them frozen" in printed
     assert "are taken" not in printed  # All of them are.
     source, tuned = load(trained_segmentor.checkpoint), load(work_dir / "iter_1.pth")
