@@ -348,6 +348,18 @@ def test_tiles_to_learn_from(prepare_tool, check_data_tool, folder, tmp_path, ca
     assert prepare_tool.main([*prepare, "--force"]) == 0
 
 
+def test_tiles_leave_the_annotations_that_they_come_from(prepare_tool, folder, capsys):
+    """Though these have the name of those to write, in the folder where the config is to be."""
+    (folder / "train" / "_annotations.coco.json").rename(folder / "train" / "cut_train.json")
+    before = (folder / "train" / "cut_train.json").read_bytes()
+    out = str(folder / "train" / "cut.py")
+    options = ["--config", MASK_RCNN, "--out", out, "--tile", "48", "--force"]
+    options += ["--train-ann", str(folder / "train" / "cut_train.json")]
+    assert prepare_tool.main([str(folder), *options]) == 2
+    assert "--out" in capsys.readouterr().err
+    assert (folder / "train" / "cut_train.json").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("config", "options", "message"),
     [

@@ -123,9 +123,8 @@ def write_config(folder: Path, zoo_config: Path, out: Path, options: CustomDataO
     with ExitStack() as stack:
         moved = {}
         if options.tiling:
-            _refuse_existing([_beside(out, "tiles"), *written, out], options.force)
             partial = stack.enter_context(partial_folder(out.resolve().parent))
-            moved = _cut(splits, written, out, options.tiling, partial / "tiles")
+            moved = _cut(splits, written, out, options, partial / "tiles")
         _write_detector_config(cfg, folder, zoo_config, out, splits, written, moved, options)
 
 
@@ -133,13 +132,17 @@ def _cut(
     splits: dict[str, CocoFile],
     written: dict[Path, bytes],
     out: Path,
-    tiling: Tiling,
+    options: CustomDataOptions,
     folder: Path,
 ) -> dict[Path, Path]:
     """Take tiles, which are written into the folder, for the training; returns where it is to be moved."""
     place, path = _beside(out, "tiles"), _beside(out, f"{SPLITS[0]}.json")
     whole = splits["train"]
-    content = cut_into_tiles(whole, folder, tiling)
+    if whole.path not in written:
+        refuse_overwriting([whole.path], [path], "--out")
+    # Before the work, which may be long.
+    _refuse_existing([place, path, *written, out], options.force)
+    content = cut_into_tiles(whole, folder, options.tiling)
     print(f"train: {len(whole.image_names)} images are cut into {len(content['images'])} tiles")
     splits["train"] = CocoFile(path, content, images=place)
     written[path] = json.dumps(content).encode()
