@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import yaml
 from custom_folder import make_custom_folder
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 RETINANET = str(ROOT / "configs" / "quickstart" / "retinanet_flatten-pvt-nano_fpn_shapes.py")
@@ -163,16 +164,17 @@ def learned(train_tool, out: Path) -> dict[str, float]:
     ("form", "config", "metrics"),
     [
         ("coco", MASK_RCNN, ["coco/bbox_mAP_50", "coco/segm_mAP_50"]),
+        ("yolo", MASK_RCNN, ["coco/bbox_mAP_50", "coco/segm_mAP_50"]),
+        ("labelme", MASK_RCNN, ["coco/bbox_mAP_50", "coco/segm_mAP_50"]),
         ("voc", RETINANET, ["coco/bbox_mAP_50"]),
     ],
 )
 def test_predictions_overlap_the_truth(
     prepare_tool, check_data_tool, train_tool, tmp_path, form, config, metrics
 ):
-    """Of masks and of boxes; of what YOLO and labelme hold, the same objects become, see the next test."""
     folder = make_custom_folder(tmp_path / "fruit", num_train=24, num_val=4)
-    if form == "voc":
-        export(folder, write_voc)
+    if form != "coco":
+        export(folder, {"yolo": write_yolo, "labelme": write_labelme, "voc": write_voc}[form])
     out = tmp_path / "fruit.py"
     assert prepare_tool.main([str(folder), "--config", config, "--out", str(out)]) == 0
     assert check_data_tool.main([str(out), "--workers", "0", "--strict"]) == 0
@@ -319,12 +321,21 @@ def test_label_maps_are_trained_on(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["colours", "palette", "0 and 255"])
 def test_predicted_label_maps_overlap_the_truth(
-    prepare_tool, check_data_tool, train_tool, tmp_path
+    prepare_tool, check_data_tool, train_tool, tmp_path, kind
 ):
-    """What palettes, colours and 0 and 255 mean becomes the same indices, see tests of the preparation."""
     folder = make_custom_folder(tmp_path / "fruit", num_train=24, num_val=4)
     draw_label_maps(folder)
+    for path in folder.glob("*_mask.png") if kind != "colours" else ():
+        indices = cv2.imread(str(path))[..., 2] // 80
+        label_map = Image.fromarray(np.uint8(indices > 0) * 255)
+        if kind == "palette":
+            label_map = Image.fromarray(indices, "P")
+            label_map.putpalette([0, 0, 0, 80, 0, 0, 160, 0, 0, 240, 0, 0])
+        label_map.save(path)
+    if kind == "0 and 255":
+        (folder / "labelmap.txt").unlink()
     out = tmp_path / "fruit.py"
     command = [str(folder), "--config", SEMANTIC_FPN, "--out", str(out), "--val-fraction", "0.2"]
     assert prepare_tool.main(command) == 0
