@@ -230,21 +230,31 @@ def seen_size(path: str | Path) -> tuple[int, int]:
     Whether OpenCV turns an image as its metadata say depends on the format and on OpenCV's version: it
     is asked where they say something.
     """
-    reason = why_not_read(path)
-    if reason is not None:
-        raise UserError(f"image {path} {reason}: get it again")
-    if refusal := why_not_decoded(path):
-        raise UserError(refusal)
+    _refuse(path)
     try:
         with Image.open(path, formats=FORMATS) as image:
             if not states_orientation(image):
                 return image.size
     except Exception:  # Of a kind that OpenCV alone knows.
         pass
+    return read_image(path).shape[1::-1]
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """The pixels, BGR (H, W, 3), as OpenCV gives them to a training; a UserError as of :func:`seen_size`."""
+    _refuse(path)
     picture = decoded(Path(path).read_bytes())
     if picture is None:
         raise UserError(f"image {path} cannot be decoded: get it again")
-    return picture.shape[1::-1]
+    return picture
+
+
+def _refuse(path: str | Path) -> None:
+    reason = why_not_read(path)
+    if reason is not None:
+        raise UserError(f"image {path} {reason}: get it again")
+    if refusal := why_not_decoded(path):
+        raise UserError(refusal)
 
 
 def states_orientation(image: Image.Image) -> bool:

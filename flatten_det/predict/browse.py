@@ -140,9 +140,8 @@ def _build(cfg: Config, split: str) -> Any:
             dataset = DATASETS.build(cfg[f"{split}_dataloader"].dataset)
             dataset.full_init()
     except ValueError as error:
-        if "need at least one array" not in str(
-            error
-        ):  # mmengine's, of a data set without samples.
+        # mmengine's, of a data set without samples.
+        if "need at least one array" not in str(error):
             raise
     if not len(dataset):
         raise UserError(

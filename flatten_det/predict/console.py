@@ -9,13 +9,14 @@ from mmdet.evaluation import DumpDetResults
 from mmengine.dist import master_only
 from mmengine.runner import Runner
 
+from ..cli import as_shown
 from ..train.console import (
     ConsoleHook,
     describe_data,
     describe_device,
     describe_model,
-    log_file,
 )
+from ..train.run import log_file
 
 
 class TestConsoleHook(ConsoleHook):
@@ -56,5 +57,5 @@ def _describe_test(runner: Runner, config: str) -> dict[str, str]:
         "test": describe_data(runner.test_dataloader, runner.world_size),
         "metrics": ", ".join(type(metric).__name__ for metric in metrics),
         "device": describe_device(runner),
-        "log": log_file(runner),
+        "log": as_shown(log_file(runner)),
     }

@@ -106,21 +106,11 @@ def contact_sheet(
         samples: In their order.
         left_out: A line for each sample that could not be read.
     """
-    title = _text(title)
-    rows = [f"<dt>{_text(name)}</dt><dd>{_text(fact)}</dd>" for name, fact in facts]
-    missing = [f'<p class="note">Left out: {_text(reason)}</p>' for reason in left_out]
-    return "\n".join(
-        [
-            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>",
-            f"<dl>{''.join(rows)}</dl>",
-            *missing,
-            '<div class="samples">',
-            *map(_article, samples),
-            "</div>\n</body>\n</html>\n",
-        ]
-    )
+    rows = [f"<dt>{html_text(name)}</dt><dd>{html_text(fact)}</dd>" for name, fact in facts]
+    missing = [f'<p class="note">Left out: {html_text(reason)}</p>' for reason in left_out]
+    parts = [f"<dl>{''.join(rows)}</dl>", *missing]
+    parts += ['<div class="samples">', *map(_article, samples), "</div>"]
+    return html_page(title, _STYLE, parts)
 
 
 def _article(sample: BrowsedSample) -> str:
@@ -129,15 +119,15 @@ def _article(sample: BrowsedSample) -> str:
     if sample.taken != sample.path:
         other = PurePath(sample.taken).name
         note = f"The pipeline left this image out: the model gets {other} in its place."
-        note = f'<p class="note">{_text(note)}</p>'
+        note = f'<p class="note">{html_text(note)}</p>'
     figures = "".join(map(_figure, (sample.before, sample.after), _CAPTIONS))
     rows = "".join(
-        f"<tr{' class=changed' if before != after else ''}><td>{_text(what)}</td>"
+        f"<tr{' class=changed' if before != after else ''}><td>{html_text(what)}</td>"
         f"<td>{before}</td><td>{after}</td></tr>"
         for what, before, after in sample.counts()
     )
     return (
-        f'<article>\n<h2 title="{_text(sample.path)}">{sample.index}: {_text(name)}</h2>{note}\n'
+        f'<article>\n<h2 title="{html_text(sample.path)}">{sample.index}: {html_text(name)}</h2>{note}\n'
         f'<div class="pair">{figures}</div>\n'
         f"<table><tr><th></th><th>on disk</th><th>model</th></tr>{rows}</table>\n</article>"
     )
@@ -155,6 +145,17 @@ def _figure(view: View, caption: str) -> str:
     return f"<figure>{picture}<figcaption>{caption}, {width} x {height}</figcaption></figure>"
 
 
-def _text(value: str) -> str:
+def html_page(title: str, style: str, parts: Sequence[str]) -> str:
+    """A page of these parts in HTML under its title, with a style sheet."""
+    lines = [
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{html_text(title)}</title>\n<style>{style}</style>\n</head>\n<body>",
+        f"<h1>{html_text(title)}</h1>",
+    ]
+    return "\n".join([*lines, *parts, "</body>\n</html>\n"])
+
+
+def html_text(value: str) -> str:
     """A text that may be a stranger's, for between tags and within quotes."""
     return escape(printable(value))

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from datetime import timedelta
 from numbers import Real
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from ..cli import as_shown, make_console, say
 from ..compat.patches import loggers_print_by
 from ..config import pretrained_weights
 from ..files.checkpoints import unwrapped
-from .run import places_of_logs, summary
+from .run import log_file, places_of_logs, summary
 
 _LOWER_IS_BETTER = ("loss", "error")
 # What the frameworks say of each other's calls.
@@ -285,7 +284,7 @@ def describe_training(runner: Runner, config: str) -> dict[str, str]:
         + (f", {type(optimizer).__name__}, learning rate {max(rates):.2g}" if rates else ""),
         "precision": _precision(runner),
         "device": describe_device(runner),
-        "log": log_file(runner),
+        "log": as_shown(log_file(runner)),
         **places_of_logs(runner),
     }
     if runner.iter:
@@ -302,11 +301,6 @@ def describe_model(runner: Runner) -> str:
     return f"{type(model).__name__} with {backbone}, {parameters / 1e6:.1f} M parameters" + (
         f", {frozen / 1e6:.1f} M of them frozen" if frozen else ""
     )
-
-
-def log_file(runner: Runner) -> str:
-    """The run's log, as it is shown."""
-    return as_shown(Path(runner.log_dir) / f"{runner.timestamp}.log")
 
 
 def _weights(runner: Runner) -> str:

@@ -98,17 +98,21 @@ def train(
 def summary(runner: Runner) -> str:
     """Name the checkpoints, the log and the drawn validation pictures of a finished run."""
     info = runner.message_hub.runtime_info
-    log_dir = Path(runner.log_dir)
-    pictures = log_dir / "vis_data" / "vis_image"
+    pictures = Path(runner.log_dir, "vis_data", "vis_image")
     paths = {
         "checkpoint": info.get("last_ckpt"),
         "best": info.get("best_ckpt"),
-        "log": log_dir / f"{runner.timestamp}.log",
+        "log": log_file(runner),
         "pictures": pictures if pictures.is_dir() else None,
     }
     entries = {name: as_shown(path) for name, path in paths.items() if path}
     entries.update(places_of_logs(runner))
     return "\n".join(["Training finished.", *(f"  {k:<12}{v}" for k, v in entries.items())])
+
+
+def log_file(runner: Runner) -> Path:
+    """Where all that is told of a run is written."""
+    return Path(runner.log_dir, f"{runner.timestamp}.log")
 
 
 def places_of_logs(runner: Runner) -> dict[str, str]:

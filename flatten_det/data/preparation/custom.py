@@ -108,6 +108,7 @@ def write_config(folder: Path, zoo_config: Path, out: Path, options: CustomDataO
         _write_segmentor_config(cfg, folder, zoo_config, out, options)
         return
     splits, written = _splits(folder, zoo_config, out, options)
+    classes = _classes(*splits.values())
     for file in splits.values():
         missing, count = file.without_masks(), len(file.content["annotations"])
         if missing and has_mask_head(cfg):
@@ -125,7 +126,20 @@ def write_config(folder: Path, zoo_config: Path, out: Path, options: CustomDataO
         if options.tiling:
             partial = stack.enter_context(partial_folder(out.resolve().parent))
             moved = _cut(splits, written, out, options, partial / "tiles")
-        _write_detector_config(cfg, folder, zoo_config, out, splits, written, moved, options)
+        sizes = sizes_of_file(splits["train"])
+        size = choose_image_size(cfg, sizes, options.image_size)
+        sides = sizes.resized(size.scale) if size.scale else sizes.objects
+        anchors, anchor_line = anchor_changes(cfg.model, sides)
+        values = _values(cfg, zoo_config, folder, out, classes, None, size, anchors, options)
+        values |= data_changes(cfg, folder, **splits, size=size)
+        text = f"{_DOCSTRING}\n\n{assignments(values)}"
+        _write_all({**written, out: text.encode()}, moved, options.force)
+    print(f"{len(classes)} classes: {printable(listed(classes))}")
+    for name, file in splits.items():
+        images, objects = len(file.image_names), len(file.content["annotations"])
+        print(f"{name}: {images} images in {file.images}, {objects} objects in {file.path}")
+    print("\n".join(filter(None, (size.reason, anchor_line))))
+    _say_what_to_do(cfg, out, options)
 
 
 def _cut(
@@ -147,33 +161,6 @@ def _cut(
     splits["train"] = CocoFile(path, content, images=place)
     written[path] = json.dumps(content).encode()
     return {place: folder}
-
-
-def _write_detector_config(
-    cfg: Config,
-    folder: Path,
-    zoo_config: Path,
-    out: Path,
-    splits: dict[str, CocoFile],
-    written: dict[Path, bytes],
-    moved: dict[Path, Path],
-    options: CustomDataOptions,
-) -> None:
-    classes = _classes(*splits.values())
-    sizes = sizes_of_file(splits["train"])
-    size = choose_image_size(cfg, sizes, options.image_size)
-    sides = sizes.resized(size.scale) if size.scale else sizes.objects
-    anchors, anchor_line = anchor_changes(cfg.model, sides)
-    values = _values(cfg, zoo_config, folder, out, classes, None, size, anchors, options)
-    values |= data_changes(cfg, folder, **splits, size=size)
-    text = f"{_DOCSTRING}\n\n{assignments(values)}"
-    _write_all({**written, out: text.encode()}, moved, options.force)
-    print(f"{len(classes)} classes: {printable(listed(classes))}")
-    for name, file in splits.items():
-        images, objects = len(file.image_names), len(file.content["annotations"])
-        print(f"{name}: {images} images in {file.images}, {objects} objects in {file.path}")
-    print("\n".join(filter(None, (size.reason, anchor_line))))
-    _say_what_to_do(cfg, out, options)
 
 
 def _write_segmentor_config(

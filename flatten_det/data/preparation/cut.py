@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 from ...cli import progress_bar
 from ...errors import UserError
 from ...files.atomic import write_atomically
-from ...files.images import decoded, output_names, why_not_decoded
+from ...files.images import output_names, read_image
 from ..tiling import Tiling, Window
 from .coco_file import CocoFile
 
@@ -37,11 +37,10 @@ def cut_into_tiles(file: CocoFile, folder: Path, tiling: Tiling) -> dict[str, An
     annotations: list[dict[str, Any]] = []
     with progress_bar() as progress:
         for id_, path in progress.track(paths.items(), description="Cutting images"):
-            reason = why_not_decoded(path)
-            pixels = None if reason else decoded(Path(path).read_bytes())
-            if pixels is None:
-                reason = reason or f"image {path} cannot be decoded"
-                raise UserError(f"{reason}: replace it, or leave it out of {file.path}")
+            try:
+                pixels = read_image(path)
+            except UserError as error:
+                raise UserError(f"{error}; or leave it out of {file.path}") from error
             whole = [(each, _mask(each, pixels.shape[:2])) for each in objects.get(id_, ())]
             for window in tiling.windows(*pixels.shape[:2]):
                 left, top, right, bottom = window

@@ -27,7 +27,7 @@ from ...data.loading import CheckedPipeline, blame_annotation_files
 from ...errors import UserError, warn_once
 from ...files.images import pixel_limit
 from ...files.user_files import read_text
-from ...predict.evaluate import KeptResults, run_test
+from ...predict.evaluate import KeptResults, Tested
 from .detections import KEYS
 from .pixels import PixelCounts
 
@@ -104,14 +104,11 @@ class DetectionData:
 
 
 def predict_detections(
-    cfg: Config,
-    checkpoint: str,
-    check: Callable[[ImageFiles], None],
-    hooks: Sequence[Hook] = (),
+    test: Callable[..., Tested], check: Callable[[ImageFiles], None]
 ) -> DetectionData:
-    """Predict for the test data of a config; ``check`` gets the images before."""
+    """Predict in a test, which is run with a hook and a metric of ours; ``check`` gets the images before."""
     hook, kept = _CheckImages(check), KeptResults(out_file_path="kept.pkl")
-    tested = run_test(cfg, checkpoint, [hook, *hooks], [kept])
+    tested = test([hook], [kept])
     metric = _coco_metric(tested.runner.test_evaluator.metrics)
     results = {
         kind: _as_coco(kept.kept, metric.cat_ids, kind)

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from ...errors import printable
 from ...files.atomic import write_atomically
+from ...predict.contact_sheet import html_page, html_text
 
 _MOST_ROWS = 20  # of a table on the console
 _STYLE = """
@@ -55,41 +56,31 @@ class Section:
 
 def write_page(path: Path, title: str, text: str, sections: Sequence[Section]) -> None:
     """Write the page, which loads nothing but its pictures. Names are text in it, whatever they hold."""
-    lines = [
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{_text(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>",
-        f"<h1>{_text(title)}</h1>\n<p>{_text(text)}</p>",
-    ]
+    lines = [f"<p>{html_text(text)}</p>"]
     for section in sections:
-        lines.append(f"<h2>{_text(section.title)}</h2>")
+        lines.append(f"<h2>{html_text(section.title)}</h2>")
         if section.text:
-            lines.append(f"<p>{_text(section.text)}</p>")
+            lines.append(f"<p>{html_text(section.text)}</p>")
         lines += [_part(part) for part in section.parts]
-    lines.append("</body>\n</html>\n")
-    write_atomically(path, "\n".join(lines).encode())
-
-
-def _text(text: str) -> str:
-    return escape(printable(text))
+    write_atomically(path, html_page(title, _STYLE, lines).encode())
 
 
 def _part(part: Rows | PagePicture) -> str:
     if isinstance(part, PagePicture):
-        caption = _text(part.caption)
+        caption = html_text(part.caption)
         if part.file is None:
             return f"<p>{caption} (no picture)</p>"
         return (
             f'<figure><a href="{escape(quote(part.file))}"><img src="{escape(quote(part.file))}" '
             f'alt="{caption}" loading="lazy"></a><figcaption>{caption}</figcaption></figure>'
         )
-    head = "".join(f"<th>{_text(column)}</th>" for column in part.columns)
+    head = "".join(f"<th>{html_text(column)}</th>" for column in part.columns)
     body = "\n".join(
-        f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>" for row in part.rows
+        f"<tr>{''.join(f'<td>{html_text(cell)}</td>' for cell in row)}</tr>" for row in part.rows
     )
     return (
-        f'<div class="wide"><table><caption>{_text(part.caption)}</caption>\n<thead><tr>{head}</tr></thead>\n'
-        f"<tbody>\n{body}\n</tbody></table></div>"
+        f'<div class="wide"><table><caption>{html_text(part.caption)}</caption>\n'
+        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
     )
 
 

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 
 from ...config import find_field
 from ...errors import UserError
+from ...predict.evaluate import Tested, run_test
 from ..benchmark.report import write_json
 from .collect import DETECTION, PANOPTIC, find_task, predict_detections, read_predictions
 from .detection_report import report_detection
@@ -47,20 +49,24 @@ def evaluate_model(
             f"--predictions is for detection, and config file {cfg.filename} is for {task}: give its "
             "checkpoint"
         )
+
+    def test(own: Sequence[Hook], metrics: Sequence[BaseMetric] = ()) -> Tested:
+        return run_test(cfg, checkpoint, [*own, *hooks], metrics)
+
     with warnings.catch_warnings():
         # Names in scripts that matplotlib's font does not have; the page has them.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         if task == DETECTION:
             data = (
-                predict_detections(cfg, checkpoint, check, hooks)
+                predict_detections(test, check)
                 if predictions is None
                 else read_predictions(cfg, predictions, check)
             )
             report = report_detection(data, options)
         elif task == PANOPTIC:
-            report = report_panoptic(cfg, checkpoint, options, check, hooks)
+            report = report_panoptic(test, options, check)
         else:
-            report = report_segmentation(cfg, checkpoint, options, check, hooks)
+            report = report_segmentation(test, options, check)
         write_json(about | {"task": task} | report.content, options.out_dir / JSON)
         text = "; ".join(f"{key}: {value}" for key, value in about.items() if value is not None)
         write_page(options.out_dir / PAGE, "Where the model errs", text, report.sections)

@@ -1,12 +1,10 @@
 """The reports on a semantic segmentor, and on a panoptic one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
-from mmengine.config import Config
-from mmengine.hooks import Hook
 
-from ...predict.evaluate import run_test
+from ...predict.evaluate import Tested
 from .collect import CollectPanoptic, CollectPixels, ImageFiles
 from .detections import mean_of
 from .figures import draw_classes, draw_confusion
@@ -27,15 +25,14 @@ from .report import (
 
 
 def report_segmentation(
-    cfg: Config,
-    checkpoint: str,
-    options: ReportOptions,
-    check: Callable[[ImageFiles], None],
-    hooks: Sequence[Hook] = (),
+    test: Callable[..., Tested], options: ReportOptions, check: Callable[[ImageFiles], None]
 ) -> Report:
-    """Test a semantic segmentor, and draw figures and pictures; ``check`` gets the images before."""
+    """Test a semantic segmentor, and draw figures and pictures.
+
+    ``test`` runs it with hooks of ours, and ``check`` gets the images before.
+    """
     hook = CollectPixels(options.worst, check)
-    tested = run_test(cfg, checkpoint, [hook, *hooks])
+    tested = test([hook])
     counts, names = hook.counts, [str(name) for name in hook.classes]
     measures = class_measures(counts.confusion)
     total = counts.confusion.sum()
@@ -135,15 +132,11 @@ def _boundary_text(boundary: dict[str, float | None]) -> str:
 
 
 def report_panoptic(
-    cfg: Config,
-    checkpoint: str,
-    options: ReportOptions,
-    check: Callable[[ImageFiles], None],
-    hooks: Sequence[Hook] = (),
+    test: Callable[..., Tested], options: ReportOptions, check: Callable[[ImageFiles], None]
 ) -> Report:
-    """Test a panoptic segmentor, and draw its figure; ``check`` gets the images before."""
+    """As :func:`report_segmentation`, of a panoptic segmentor."""
     hook = CollectPanoptic(check)
-    tested = run_test(cfg, checkpoint, [hook, *hooks])
+    tested = test([hook])
     categories = hook.metric.categories
     averages, classes = {}, []
     for name, is_thing in (("all", None), ("things", True), ("stuff", False)):
