@@ -14,6 +14,8 @@ PACKAGE = ROOT / "flatten_det"
 FLOORS = (
     "attention",
     "errors",
+    "results",
+    "onnx_runner",
     "files",
     "config",
     "cli",
@@ -25,7 +27,9 @@ FLOORS = (
     "data",
     "train",
     "predict",
+    "export",
     "lab",
+    "serving",
     "commands",
 )
 SMALLEST = 40  # lines of a file that fewer than three others import
