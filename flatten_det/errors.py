@@ -7,8 +7,6 @@ from collections.abc import Iterable
 from concurrent.futures.process import BrokenProcessPool
 from difflib import get_close_matches
 
-import torch
-
 
 class CheckpointError(ValueError):
     """A checkpoint file that cannot be read or does not fit the model; the message says why."""
@@ -39,7 +37,9 @@ def in_one_line(error: BaseException) -> str:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on whatever device."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+    # torch's by its name: what runs exported models does without torch.
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if names & {"MemoryError", "OutOfMemoryError"}:
         return True
     # torch's allocator for the CPU has no exception of its own.
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

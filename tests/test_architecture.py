@@ -14,9 +14,9 @@ PACKAGE = ROOT / "flatten_det"
 FLOORS = (
     "attention",
     "errors",
+    "files",
     "results",
     "onnx_runner",
-    "files",
     "config",
     "cli",
     "compat.mmcv_ops",

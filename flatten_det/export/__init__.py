@@ -1,0 +1,1 @@
+"""Models as graphs of standard operators, in ONNX and of torch.export, with all between image and result."""
