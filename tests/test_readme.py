@@ -33,6 +33,7 @@ from readme_commands import (
     ON_GPU,
     ON_LARGE_IMAGES,
     ON_MIXED_SIZES,
+    ON_PHOTOS,
     ON_QUICKSTART,
     ON_TREES,
     ON_WEIGHTS,
@@ -109,6 +110,7 @@ def test_every_command_is_run():
         *ON_QUICKSTART,
         *ON_LARGE_IMAGES,
         *ON_MIXED_SIZES,
+        *ON_PHOTOS,
         *ON_TREES,
         *ON_COCO,
         *ON_WEIGHTS,
@@ -160,7 +162,7 @@ def test_python_example(page, number, printed, tmp_path, monkeypatch, capsys):
 def test_every_python_example_is_run():
     """Above, and after the quickstart's training."""
     counts = {page: len(blocks) for page, blocks in PYTHON.items() if blocks}
-    assert counts == {"python": 3, "extend": 2, "export": 1, "evidence": 1}
+    assert counts == {"predict": 1, "python": 3, "extend": 2, "export": 1, "evidence": 1}
 
 
 def test_models_command(run_here):
@@ -188,6 +190,41 @@ def test_large_images(command, run_here, tmp_path):
     run_here(command)
     prediction = json.loads((tmp_path / "outputs" / "preds" / "my_large_image.json").read_text())
     assert (prediction["height"], prediction["width"]) == (300, 500)
+
+
+@pytest.fixture
+def photos(tmp_path) -> list[str]:
+    """What the page on prediction is about, and random weights."""
+    config, checkpoint = ON_PHOTOS[0].split()[2:4]
+    save_random_weights(config, tmp_path / checkpoint)
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
+    (tmp_path / "my_photos").mkdir()
+    for name in ("my_image.jpg", "my_photos/1.jpg", "my_photos/2.png"):
+        cv2.imwrite(str(tmp_path / name), pixels)
+    clip = cv2.VideoWriter(
+        str(tmp_path / "my_clip.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 25, (90, 60)
+    )
+    for _ in range(5):
+        clip.write(pixels)
+    clip.release()
+    return ["vis/1.jpg", "vis/2.jpg", "preds/1.json", "preds/2.json"]
+
+
+def test_predictions_in_the_shell(photos, run_here, tmp_path):
+    pictures, as_coco, video = ON_PHOTOS
+    run_here(pictures)
+    assert all((tmp_path / "outputs" / name).is_file() for name in photos)
+    run_here(as_coco)
+    ids = json.loads((tmp_path / "outputs" / "coco" / "predictions-ids.json").read_text())
+    assert [image["id"] for image in ids["images"]] == [1, 2]
+    assert "my_clip.mp4: 5 frames" in run_here(video)
+
+
+def test_predictions_in_python(photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    exec(PYTHON["predict"][0], {})
+    assert capsys.readouterr().out.startswith("my_image.jpg [[")
+    assert cv2.imread(str(tmp_path / "drawn.png")).shape == (420, 630, 3)
 
 
 @pytest.mark.slow
