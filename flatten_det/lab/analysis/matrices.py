@@ -1,6 +1,6 @@
 """The weights of a window as a matrix, its rank, and the proof that the matrices are the layer."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,6 +99,11 @@ def variants_of(windows: Windows) -> list[Variant]:
 def own_variant(windows: Windows) -> Variant:
     """The one of :func:`variants_of` that the layer computes."""
     return [variant for variant in variants_of(windows) if variant.power == windows.power][-1]
+
+
+def own_attention(windows: Windows) -> list[Variant]:
+    """What the layer computes without its convolution, whose weights differ from channel to channel."""
+    return [variant for variant in variants_of(windows) if variant.power == windows.power][:1]
 
 
 class Weights:
@@ -242,8 +247,17 @@ def query_token(point: tuple[float, float], hw_shape: tuple[int, int]) -> int:
     return row * width + column
 
 
-def weight_maps(call: LayerCall, head: int, token: int) -> list[WeightMap]:
-    """The weights of the query ``token`` in all variants of a layer; ValueError if it has no such head."""
+def weight_maps(
+    call: LayerCall,
+    head: int,
+    token: int,
+    choose: Callable[[Windows], Sequence[Variant]] = variants_of,
+) -> list[WeightMap]:
+    """The weights of the query ``token`` in the chosen variants of a layer, by default in all.
+
+    Raises:
+        ValueError: the layer has no such head.
+    """
     parts = project(call.layer.module, call.tokens, call.hw_shape)
     parts = [part for part in parts if head in part.heads]
     if not parts:
@@ -251,7 +265,7 @@ def weight_maps(call: LayerCall, head: int, token: int) -> list[WeightMap]:
     part, window, row = _find(parts, token)
     position = part.heads.index(head)
     maps = []
-    for variant in variants_of(part):
+    for variant in choose(part):
         weights = Weights(part, variant)
         (channel,) = weights.channels(position, 1)
         (values,) = weights.matrix(window, position, row, channel)
