@@ -16,6 +16,7 @@ from pycocotools import mask as coco_mask
 from flatten_det.errors import UserError
 from flatten_det.predict.evaluate import evaluate
 from flatten_det.predict.infer import infer
+from flatten_det.predict.inputs import GivenImage
 from flatten_det.predict.tiles import TiledPredictor, Tiling, at_full_size
 
 COLOURS = ((255, 0, 0), (0, 255, 0))  # BGR, by label
@@ -113,6 +114,10 @@ def paint(path, objects) -> str:
     return str(path)
 
 
+def given(path: str) -> GivenImage:
+    return GivenImage(path, path)
+
+
 def predictor(tiling: Tiling, **test_cfg) -> TiledPredictor:
     cfg = config(**({"max_per_img": 1000} | test_cfg))
     return TiledPredictor(cfg, None, "cpu", tiling, full_size=True)
@@ -122,8 +127,9 @@ def predictor(tiling: Tiling, **test_cfg) -> TiledPredictor:
 @pytest.mark.parametrize("seed", range(3))
 def test_every_object_once_and_as_a_whole(tmp_path, tiling, seed):
     objects = rectangles(np.random.default_rng(seed))
-    (sample,) = predictor(tiling)([paint(tmp_path / "image.png", objects)], batch_size=4)
-    found = sample.pred_instances
+    image = given(paint(tmp_path / "image.png", objects))
+    (predicted,) = predictor(tiling)([image], batch_size=4)
+    found = predicted.sample.pred_instances
     boxes = [tuple(map(int, box)) for box in found.bboxes.tolist()]
     assert sorted(zip(found.labels.tolist(), boxes, strict=True)) == sorted(objects)
     for (left, top, right, bottom), rle in zip(boxes, found.masks, strict=True):
@@ -140,7 +146,8 @@ def test_batches_of_tiles_and_progress(tmp_path):
     tiled = TiledPredictor(
         cfg, None, "cpu", Tiling(300, 0), True, lambda *progress: done.append(progress)
     )
-    list(tiled([path], batch_size=4))
+    (predicted,) = tiled([given(path)], batch_size=4)
+    assert predicted.milliseconds > 0
     assert tiled.model.batch_sizes == [4, 2]
     assert done == [(count, 6) for count in range(7)]
 
@@ -149,17 +156,19 @@ def test_batches_of_tiles_and_progress(tmp_path):
 def test_as_many_as_the_config_allows(tmp_path, test_cfg):
     path = paint(tmp_path / "image.png", rectangles(np.random.default_rng(0)))
     cfg = config(**test_cfg)
-    (sample,) = TiledPredictor(cfg, None, "cpu", Tiling(200), True)([path])
-    assert len(sample.pred_instances) == 7
+    (predicted,) = TiledPredictor(cfg, None, "cpu", Tiling(200), True)([given(path)])
+    assert len(predicted.sample.pred_instances) == 7
 
 
 def test_nothing_to_find_and_a_broken_image(tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"nothing")
     tiled = predictor(Tiling(200))
-    (sample,) = tiled([str(broken), paint(tmp_path / "image.png", [])])
-    assert len(sample.pred_instances) == 0
-    assert sample.pred_instances.masks == []
+    image = given(paint(tmp_path / "image.png", []))
+    (predicted,) = tiled([given(str(broken)), image])
+    found = predicted.sample.pred_instances
+    assert len(found) == 0
+    assert found.masks == []
     assert "broken.png cannot be decoded" in tiled.broken[0]
 
 
