@@ -101,6 +101,9 @@ LIMIT_FIELD = "max_image_pixels"
 # OpenCV's own limit, from an environment variable that it reads when it is imported.
 _OPENCV_VARIABLE = "OPENCV_IO_MAX_IMAGE_PIXELS"
 _OPENCV_LIMIT = int(os.environ.get(_OPENCV_VARIABLE) or 1 << 30)
+# Pillow's limits that a config has set, and which one they took the place of: others' configs have that.
+_replaced: dict[int | None, int | None] = {}
+_OF_PILLOW = 89_478_485  # For who has turned it off.
 _ORIENTATION = 0x0112
 _TIFF_WIDTH, _TIFF_HEIGHT, _BIG_TIFF = 256, 257, 43
 _TIFF_ORDERS = {b"II": "<", b"MM": ">"}
@@ -117,7 +120,7 @@ def pixel_limit(cfg: Config) -> int:
     """
     limit = cfg.get(LIMIT_FIELD)
     if limit is None:
-        return 2 * Image.MAX_IMAGE_PIXELS
+        return 2 * (_replaced.get(Image.MAX_IMAGE_PIXELS, Image.MAX_IMAGE_PIXELS) or _OF_PILLOW)
     if type(limit) is not int or limit < 1:
         raise UserError(f"{LIMIT_FIELD}={limit!r} in the config: give a positive whole number")
     if limit > _OPENCV_LIMIT:
@@ -133,6 +136,7 @@ def set_pixel_limit(limit: int) -> None:
     half = math.ceil(limit / 2)  # It warns from its number on, and refuses from twice that on.
     if half == Image.MAX_IMAGE_PIXELS:
         return
+    _replaced[half] = _replaced.get(Image.MAX_IMAGE_PIXELS, Image.MAX_IMAGE_PIXELS)
     Image.MAX_IMAGE_PIXELS = half
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
