@@ -6,6 +6,8 @@ import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
+from PIL import Image
+
 from ..cli import (
     add_common_options,
     add_trust_option,
@@ -73,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
     """Load the model and serve it."""
     if missing := [name for name in _PACKAGES if find_spec(name) is None]:
         raise UserError(f"serve needs {', '.join(missing)}: pip install 'flatten-det[serve]'")
-    from .. import Predictor
+    from ..predict.predictor import Predictor
     from ..serving.app import make_app
     from ..serving.served_model import ServedModel
     from ..serving.server import (
@@ -86,6 +88,8 @@ def run(args: argparse.Namespace) -> None:
     from ..serving.uploads import Limits
 
     use_matplotlib_without_display()
+    # There is a limit of the server's own.
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     limits = Limits(
         upload_bytes=round(args.max_upload_mb * (1 << 20)),
         pixels=args.max_pixels,

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -19,7 +20,6 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
-from .. import __version__
 from ..errors import is_out_of_memory
 from ..results.prediction import SCORE_THRESHOLD
 from .answers import (
@@ -91,7 +91,7 @@ def make_app(served: ServedModel, limits: Limits, hosts: Sequence[str] = ("*",))
 
     app = FastAPI(
         title=f"flatten_det: {served.name}",
-        version=__version__,
+        version=version("flatten-det"),
         # Their pages load scripts of others.
         docs_url=None,
         redoc_url=None,
@@ -170,10 +170,9 @@ def make_app(served: ServedModel, limits: Limits, hosts: Sequence[str] = ("*",))
         the largest weight.
         """
         if head >= served.heads.get(layer, 0):
-            there = ", ".join(f"{name} ({heads} heads)" for name, heads in served.heads.items())
-            raise HTTPException(
-                404, f"no layer {layer} with head {head}; there are {there or 'none'}"
-            )
+            there = ", ".join(f"{heads} in {name}" for name, heads in served.heads.items())
+            reason = f"no layer {layer} with a head {head}: heads count from 0; there are "
+            raise HTTPException(404, reason + (there or "none"))
         async with uploads.image_of(request) as content:
             given = content or image
             if not given:

@@ -1,7 +1,6 @@
 """The model that is served: its predictions for images as they were sent, and its attention."""
 
 import hashlib
-import io
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
