@@ -26,7 +26,7 @@ CACHE_BYTES = 256 << 20
 _FIRST_SIZE = (64, 64)
 _COLOURS = colormaps["inferno"]
 # Of the overlay, 0 to 255, where the weights are smallest, largest, and where there are none.
-_LEAST_OPAQUE, _MOST_OPAQUE, _NOT_SEEN = 100, 220, 180
+_LEAST_OPAQUE, _MOST_OPAQUE, _NOT_SEEN = 140, 225, 180
 
 
 class ImageRefused(Exception):

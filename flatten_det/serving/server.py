@@ -78,6 +78,8 @@ def run_server(app: ASGIApp, opened: socket.socket, limits: Limits) -> None:
         server_header=False,
         limit_concurrency=limits.connections,
         backlog=_WAITING_CONNECTIONS,
+        # Longer than clients keep one: else some send their next request into its end.
+        timeout_keep_alive=math.ceil(limits.seconds),
         timeout_graceful_shutdown=math.ceil(limits.seconds),
     )
     # uvicorn handles them, and raises them again for whoever did before.
@@ -128,5 +130,9 @@ class TimedProtocol(H11Protocol):
 
     def _close_if_idle(self) -> None:
         # A request that is being answered has limits of its own.
-        if self.cycle is None or self.cycle.response_complete:
-            self.transport.abort()
+        if self.cycle is not None and not self.cycle.response_complete:
+            return
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()  # Or else it waits for the client to take it.
+        else:
+            self.transport.close()
