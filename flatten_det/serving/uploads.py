@@ -93,9 +93,8 @@ class Uploads:
                     count(len(chunk))
                     body.add(chunk)
         except TimeoutError:
-            raise HTTPException(
-                408, f"the request took longer than {self._limits.seconds:g} seconds to come"
-            ) from None
+            reason = f"the request took longer than {self._limits.seconds:g} seconds to come"
+            raise HTTPException(408, reason, {"Connection": "close"}) from None
         return body.content()
 
     def _too_long(self) -> HTTPException:

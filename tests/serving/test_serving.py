@@ -189,17 +189,20 @@ def test_bombs_are_not_decoded(fake, tmp_path):
 
 
 class Wire:
-    """A request to ``/predict`` that comes in parts, and its answer."""
+    """A request that comes in parts, and its answer."""
 
-    def __init__(self, app, *parts: bytes, then: str = "wait") -> None:
+    def __init__(
+        self, app, *parts: bytes, then: str = "wait", where: tuple[str, str] = ("POST", "/predict")
+    ) -> None:
         self._app = app
+        self._method, self._path = where
         self._parts = list(parts)
         self._then = then
         self.gone = asyncio.Event()
         self.status, self.body, self.headers = 0, b"", {}
 
     async def __call__(self) -> "Wire":
-        scope = {"type": "http", "method": "POST", "path": "/predict", "query_string": b""}
+        scope = {"type": "http", "method": self._method, "path": self._path, "query_string": b""}
         scope |= {"headers": [(b"host", b"localhost")], "http_version": "1.1", "scheme": "http"}
         scope |= {"server": ("localhost", 1), "client": None, "asgi": {"version": "3.0"}}
         await self._app(scope, self._receive, self._send)
@@ -221,6 +224,12 @@ class Wire:
             self.body += message.get("body", b"")
 
 
+async def until_they_wait(app, count: int) -> None:
+    """As many requests wait for the model."""
+    while json.loads((await Wire(app, b"", where=("GET", "/health"))()).body)["waiting"] != count:
+        await asyncio.sleep(0.01)
+
+
 def app_of(predictor: FakePredictor, **limits: float):
     return make_app(ServedModel(predictor, "fake"), Limits(**limits))
 
@@ -229,6 +238,7 @@ def test_slow_clients_are_given_up(fake):
     wire = Wire(app_of(fake, seconds=0.2), PNG[:50], then="never end")
     assert asyncio.run(wire()).status == 408
     assert b"0.2 seconds" in wire.body
+    assert wire.headers["connection"] == "close"
 
 
 def test_reads_no_more_than_it_takes(fake):
@@ -262,16 +272,18 @@ def test_queue(fake):
         fake.may_go_on.clear()
         fake.has_begun.clear()
         wires = [Wire(app, grey(value)) for value in (1, 2, 3)]
-        tasks = [asyncio.ensure_future(wire()) for wire in wires]
-        await asyncio.to_thread(fake.has_begun.wait, 5)
-        await asyncio.sleep(0.1)
+        tasks = []
+        for number, wire in enumerate(wires):
+            tasks.append(asyncio.ensure_future(wire()))
+            await asyncio.to_thread(fake.has_begun.wait, 5)
+            await until_they_wait(app, number)
         refused = await Wire(app, grey(4))()
         assert refused.status == 503
         assert int(refused.headers["retry-after"]) >= 1
         wires[1].gone.set()
         await asyncio.wait_for(asyncio.shield(tasks[1]), 5)
         last = asyncio.ensure_future(Wire(app, grey(5))())
-        await asyncio.sleep(0.1)
+        await until_they_wait(app, 2)
         fake.may_go_on.set()
         answers = [await tasks[0], await tasks[2], await last]
         assert [json.loads(wire.body)["bboxes"][0][2] for wire in answers] == [1, 3, 5]
@@ -285,8 +297,9 @@ def test_who_has_waited_too_long_is_to_come_again(fake):
     async def run() -> None:
         app = app_of(fake, seconds=0.3)
         fake.may_go_on.clear()
+        fake.has_begun.clear()
         first = asyncio.ensure_future(Wire(app, grey(1))())
-        await asyncio.sleep(0.1)
+        await asyncio.to_thread(fake.has_begun.wait, 5)
         assert (await Wire(app, grey(2))()).status == 503
         fake.may_go_on.set()
         assert (await first).status == 200
