@@ -28,8 +28,8 @@ from ..data.loading import CheckedPipeline, ImageError, too_narrow
 from ..errors import UserError
 from ..files.checkpoints import check_checkpoint, check_fit, checkpoints_read_once
 from ..files.downloads import DownloadError, read_url
-from ..files.images import pixel_limit
-from .inputs import GivenImage, is_url
+from ..files.images import is_url, pixel_limit
+from .inputs import GivenImage
 from .segmentation import predict_in_bands_when_large
 
 # Of an image at an address.

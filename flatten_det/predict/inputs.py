@@ -62,14 +62,9 @@ def given_images(images: Images, bgr: bool, max_pixels: int) -> Iterator[GivenIm
             yield ImageError(f"image {name}: {error}")
 
 
-def is_url(text: str) -> bool:
-    """Whether an image is at an address, and not in a file."""
-    return text.lower().startswith(("http://", "https://"))
-
-
 def _named(text: str) -> Iterator[GivenImage | ImageError]:
     try:
-        paths = [text] if is_url(text) else find_images([text])
+        paths = find_images([text])
     except UserError as error:
         yield ImageError(str(error))
         return

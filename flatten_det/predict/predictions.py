@@ -44,8 +44,13 @@ def as_prediction(
 
 def write_label_map(path: Path, label_map: np.ndarray, count: int) -> None:
     """Write labels (H, W) below ``count`` as a PNG of one channel, of 16 bits if need be."""
+    write_png(path, label_map.astype(_label_type(count)))
+
+
+def write_png(path: Path, pixels: np.ndarray) -> None:
+    """Write pixels (H, W) or RGB (H, W, 3); the folder is made."""
     content = io.BytesIO()
-    Image.fromarray(label_map.astype(_label_type(count))).save(content, "png")
+    Image.fromarray(pixels).save(content, "png")
     write_atomically(path, content.getvalue(), durable=False)
 
 

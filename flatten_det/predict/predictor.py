@@ -52,6 +52,7 @@ class Predictor:
         names: class names, by label.
         model: the framework's model, in evaluation mode.
         device: where it is.
+        max_pixels: larger images are not decoded.
         broken: of the last call, one line for each image that was left out.
 
     Raises:
@@ -109,6 +110,10 @@ class Predictor:
     @property
     def device(self) -> torch.device:
         return self._engine.device
+
+    @property
+    def max_pixels(self) -> int:
+        return self._engine.max_pixels
 
     @property
     def broken(self) -> list[str]:

@@ -10,6 +10,7 @@ from mmengine.registry import MODELS
 from mmengine.structures import InstanceData
 
 COLOURS = ((255, 0, 0), (0, 255, 0))  # BGR, by label
+TOLERANCE = 60  # Of codecs.
 HEIGHT, WIDTH = 500, 700
 
 
@@ -40,7 +41,7 @@ def find(image: np.ndarray) -> InstanceData:
     boxes, labels, masks, scores = [], [], [], []
     for label, colour in enumerate(COLOURS):
         count, regions, stats, _ = cv2.connectedComponentsWithStats(
-            (image == colour).all(2).astype(np.uint8), connectivity=4
+            (np.abs(image.astype(int) - colour) < TOLERANCE).all(2).astype(np.uint8), connectivity=4
         )
         for number in range(1, count):
             x, y, width, height, area = stats[number].tolist()

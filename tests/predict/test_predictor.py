@@ -212,7 +212,7 @@ def test_too_large_images_are_not_decoded(folder, monkeypatch):
     for image in images:
         with (
             pytest.warns(PredictionWarning),
-            pytest.raises(UserError, match="10000 (pixels|are)"),
+            pytest.raises(UserError, match=r"10000 (pixels|are)"),
         ):
             predictor(image)
 

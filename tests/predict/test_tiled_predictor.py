@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 
 from flatten_det.errors import UserError
 from flatten_det.predict.evaluate import evaluate
-from flatten_det.predict.infer import infer
+from flatten_det.predict.infer import InferOptions, infer
 from flatten_det.predict.inputs import GivenImage
 from flatten_det.predict.tiles import TiledPredictor, Tiling, at_full_size
 
@@ -95,7 +95,8 @@ def test_files(tmp_path):
     objects = rectangles(np.random.default_rng(0))
     image = paint(tmp_path / "image.png", objects)
     cfg = config(max_per_img=1000)
-    infer(cfg, None, [image], str(tmp_path / "out"), "cpu", 0.3, 2, True, Tiling(200, 0.4))
+    options = InferOptions(str(tmp_path / "out"))
+    infer(cfg, None, [image], options, "cpu", 2, True, Tiling(200, 0.4))
     found = json.loads((tmp_path / "out" / "preds" / "image.json").read_text())
     assert (found["height"], found["width"]) == (HEIGHT, WIDTH)
     boxes = [tuple(map(int, box)) for box in found["bboxes"]]
