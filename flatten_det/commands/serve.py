@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
     """Load the model and serve it."""
     if missing := [name for name in _PACKAGES if find_spec(name) is None]:
         raise UserError(f"serve needs {', '.join(missing)}: pip install 'flatten-det[serve]'")
-    from ..predict.predictor import Predictor
+    from ..predict.predictor import PredictionWarning, Predictor
     from ..serving.app import make_app
     from ..serving.served_model import ServedModel
     from ..serving.server import (
@@ -88,8 +88,9 @@ def run(args: argparse.Namespace) -> None:
     from ..serving.uploads import Limits
 
     use_matplotlib_without_display()
-    # There is a limit of the server's own.
-    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    # Clients are told, and there is a limit of the server's own.
+    for kind in (PredictionWarning, Image.DecompressionBombWarning):
+        warnings.simplefilter("ignore", kind)
     limits = Limits(
         upload_bytes=round(args.max_upload_mb * (1 << 20)),
         pixels=args.max_pixels,
@@ -98,10 +99,12 @@ def run(args: argparse.Namespace) -> None:
     )
     cfg = load_config(args.config, args.cfg_options)
     with open_socket(args.host, args.port) as opened:
-        with warnings.catch_warnings(record=True) as caught:
-            predictor = Predictor(cfg, args.checkpoint, args.device, args.precision, bgr=True)
-        for warning in caught:
-            print(f"warning: {warning.message}", file=sys.stderr)
+        predictor = Predictor(cfg, args.checkpoint, args.device, args.precision, bgr=True)
+        if args.checkpoint is None:
+            print(
+                "warning: no checkpoint given: weights, and so predictions, are random",
+                file=sys.stderr,
+            )
         served = ServedModel(predictor, Path(cfg.filename or args.config).stem)
         hosts = (args.host, *LOOPBACK_NAMES) if is_loopback(args.host) else ("*",)
         app = make_app(served, limits, hosts)

@@ -15,7 +15,7 @@ from torch import nn
 from ..errors import UserError
 from ..files.images import decoded
 from ..lab.analysis.layers import AttentionLayer, LayerCall, attention_layers, calls_during
-from ..lab.analysis.matrices import own_attention, query_token, weight_maps
+from ..lab.analysis.matrices import LayerWeights, own_attention, query_token
 from ..lab.analysis.run import head_count
 from ..results import Prediction
 from ..results.picture import default_palette
@@ -99,6 +99,8 @@ class ServedModel:
         self._predictor = predictor
         self._cache_bytes = cache_bytes
         self._seen: OrderedDict[str, _Features] = OrderedDict()
+        # Of the layer that was looked at last.
+        self._last: tuple[LayerCall, LayerWeights] | None = None
         # The first prediction takes longer than others, and shows what the model gives.
         (first,) = predictor([np.zeros((*_FIRST_SIZE, 3), np.uint8)])
         self.task = _task_of(first)
@@ -143,7 +145,10 @@ class ServedModel:
             raise ImageRefused(f"pixel {x}, {y} is not in the image of {width} x {height} pixels")
         point = ((x + 0.5) / width, (y + 0.5) / height)
         token = query_token(point, call.hw_shape)
-        (found,) = weight_maps(call, head, token, own_attention)
+        if self._last is None or self._last[0] is not call:
+            self._last = None  # Its memory, before the next one's.
+            self._last = (call, LayerWeights(call, own_attention))
+        (found,) = self._last[1].maps(head, token)
         return AttentionMap(found.weights, features.image_size, query)
 
     def _features(self, image: bytes | str) -> "_Features":

@@ -326,8 +326,8 @@ def test_failures_say_nothing_of_the_inside(fake, error, status, reason):
 
 
 def test_other_names_of_this_machine_are_refused(fake):
-    client = client_of(fake, hosts=("localhost", "[::1]"))
-    for host, status in (("localhost:80", 200), ("[::1]:9", 200), ("evil.example", 400)):
+    client = client_of(fake, hosts=("localhost", "127.0.0.1"))
+    for host, status in (("localhost:80", 200), ("127.0.0.1", 200), ("evil.example", 400)):
         answer = client.get("/health", headers={"Host": host})
         assert answer.status_code == status
         assert answer.headers["x-content-type-options"] == "nosniff"
