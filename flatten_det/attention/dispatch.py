@@ -119,11 +119,10 @@ def choose(kind: Kind, is_layer: bool = False, implementation: str | None = None
     is_compiling = torch.compiler.is_compiling()
     is_tracing = torch.jit.is_tracing() or (is_compiling and _exports_plain_operations())
     modes = (is_layer, is_tracing, implementation or None, variable or None)
-    if is_compiling:
-        # It traces what follows: sizes are symbols, and decide as such.
-        choice = _decide(kind, *modes)
-    else:
-        choice = _choose(kind, torch.is_grad_enabled(), *modes)
+    # A compiler traces what follows: sizes are symbols, and decide as such.
+    choice = (
+        _decide(kind, *modes) if is_compiling else _choose(kind, torch.is_grad_enabled(), *modes)
+    )
     has_failed = choice == TRITON and gpu.failure() and not implementation and not variable
     return PLAIN if has_failed else choice
 
