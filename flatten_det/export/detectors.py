@@ -178,7 +178,7 @@ class _TwoStages(_Detector):
             own = labels.flatten()[places] % masks.shape[1]
             index = own[:, None, None, None].expand(-1, 1, *masks.shape[2:])
             of_stages.append(_spread(masks.gather(1, index).squeeze(1).sigmoid(), places, there))
-        return sum(of_stages) / len(of_stages)
+        return (sum(of_stages) / len(of_stages)).where(there[..., None, None], 0)
 
 
 def _ceil_div(length: int, divisor: int) -> int:
@@ -270,19 +270,24 @@ def _pool(
 ) -> tuple[Tensor, Tensor]:
     """RoIAlign of the boxes ``(B, P, 4)`` that are ``there (B, P)``, each on the level of its size.
 
+    Of the first box in any case: norms take no empty batch.
+
     Returns:
         ``(R, C, h, w)`` and ``(R,)``, the place of each among the ``B * P`` boxes.
     """
     batch, count = there.shape
     images = torch.arange(batch, dtype=boxes.dtype, device=boxes.device)
     rois = torch.cat([images.view(-1, 1, 1).expand(-1, count, 1), boxes], 2).flatten(0, 1)
-    levels = extractor.map_roi_levels(rois, extractor.num_inputs).where(there.flatten(), -1)
+    is_pooled = there.flatten() | (torch.arange(batch * count, device=there.device) == 0)
+    levels = extractor.map_roi_levels(rois, extractor.num_inputs).where(is_pooled, -1)
     features, places = [], []
     for level, layer in enumerate(extractor.roi_layers):
         places.append((levels == level).nonzero().squeeze(1))
         geometry = (layer.spatial_scale, *layer.output_size, layer.sampling_ratio, layer.aligned)
         features.append(torch.ops.torchvision.roi_align(maps[level], rois[places[-1]], *geometry))
-    return torch.cat(features), torch.cat(places)
+    features = torch.cat(features)
+    torch._check(features.shape[0] > 0)
+    return features, torch.cat(places)
 
 
 def _spread(values: Tensor, places: Tensor, there: Tensor) -> Tensor:
