@@ -45,6 +45,7 @@ from readme_commands import (
     PYTHON,
     QUICKSTART,
     README,
+    REQUESTS,
     ROOT,
     TESTS,
     TRAIN_MASKS,
@@ -116,6 +117,7 @@ def test_every_command_is_run():
         *ON_WEIGHTS,
         *ABLATE,
         *ANALYSE,
+        *REQUESTS,
         *IN_CI,
     }
     assert {command for commands in COMMANDS.values() for command in commands} == covered
@@ -160,9 +162,16 @@ def test_python_example(page, number, printed, tmp_path, monkeypatch, capsys):
 
 
 def test_every_python_example_is_run():
-    """Above, and after the quickstart's training."""
+    """Above, after the quickstart's training, and with a server."""
     counts = {page: len(blocks) for page, blocks in PYTHON.items() if blocks}
-    assert counts == {"predict": 1, "python": 3, "extend": 2, "export": 1, "evidence": 1}
+    assert counts == {
+        "predict": 1,
+        "python": 3,
+        "extend": 2,
+        "export": 1,
+        "evidence": 1,
+        "serve": 1,
+    }
 
 
 def test_models_command(run_here):

@@ -70,7 +70,7 @@ class Drawing:
         self._labels: list[tuple[str, tuple[float, float, float, float], tuple[int, ...]]] = []
         unit = min(self._size)
         self._line = max(round(unit / 400), 1)
-        self._font = ImageFont.load_default(min(max(unit / 45, 11), 40))
+        self._font = ImageFont.load_default(min(max(unit / 70, 11), 32))
 
     def add_objects(
         self,
@@ -106,12 +106,16 @@ class Drawing:
         canvas = ImageDraw.Draw(image)
         for corners, colour in reversed(self._boxes):  # The best ones on top.
             canvas.rectangle(_in_order(corners), outline=colour, width=self._line)
-        taken: list[tuple[float, float, float, float]] = []
+        taken: list[Sequence[float]] = []
+        boxes = [corners for corners, _ in self._boxes]
         for text, target, colour in self._labels:
             left, top, right, bottom = self._font.getbbox(text)
             pad = self._line + 1
             size = (right - left + 2 * pad, bottom - top + 2 * pad)
-            place = self._find_place(target, size, taken)
+            # Rather where no other object is hidden; but each object's name before that.
+            others = [box for box in boxes if tuple(box) != target]
+            place = self._find_place(target, size, [*taken, *others])
+            place = place or self._find_place(target, size, taken)
             if place is None:
                 continue
             taken.append((place[0], place[1], place[0] + size[0], place[1] + size[1]))
@@ -138,8 +142,9 @@ class Drawing:
     def _find_place(
         self, target: Sequence[float], size: tuple[float, float], taken: Sequence[Sequence[float]]
     ) -> tuple[float, float] | None:
-        """Where a text of a size is nearest to its box, within the picture, and beside all others."""
+        """Where a text of a size is nearest to its box, within the picture, and beside what is taken."""
         (width, height), (left, top, right, bottom) = size, target
+        others = np.array(taken, np.float64).reshape(-1, 4)
         places = [
             (left, top - height),
             (left, top),
@@ -155,11 +160,13 @@ class Drawing:
         limits = (max(self._size[1] - width, 0), max(self._size[0] - height, 0))
         for place in places:
             x, y = (min(max(at, 0), limit) for at, limit in zip(place, limits, strict=True))
-            is_free = all(
-                x >= other[2] or x + width <= other[0] or y >= other[3] or y + height <= other[1]
-                for other in taken
+            hidden = (
+                (x < others[:, 2])
+                & (x + width > others[:, 0])
+                & (y < others[:, 3])
+                & (y + height > others[:, 1])
             )
-            if is_free:
+            if not hidden.any():
                 return x, y
         return None
 
