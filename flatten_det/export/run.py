@@ -15,7 +15,7 @@ from ..config import blame_config, is_segmentor
 from ..errors import UserError, warn_once
 from ..files.atomic import refuse_overwriting, write_atomically
 from ..files.checkpoints import read_checkpoint
-from ..predict.predictor import Predictor
+from ..predict.engine import SamplePredictor
 from .check import compare, runner_of
 from .description import BACKBONE, SEGMENTATION, describe
 from .exporters import (
@@ -122,7 +122,7 @@ def _graph(
         graph = of_backbone(backbone)
         return graph, describe(name, graph, BACKBONE, None, {}) | precision
     with blame_config(cfg):
-        predictor = Predictor(cfg, checkpoint, "cpu")
+        predictor = SamplePredictor(cfg, checkpoint, "cpu")
         if settings.backbone_alone:
             graph = of_backbone(predictor.model)
             return graph, describe(name, graph, BACKBONE, None, {}) | precision
