@@ -21,6 +21,7 @@ from readme_commands import (
     BENCHMARK_ATTENTION,
     CHECK_COCO,
     COMMANDS,
+    EXPORTS,
     FINE_TUNE,
     FLOPS,
     FLOPS_OF_PAPER,
@@ -113,6 +114,7 @@ def test_every_command_is_run():
         *ON_MIXED_SIZES,
         *ON_PHOTOS,
         *ON_TREES,
+        *EXPORTS,
         *ON_COCO,
         *ON_WEIGHTS,
         *ABLATE,
@@ -148,7 +150,7 @@ def test_options_of_commands_that_need_a_cluster(line):
         ("python", 2, "[1, 64000, 64]"),
         ("extend", 0, "FourConvolutions"),
         ("extend", 1, "(1, 64, 16, 24)"),
-        ("export", 0, ""),
+        ("export", 4, ""),
         ("evidence", 0, ""),
     ],
 )
@@ -162,13 +164,13 @@ def test_python_example(page, number, printed, tmp_path, monkeypatch, capsys):
 
 
 def test_every_python_example_is_run():
-    """Above, after the quickstart's training, and with a server."""
+    """Above, after the quickstart's training, after exports, and with a server."""
     counts = {page: len(blocks) for page, blocks in PYTHON.items() if blocks}
     assert counts == {
         "predict": 1,
         "python": 3,
         "extend": 2,
-        "export": 1,
+        "export": 5,
         "evidence": 1,
         "serve": 1,
     }
@@ -255,6 +257,37 @@ def test_benchmark(tmp_path):
     cells = json.loads((cwd / "outputs" / "speed" / "results.json").read_text())["cells"]
     assert len(cells) == 6
     assert all(cell["figures"]["speedup"] for cell in cells)
+
+
+@pytest.mark.slow
+def test_exports(run_here, tmp_path, monkeypatch, capsys):
+    """The quickstart's segmentor with random weights, in each form, and what reads it."""
+    segmentor, *others = EXPORTS
+    save_random_weights(*segmentor.split()[2:3], tmp_path / segmentor.split()[3])
+    images = tmp_path / "data" / "shapes" / "val" / "images"
+    images.mkdir(parents=True)
+    noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
+    cv2.imwrite(str(images / "000000.jpg"), noise)
+    assert run_here(segmentor).count("labels equal") == 3
+    for command in others:
+        assert "written to" in run_here(command)
+    with_runner, with_openvino, own_script, with_torch, _ = PYTHON["export"]
+    for block, printed in (
+        (with_runner, "(128, 128) ('background', "),
+        (with_openvino, "(2, 7, 32, 40)"),
+        (with_torch, "[2, 128, 160]"),
+        (own_script, ""),
+    ):
+        exec(block, {})
+        assert printed in capsys.readouterr().out
+    written = {
+        "segmentor.onnx",
+        "segmentor-int8.onnx",
+        "backbone.onnx",
+        "segmentor.pt2",
+        "own.onnx",
+    }
+    assert written | {"segmented.jpg"} <= {path.name for path in tmp_path.iterdir()}
 
 
 def test_flops(run_here):
