@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from exported_models import save_finding_detector
 from readme_commands import (
     ABLATE,
     ANALYSE,
@@ -62,6 +63,8 @@ from zoo_fixture import make_small_zoo
 from flatten_det.backbones import FLattenPVT
 from flatten_det.commands import main
 from flatten_det.config import our_configs
+from flatten_det.onnx_runner import OnnxRunner
+from flatten_det.predict.predictor import Predictor
 
 
 @pytest.fixture
@@ -261,16 +264,30 @@ def test_benchmark(tmp_path):
 
 @pytest.mark.slow
 def test_exports(run_here, tmp_path, monkeypatch, capsys):
-    """The quickstart's segmentor with random weights, in each form, and what reads it."""
-    segmentor, *others = EXPORTS
+    """The quickstarts' models with random weights, in each form, and what reads them."""
+    segmentor, detector, *others = EXPORTS
     save_random_weights(*segmentor.split()[2:3], tmp_path / segmentor.split()[3])
+    config, checkpoint = detector.split()[2:4]
+    save_finding_detector(config, tmp_path / checkpoint)
     images = tmp_path / "data" / "shapes" / "val" / "images"
     images.mkdir(parents=True)
     noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
     cv2.imwrite(str(images / "000000.jpg"), noise)
     assert run_here(segmentor).count("labels equal") == 3
-    for command in others:
+    for command in (detector, *others):
         assert "written to" in run_here(command)
+    small = images / "000000.jpg"
+    pixels = cv2.cvtColor(cv2.imread(str(small)), cv2.COLOR_BGR2RGB)[:90]
+    for own, other in zip(
+        OnnxRunner(tmp_path / "detector.onnx")([small, pixels]),
+        Predictor(config, tmp_path / checkpoint, "cpu")([small, pixels]),
+        strict=True,
+    ):
+        assert 0 < len(own) == len(other)
+        np.testing.assert_allclose(own.scores, other.scores, atol=1e-4)
+        same = (own.labels == other.labels) & (np.abs(own.boxes - other.boxes) < 0.01).all(1)
+        assert same.mean() > 0.9  # Others have a twin in the score.
+        assert (own.bitmaps()[same] == other.bitmaps()[same]).mean() > 0.999
     with_runner, with_openvino, own_script, with_torch, _ = PYTHON["export"]
     for block, printed in (
         (with_runner, "(128, 128) ('background', "),
@@ -281,6 +298,7 @@ def test_exports(run_here, tmp_path, monkeypatch, capsys):
         exec(block, {})
         assert printed in capsys.readouterr().out
     written = {
+        "detector.onnx",
         "segmentor.onnx",
         "segmentor-int8.onnx",
         "backbone.onnx",

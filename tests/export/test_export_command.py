@@ -93,19 +93,6 @@ def test_backbone_of_a_detector_with_its_weights(here):
 
 
 @pytest.mark.slow
-def test_formats(here, weights, capsys):
-    """By the newer exporter, and as a program of torch."""
-    for more in ((), ("--precision", "fp16", "--argmax"), ("--format", "torch-export", "--resize")):
-        assert main([SEGMENTOR, str(weights), "--check", "--overwrite", *more]) == 0
-        assert "labels equal" in capsys.readouterr().out
-    files = {exporters.METADATA_FILE: ""}
-    program = torch.export.load(f"{SEGMENTOR}.pt2", extra_files=files)
-    assert json.loads(files[exporters.METADATA_FILE])["output"] == "resized"
-    image = torch.zeros(1, 3, 101, 77, dtype=torch.uint8)
-    assert program.module()(image).shape == (1, 7, 101, 77)
-
-
-@pytest.mark.slow
 def test_int8(here, weights, capsys):
     """A third of the bytes, and the same labels almost everywhere."""
     images = here / "images"
@@ -166,6 +153,10 @@ def test_usage_errors(capsys):
         (["flatten-pvt-x"], "neither a config file nor a backbone"),
         (["mask2former_flatten-swin-t_8xb2-lsj-50e_coco"], "cannot be exported"),
         ([SEGMENTOR, "--cfg-options", "model.test_cfg.mode=slide"], "sliding windows"),
+        ([DETECTOR, "--legacy"], "a detector cannot be exported with --legacy"),
+        ([DETECTOR, "--argmax"], "with --resize or --argmax"),
+        ([DETECTOR, "--int8", "image.png"], "with --int8"),
+        ([DETECTOR, "--format", "torch-export"], "with --format torch-export"),
     ],
 )
 def test_errors_are_one_line(arguments, message, here, capsys):

@@ -51,7 +51,7 @@ def test_users_export_a_backbone_by_the_older_exporter(family, types):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "types"),
-    [("FLattenPVT", "LLLL"), *(k for k in KINDS if k[1] == "LLSS"), ("FLattenDeiT", "S")],
+    [("FLattenPVT", "LLLL"), ("FLattenSwin", "LLSS"), ("FLattenCSwin", "LLSS")],
 )
 def test_users_export_a_backbone(family, types):
     """In standard operators, without a variable."""
@@ -110,16 +110,14 @@ def predicted_logits(model, image):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("head", "family"), [("FPNHead", "FLattenPVT"), ("UPerHead", "FLattenSwin")]
-)
-def test_segmentors(head, family):
-    model = nano_segmentor(head, family)
-    content = exported(of_segmentor(model, "resized"), legacy=False)
+def test_segmentors_in_half_precision():
+    model = nano_segmentor("UPerHead")
+    content = exported(of_segmentor(model, "resized"), legacy=False, precision="fp16")
     assert_computes(
         lambda image: run_onnx(content, image),
         lambda image: [predicted_logits(model, image)],
         torch.uint8,
+        tolerance=2e-2,
     )
 
 
@@ -175,9 +173,8 @@ def test_programs_run_without_flatten_det(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["FLattenPVTv2", "FLattenSwin", "FLattenCSwin"])
-def test_programs_of_other_families(family):
-    graph = of_backbone(build_nano(family).eval())
+def test_programs_with_windows():
+    graph = of_backbone(build_nano("FLattenSwin").eval())
     content = io.BytesIO(to_program(prepared(graph), torch.float32, {}))
     program = torch.export.load(content).module()
     assert_computes(program, graph, shapes=[(1, 256, 352), (3, 301, 267)])
