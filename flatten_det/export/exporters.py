@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..attention.dispatch import plain_operations
 from ..errors import UserError, in_one_line
+from .operators import translations
 
 ONNX, TORCH_EXPORT = "onnx", "torch-export"
 SUFFIXES = {ONNX: ".onnx", TORCH_EXPORT: ".pt2"}
@@ -93,6 +94,7 @@ def to_onnx(
                 dynamo=True,
                 opset_version=opset,
                 dynamic_shapes={_INPUT: _AXES},
+                custom_translation_table=translations(),
                 verbose=False,
                 **names,
             )

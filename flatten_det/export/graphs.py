@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from ..backbones.base import NORM_LAYERS, DenseBackbone
 from ..errors import UserError
+from .detectors import end_to_end
 
 FULL, HALF = "fp32", "fp16"
 # What segmentors return.
 LOGITS, RESIZED, LABELS = "logits", "resized", "labels"
 SUPPORTED = (
-    "backbones of flatten_det, and segmentors whose head predicts as mmseg's BaseDecodeHead does (Semantic "
-    "FPN, UPerNet, SegFormer, ...)"
+    "segmentors whose head predicts as mmseg's BaseDecodeHead does (Semantic FPN, UPerNet, "
+    "SegFormer, ...)"
 )
 
 
@@ -96,6 +97,23 @@ class Segmentation(nn.Module):
         return (logits[:, 0].sigmoid() > self.head.threshold).long()
 
 
+class Detection(nn.Module):
+    """A detector: images RGB ``(B, 3, H, W)``, uint8, to what :func:`.detectors.end_to_end` returns."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.normalised = Normalised(model.data_preprocessor)
+        self.detector = end_to_end(model)
+
+    @property
+    def output_names(self) -> list[str]:
+        has_masks = bool(getattr(self.detector, "mask_heads", ()))
+        return ["boxes", "scores", LABELS, *(["masks"] if has_masks else [])]
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        return self.detector(self.normalised(image))
+
+
 def of_backbone(model: nn.Module) -> Features:
     """The graph of a backbone, or of the backbone in a detector or segmentor.
 
@@ -118,6 +136,11 @@ def of_segmentor(model: nn.Module, output: str) -> Segmentation:
     """
     _check_segmentor(model)
     return Segmentation(model, output).eval()
+
+
+def of_detector(model: nn.Module) -> Detection:
+    """The graph of a detector; a UserError names the part that predicts in another way."""
+    return Detection(model).eval()
 
 
 def _check_segmentor(model: nn.Module) -> None:
@@ -223,7 +246,10 @@ def prepared(graph: nn.Module, precision: str = FULL, legacy: bool = False) -> n
         for name, part in graph.named_children():
             if name != "backbone":
                 _replace(part, _pads_zeros, _PaddedFirst)
-    if precision == HALF:
+    if precision == HALF and isinstance(graph, Detection):
+        _to_half(graph.detector.backbone)
+        graph.detector.backbone = _InHalf(graph.detector.backbone)
+    elif precision == HALF:
         _to_half(graph)
     return graph
 
@@ -241,6 +267,18 @@ def _enlarges(module: nn.Module) -> bool:
     factor = getattr(module, "scale_factor", None)
     is_whole = isinstance(factor, float) and factor.is_integer()
     return type(module) is Upsample and not module.size and is_whole
+
+
+class _InHalf(nn.Module):
+    """A detector's backbone in half precision; pixels of boxes need more."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.strides = backbone.strides
+        self.backbone = backbone
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        return tuple(out.float() for out in self.backbone(image.half()))
 
 
 def _to_half(graph: nn.Module) -> None:

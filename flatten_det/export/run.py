@@ -17,20 +17,23 @@ from ..files.atomic import refuse_overwriting, write_atomically
 from ..files.checkpoints import read_checkpoint
 from ..predict.engine import SamplePredictor
 from .check import compare, runner_of
-from .description import BACKBONE, SEGMENTATION, describe
+from .description import BACKBONE, DETECTION, INSTANCES, SEGMENTATION, describe
 from .exporters import (
     ONNX,
     SUFFIXES,
+    TORCH_EXPORT,
     check_opset,
     to_onnx,
     to_program,
     with_metadata,
 )
-from .graphs import FULL, HALF, SUPPORTED, of_backbone, of_segmentor, prepared
+from .graphs import FULL, HALF, LABELS, LOGITS, of_backbone, of_detector, of_segmentor, prepared
 from .quantisation import quantised
 
 # Differences that rounding explains, as parts of the largest value.
 _TOLERANCES = {FULL: 1e-3, HALF: 2e-2}
+# The least share of pixels, if labels are all there is.
+_LEAST_EQUAL = {FULL: 0.999, HALF: 0.99}
 
 
 @dataclass(frozen=True)
@@ -126,14 +129,29 @@ def _graph(
         if settings.backbone_alone:
             graph = of_backbone(predictor.model)
             return graph, describe(name, graph, BACKBONE, None, {}) | precision
-        if not is_segmentor(cfg):
-            raise UserError(
-                f"config file {cfg.filename}: a detector cannot be exported as a whole yet: supported are "
-                f"{SUPPORTED}; --backbone exports the backbone of any model"
-            )
-        graph = of_segmentor(predictor.model, settings.output)
-        metadata = describe(name, graph, SEGMENTATION, cfg, predictor.dataset_meta)
+        if is_segmentor(cfg):
+            graph, task = of_segmentor(predictor.model, settings.output), SEGMENTATION
+        else:
+            _check_for_detectors(settings)
+            graph = of_detector(predictor.model)
+            task = INSTANCES if "masks" in graph.output_names else DETECTION
+        metadata = describe(name, graph, task, cfg, predictor.dataset_meta)
     return graph, metadata | precision
+
+
+def _check_for_detectors(settings: Settings) -> None:
+    """A UserError for what is made of backbones and segmentors alone."""
+    wrong = (
+        (settings.kind != ONNX, f"--format {TORCH_EXPORT}"),
+        (settings.legacy, "--legacy"),
+        (settings.calibration, "--int8"),
+        (settings.output != LOGITS, "--resize or --argmax"),
+    )
+    for is_asked, option in wrong:
+        if is_asked:
+            raise UserError(
+                f"a detector cannot be exported with {option}: leave it out, or export the --backbone alone"
+            )
 
 
 def _check(
@@ -145,12 +163,13 @@ def _check(
 ) -> None:
     """Compare with torch and tell it; a UserError for more than rounding."""
     runtime = "onnxruntime" if settings.kind == ONNX else "exported"
-    tolerance = None if settings.calibration else _TOLERANCES[settings.precision]
-    for comparison in compare(graph, runner_of(content, settings.kind), dtype):
-        tell(comparison.line(runtime))
-        is_wrong = tolerance is not None and not comparison.difference <= tolerance
-        if is_wrong or not comparison.is_finite:
+    for found in compare(graph, runner_of(content, settings.kind), dtype):
+        tell(found.line(runtime))
+        is_rounding = found.difference <= _TOLERANCES[settings.precision] and (
+            settings.output != LABELS or found.equal_labels >= _LEAST_EQUAL[settings.precision]
+        )
+        if not (found.is_finite and (is_rounding or settings.calibration)):
             raise UserError(
-                f"the exported model differs from torch by {comparison.difference:.1e} of its largest value, "
-                f"more than {tolerance}: nothing was written; report this model"
+                "the exported model differs from torch by more than rounding: nothing was written; report "
+                "this model"
             )

@@ -1,12 +1,15 @@
 """Small models to export, and files run by ONNX Runtime."""
 
+from pathlib import Path
+
 import onnxruntime
 import torch
 from mmengine.config import ConfigDict
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, DefaultScope
 from nano_backbones import build_nano
 from torch import Tensor, nn
 
+from flatten_det.config import load_config
 from flatten_det.export.exporters import to_onnx
 from flatten_det.export.graphs import prepared
 
@@ -61,6 +64,21 @@ def nano_segmentor(head: str, family: str = "FLattenPVT", num_classes: int = 5) 
             module.running_mean.normal_(std=0.3)
             module.running_var.uniform_(0.5, 2)
     return model.eval()
+
+
+def save_finding_detector(config: str, path: Path) -> None:
+    """Weights with which a detector finds something in noise, which random ones do not."""
+    torch.manual_seed(0)
+    cfg = load_config(config)
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        model = MODELS.build(cfg.model)
+    for name, parameter in model.named_parameters():
+        if "head" in name and parameter.dim() > 1:
+            nn.init.kaiming_normal_(parameter, a=20 if "reg" in name else 0)
+        elif "head" in name:
+            nn.init.normal_(parameter, std=0.3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"state_dict": model.state_dict()}, path)
 
 
 def run_onnx(content: bytes, image: Tensor) -> list[Tensor]:
