@@ -21,6 +21,7 @@ from readme_commands import (
     BENCHMARK_ATTENTION,
     CHECK_COCO,
     COMMANDS,
+    EXPORTS,
     FINE_TUNE,
     FLOPS,
     FLOPS_OF_PAPER,
@@ -33,6 +34,7 @@ from readme_commands import (
     ON_GPU,
     ON_LARGE_IMAGES,
     ON_MIXED_SIZES,
+    ON_PHOTOS,
     ON_QUICKSTART,
     ON_TREES,
     ON_WEIGHTS,
@@ -110,7 +112,9 @@ def test_every_command_is_run():
         *ON_QUICKSTART,
         *ON_LARGE_IMAGES,
         *ON_MIXED_SIZES,
+        *ON_PHOTOS,
         *ON_TREES,
+        *EXPORTS,
         *ON_COCO,
         *ON_WEIGHTS,
         *ABLATE,
@@ -146,7 +150,7 @@ def test_options_of_commands_that_need_a_cluster(line):
         ("python", 2, "[1, 64000, 64]"),
         ("extend", 0, "FourConvolutions"),
         ("extend", 1, "(1, 64, 16, 24)"),
-        ("export", 0, ""),
+        ("export", 4, ""),
         ("evidence", 0, ""),
     ],
 )
@@ -160,9 +164,16 @@ def test_python_example(page, number, printed, tmp_path, monkeypatch, capsys):
 
 
 def test_every_python_example_is_run():
-    """Above, after the quickstart's training, and with a server."""
+    """Above, after the quickstart's training, after exports, and with a server."""
     counts = {page: len(blocks) for page, blocks in PYTHON.items() if blocks}
-    assert counts == {"python": 3, "extend": 2, "export": 1, "evidence": 1, "serve": 1}
+    assert counts == {
+        "predict": 1,
+        "python": 3,
+        "extend": 2,
+        "export": 5,
+        "evidence": 1,
+        "serve": 1,
+    }
 
 
 def test_models_command(run_here):
@@ -192,6 +203,41 @@ def test_large_images(command, run_here, tmp_path):
     assert (prediction["height"], prediction["width"]) == (300, 500)
 
 
+@pytest.fixture
+def photos(tmp_path) -> list[str]:
+    """What the page on prediction is about, and random weights."""
+    config, checkpoint = ON_PHOTOS[0].split()[2:4]
+    save_random_weights(config, tmp_path / checkpoint)
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
+    (tmp_path / "my_photos").mkdir()
+    for name in ("my_image.jpg", "my_photos/1.jpg", "my_photos/2.png"):
+        cv2.imwrite(str(tmp_path / name), pixels)
+    clip = cv2.VideoWriter(
+        str(tmp_path / "my_clip.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 25, (90, 60)
+    )
+    for _ in range(5):
+        clip.write(pixels)
+    clip.release()
+    return ["vis/1.jpg", "vis/2.jpg", "preds/1.json", "preds/2.json"]
+
+
+def test_predictions_in_the_shell(photos, run_here, tmp_path):
+    pictures, as_coco, video = ON_PHOTOS
+    run_here(pictures)
+    assert all((tmp_path / "outputs" / name).is_file() for name in photos)
+    run_here(as_coco)
+    ids = json.loads((tmp_path / "outputs" / "coco" / "predictions-ids.json").read_text())
+    assert [image["id"] for image in ids["images"]] == [1, 2]
+    assert "my_clip.mp4: 5 frames" in run_here(video)
+
+
+def test_predictions_in_python(photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    exec(PYTHON["predict"][0], {})
+    assert capsys.readouterr().out.startswith("my_image.jpg [[")
+    assert cv2.imread(str(tmp_path / "drawn.png")).shape == (420, 630, 3)
+
+
 @pytest.mark.slow
 def test_benchmark_of_the_attention(tmp_path):
     cwd = workspace(tmp_path)
@@ -211,6 +257,37 @@ def test_benchmark(tmp_path):
     cells = json.loads((cwd / "outputs" / "speed" / "results.json").read_text())["cells"]
     assert len(cells) == 6
     assert all(cell["figures"]["speedup"] for cell in cells)
+
+
+@pytest.mark.slow
+def test_exports(run_here, tmp_path, monkeypatch, capsys):
+    """The quickstart's segmentor with random weights, in each form, and what reads it."""
+    segmentor, *others = EXPORTS
+    save_random_weights(*segmentor.split()[2:3], tmp_path / segmentor.split()[3])
+    images = tmp_path / "data" / "shapes" / "val" / "images"
+    images.mkdir(parents=True)
+    noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
+    cv2.imwrite(str(images / "000000.jpg"), noise)
+    assert run_here(segmentor).count("labels equal") == 3
+    for command in others:
+        assert "written to" in run_here(command)
+    with_runner, with_openvino, own_script, with_torch, _ = PYTHON["export"]
+    for block, printed in (
+        (with_runner, "(128, 128) ('background', "),
+        (with_openvino, "(2, 7, 32, 40)"),
+        (with_torch, "[2, 128, 160]"),
+        (own_script, ""),
+    ):
+        exec(block, {})
+        assert printed in capsys.readouterr().out
+    written = {
+        "segmentor.onnx",
+        "segmentor-int8.onnx",
+        "backbone.onnx",
+        "segmentor.pt2",
+        "own.onnx",
+    }
+    assert written | {"segmented.jpg"} <= {path.name for path in tmp_path.iterdir()}
 
 
 def test_flops(run_here):

@@ -2,6 +2,9 @@
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import NamedTuple
 
@@ -16,6 +19,7 @@ VARIABLE = "FLATTEN_DET_ATTENTION"
 REFERENCE, PLAIN, TILED, TRITON = IMPLEMENTATIONS = ("reference", "plain", "tiled", "triton")
 # The whole layer by one operator, projections included.
 TILED_LAYER = "tiled, the whole layer"
+_needs_plain_operations: ContextVar[bool] = ContextVar("flatten_det_plain", default=False)
 _logger = logging.getLogger(__name__)
 
 
@@ -112,14 +116,37 @@ def choose(kind: Kind, is_layer: bool = False, implementation: str | None = None
     :func:`focused_linear_attention`.
     """
     variable = None if implementation else os.environ.get(VARIABLE)
-    modes = (is_layer, torch.jit.is_tracing(), implementation or None, variable or None)
-    if torch.compiler.is_compiling():
-        # It traces what follows: sizes are symbols, and decide as such.
-        choice = _decide(kind, *modes)
-    else:
-        choice = _choose(kind, torch.is_grad_enabled(), *modes)
+    is_compiling = torch.compiler.is_compiling()
+    is_tracing = torch.jit.is_tracing() or (is_compiling and _exports_plain_operations())
+    modes = (is_layer, is_tracing, implementation or None, variable or None)
+    # A compiler traces what follows: sizes are symbols, and decide as such.
+    choice = (
+        _decide(kind, *modes) if is_compiling else _choose(kind, torch.is_grad_enabled(), *modes)
+    )
     has_failed = choice == TRITON and gpu.failure() and not implementation and not variable
     return PLAIN if has_failed else choice
+
+
+@contextmanager
+def plain_operations() -> Iterator[None]:
+    """For its time, ``torch.export`` sees the attention as plain operations: its programs run without us.
+
+    ONNX's exporters see them anyway, as no other program has our operators.
+    """
+    token = _needs_plain_operations.set(True)
+    try:
+        yield
+    finally:
+        _needs_plain_operations.reset(token)
+
+
+def _exports_plain_operations() -> bool:
+    """Whether ``torch.export`` is at work, for a reader that has torch's own operations alone."""
+    # Of torch 2.7; older ones are not asked for what they cannot export.
+    is_exporting = getattr(torch.compiler, "is_exporting", None)
+    if is_exporting is None or not is_exporting():
+        return False
+    return _needs_plain_operations.get() or torch.onnx.is_in_onnx_export()
 
 
 @cache

@@ -5,6 +5,7 @@ matters: ``transpose`` before ``unflatten`` gives a batch of one a stride in whi
 the layout, and a depthwise convolution on the CPU took 20 times as long.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -49,11 +50,24 @@ def as_tokens(image: Tensor) -> Tensor:
     return image.permute(0, 2, 3, 1).flatten(1, 2)
 
 
+def are_numbers(sizes: Iterable[int]) -> bool:
+    """Whether sizes are known: not symbols of an export, whose graph holds for the others too.
+
+    What depends on symbols has to be computed for all sizes in the same way: a branch that is taken for one
+    of them would be the only one in the graph.
+    """
+    return all(type(size) is int for size in sizes)
+
+
 def pad_to_multiple(x: Tensor, multiple: tuple[int, int]) -> Tensor:
-    """Pad ``(B, H, W, C)`` with zeros at the bottom and right to multiples of ``multiple``."""
-    pad_h = -x.shape[1] % multiple[0]
-    pad_w = -x.shape[2] % multiple[1]
-    return F.pad(x, (0, 0, 0, pad_w, 0, pad_h)) if pad_h or pad_w else x
+    """Pad ``(B, H, W, ...)`` with zeros at the bottom and right to multiples of ``multiple``."""
+    # A sum that a compiler's algebra simplifies; it gets lost in remainders of remainders.
+    pad_h, pad_w = (
+        (size + m - 1) // m * m - size for size, m in zip(x.shape[1:3], multiple, strict=True)
+    )
+    if are_numbers((pad_h, pad_w)) and not (pad_h or pad_w):
+        return x
+    return F.pad(x, (*(0, 0) * (x.dim() - 3), 0, pad_w, 0, pad_h))
 
 
 def window_partition(x: Tensor, window: tuple[int, int]) -> Tensor:
@@ -66,10 +80,10 @@ def window_partition(x: Tensor, window: tuple[int, int]) -> Tensor:
 
 def window_merge(windows: Tensor, window: tuple[int, int], hw_shape: tuple[int, int]) -> Tensor:
     """Inverse of :func:`window_partition`: ``(B, nW, h*w, C)`` -> ``(B, H, W, C)``."""
-    B, _, _, C = windows.shape
     (h, w), (H, W) = window, hw_shape
-    x = windows.view(B, H // h, W // w, h, w, C).permute(0, 1, 3, 2, 4, 5)
-    return x.reshape(B, H, W, C)
+    # [B, H/h, h, W/w, w, C]
+    x = windows.unflatten(2, (h, w)).unflatten(1, (H // h, W // w)).transpose(2, 3)
+    return x.reshape(-1, H, W, x.shape[-1])
 
 
 def strided_convolution(conv: nn.Conv2d, image: Tensor) -> Tensor:
@@ -105,7 +119,7 @@ def resize_grid(grid: Tensor, from_hw: tuple[int, int], to_hw: tuple[int, int]) 
 
     ``(1, h*w, C)``, row-major, -> ``(1, H*W, C)``; the grid itself when the sizes agree.
     """
-    if tuple(from_hw) == tuple(to_hw):
+    if are_numbers(to_hw) and tuple(from_hw) == tuple(to_hw):
         return grid
     h, w = from_hw
     image = as_image(grid, (h, w))

@@ -102,7 +102,10 @@ def valid_sizes(images: Tensor) -> Sizes | None:
 
     Inputs of another size than the model's own, such as the crops of sliding windows, are not known.
     """
-    batches, count, hw_shape = _current.get(), len(images), images.shape[2:]
+    batches = _current.get()
+    if not batches:
+        return None
+    count, hw_shape = len(images), images.shape[2:]
     found = [valid for x, valid in batches if x is images]
     if not found:  # The same under another type or layout, for instance.
         found = [valid for x, valid in batches if (len(x), x.shape[2:]) == (count, hw_shape)]

@@ -41,7 +41,7 @@ from ..attention.eager import (
     is_plain_eager,
 )
 from ..attention.layer_norm import add_layer_norm, layer_norm, product_dtype
-from ..attention.maps import Padding, as_image, as_tokens, strided_convolution
+from ..attention.maps import Padding, are_numbers, as_image, as_tokens, strided_convolution
 from ..attention.tiles import tiles
 from .options import BLOCK, ELEMENTWISE, MLP
 
@@ -128,11 +128,16 @@ class PatchEmbed(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """``(B, C_in, H, W)`` -> tokens ``(B, H'*W', C)`` and ``(H', W')``, sizes rounded up."""
         patch, stride, padding = self.geometry
-        missing = [
-            max(0, (-(-size // stride) - 1) * stride + patch - 2 * padding - size)
-            for size in x.shape[2:]
-        ]
-        if any(missing):
+        if are_numbers(x.shape[2:]):
+            missing = [
+                max(0, (-(-size // stride) - 1) * stride + patch - 2 * padding - size)
+                for size in x.shape[2:]
+            ]
+        else:
+            # As much as any size may miss: of zeros beyond the last patch nothing is read.
+            missing = [patch - 1 - 2 * padding] * 2
+        # ONNX's older exporter takes the size of a convolution's result for fixed, unless its map was padded.
+        if any(missing) or torch.jit.is_tracing():
             x = F.pad(x, (0, missing[1], 0, missing[0]))
         # The layout of tokens: maps of tokens have it already, and the result is tokens without a copy.
         layout = torch.channels_last

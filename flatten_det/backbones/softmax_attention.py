@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..attention.eager import is_plain_eager, keeps_tensors
 from ..attention.maps import (
     Padding,
+    are_numbers,
     as_image,
     as_tokens,
     pad_to_multiple,
@@ -89,27 +90,52 @@ class ShiftedWindowAttention(nn.Module):
         """``(B, N, C)`` with N = H*W of ``hw_shape`` -> ``(B, N, C)``."""
         B, N, C = x.shape
         window = (self.window_size, self.window_size)
-        shift = tuple(self.shift_size if size > self.window_size else 0 for size in hw_shape)
+        shift = self._shift(hw_shape, x.device)
         x = pad_to_multiple(x.view(B, *hw_shape, C), window)
         padded_shape = x.shape[1:3]
-        if any(shift):
-            x = torch.roll(x, shifts=(-shift[0], -shift[1]), dims=(1, 2))
+        if shift:
+            x = _roll(x, (-shift[0], -shift[1]))
         windows = window_partition(x, window)  # [B, nW, n, C]
 
         qkv = self.qkv(windows).flatten(0, 1).unflatten(-1, (3, self.num_heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # [B*nW, h, n, d], views
         bias = self.relative_position_bias_table[self.bias_index].permute(2, 0, 1)  # [h, n, n]
         bias = bias.to(q.dtype).unsqueeze(0)
-        if any(shift):
+        if shift:
             separate = shift_mask(padded_shape, self.window_size, shift, x.device)
             bias = bias.masked_fill(separate[:, None], float("-inf")).repeat(B, 1, 1, 1)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
         out = out.transpose(1, 2).reshape(windows.shape)
         out = window_merge(out, window, padded_shape)
-        if any(shift):
-            out = torch.roll(out, shifts=shift, dims=(1, 2))
+        if shift:
+            out = _roll(out, shift)
         return self.proj(out[:, : hw_shape[0], : hw_shape[1]].reshape(B, N, C))
+
+    def _shift(
+        self, hw_shape: tuple[int, int], device: torch.device
+    ) -> tuple[int | Tensor, int | Tensor] | None:
+        """Of the windows along each axis of the map; None: along neither."""
+        if not self.shift_size:
+            return None
+        if are_numbers(hw_shape):
+            shift = tuple(self.shift_size if size > self.window_size else 0 for size in hw_shape)
+            return shift if any(shift) else None
+        lasts = (torch.arange(size, device=device)[-1] for size in hw_shape)
+        return tuple((last >= self.window_size) * self.shift_size for last in lasts)
+
+
+def _roll(x: Tensor, shift: tuple[int | Tensor, int | Tensor]) -> Tensor:
+    """``torch.roll`` of the map ``x (B, H, W, C)`` by less than its sides, which a graph may compute."""
+    if are_numbers(shift):
+        return torch.roll(x, shifts=shift, dims=(1, 2))
+    for dim, own in enumerate(shift, 1):
+        size = x.shape[dim]
+        # A remainder by a symbol is unknown to ONNX's exporter.
+        index = torch.arange(size, device=x.device) - own
+        index = torch.where(index < 0, index + size, index)
+        x = x.index_select(dim, torch.where(index < size, index, index - size))
+    return x
 
 
 def _relative_position_index(window_size: int) -> Tensor:
@@ -122,11 +148,14 @@ def _relative_position_index(window_size: int) -> Tensor:
 
 
 def shift_mask(
-    padded_shape: tuple[int, int], window_size: int, shift: tuple[int, int], device: torch.device
+    padded_shape: tuple[int, int],
+    window_size: int,
+    shift: tuple[int | Tensor, int | Tensor],
+    device: torch.device,
 ) -> Tensor:
     """True for the pairs of a window that were not neighbours before the roll: ``(nW, n, n)``."""
     arguments = (padded_shape, window_size, shift, device)
-    if not (is_plain_eager() and keeps_tensors()):
+    if not (are_numbers(padded_shape) and is_plain_eager() and keeps_tensors()):
         return _make_mask(*arguments)
     is_small = math.prod(padded_shape) * window_size**2 <= _LARGEST
     return (_kept_mask if is_small else _make_mask)(*arguments)
@@ -140,11 +169,14 @@ def _kept_mask(*arguments: Any) -> Tensor:
 
 
 def _make_mask(
-    padded_shape: tuple[int, int], window_size: int, shift: tuple[int, int], device: torch.device
+    padded_shape: tuple[int, int],
+    window_size: int,
+    shift: tuple[int | Tensor, int | Tensor],
+    device: torch.device,
 ) -> Tensor:
-    def region(size: int, axis_shift: int) -> Tensor:
+    def region(size: int, axis_shift: int | Tensor) -> Tensor:
         index = torch.arange(size, device=device)
-        if not axis_shift:
+        if isinstance(axis_shift, int) and not axis_shift:
             return torch.zeros_like(index)
         return (index >= size - window_size).long() + (index >= size - axis_shift).long()
 
@@ -194,6 +226,8 @@ class CrossShapedAttention(nn.Module):
     def _in_stripes(self, qkv: Tensor, axis: int, lepe: nn.Conv2d) -> Tensor:
         """Cut ``(B, H, W, 3, c)`` along an axis of the map and attend within each stripe."""
         size = qkv.shape[axis]
+        if not are_numbers((size,)):
+            return self._in_padded_stripes(qkv, axis, lepe)
         rest = size % self.split_size
         outs = []
         for start, length, width in ((0, size - rest, self.split_size), (size - rest, rest, rest)):
@@ -203,12 +237,34 @@ class CrossShapedAttention(nn.Module):
                 outs.append(self._attend(part, window, lepe))
         return torch.cat(outs, dim=axis)
 
-    def _attend(self, qkv: Tensor, window: tuple[int, int], lepe: nn.Conv2d) -> Tensor:
-        """Attention within windows that divide the map: ``(B, H, W, 3, c)`` -> ``(B, H, W, c)``."""
+    def _in_padded_stripes(self, qkv: Tensor, axis: int, lepe: nn.Conv2d) -> Tensor:
+        """The same without asking whether the stripes divide the map: for graphs of any size."""
+        size, split = qkv.shape[axis], self.split_size
+        padded = pad_to_multiple(qkv, (1, split) if axis == 2 else (split, 1))
+        H, W, window = *padded.shape[1:3], list(padded.shape[1:3])
+        window[axis - 1] = split
+        ticks = torch.arange(padded.shape[axis], device=qkv.device)
+        is_key = (ticks < size).unsqueeze(2 - axis).expand(H, W)[None, ..., None]
+        is_key = window_partition(is_key, window)[0, :, None, None, :, 0]  # [nW, 1, 1, n]
+        out = self._attend(padded, window, lepe, is_key)
+        return out.narrow(axis, 0, size)
+
+    def _attend(
+        self,
+        qkv: Tensor,
+        window: tuple[int, int],
+        lepe: nn.Conv2d,
+        is_key: Tensor | None = None,
+    ) -> Tensor:
+        """Attention within windows that divide the map: ``(B, H, W, 3, c)`` -> ``(B, H, W, c)``.
+
+        ``is_key (nW, 1, 1, n)``: the tokens of each window that are attended to; None: all.
+        """
         B, H, W = qkv.shape[:3]
         q, k, v = window_partition(qkv, window).flatten(0, 1).unbind(2)  # [B*nW, n, c] each
         heads = (t.unflatten(-1, (self.heads_per_branch, -1)).transpose(1, 2) for t in (q, k, v))
-        out = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+        mask = None if is_key is None else is_key.repeat(B, 1, 1, 1)
+        out = F.scaled_dot_product_attention(*heads, attn_mask=mask).transpose(1, 2).flatten(2)
         image = as_image(v, window)
         out = out + as_tokens(lepe(image))
         return window_merge(out.unflatten(0, (B, -1)), window, (H, W))

@@ -22,6 +22,7 @@ COMMANDS = {
     "prepare": "get public data sets, or write a config for your own",
     "check": "find what is wrong with a config's data",
     "browse": "draw a config's data as the model gets them",
+    "export": "make a file for ONNX Runtime, OpenVINO or torch.export",
     "convert": "make a backbone file for init_cfg of a checkpoint",
     "benchmark": "compare speed and memory of models over image sizes",
     "benchmark-attention": "compare implementations of the attention",

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from ..data.loading import ImageError
 from ..errors import UserError
-from ..files.images import find_images
+from ..files.images import VIDEO_SUFFIXES, find_images
 
 InMemory: TypeAlias = Image.Image | np.ndarray | torch.Tensor
 Images: TypeAlias = str | os.PathLike | InMemory | Iterable[str | os.PathLike | InMemory]
@@ -63,6 +63,9 @@ def given_images(images: Images, bgr: bool, max_pixels: int) -> Iterator[GivenIm
 
 
 def _named(text: str) -> Iterator[GivenImage | ImageError]:
+    if text.lower().endswith(VIDEO_SUFFIXES):
+        yield ImageError(f"{text} is a video: give its frames, or use `flatten-det infer`")
+        return
     try:
         paths = find_images([text])
     except UserError as error:

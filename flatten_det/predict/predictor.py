@@ -43,7 +43,7 @@ class Predictor:
         precision: of the model: ``fp32``, ``fp16``, ``bf16``; ``auto``: fp16 on a GPU, else fp32.
         batch_size: images, or tiles, that go through the model at once.
         full_size: leave images, or tiles, at their own size, instead of resizing them as the config says.
-        tiling: for detectors, how to cut images; what is found in the tiles is merged.
+        tiling: for detectors, how to cut images, or the side of the tiles; what these show is merged.
         bgr: arrays have their colours in the order of OpenCV.
         cuda_graphs: replay the backbone from CUDA graphs, see :func:`~flatten_det.backbones.use_cuda_graphs`.
         on_tile: called with the number of tiles done, and of all, of the image at hand.
@@ -68,7 +68,7 @@ class Predictor:
         *,
         batch_size: int = 1,
         full_size: bool = False,
-        tiling: Tiling | None = None,
+        tiling: Tiling | int | None = None,
         bgr: bool = False,
         cuda_graphs: bool = False,
         on_tile: Callable[[int, int], None] = lambda done, total: None,
@@ -83,6 +83,11 @@ class Predictor:
             "full_size": full_size,
             "precision": _precision(precision, str(device)),
         }
+        if isinstance(tiling, int):
+            try:
+                tiling = Tiling(tiling)
+            except ValueError as error:
+                raise UserError(str(error)) from error
         with blame_config(self._cfg):
             if tiling is None:
                 self._engine = SamplePredictor(self._cfg, checkpoint, device, **options)

@@ -15,7 +15,6 @@ from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from mmseg.models.segmentors import BaseSegmentor
 from pycocotools import mask as coco_mask
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 from torchvision.ops import nms
 
@@ -278,16 +277,9 @@ def _join_parts(cut: InstanceData) -> InstanceData:
     """Join cut boxes of one object: their common hull, the best score, all their masks."""
     if len(cut) == 0:
         return cut
-    overlap = _intersection(cut.windows[:, None], cut.windows[None])  # [n, n, 4]
-    ours = _intersection(cut.bboxes[:, None], overlap)
-    shared = _area(_intersection(ours, ours.transpose(0, 1)))
-    union = _area(ours) + _area(ours).T - shared
-    # At least a pixel: boxes that only touch the overlap say nothing.
-    same = (shared > SAME_OBJECT * union) & (shared >= 1)
-    count, of_part = connected_components(same.numpy(), directed=False)
     joined = []
-    for number in range(count):
-        parts = cut[torch.from_numpy(of_part == number)]
+    for members in _parts_of_objects(cut):
+        parts = cut[members]
         best = parts[int(parts.scores.argmax())]
         low, high = parts.bboxes[:, :2].amin(0), parts.bboxes[:, 2:].amax(0)
         best.bboxes = torch.cat([low, high])[None]
@@ -295,6 +287,33 @@ def _join_parts(cut: InstanceData) -> InstanceData:
             best.masks = [coco_mask.merge(parts.masks) if len(parts) > 1 else parts.masks[0]]
         joined.append(best)
     return InstanceData.cat(joined)
+
+
+def _parts_of_objects(cut: InstanceData) -> list[Tensor]:
+    """The indices of the parts of each object, of which a tile has one.
+
+    Parts that are alike in what their tiles share are joined, those that are most alike first. A part joins
+    one of each other tile at most: of a crowd along a border, where one part is much like the next but one,
+    all would become a single object else.
+    """
+    overlap = _intersection(cut.windows[:, None], cut.windows[None])  # [n, n, 4]
+    ours = _intersection(cut.bboxes[:, None], overlap)
+    shared = _area(_intersection(ours, ours.transpose(0, 1)))
+    union = _area(ours) + _area(ours).T - shared
+    # At least a pixel: boxes that only touch the overlap say nothing.
+    alike = torch.where(shared >= 1, shared / union, 0).triu(1)
+    pairs = (alike > SAME_OBJECT).nonzero()
+    pairs = pairs[alike[tuple(pairs.T)].argsort(descending=True, stable=True)]
+    tiles = [{tuple(window)} for window in cut.windows.tolist()]
+    objects = [[index] for index in range(len(cut))]
+    for one, other in pairs.tolist():
+        if objects[one] is objects[other] or tiles[one] & tiles[other]:
+            continue
+        tiles[one] |= tiles[other]
+        objects[one] += objects[other]
+        for index in objects[other]:
+            tiles[index], objects[index] = tiles[one], objects[one]
+    return [torch.tensor(members) for index, members in enumerate(objects) if min(members) == index]
 
 
 def _intersection(boxes: Tensor, others: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from mmcv import _ext
 from mmengine.config import Config
 from mmengine.hooks import Hook
@@ -16,7 +17,7 @@ from shrink import CONFIGS, shrunk
 
 import flatten_det
 from flatten_det.data.shapes import CLASSES
-from flatten_det.predict.infer import infer
+from flatten_det.predict.infer import InferOptions, infer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -112,7 +113,9 @@ def test_panoptic_prediction_as_files(least_score, data_root, tmp_path):
     cfg.model.test_cfg.update(object_mask_thr=least_score, iou_thr=0.0)
     init_default_scope("mmdet")
     DATASETS.build(cfg.val_dataloader.dataset)
-    infer(cfg, None, [str(data_root / "val" / "images")], str(tmp_path), "cpu", 0.3, batch_size=2)
+    options = InferOptions(str(tmp_path))
+    torch.manual_seed(0)  # Of random weights, some see nothing but void.
+    infer(cfg, None, [str(data_root / "val" / "images")], options, "cpu", batch_size=2)
     found = sorted((tmp_path / "preds").glob("*.json"))
     assert len(found) == 4
     for path in found:

@@ -56,8 +56,10 @@ ON_QUICKSTART = [
 ]
 (LOGGED,) = (c for c in COMMANDS["look"] if c.startswith("flatten-det train "))
 ON_LARGE_IMAGES = [c for c in COMMANDS["high-resolution"] if "my_large_image.jpg" in c]
+ON_PHOTOS = COMMANDS["predict"]
 ON_MIXED_SIZES = [c for c in COMMANDS["high-resolution"] if "_shapes-mixed" in c]
 ON_TREES = COMMANDS["trees"]
+EXPORTS = COMMANDS["export"]
 BENCHMARK, BENCHMARK_ATTENTION, FLOPS, FLOPS_OF_PAPER = COMMANDS["speed"]
 ANALYSE = [c for c in COMMANDS["evidence"] if c.startswith("flatten-det analyze")]
 ABLATE = [c for c in COMMANDS["evidence"] if c.startswith("flatten-det ablate")]

@@ -10,7 +10,9 @@ from flatten_det.predict.tiles import Window, merge, move_to_image
 LEFT, RIGHT = Window(0, 0, 100, 100), Window(80, 0, 180, 100)
 
 
-def in_tile(window: Window, *found: tuple[list[float], float, int]) -> InstanceData:
+def in_tile(
+    window: Window, *found: tuple[list[float], float, int], size: tuple[int, int] = (100, 180)
+) -> InstanceData:
     """Boxes given in the image, scores and labels, as a detector finds them in a tile."""
     boxes, scores, labels = zip(*found, strict=True) if found else ([], [], [])
     offset = torch.tensor([window.left, window.top] * 2)
@@ -19,7 +21,7 @@ def in_tile(window: Window, *found: tuple[list[float], float, int]) -> InstanceD
         scores=torch.tensor(scores),
         labels=torch.tensor(labels, dtype=torch.int64),
     )
-    return move_to_image(tile, window, 100, 180)
+    return move_to_image(tile, window, *size)
 
 
 def merged(left: list, right: list, max_count: int = 100) -> list[tuple[list[float], float, int]]:
@@ -53,6 +55,67 @@ def test_not_one_that_is_hardly_sure():
 def test_parts_are_joined():
     left, right = ([50, 10, 100, 60], 0.7, 0), ([80, 12, 120, 61], 0.8, 0)
     assert merged([left], [right]) == [([50, 10, 120, 61], 0.8, 0)]
+
+
+def test_crowds_along_a_border_are_joined_one_to_one():
+    """Within the overlap of the tiles, each of them covers most of the next one."""
+    left = [
+        ([50, 10, 100, 40], 0.9, 0),
+        ([75, 18, 100, 48], 0.8, 0),
+        ([50, 26, 100, 56], 0.7, 0),
+    ]
+    right = [
+        ([80, 11, 125, 41], 0.6, 0),
+        ([80, 19, 108, 49], 0.5, 0),
+        ([80, 27, 125, 57], 0.4, 0),
+    ]
+    assert merged(left, right) == [
+        ([50, 10, 125, 41], 0.9, 0),
+        ([75, 18, 108, 49], 0.8, 0),
+        ([50, 26, 125, 57], 0.7, 0),
+    ]
+
+
+@pytest.mark.parametrize("missing", ["left", "right"])
+def test_a_part_that_fits_best_elsewhere_is_left_alone(missing):
+    one, two = ([50, 10, 100, 40], 0.9, 0), ([75, 18, 100, 48], 0.8, 0)
+    other = ([80, 12, 125, 42], 0.6, 0)
+    sides = {"left": [one, two], "right": [other]}
+    if missing == "left":  # Mirrored: the image is 180 wide.
+        sides = {
+            side: [([180 - box[2], box[1], 180 - box[0], box[3]], *rest) for box, *rest in found]
+            for side, found in (("right", [one, two]), ("left", [other]))
+        }
+    found = merged(**sides)
+    assert [score for _, score, _ in found] == [0.9, 0.8]
+    widths = [right - left for (left, _, right, _), _, _ in found]
+    assert widths == [75, 25]
+
+
+def test_objects_that_cross_in_a_corner_stay_two():
+    """Of four tiles around a corner, each pair shares something."""
+    windows = [Window(x, y, x + 100, y + 100) for y in (0, 80) for x in (0, 80)]
+    # Two long objects that cross near the corner; the other tiles show one part of each.
+    first = [[40, 82, 100, 98], [80, 82, 140, 98], [40, 82, 100, 97], [80, 82, 140, 97]]
+    second = [[60, 90, 100, 100], [80, 90, 120, 100], [60, 90, 100, 112], [80, 90, 120, 112]]
+    tiles = [
+        in_tile(window, (one, 0.9, 0), (two, 0.8, 0), size=(180, 180))
+        for window, one, two in zip(windows, first, second, strict=True)
+    ]
+    found = merge(tiles, 10)
+    assert found.bboxes.tolist() == [[40, 82, 140, 98], [60, 90, 120, 112]]
+
+
+def test_an_object_over_many_tiles_is_one():
+    windows = [Window(x, 0, x + 100, 100) for x in (0, 80, 160, 240)]
+    parts = [[30, 20, 100, 50], [80, 19, 180, 51], [160, 20, 260, 52], [240, 21, 310, 50]]
+    tiles = [
+        in_tile(window, (part, 0.5 + 0.1 * number, 0), size=(100, 340))
+        for number, (window, part) in enumerate(zip(windows, parts, strict=True))
+    ]
+    found = merge(tiles, 10)
+    assert found.bboxes.tolist() == [[30, 19, 310, 52]]
+    assert found.scores.tolist() == pytest.approx([0.8])
 
 
 def test_neighbours_are_not():

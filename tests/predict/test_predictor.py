@@ -174,6 +174,7 @@ def test_what_is_broken_is_named_and_the_rest_is_done(folder, server, tmp_path):
         (folder / "broken.jpg", "broken.jpg cannot be decoded"),
         (tmp_path / "missing.jpg", "missing.jpg: no image found"),
         (tmp_path / "empty", "empty: no image found"),
+        (tmp_path / "clip.mp4", "clip.mp4 is a video: give its frames"),
         (f"{server}/missing.jpg", "/missing.jpg: the server answers 404"),
         (f"{server}/broken.jpg", "/broken.jpg cannot be decoded"),
         ("http://127.0.0.1:9/a.jpg", "cannot be downloaded"),
@@ -260,6 +261,7 @@ def test_errors_of_a_generator_are_its_own():
         ({"model": SEGMENTOR, "precision": "fp61"}, "did you mean fp16"),
         ({"model": SEGMENTOR, "batch_size": 0}, "batch_size is 0"),
         ({"model": SEGMENTOR, "tiling": Tiling(64)}, "--tile is for detectors"),
+        ({"model": SEGMENTOR, "tiling": 0}, "a side of at least 1 pixel"),
     ],
 )
 def test_one_line_says_what_is_wrong(arguments, message):
@@ -276,9 +278,10 @@ def test_random_weights_come_with_a_warning():
 
 def test_tiles_give_what_the_whole_gives(folder):
     (whole,) = make()(folder / "a.png")
-    tiled = make(tiling=Tiling(300, 0.4), batch_size=2)
     rgb = np.asarray(Image.open(folder / "a.png"))
-    for prediction in tiled([folder / "a.png", rgb, Image.fromarray(rgb)]):
+    forms = [folder / "a.png", rgb, Image.fromarray(rgb)]
+    tilings = (Tiling(300, 0.4), 300)
+    for prediction in [each for tiling in tilings for each in make(tiling=tiling)(forms)]:
         check(prediction)
         assert {each["counts"] for each in prediction.masks} == {
             each["counts"] for each in whole.masks
@@ -289,7 +292,7 @@ def test_tiles_give_what_the_whole_gives(folder):
 def test_precisions(precision):
     torch.manual_seed(0)
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    for name in ("retinanet_flatten-pvt-nano_fpn_shapes", SEGMENTOR):
+    for name in ("mask-rcnn_flatten-pvt-nano_fpn_shapes", SEGMENTOR):
         predictor = Predictor(name, device="cpu", precision=precision)
         kinds = set()
         for module in predictor.model.modules():
