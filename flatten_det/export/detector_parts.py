@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from ..backbones.base import DenseBackbone
 from ..errors import UserError
 
+_INSTEAD = "--backbone exports the backbone of any model"
+
 
 class DetectorGraph(nn.Module):
     """Backbone and neck, which see of the padding what they do in MMDetection."""
@@ -60,7 +62,8 @@ def rows(x: Tensor, places: Tensor) -> Tensor:
 
 
 def refusal(what: str) -> str:
-    return f"{what}: a detector is exported as a whole without it only; export its backbone alone"
+    """The message about an option that predicts in another way than the graphs do."""
+    return f"{what}, with which no detector can be exported as a whole: {_INSTEAD}"
 
 
 def check_class(name: str, part: object, known: Iterable[type]) -> None:
@@ -68,6 +71,6 @@ def check_class(name: str, part: object, known: Iterable[type]) -> None:
     if type(part) not in known:
         names = ", ".join(sorted(kind.__name__ for kind in known))
         raise UserError(
-            f"{name} is a {type(part).__name__}, and what can be exported as a whole are {names}: "
-            "export the backbone alone"
+            f"{name} is a {type(part).__name__}, and what can be exported as a whole is {names}: "
+            f"{_INSTEAD}"
         )

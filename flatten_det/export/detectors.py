@@ -254,7 +254,7 @@ def _pool(
         geometry = (layer.spatial_scale, *layer.output_size, layer.sampling_ratio, layer.aligned)
         features.append(torch.ops.torchvision.roi_align(maps[level], rois[places[-1]], *geometry))
     features = torch.cat(features)
-    torch.check_class(features.shape[0] > 0)
+    torch._check(features.shape[0] > 0)
     return features, torch.cat(places)
 
 
@@ -308,4 +308,4 @@ def _check_settings(name: str, settings: Mapping[str, Any], counts: Iterable[str
         raise UserError(refusal(f"{name} has nms={nms or None}"))
     for count in counts:
         if settings.get(count, -1) <= 0:
-            raise UserError(f"{name}.{count} must be positive for export; set how many it takes")
+            raise UserError(f"{name}.{count} must be positive, for as many rows as a file returns")
