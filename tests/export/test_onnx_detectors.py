@@ -187,10 +187,11 @@ def test_what_predicts_otherwise_is_refused(kind, changes, message):
 
 
 def onnx_session(module: nn.Module, inputs: tuple, shapes: tuple) -> onnxruntime.InferenceSession:
-    program = torch.onnx.export(
-        module, inputs, dynamo=True, dynamic_shapes=shapes,
-        custom_translation_table=translations(), verbose=False,
-    )  # fmt: skip
+    with torch.no_grad():
+        program = torch.onnx.export(
+            module, inputs, dynamo=True, dynamic_shapes=shapes,
+            custom_translation_table=translations(), verbose=False,
+        )  # fmt: skip
     assert {node.domain for node in program.model.graph} == {""}, "operators beyond the standard's"
     return onnxruntime.InferenceSession(program.model_proto.SerializeToString())
 
@@ -223,7 +224,7 @@ def test_suppression_is_that_of_torchvision_in_onnx():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["retinanet", "cascade", "dino"])
 def test_boxes_of_onnx_are_those_of_predict(kind):
     detector = build(config(kind))
     example = torch.zeros(2, 3, 128, 160)
