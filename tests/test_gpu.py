@@ -488,3 +488,18 @@ def _batch(scope: str) -> dict:
     ]
     images = [torch.randint(0, 255, (3, *size), dtype=torch.uint8) for _ in samples]
     return dict(inputs=images, data_samples=samples)
+
+
+def test_predictions_in_half_precision():
+    """Scores and boxes, as far as rounding lets them be the same."""
+    pytest.importorskip("mmdet")
+    from flatten_det import Predictor
+
+    name = "retinanet_flatten-pvt-nano_fpn_shapes"
+    full, half = (Predictor(name, device=DEVICE, precision=kind) for kind in ("fp32", "fp16"))
+    half.model.load_state_dict(full.model.state_dict())
+    image = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
+    (one,), (other,) = full(image), half(image)
+    np.testing.assert_allclose(one.scores, other.scores, atol=2e-3)
+    np.testing.assert_allclose(np.sort(one.boxes, 0), np.sort(other.boxes, 0), atol=8)
+    assert min(one.milliseconds, other.milliseconds) > 0

@@ -9,12 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import torchvision  # noqa: F401  (registers torch.ops.torchvision)
 from mmcv.ops import RoIAlign
-from mmdet.models.data_preprocessors import DetDataPreprocessor
 from mmdet.models.dense_heads import RetinaHead, RPNHead
 from mmdet.models.detectors import (
+    DINO,
     CascadeRCNN,
     FasterRCNN,
     MaskRCNN,
@@ -34,18 +33,17 @@ from mmdet.models.roi_heads import (
 from mmdet.models.task_modules import AnchorGenerator, DeltaXYWHBBoxCoder
 from torch import Tensor, nn
 
-from ..backbones.base import DenseBackbone
 from ..errors import UserError
+from .detector_parts import DetectorGraph, check_class, refusal, rows, top
+from .dino import DinoGraph
 from .operators import kept_scores
 
-_SINGLE_STAGE = (RetinaNet, SingleStageDetector)
-_TWO_STAGE = (FasterRCNN, MaskRCNN, CascadeRCNN, TwoStageDetector)
 _BOX_HEADS = (Shared2FCBBoxHead, Shared4Conv1FCBBoxHead, ConvFCBBoxHead)
 # MMDetection's coder takes no other when it predicts.
 _LARGEST_LOG_RATIO = abs(math.log(16 / 1000))
 
 
-def end_to_end(model: nn.Module) -> nn.Module:
+def end_to_end(model: nn.Module) -> DetectorGraph:
     """A module from images to boxes, of a detector's own modules.
 
     It takes normalised images ``(B, 3, H, W)`` of any size, without padding, and returns for each, with
@@ -62,39 +60,17 @@ def end_to_end(model: nn.Module) -> nn.Module:
     Raises:
         UserError: for a part that may predict in another way than is known here; the message names it.
     """
-    _check("the detector", model, (*_SINGLE_STAGE, *_TWO_STAGE))
-    _check("data_preprocessor", model.data_preprocessor, (DetDataPreprocessor,))
-    module = _OneStage(model) if type(model) in _SINGLE_STAGE else _TwoStages(model)
-    return module.eval()
+    check_class("the detector", model, _GRAPHS)
+    return _GRAPHS[type(model)](model).eval()
 
 
-class _Detector(nn.Module):
-    """Backbone and neck, which see of the padding what they do in MMDetection."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.backbone = model.backbone
-        self.neck = model.neck if model.with_neck else nn.Identity()
-        self.divisor = model.data_preprocessor.pad_size_divisor
-        self.pad_value = model.data_preprocessor.pad_value
-        self.masks_padding = isinstance(self.backbone, DenseBackbone) and self.backbone.mask_padding
-
-    def features(self, images: Tensor) -> tuple[Tensor, ...]:
-        """The neck's maps of images ``(B, 3, H, W)``."""
-        size = [_ceil_div(length, self.divisor) * self.divisor for length in images.shape[2:]]
-        if not self.masks_padding:
-            return self.neck(self.backbone(_padded(images, size, self.pad_value)))
-        maps = zip(self.backbone(images), self.backbone.strides, strict=True)
-        return self.neck(tuple(_padded(own, [_ceil_div(n, s) for n in size]) for own, s in maps))
-
-
-class _OneStage(_Detector):
+class _OneStage(DetectorGraph):
     """RetinaNet."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         self.head, self.settings = model.bbox_head, model.bbox_head.test_cfg
-        _check("bbox_head", self.head, (RetinaHead,))
+        check_class("bbox_head", self.head, (RetinaHead,))
         _check_anchors("bbox_head", self.head)
         _check_settings("test_cfg", self.settings, ("nms_pre", "max_per_img"))
 
@@ -103,20 +79,24 @@ class _OneStage(_Detector):
         boxes, scores, labels, _ = _candidates(self.head, maps, self.settings, images.shape[2:])
         scores = scores.where(scores > self.settings.get("score_thr", 0), 0)
         scores, places = _suppress(boxes, scores, labels, self.settings)
-        return _rows(boxes, places), scores, labels.gather(1, places)
+        return rows(boxes, places), scores, labels.gather(1, places)
 
 
-class _TwoStages(_Detector):
+class _TwoStages(DetectorGraph):
     """Faster, Mask and Cascade (Mask) R-CNN."""
+
+    @property
+    def output_names(self) -> list[str]:
+        return [*super().output_names, *(["masks"] if self.mask_heads else [])]
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         self.rpn_head, head = model.rpn_head, model.roi_head
-        _check("rpn_head", self.rpn_head, (RPNHead,))
+        check_class("rpn_head", self.rpn_head, (RPNHead,))
         _check_anchors("rpn_head", self.rpn_head)
-        _check("roi_head", head, (StandardRoIHead, CascadeRoIHead))
+        check_class("roi_head", head, (StandardRoIHead, CascadeRoIHead))
         if head.with_shared_head:
-            raise UserError(_refusal("roi_head has a shared_head"))
+            raise UserError(refusal("roi_head has a shared_head"))
         self.rpn_settings, self.settings = model.rpn_head.test_cfg, head.test_cfg
         _check_settings("test_cfg.rpn", self.rpn_settings, ("nms_pre", "max_per_img"))
         _check_settings("test_cfg.rcnn", self.settings, ("max_per_img",))
@@ -127,7 +107,7 @@ class _TwoStages(_Detector):
         if head.with_mask:
             self.mask_extractors, self.mask_heads = _stages(head.mask_roi_extractor, head.mask_head)
         for own in self.mask_heads:
-            _check("mask_head", own, (FCNMaskHead,))
+            check_class("mask_head", own, (FCNMaskHead,))
         for own in (*self.box_extractors, *self.mask_extractors):
             _check_extractor(own)
 
@@ -135,14 +115,14 @@ class _TwoStages(_Detector):
         size, maps = images.shape[2:], self.features(images)
         boxes, scores, _, levels = _candidates(self.rpn_head, maps, self.rpn_settings, size)
         scores, places = _suppress(boxes, scores, levels, self.rpn_settings)
-        boxes, scores = self.classify(maps, _rows(boxes, places), scores > 0, size)
+        boxes, scores = self.classify(maps, rows(boxes, places), scores > 0, size)
         count = scores.shape[2]
         boxes = boxes.expand(-1, -1, count, -1).flatten(1, 2)
         scores = scores.where(scores > self.settings.score_thr, 0).flatten(1)
         labels = torch.arange(scores.shape[1], device=scores.device) % count
         labels = labels.expand(scores.shape)
         scores, places = _suppress(boxes, scores, labels, self.settings)
-        boxes, labels = _rows(boxes, places), labels.gather(1, places)
+        boxes, labels = rows(boxes, places), labels.gather(1, places)
         if not self.mask_heads:
             return boxes, scores, labels
         return boxes, scores, labels, self.masks(maps, boxes, labels, scores > 0)
@@ -181,15 +161,15 @@ class _TwoStages(_Detector):
         return (sum(of_stages) / len(of_stages)).where(there[..., None, None], 0)
 
 
-def _ceil_div(length: int, divisor: int) -> int:
-    """``length / divisor``, rounded up; not by ``-(-a // b)``, which ONNX rounds to zero."""
-    return (length + divisor - 1) // divisor
-
-
-def _padded(x: Tensor, size: Sequence[int], value: float = 0) -> Tensor:
-    """``(B, C, h, w)`` with a margin at the right and below, up to ``size``."""
-    (height, width), (all_height, all_width) = x.shape[2:], size
-    return F.pad(x, (0, all_width - width, 0, all_height - height), value=value)
+_GRAPHS = {
+    RetinaNet: _OneStage,
+    SingleStageDetector: _OneStage,
+    FasterRCNN: _TwoStages,
+    MaskRCNN: _TwoStages,
+    CascadeRCNN: _TwoStages,
+    TwoStageDetector: _TwoStages,
+    DINO: DinoGraph,
+}
 
 
 def _candidates(
@@ -210,9 +190,9 @@ def _candidates(
     )
     for level, (logits, deltas, own_anchors) in enumerate(zip(*outs, anchors, strict=True)):
         logits = logits.permute(0, 2, 3, 1).flatten(1)
-        best, places = _top(logits, settings["nms_pre"], -torch.inf)
+        best, places = top(logits, settings["nms_pre"], -torch.inf)
         places, labels = places // head.cls_out_channels, places % head.cls_out_channels
-        deltas = _rows(deltas.permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4)), places)
+        deltas = rows(deltas.permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4)), places)
         boxes = _decode(head.bbox_coder, own_anchors[places], deltas, size)
         scores = best.sigmoid()
         if settings.get("min_bbox_size", -1) >= 0:
@@ -234,19 +214,7 @@ def _suppress(
         far = boxes.amax(2).where(scores > 0, 0).amax(1, keepdim=True) + 1
         boxes = boxes + (groups * far).unsqueeze(2)
     most = settings["max_per_img"]
-    return _top(kept_scores(boxes, scores, settings["nms"]["iou_threshold"], most), most, 0)
-
-
-def _top(values: Tensor, count: int, missing: float) -> tuple[Tensor, Tensor]:
-    """The largest ``count`` of values ``(B, N)`` and their places; ``missing`` beyond N, at place N - 1."""
-    last = values.shape[1] - 1
-    best, places = F.pad(values, (0, count), value=missing).topk(count)
-    return best, places.clamp(max=last)
-
-
-def _rows(x: Tensor, places: Tensor) -> Tensor:
-    """``(B, K, 4)``, of ``x (B, N, 4)`` what is at places ``(B, K)``."""
-    return x.gather(1, places.unsqueeze(2).expand(-1, -1, 4))
+    return top(kept_scores(boxes, scores, settings["nms"]["iou_threshold"], most), most, 0)
 
 
 def _decode(
@@ -304,46 +272,32 @@ def _stages(extractors: nn.Module, heads: nn.Module) -> tuple[nn.ModuleList, nn.
     return nn.ModuleList([extractors]), nn.ModuleList([heads])
 
 
-def _refusal(what: str) -> str:
-    return f"{what}: a detector is exported as a whole without it only; export its backbone alone"
-
-
-def _check(name: str, part: object, known: Iterable[type]) -> None:
-    """Refuse a part of another class, subclasses included: they may predict in another way."""
-    if type(part) not in known:
-        names = ", ".join(kind.__name__ for kind in known)
-        raise UserError(
-            f"{name} is a {type(part).__name__}, and what can be exported as a whole are {names}: "
-            "export the backbone alone"
-        )
-
-
 def _check_anchors(name: str, head: nn.Module) -> None:
-    _check(f"{name}.anchor_generator", head.prior_generator, (AnchorGenerator,))
+    check_class(f"{name}.anchor_generator", head.prior_generator, (AnchorGenerator,))
     _check_coder(f"{name}.bbox_coder", head.bbox_coder)
     if not head.use_sigmoid_cls:
-        raise UserError(_refusal(f"{name}.loss_cls has use_sigmoid=False"))
+        raise UserError(refusal(f"{name}.loss_cls has use_sigmoid=False"))
 
 
 def _check_coder(name: str, coder: object) -> None:
-    _check(name, coder, (DeltaXYWHBBoxCoder,))
+    check_class(name, coder, (DeltaXYWHBBoxCoder,))
     if coder.add_ctr_clamp:
-        raise UserError(_refusal(f"{name} has add_ctr_clamp=True"))
+        raise UserError(refusal(f"{name} has add_ctr_clamp=True"))
 
 
 def _check_box_head(head: nn.Module) -> None:
-    _check("bbox_head", head, _BOX_HEADS)
+    check_class("bbox_head", head, _BOX_HEADS)
     _check_coder("bbox_head.bbox_coder", head.bbox_coder)
     if head.custom_cls_channels or head.custom_activation:
-        raise UserError(_refusal(f"bbox_head.loss_cls is a {type(head.loss_cls).__name__}"))
+        raise UserError(refusal(f"bbox_head.loss_cls is a {type(head.loss_cls).__name__}"))
 
 
 def _check_extractor(extractor: nn.Module) -> None:
-    _check("roi_extractor", extractor, (SingleRoIExtractor,))
+    check_class("roi_extractor", extractor, (SingleRoIExtractor,))
     for layer in extractor.roi_layers:
-        _check("roi_layer", layer, (RoIAlign,))
+        check_class("roi_layer", layer, (RoIAlign,))
         if layer.pool_mode != "avg":
-            raise UserError(_refusal(f"roi_layer has pool_mode={layer.pool_mode!r}"))
+            raise UserError(refusal(f"roi_layer has pool_mode={layer.pool_mode!r}"))
 
 
 def _check_settings(name: str, settings: Mapping[str, Any], counts: Iterable[str]) -> None:
@@ -351,7 +305,7 @@ def _check_settings(name: str, settings: Mapping[str, Any], counts: Iterable[str
     nms = dict(settings.get("nms") or {})
     unknown = nms.keys() - {"type", "iou_threshold", "class_agnostic", "split_thr"}
     if nms.get("type", "nms") != "nms" or "iou_threshold" not in nms or unknown:
-        raise UserError(_refusal(f"{name} has nms={nms or None}"))
+        raise UserError(refusal(f"{name} has nms={nms or None}"))
     for count in counts:
         if settings.get(count, -1) <= 0:
-            raise UserError(f"{name}.{count} must be positive for export; set how many it takes")
+            raise UserError(f"{name}.{count} must be positive, for as many rows as a file returns")

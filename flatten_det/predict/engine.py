@@ -233,7 +233,9 @@ def _usable(device: str | torch.device) -> torch.device:
         torch.empty(1, device=found)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"device {device} cannot be used: {reason}") from error
+        raise UserError(
+            f"device {device} cannot be used: {reason}: choose another, such as cpu"
+        ) from error
     return found
 
 

@@ -214,7 +214,8 @@ def _predict_video(
     predictor: Predictor, source: str | int, name: str, options: InferOptions, progress: Progress
 ) -> None:
     output = options.of_video(name)
-    frames = FrameSource(source, predictor.max_pixels, options.camera_frames)
+    most = options.camera_frames if isinstance(source, int) else None
+    frames = FrameSource(source, predictor.max_pixels, most)
     begin = time.perf_counter()
     task = progress.add_task(frames.name, total=frames.total)
 

@@ -96,7 +96,13 @@ class Predictor:
                 self._engine = TiledPredictor(self._cfg, checkpoint, device, **options)
             if cuda_graphs:
                 replay_cuda_graphs(self._engine.model)
-            self.names = tuple(self._engine.dataset_meta["classes"])
+            names = self._engine.dataset_meta.get("classes")
+            if not names:
+                raise UserError(
+                    f"config file {self._cfg.filename} names no classes: add metainfo=dict(classes=(...)) to "
+                    "the data set of its test_dataloader"
+                )
+            self.names = tuple(names)
         self._palette = _palette(self._engine.dataset_meta.get("palette"), len(self.names))
         self._batch_size = batch_size
         self._bgr = bgr
@@ -153,7 +159,8 @@ class Predictor:
                     count += 1
                     yield as_prediction(predicted, self.names, self._palette)
         if count == 0:
-            raise left_out(broken, len(broken)) if broken else UserError("there are no images")
+            several = left_out(broken, len(broken))
+            raise several if len(broken) > 1 else UserError(*broken or ["there are no images"])
 
 
 def _not_blamed(

@@ -35,7 +35,7 @@ class VideoOutput:
 
     Attributes:
         predictions: JSON lines, one per frame; maps of segmentors lie in a folder of the same name.
-        video: annotated, MPEG-4; None: none.
+        video: annotated, an MP4 file; None: none.
         codec: one of :data:`CODECS`; None: the first one that works.
         score: detections below it are left out.
     """
@@ -116,7 +116,7 @@ class FrameSource:
 
     def warn_if_broken(self) -> None:
         """Say so if the file ended before what it states; containers that guess are off by one."""
-        if self.total is not None and self.count < min(self.total - 1, self._most):
+        if self.total is not None and self.count < self.total - 1:
             warn_once(
                 f"{self.name} broke off: {self.count} of {self.total} frames could be read, and are done"
             )

@@ -4,6 +4,7 @@ import io
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -22,6 +23,13 @@ from flatten_det.predict.predictor import PredictionWarning
 OBJECTS = [(0, (30, 20, 90, 70)), (1, (300, 120, 340, 390))]
 pytestmark = pytest.mark.filterwarnings("ignore:no weights given")
 SEGMENTOR = "flatten-pvt-nano_semantic-fpn_shapes"
+
+
+def without_classes():
+    cfg = config()
+    cfg.test_dataloader.dataset.type = "BaseDetDataset"
+    cfg.test_dataloader.dataset.metainfo = {}
+    return cfg
 
 
 def make(**options) -> Predictor:
@@ -178,7 +186,7 @@ def test_what_is_broken_is_named_and_the_rest_is_done(folder, server, tmp_path):
         (f"{server}/missing.jpg", "/missing.jpg: the server answers 404"),
         (f"{server}/broken.jpg", "/broken.jpg cannot be decoded"),
         ("http://127.0.0.1:9/a.jpg", "cannot be downloaded"),
-        (truncated, r"2 \(PngImageFile\): it cannot be decoded"),
+        (truncated, r"\(PngImageFile\): it cannot be decoded"),
         (rgb.astype(float), "of float64 is none"),
         (rgb.transpose(2, 0, 1), r"shape \(3, 500, 700\)"),
         (rgb[None], r"shape \(1, 500, 700, 3\)"),
@@ -188,8 +196,8 @@ def test_what_is_broken_is_named_and_the_rest_is_done(folder, server, tmp_path):
         (chw.float(), "values are 0 to 255"),
         (chw.float() * torch.nan, "values are nan"),
         (chw.long(), "tensor of torch.int64"),
-        (None, r"2 \(NoneType\): it is none"),
-        ([rgb], r"2 \(list\): it is none"),
+        (None, r"\(NoneType\): it is none"),
+        ([rgb], r"\(list\): it is none"),
     ]
     predictor = make(batch_size=2)
     for bad, reason in faulty:
@@ -198,9 +206,10 @@ def test_what_is_broken_is_named_and_the_rest_is_done(folder, server, tmp_path):
         assert len(predictions) == 3
         (line,) = predictor.broken
         assert "\n" not in line
+        assert isinstance(bad, str | Path) or line.startswith("image 2 (")
         for prediction in predictions:
             check(prediction)
-        with pytest.warns(PredictionWarning), pytest.raises(UserError, match="1 of 1 images"):
+        with pytest.warns(PredictionWarning), pytest.raises(UserError, match=reason):
             predictor([bad])
 
 
@@ -257,7 +266,8 @@ def test_errors_of_a_generator_are_its_own():
         ),
         ({"model": SEGMENTOR, "weights": "missing.pth"}, "missing.pth not found"),
         ({"model": SEGMENTOR, "device": "cuda:99"}, "device cuda:99 cannot be used"),
-        ({"model": SEGMENTOR, "device": "gpu"}, "device gpu cannot be used"),
+        ({"model": SEGMENTOR, "device": "gpu"}, "device gpu cannot be used: .*such as cpu"),
+        ({"model": without_classes()}, "names no classes: add metainfo"),
         ({"model": SEGMENTOR, "precision": "fp61"}, "did you mean fp16"),
         ({"model": SEGMENTOR, "batch_size": 0}, "batch_size is 0"),
         ({"model": SEGMENTOR, "tiling": Tiling(64)}, "--tile is for detectors"),
