@@ -107,8 +107,7 @@ class Detection(nn.Module):
 
     @property
     def output_names(self) -> list[str]:
-        has_masks = bool(getattr(self.detector, "mask_heads", ()))
-        return ["boxes", "scores", LABELS, *(["masks"] if has_masks else [])]
+        return self.detector.output_names
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         return self.detector(self.normalised(image))

@@ -151,7 +151,7 @@ def test_usage_errors(capsys):
         ([SEGMENTOR, "--int8", "nothing.png"], "no image found"),
         ([SEGMENTOR, "missing.pth"], "missing.pth"),
         (["flatten-pvt-x"], "neither a config file nor a backbone"),
-        (["mask2former_flatten-swin-t_8xb2-lsj-50e_coco"], "cannot be exported"),
+        (["mask2former_flatten-swin-t_8xb2-lsj-50e_coco"], "--backbone exports the backbone"),
         ([SEGMENTOR, "--cfg-options", "model.test_cfg.mode=slide"], "sliding windows"),
         ([DETECTOR, "--legacy"], "a detector cannot be exported with --legacy"),
         ([DETECTOR, "--argmax"], "with --resize or --argmax"),
@@ -209,6 +209,7 @@ def test_missing_packages(here, capsys, monkeypatch):
     assert "pip install 'flatten-det[onnx]'" in refusal(capsys, SEGMENTOR)
 
 
+@pytest.mark.slow
 def test_a_file_that_computes_something_else_is_not_written(here, weights, capsys, monkeypatch):
     def wrong(content, kind):
         own = runner_of(content, kind)

@@ -9,8 +9,8 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F
-from exported_models import HEADS, SHAPES, OneInput, exported, nano_segmentor, run_onnx
-from nano_backbones import KINDS, build_nano
+from exported_models import SHAPES, OneInput, exported, nano_segmentor, run_onnx
+from nano_backbones import build_nano
 from torch import nn
 
 from flatten_det.attention import FocusedLinearAttention
@@ -32,8 +32,17 @@ def assert_computes(run, wanted, dtype=torch.float32, shapes=SHAPES, tolerance=1
             assert relative_difference(own, other) < tolerance
 
 
-# Of each family, both attentions in one model; the others are exported by the newer exporter below.
-@pytest.mark.parametrize(("family", "types"), [k for k in KINDS if k[1] in ("LLSS", "L")])
+# Both attentions in one model.
+@pytest.mark.parametrize(
+    ("family", "types"),
+    [
+        ("FLattenPVT", "LLSS"),
+        ("FLattenSwin", "LLSS"),
+        ("FLattenCSwin", "LLSS"),
+        pytest.param("FLattenPVTv2", "LLSS", marks=pytest.mark.slow),
+        pytest.param("FLattenDeiT", "L", marks=pytest.mark.slow),
+    ],
+)
 def test_users_export_a_backbone_by_the_older_exporter(family, types):
     backbone = build_nano(family, types).eval()
     content = io.BytesIO()
@@ -72,13 +81,14 @@ def test_users_export_a_backbone(family, types):
     assert_computes(lambda image: run_onnx(content, image), backbone)
 
 
-@pytest.mark.parametrize("windows", [None, 7])
-def test_windows_of_linear_attention(windows):
-    backbone = build_nano("FLattenSwin", la_window_size=windows).eval()
+@pytest.mark.slow
+def test_windows_of_linear_attention():
+    backbone = build_nano("FLattenSwin", la_window_size=7).eval()
     content = exported(of_backbone(backbone))
     assert_computes(lambda image: run_onnx(content, image), backbone)
 
 
+@pytest.mark.slow
 def test_reduced_keys_of_linear_attention():
     backbone = build_nano("FLattenPVT", la_sr_ratios=(4, 2, 1, 1)).eval()
     content = exported(of_backbone(backbone))
@@ -86,7 +96,13 @@ def test_reduced_keys_of_linear_attention():
 
 
 @pytest.mark.parametrize(
-    ("head", "precision"), [*((head, "fp32") for head in HEADS), ("UPerHead", "fp16")]
+    ("head", "precision"),
+    [
+        ("FPNHead", "fp32"),
+        ("UPerHead", "fp16"),
+        pytest.param("UPerHead", "fp32", marks=pytest.mark.slow),
+        pytest.param("SegformerHead", "fp32", marks=pytest.mark.slow),
+    ],
 )
 def test_segmentors_by_the_older_exporter(head, precision):
     """The labels too, and what mmseg's own model returns."""
