@@ -106,7 +106,11 @@ class ShiftedWindowAttention(nn.Module):
             bias = bias.masked_fill(separate[:, None], float("-inf")).repeat(B, 1, 1, 1)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
-        out = out.transpose(1, 2).reshape(windows.shape)
+        out = out.transpose(1, 2)
+        if not are_numbers(hw_shape):
+            # An exporter may decompose the attention into operations that leave another layout than it has.
+            out = out.clone(memory_format=torch.contiguous_format)
+        out = out.reshape(windows.shape)
         out = window_merge(out, window, padded_shape)
         if shift:
             out = _roll(out, shift)
