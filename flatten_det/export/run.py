@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from torch import nn
+from torch import Tensor, nn
 
 from ..backbones import build_backbone
 from ..backbones.weights import load_backbone
 from ..config import blame_config, is_segmentor
-from ..errors import UserError, warn_once
+from ..errors import UserError, in_one_line, warn_once
 from ..files.atomic import refuse_overwriting, write_atomically
 from ..files.checkpoints import read_checkpoint
 from ..predict.engine import SamplePredictor
@@ -107,8 +107,9 @@ def export(
             content = with_metadata(model, metadata | {"precision": "int8"})
     else:
         content = to_program(ready, dtype, metadata)
+    run = _loaded(content, settings)
     if settings.check:
-        _check(graph, content, settings, dtype, tell)
+        _check(graph, run, settings, dtype, tell)
     write_atomically(out, content)
     tell(f"{metadata['task']}: {len(content) / 1e6:.1f} MB written to {out}")
 
@@ -154,16 +155,28 @@ def _check_for_detectors(settings: Settings) -> None:
             )
 
 
+def _loaded(content: bytes, settings: Settings) -> Callable[[Tensor], list[Tensor]]:
+    """What runs the file; a UserError if nothing does: a runtime lags behind the newest operators."""
+    try:
+        return runner_of(content, settings.kind)
+    except Exception as error:  # ONNX Runtime has its own for each kind.
+        hint = f", with --opset lower than {settings.opset}" if settings.kind == ONNX else ""
+        raise UserError(
+            f"the exported model cannot be run here, and was not written ({in_one_line(error)}): try "
+            f"another version of torch or onnxruntime{hint}"
+        ) from error
+
+
 def _check(
     graph: nn.Module,
-    content: bytes,
+    run: Callable[[Tensor], list[Tensor]],
     settings: Settings,
     dtype: torch.dtype,
     tell: Callable[[str], object],
 ) -> None:
     """Compare with torch and tell it; a UserError for more than rounding."""
     runtime = "onnxruntime" if settings.kind == ONNX else "exported"
-    for found in compare(graph, runner_of(content, settings.kind), dtype):
+    for found in compare(graph, run, dtype):
         tell(found.line(runtime))
         is_rounding = found.difference <= _TOLERANCES[settings.precision] and (
             settings.output != LABELS or found.equal_labels >= _LEAST_EQUAL[settings.precision]
