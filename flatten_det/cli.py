@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from mmengine.config import Config
 from mmengine.logging import MMLogger
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
 from .config import IN_CHECKOUT, CfgOptions
+from .distributed import LAUNCHERS, launcher
 from .errors import UserError, explain, printable
 
 # A pipe without a reader, as after ``| head``, and a terminal that was closed.
@@ -165,16 +167,20 @@ def add_launcher_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of distributed runs, as in mmdet and mmseg."""
     parser.add_argument(
         "--launcher",
-        choices=["none", "pytorch", "slurm", "mpi"],
-        default="none",
-        help="job launcher of a distributed run",
+        choices=LAUNCHERS,
+        default="auto",
+        help="what started the processes of a distributed run: torchrun (pytorch), srun (slurm), mpirun "
+        "(mpi); default: what the environment says",
     )
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+    # torch.distributed.launch passes it on.
+    parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
 
 
-def set_local_rank(args: argparse.Namespace) -> None:
-    """Give the rank that ``torch.distributed.launch`` passes as an option to mmengine."""
-    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+def set_launcher(cfg: Config, args: argparse.Namespace) -> None:
+    """Tell a config what started this process beside others."""
+    if args.local_rank is not None:
+        os.environ.setdefault("LOCAL_RANK", args.local_rank)
+    cfg.launcher = launcher() if args.launcher == "auto" else args.launcher
 
 
 def command_line(command: str, argv: Sequence[str] | None = None) -> str:

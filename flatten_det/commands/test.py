@@ -8,7 +8,7 @@ from ..cli import (
     add_launcher_options,
     add_trust_option,
     add_verbose_option,
-    set_local_rank,
+    set_launcher,
     use_matplotlib_without_display,
 )
 from ..config import blame_config, load_config
@@ -55,11 +55,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     """Apply the options to the config and test."""
-    set_local_rank(args)
     if not args.show:
         use_matplotlib_without_display()
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
-    cfg.launcher = args.launcher
+    set_launcher(cfg, args)
     with blame_config(cfg):
         at_full_size(cfg, args.full_size, args.tiling)
         if args.tta:

@@ -12,7 +12,7 @@ from ..cli import (
     add_trust_option,
     add_verbose_option,
     cfg_option_texts,
-    set_local_rank,
+    set_launcher,
     use_matplotlib_without_display,
 )
 from ..config import blame_config, enable_auto_scale_lr, load_config
@@ -114,10 +114,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     """Apply the options to the config and train."""
-    set_local_rank(args)
     use_matplotlib_without_display()
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
-    cfg.launcher = args.launcher
+    set_launcher(cfg, args)
     with blame_config(cfg):
         if args.amp:
             enable_amp(cfg, None if args.amp == "auto" else args.amp)
