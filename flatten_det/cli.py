@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
 from .config import IN_CHECKOUT, CfgOptions
-from .distributed import LAUNCHERS, launcher
+from .distributed import LAUNCHERS, is_first_to_say, launcher, leave_for_torchrun, of_rank
 from .errors import UserError, explain, printable
 
 # A pipe without a reader, as after ``| head``, and a terminal that was closed.
@@ -251,7 +251,10 @@ def run_tool(work: Callable[[], Any], debug: bool = False) -> int:
         _remove_empty_logs()
         # It may quote a stranger's file: nothing that a terminal would obey.
         lines = map(printable, message.split("\n"))
-        print("error: " + "\n".join(lines), file=sys.stderr)
+        text = f"error{of_rank()}: " + "\n".join(lines)
+        leave_for_torchrun(text)
+        if is_first_to_say(message):
+            print(text, file=sys.stderr)
         return USER_ERROR_EXIT
     return 0
 

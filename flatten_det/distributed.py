@@ -1,7 +1,11 @@
 """Several processes of one training or test: how they were started, and how they find each other."""
 
+import contextlib
+import hashlib
+import json
 import os
 import subprocess
+import time
 from collections.abc import Mapping
 from datetime import timedelta
 
@@ -27,10 +31,12 @@ LAUNCHERS = ("auto", "none", *_RANK)
 _FIRST_PORT, _PORTS = 20_000, 20_000
 # Seconds within which all processes must have come, and that a collective call may take: mmengine's default.
 TIMEOUT = 1800
+# Seconds to wait for an answer before an error message is printed.
+_PATIENCE = 5
 
 
 def launcher(environment: Mapping[str, str] = os.environ) -> str:
-    """What started this process: ``pytorch`` (torchrun), ``slurm`` (srun) or ``mpi``, beside others; or ``none``.
+    """What started this process beside others: ``pytorch`` (torchrun), ``slurm``, ``mpi``; or ``none``.
 
     A batch script that Slurm runs is one process, although its environment tells of the tasks to come.
     """
@@ -118,3 +124,43 @@ def _first_host() -> str:
         raise UserError(
             f"scontrol does not say which machine of {nodes} is the first: set MASTER_ADDR to its name"
         ) from error
+
+
+def is_first_to_say(message: str) -> bool:
+    """Whether no other process of a distributed run has said so: all fail of what is wrong for all.
+
+    True where the others cannot be asked.
+    """
+    if int(os.environ.get("WORLD_SIZE") or 1) == 1:
+        return True
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    key = f"flatten_det/{start}/{hashlib.sha256(message.encode()).hexdigest()}"
+    with contextlib.suppress(
+        Exception
+    ):  # The first process may be gone already, and its store with it.
+        return _store().add(key, 1) == 1
+    return True
+
+
+def _store() -> torch.distributed.Store:
+    if is_distributed():
+        return torch.distributed.distributed_c10d._get_default_store()
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        raise ConnectionError("there is none before the processes are connected")
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return torch.distributed.TCPStore(host, port, timeout=timedelta(seconds=_PATIENCE))
+
+
+def of_rank() -> str:
+    """Says which process of a distributed run this is; empty for one alone."""
+    count = int(os.environ.get("WORLD_SIZE") or 1)
+    return f" (rank {os.environ.get('RANK', '?')} of {count})" if count > 1 else ""
+
+
+def leave_for_torchrun(message: str) -> None:
+    """Write why this process failed where torchrun's report takes it from, if torchrun started it."""
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        details = {"py_callstack": message, "timestamp": str(int(time.time()))}
+        content = {"message": {"message": message, "extraInfo": details}}
+        with contextlib.suppress(OSError), open(path, "w", encoding="utf-8") as file:
+            json.dump(content, file)
