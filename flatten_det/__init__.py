@@ -1,4 +1,4 @@
-"""Dense prediction with the FLatten Transformer.
+"""Dense prediction with the FLatten Transformer: ``from flatten_det import Predictor``.
 
 Importing it registers the backbones, a neck, the data sets and the visualizer, and lets mmengine read
 checkpoints, pickle and YAML files as data only, find this package's configs by name, and pass on to the
@@ -9,10 +9,23 @@ import contextlib
 import io
 import warnings
 from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 import flatten_det_finders  # noqa: F401  for where the .pth file is not read
 
+if TYPE_CHECKING:
+    from .predict.predictor import Predictor  # noqa: F401
+
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """What is imported when it is asked for, as it takes a second, and the frameworks."""
+    if name == "Predictor":
+        from .predict.predictor import Predictor
+
+        return Predictor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 @contextlib.contextmanager

@@ -154,7 +154,7 @@ def add_trust_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_cuda_graphs_option(parser: argparse.ArgumentParser) -> None:
-    """Add ``--cuda-graphs``, for :func:`~flatten_det.predict.predictor.replay_cuda_graphs`."""
+    """Add ``--cuda-graphs``, for :func:`~flatten_det.predict.engine.replay_cuda_graphs`."""
     parser.add_argument(
         "--cuda-graphs",
         action="store_true",

@@ -44,6 +44,7 @@ from readme_commands import (
     PYTHON,
     QUICKSTART,
     README,
+    REQUESTS,
     ROOT,
     TESTS,
     TRAIN_MASKS,
@@ -114,6 +115,7 @@ def test_every_command_is_run():
         *ON_WEIGHTS,
         *ABLATE,
         *ANALYSE,
+        *REQUESTS,
         *IN_CI,
     }
     assert {command for commands in COMMANDS.values() for command in commands} == covered
@@ -158,9 +160,9 @@ def test_python_example(page, number, printed, tmp_path, monkeypatch, capsys):
 
 
 def test_every_python_example_is_run():
-    """Above, and after the quickstart's training."""
+    """Above, after the quickstart's training, and with a server."""
     counts = {page: len(blocks) for page, blocks in PYTHON.items() if blocks}
-    assert counts == {"python": 3, "extend": 2, "export": 1, "evidence": 1}
+    assert counts == {"python": 3, "extend": 2, "export": 1, "evidence": 1, "serve": 1}
 
 
 def test_models_command(run_here):

@@ -17,6 +17,7 @@ COMMANDS = {
     "test": "evaluate a checkpoint on a config's test data",
     "evaluate": "say where a model errs: by class, kind of error and image",
     "infer": "predict images: pictures, JSON and label maps",
+    "serve": "answer requests for predictions, with a page for browsers",
     "models": "list the configs that commands take by name",
     "prepare": "get public data sets, or write a config for your own",
     "check": "find what is wrong with a config's data",

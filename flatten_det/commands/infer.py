@@ -13,8 +13,10 @@ from ..cli import (
     use_matplotlib_without_display,
 )
 from ..config import load_config
-from ..predict.infer import infer
-from ..predict.tiles import Tiling
+from ..data.tiling import Tiling
+from ..predict.infer import InferOptions, infer
+from ..predict.predictor import PRECISIONS
+from ..predict.video import CODECS
 from . import run_command
 
 
@@ -22,7 +24,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
         usage="%(prog)s [options] CONFIG [CHECKPOINT] INPUT [INPUT ...]",
-        description="Predict for images, folders and glob patterns: drawn pictures and JSON.",
+        description="Predict for images and videos: drawn pictures and videos, and JSON.",
     )
     parser.add_argument("config", help="config file")
     parser.add_argument(
@@ -30,7 +32,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         nargs="+",
         metavar="[CHECKPOINT] INPUT",
         help=f"checkpoint ({', '.join(CHECKPOINT_SUFFIXES)}; random weights without one), then "
-        "image files, folders, quoted glob patterns",
+        "image and video files, folders, quoted glob patterns, addresses of images (http, https), numbers "
+        "of cameras",
     )
     parser.add_argument("--out-dir", default="outputs", help="results folder (default: ./outputs)")
     parser.add_argument(
@@ -39,9 +42,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="cpu, cuda, cuda:1, ... (default: %(default)s here)",
     )
     parser.add_argument(
-        "--score-thr", type=float, default=0.3, help="leave out detections below (default: 0.3)"
+        "--precision",
+        choices=[*PRECISIONS, "auto"],
+        default="auto",
+        help="of the model (default: fp16 on a GPU, fp32 on a CPU)",
+    )
+    parser.add_argument(
+        "--score-thr",
+        type=float,
+        help="leave out detections below (default: 0.3; 0 in a file of --format coco)",
     )
     parser.add_argument("--batch-size", type=int, default=1, help="images at once (default: 1)")
+    _add_result_options(parser)
     add_large_image_options(parser)
     add_cuda_graphs_option(parser)
     add_trust_option(parser)
@@ -49,9 +61,48 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_intermixed_args(argv)  # options between inputs too
     if args.batch_size < 1:
         parser.error(f"argument --batch-size: must be at least 1, got {args.batch_size}")
+    if args.camera_frames is not None and args.camera_frames < 1:
+        parser.error(f"argument --camera-frames: must be at least 1, got {args.camera_frames}")
+    if args.coco_annotations and args.format != "coco":
+        parser.error("argument --coco-annotations: give --format coco, too")
     args.tiling = tiling(parser, args)
     split_off_checkpoint(parser, args, "predict for")
     return args
+
+
+def _add_result_options(parser: argparse.ArgumentParser) -> None:
+    """Add what says which files are written."""
+    group = parser.add_argument_group("results")
+    group.add_argument(
+        "--format",
+        choices=["json", "coco"],
+        default="json",
+        help="a JSON file per image, or detectors' results of all images in one file of COCO "
+        "(OUT_DIR/predictions.json), which pycocotools evaluates (default: json)",
+    )
+    group.add_argument(
+        "--coco-annotations",
+        metavar="FILE",
+        help="with --format coco: take the ids of images and categories from this file, by their names "
+        "(default: numbers that the images' names are, and COCO's own categories, else 1, 2, 3, ...)",
+    )
+    group.add_argument(
+        "--no-pictures",
+        action="store_true",
+        help="write predictions only, without drawing them into images and videos",
+    )
+    group.add_argument(
+        "--video-codec",
+        choices=CODECS,
+        help="H.264, VP9 or MPEG-4 (default: the first one that this OpenCV writes, as more programs play "
+        "it; MPEG-4 takes a tenth of VP9's time, but browsers do not play it)",
+    )
+    group.add_argument(
+        "--camera-frames",
+        type=int,
+        metavar="N",
+        help="take N frames of a camera (default: until Ctrl-C)",
+    )
 
 
 def add_large_image_options(parser: argparse.ArgumentParser) -> None:
@@ -97,17 +148,26 @@ def run(args: argparse.Namespace) -> None:
     """Apply the options to the config and predict."""
     use_matplotlib_without_display()
     cfg = load_config(args.config, args.cfg_options)
+    options = InferOptions(
+        args.out_dir,
+        args.score_thr,
+        args.format == "coco",
+        args.coco_annotations,
+        not args.no_pictures,
+        args.video_codec,
+        args.camera_frames,
+    )
     infer(
         cfg,
         args.checkpoint,
         args.inputs,
-        args.out_dir,
+        options,
         args.device,
-        args.score_thr,
         args.batch_size,
         args.full_size,
         args.tiling,
         args.cuda_graphs,
+        args.precision,
     )
 
 

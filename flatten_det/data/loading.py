@@ -99,6 +99,14 @@ def image_error(path: str | Path, flag: int = cv2.IMREAD_COLOR) -> str | None:
     return f"image {path} cannot be decoded ({len(content)} bytes): get the file again or remove it"
 
 
+def too_narrow(error: Exception, name: str) -> str | None:
+    """Say in one line that no pixels are left of an image after resizing, if that is the error."""
+    # OpenCV's words where a side is less than a pixel.
+    if isinstance(error, cv2.error) and error.func == "resize" and "inv_scale" in error.err:
+        return f"image {name} is too narrow: resized as the config says, no pixels are left of it: remove it"
+    return None
+
+
 def _why_missing(path: Path) -> str:
     if "\\" in path.name:
         return "write / instead of \\ in the annotations"
@@ -139,13 +147,8 @@ class CheckedPipeline(Compose):
             for path, flag in paths:
                 if "://" not in str(path) and (reason := image_error(path, flag)):
                     raise ImageError(reason) from error
-            # OpenCV's words where a side is less than a pixel after resizing.
-            is_resize = isinstance(error, cv2.error) and error.func == "resize"
-            if "img_path" in data and is_resize and "inv_scale" in error.err:
-                raise ImageError(
-                    f"image {data['img_path']} is too narrow: resized as the config says, no pixels are "
-                    "left of it: remove it"
-                ) from error
+            if "img_path" in data and (reason := too_narrow(error, data["img_path"])):
+                raise ImageError(reason) from error
             raise
 
     def _check_masks(self, data: dict[str, Any]) -> None:

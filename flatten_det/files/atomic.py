@@ -193,6 +193,19 @@ def replace_folder(new: Path, target: Path) -> None:
         raise _told(error, target, 0) from error
 
 
+def replace_file(new: Path, target: Path) -> None:
+    """Move a file out of a :func:`partial_folder` to its place, in the same file system.
+
+    Raises:
+        UnwritableError: It cannot be moved; what was there is as it was.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(new, target)
+    except OSError as error:
+        raise _told(error, target, 0) from error
+
+
 def remove_partial_files(folder: str | Path) -> None:
     """Remove what writers that were killed have left behind, and nothing that is written at the moment."""
     for path in Path(folder).iterdir() if fcntl is not None else ():

@@ -6,6 +6,7 @@
 import errno
 import hashlib
 import shutil
+import time
 import urllib.error
 import urllib.request
 from http.client import HTTPException
@@ -20,6 +21,7 @@ from ..errors import CheckpointError
 
 ATTEMPTS = 3
 TIMEOUT_SECONDS = 30
+LONGEST_SECONDS = 300
 _CHUNK = 1 << 18
 _OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 _UNANNOUNCED = 1 << 34  # Bytes that are taken from a server that does not say how many there are.
@@ -80,6 +82,35 @@ def download_file(url: str, target: Path, size: int | None = None) -> None:
                     raise DownloadError(
                         f"{url}: the download broke off ({error}); the same command continues it"
                     ) from error
+
+
+def read_url(url: str, most: int) -> bytes:
+    """What an address holds, of ``most`` bytes; nothing of it is kept.
+
+    Raises:
+        DownloadError: The server cannot be reached, refuses, breaks off, sends more, or takes longer than
+            :data:`LONGEST_SECONDS`.
+    """
+    end = time.monotonic() + LONGEST_SECONDS
+    content = bytearray()
+    try:
+        request = urllib.request.Request(url, headers={"User-Agent": "flatten_det"})
+        with _OPENER.open(request, timeout=TIMEOUT_SECONDS) as response:
+            while chunk := response.read1(_CHUNK):
+                content += chunk
+                if len(content) > most:
+                    raise DownloadError(f"{url}: it is larger than {most} bytes")
+                if time.monotonic() > end:
+                    raise DownloadError(f"{url}: it takes longer than {LONGEST_SECONDS} s")
+            if response.length:  # What was announced, and did not come.
+                raise DownloadError(f"{url}: the download broke off")
+    except urllib.error.HTTPError as error:
+        raise DownloadError(f"{url}: the server answers {error.code} {error.reason}") from error
+    except ValueError as error:
+        raise DownloadError(f"{url}: this is no address ({error})") from error
+    except (OSError, HTTPException) as error:
+        raise DownloadError(f"{url}: it cannot be downloaded ({error})") from error
+    return bytes(content)
 
 
 def _continue(url: str, target: Path, size: int | None) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import urlsplit
 
 import cv2
 import numpy as np
@@ -25,17 +26,22 @@ from .user_files import files_below, why_not_read
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
-def find_images(inputs: Sequence[str]) -> list[str]:
-    """List the images that files, folders and glob patterns stand for, each one once.
+VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv")
+
+
+def find_images(inputs: Sequence[str], suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[str]:
+    """List the images that files, folders, glob patterns and addresses stand for, each one once.
 
     A folder stands for the images directly in it (by suffix); ``folder/**`` for all below it. An input that
-    stands for none is a UserError.
+    stands for none is a UserError. ``suffixes``: what counts as an image.
     """
-    found: dict[Path, str] = {}
+    found: dict[Path | str, str] = {}
     for given in inputs:
-        paths = _expand(given)
-        if not paths:
-            kinds = " ".join(IMAGE_SUFFIXES)
+        paths = [] if is_url(given) else _expand(given, suffixes)
+        if is_url(given):
+            found[given] = given
+        elif not paths:
+            kinds = " ".join(suffixes)
             raise UserError(
                 f"{given}: no image found: give image files, a folder or a quoted glob pattern "
                 f"(known suffixes: {kinds})"
@@ -45,21 +51,26 @@ def find_images(inputs: Sequence[str]) -> list[str]:
     return list(found.values())
 
 
-def _expand(given: str) -> list[Path]:
+def is_url(text: str) -> bool:
+    """Whether an image is at an address, and not in a file."""
+    return text.lower().startswith(("http://", "https://"))
+
+
+def _expand(given: str, suffixes: Sequence[str]) -> list[Path]:
     path = Path(given)
     if path.is_file():
         return [path]  # Named by the user: whatever its suffix.
     candidates = path.iterdir() if path.is_dir() else map(Path, glob.glob(given, recursive=True))
-    return _images_among(candidates)
+    return _of_kinds(candidates, suffixes)
 
 
 def images_below(folder: Path) -> list[Path]:
     """All images in a folder and below it, by suffix, of the files that are no program's own."""
-    return _images_among(files_below(folder, *IMAGE_SUFFIXES))
+    return _of_kinds(files_below(folder, *IMAGE_SUFFIXES), IMAGE_SUFFIXES)
 
 
-def _images_among(candidates: Iterable[Path]) -> list[Path]:
-    return sorted(p for p in candidates if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+def _of_kinds(candidates: Iterable[Path], suffixes: Sequence[str]) -> list[Path]:
+    return sorted(p for p in candidates if p.suffix.lower() in suffixes and p.is_file())
 
 
 def output_names(paths: Iterable[str], reserved: Sequence[str] = ()) -> dict[str, str]:
@@ -70,7 +81,7 @@ def output_names(paths: Iterable[str], reserved: Sequence[str] = ()) -> dict[str
     case only, or in how an accent is encoded, count as equal, as they are for many disks. Those that are
     ``reserved`` are given to none.
     """
-    absolute = {path: Path(os.path.abspath(path)) for path in paths}
+    absolute = {path: Path(os.path.abspath(_without_scheme(path))) for path in paths}
     if not absolute:
         return {}
     folder = os.path.commonpath([path.parent for path in absolute.values()])
@@ -89,6 +100,12 @@ def output_names(paths: Iterable[str], reserved: Sequence[str] = ()) -> dict[str
     return names
 
 
+def _without_scheme(path: str) -> str:
+    """A URL as a path of its host: what follows ``?`` may be secret, and so may what precedes the host."""
+    address = urlsplit(path) if is_url(path) else None
+    return path if address is None else f"{address.hostname}{address.path}"
+
+
 def _as_disks_see_it(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
@@ -101,6 +118,9 @@ LIMIT_FIELD = "max_image_pixels"
 # OpenCV's own limit, from an environment variable that it reads when it is imported.
 _OPENCV_VARIABLE = "OPENCV_IO_MAX_IMAGE_PIXELS"
 _OPENCV_LIMIT = int(os.environ.get(_OPENCV_VARIABLE) or 1 << 30)
+# Pillow's limits that a config has set, and which one they took the place of: others' configs have that.
+_replaced: dict[int | None, int | None] = {}
+_OF_PILLOW = 89_478_485  # For who has turned it off.
 _ORIENTATION = 0x0112
 _TIFF_WIDTH, _TIFF_HEIGHT, _BIG_TIFF = 256, 257, 43
 _TIFF_ORDERS = {b"II": "<", b"MM": ">"}
@@ -117,7 +137,7 @@ def pixel_limit(cfg: Config) -> int:
     """
     limit = cfg.get(LIMIT_FIELD)
     if limit is None:
-        return 2 * Image.MAX_IMAGE_PIXELS
+        return 2 * (_replaced.get(Image.MAX_IMAGE_PIXELS, Image.MAX_IMAGE_PIXELS) or _OF_PILLOW)
     if type(limit) is not int or limit < 1:
         raise UserError(f"{LIMIT_FIELD}={limit!r} in the config: give a positive whole number")
     if limit > _OPENCV_LIMIT:
@@ -133,6 +153,7 @@ def set_pixel_limit(limit: int) -> None:
     half = math.ceil(limit / 2)  # It warns from its number on, and refuses from twice that on.
     if half == Image.MAX_IMAGE_PIXELS:
         return
+    _replaced[half] = _replaced.get(Image.MAX_IMAGE_PIXELS, Image.MAX_IMAGE_PIXELS)
     Image.MAX_IMAGE_PIXELS = half
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 

@@ -59,7 +59,7 @@ def draw_prediction(
     """
     if "pred_instances" in sample:
         options["pred_score_thr"] = score_thr
-    with _picture_may_fail(sample.img_path):
+    with picture_may_fail(sample.img_path):
         _draw(visualizer, sample, out_file, options)
 
 
@@ -79,7 +79,7 @@ def draw_ground_truth(
     Returns:
         Whether it is written.
     """
-    with _picture_may_fail(sample.get("img_path", out_file)):
+    with picture_may_fail(sample.get("img_path", out_file)):
         sample = sample.clone()
         samplelist_boxtype2tensor([sample])
         if "gt_sem_seg" in sample and "masks" in sample.get("gt_instances", ()):
@@ -93,7 +93,7 @@ def draw_ground_truth(
 
 
 @contextlib.contextmanager
-def _picture_may_fail(path: str | Path) -> Iterator[None]:
+def picture_may_fail(path: str | Path) -> Iterator[None]:
     """Make a warning of what fails within the block, unless the disk is full; ``path`` is the image."""
     try:
         yield

@@ -26,8 +26,8 @@ from ..files.atomic import refuse_overwriting, write_atomically
 from ..files.checkpoints import CheckFitHook, check_checkpoint
 from ..files.images import output_names
 from .drawing import draw_prediction
+from .engine import replay_cuda_graphs
 from .predictions import write_label_map
-from .predictor import replay_cuda_graphs
 from .segmentation import PredictLargeImagesInBands
 
 

@@ -1,90 +1,233 @@
-"""Predict for image files: pictures and data."""
+"""Predict for image files, videos and cameras: pictures and data."""
 
+import os
 import sys
+import time
+import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 from rich.progress import Progress
 
-from ..config import blame_config
+from ..config import is_segmentor
 from ..data.loading import left_out
+from ..data.tiling import Tiling
+from ..errors import UserError
 from ..files.atomic import refuse_overwriting
-from ..files.images import find_images, output_names
-from .drawing import draw_prediction
-from .predictions import save_prediction
-from .predictor import Predictor, replay_cuda_graphs
-from .tiles import TiledPredictor, Tiling
+from ..files.images import IMAGE_SUFFIXES, VIDEO_SUFFIXES, find_images, output_names, read_image
+from ..results import Prediction
+from .coco_results import IDS, RESULTS, CocoResults
+from .drawing import SCORE_THRESHOLD, picture_may_fail
+from .predictor import PredictionWarning, Predictor
+from .video import FrameSource, VideoOutput, predict_video
+
+
+@dataclass(frozen=True)
+class InferOptions:
+    """What to write, and where.
+
+    Attributes:
+        out_dir: folder for the results, named like the inputs: drawn pictures and videos in ``vis``,
+            predictions in ``preds``.
+        score: detections below it are left out; None: below 0.3, and none from ``as_coco``.
+        as_coco: write one file of COCO's results, see :class:`.coco_results.CocoResults`.
+        annotations: COCO's annotation file with the ids for it.
+        pictures: write pictures and videos.
+        video_codec: of the videos, see :class:`.video.VideoOutput`.
+        camera_frames: how many frames to take of a camera; None: until Ctrl-C.
+    """
+
+    out_dir: str = "outputs"
+    score: float | None = None
+    as_coco: bool = False
+    annotations: str | None = None
+    pictures: bool = True
+    video_codec: str | None = None
+    camera_frames: int | None = None
+
+    @property
+    def drawn(self) -> float:
+        """The score from which on detections are drawn, and told in JSON."""
+        return SCORE_THRESHOLD if self.score is None else self.score
+
+    def picture(self, name: str) -> Path:
+        return Path(self.out_dir, "vis", f"{name}.jpg")
+
+    def data(self, name: str) -> Path:
+        return Path(self.out_dir, "preds", f"{name}.json")
+
+    def of_video(self, name: str) -> VideoOutput:
+        video = Path(self.out_dir, "vis", f"{name}.mp4") if self.pictures else None
+        lines = Path(self.out_dir, "preds", f"{name}.jsonl")
+        return VideoOutput(lines, video, self.video_codec, self.drawn)
 
 
 def infer(
     cfg: Config,
     checkpoint: str | None,
     inputs: Sequence[str],
-    out_dir: str,
-    device: str,
-    score_thr: float,
-    batch_size: int,
+    options: InferOptions,
+    device: str = "auto",
+    batch_size: int = 1,
     full_size: bool = False,
     tiling: Tiling | None = None,
     cuda_graphs: bool = False,
+    precision: str = "auto",
 ) -> None:
-    """Write drawn pictures to ``<out_dir>/vis`` and predictions to ``<out_dir>/preds``.
+    """Write drawn pictures and predictions.
 
     Args:
         cfg: A complete config.
         checkpoint: Weights; None for random ones, with a warning.
-        inputs: Image files, folders and glob patterns.
-        out_dir: Folder for the results, named like the images.
+        inputs: Image and video files, folders, glob patterns, addresses of images, numbers of cameras.
+        options: What to write.
         device: Where to run, such as ``cpu`` or ``cuda:0``.
-        score_thr: Detections below it are left out.
-        batch_size: Images, or tiles, per forward pass.
+        batch_size: Images, frames or tiles per forward pass.
         full_size: Leave images, or tiles, at their own size.
         tiling: How to cut images into tiles, for a detector; None: take them as a whole.
         cuda_graphs: Replay the backbone from CUDA graphs, see :mod:`flatten_det.backbones.cuda`.
+        precision: What the model computes in, see :class:`.predictor.Predictor`.
 
     Raises:
         UserError: No images; results would overwrite them; some cannot be read (after all others are
             done); a checkpoint that does not fit; tiles for a model that finds no boxes; CUDA graphs
             for one with another backbone than ours.
     """
-    images = find_images(inputs)
-    names = output_names(images)
-    refuse_overwriting(
-        [*images, *filter(None, (cfg.filename, checkpoint))],
-        (
-            Path(out_dir, folder, f"{name}{suffix}")
-            for name in names.values()
-            for folder, suffix in (("vis", ".jpg"), ("preds", ".json"), ("preds", ".png"))
-        ),
-        "--out-dir",
-    )
+    images, videos = _sorted_out(inputs)
+    names = output_names([*images, *(each for each in videos if isinstance(each, str))])
+    names |= {each: f"camera{each}" for each in videos if isinstance(each, int)}
+    _refuse_overwriting(cfg, checkpoint, images, videos, names, options)
+    if options.as_coco and is_segmentor(cfg):
+        raise UserError("--format coco is of objects, and a segmentor's label maps know none")
+    if options.as_coco and videos:
+        raise UserError("--format coco is of images: predict for videos and cameras without it")
     progress = Progress()
-    with blame_config(cfg) as stage:
-        if tiling is None:
-            predictor = Predictor(cfg, checkpoint, device, full_size)
-        else:
-            of_image = progress.add_task("Tiles of image")
-
-            def show_tiles(done: int, total: int) -> None:
-                progress.update(of_image, completed=done, total=total)
-
-            predictor = TiledPredictor(cfg, checkpoint, device, tiling, full_size, show_tiles)
-        if cuda_graphs:
-            replay_cuda_graphs(predictor.model)
-        classes = predictor.dataset_meta["classes"]
+    more: dict[str, Any] = {}
+    if tiling is not None:
+        of_image = progress.add_task("Tiles of image")
+        more["on_tile"] = lambda done, total: progress.update(of_image, completed=done, total=total)
+    with warnings.catch_warnings():
+        # Told once, in the command's own words.
+        warnings.simplefilter("ignore", PredictionWarning)
+        predictor = Predictor(
+            cfg,
+            checkpoint,
+            device,
+            precision,
+            batch_size=batch_size,
+            full_size=full_size,
+            tiling=tiling,
+            bgr=True,
+            cuda_graphs=cuda_graphs,
+            **more,
+        )
         if checkpoint is None:
             warning = "warning: no checkpoint given: weights, and so predictions, are random"
             print(warning, file=sys.stderr)
+        works = [partial(_predict_images, images=images, names=names)] if images else []
+        works += [partial(_predict_video, source=each, name=names[each]) for each in videos]
+        failures = []
         with progress:
-            samples = predictor(images, batch_size)
-            for sample in progress.track(samples, len(images), description="Predicting"):
-                stage.has_begun = True
-                name = names[sample.img_path]
-                save_prediction(sample, classes, Path(out_dir, "preds", name), score_thr)
-                picture = Path(out_dir, "vis", f"{name}.jpg")
-                draw_prediction(predictor.visualizer, sample, picture, score_thr, draw_gt=False)
-    done = len(images) - len(predictor.broken)
-    print(f"{done} images: pictures in {out_dir}/vis, predictions in {out_dir}/preds")
+            for work in works:
+                try:
+                    work(predictor, options=options, progress=progress)
+                except UserError as error:
+                    failures.append(error)
+    if len(failures) > 1:
+        raise UserError("; ".join(map(str, failures)))
+    for failure in failures:
+        raise failure
+
+
+def _sorted_out(inputs: Sequence[str]) -> tuple[list[str], list[str | int]]:
+    """Images, and videos and cameras."""
+    cameras = [each for each in inputs if each.isdecimal() and not os.path.exists(each)]
+    others = [each for each in inputs if each not in cameras]
+    found = find_images(others, (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))
+    videos = [path for path in found if path.lower().endswith(VIDEO_SUFFIXES)]
+    images = [path for path in found if path not in videos]
+    return images, [*videos, *map(int, dict.fromkeys(cameras))]
+
+
+def _refuse_overwriting(
+    cfg: Config,
+    checkpoint: str | None,
+    images: Sequence[str],
+    videos: Sequence[str | int],
+    names: dict[str | int, str],
+    options: InferOptions,
+) -> None:
+    results = [Path(options.out_dir, name) for name in (RESULTS, IDS)] if options.as_coco else []
+    for image in images:
+        data = options.data(names[image])
+        results += [options.picture(names[image]), data, data.with_suffix(".png")]
+    for video in videos:
+        output = options.of_video(names[video])
+        results += [output.predictions, output.video or output.predictions]
+    inputs = [*images, *map(str, videos), cfg.filename, checkpoint, options.annotations]
+    refuse_overwriting(filter(None, inputs), results, "--out-dir")
+
+
+def _predict_images(
+    predictor: Predictor,
+    images: Sequence[str],
+    names: dict[str | int, str],
+    options: InferOptions,
+    progress: Progress,
+) -> None:
+    """Write what the options say; a UserError in the end if some have no prediction."""
+    results = None
+    if options.as_coco:
+        results = CocoResults(images, predictor.names, options.annotations)
+    predictions = predictor.stream(images)
+    for prediction in progress.track(predictions, len(images), description="Predicting"):
+        name = names[prediction.source]
+        if results is None:
+            prediction.save(options.data(name), options.drawn)
+        else:
+            results.add(prediction.above(options.score or 0))
+        if options.pictures:
+            with picture_may_fail(prediction.source):
+                _with_pixels(prediction).save(options.picture(name), options.drawn)
+    written = ["pictures in " + os.path.join(options.out_dir, "vis")] if options.pictures else []
+    if results is None:
+        written.append("predictions in " + os.path.join(options.out_dir, "preds"))
+    else:
+        written += [str(path) for path in results.write(Path(options.out_dir))]
+    print(f"{len(images) - len(predictor.broken)} images: {', '.join(written)}")
     if predictor.broken:
         raise left_out(predictor.broken, len(images))
+
+
+def _with_pixels(prediction: Prediction) -> Prediction:
+    """With the image as the model saw it: Pillow alone does not read all that OpenCV does."""
+    if prediction.pixels is not None:
+        return prediction
+    return replace(prediction, pixels=read_image(prediction.source)[..., ::-1])
+
+
+def _predict_video(
+    predictor: Predictor, source: str | int, name: str, options: InferOptions, progress: Progress
+) -> None:
+    output = options.of_video(name)
+    frames = FrameSource(source, predictor.max_pixels, options.camera_frames)
+    begin = time.perf_counter()
+    task = progress.add_task(frames.name, total=frames.total)
+
+    def rate() -> str:
+        return f"{frames.count / (time.perf_counter() - begin):.3g} frames/s"
+
+    predict_video(
+        predictor,
+        frames,
+        output,
+        lambda count: progress.update(
+            task, completed=count, description=f"{frames.name}, frame {count}, {rate()}"
+        ),
+    )
+    written = [str(path) for path in (output.video, output.predictions) if path is not None]
+    print(f"{frames.name}: {frames.count} frames, {rate()}: {', '.join(written)}")

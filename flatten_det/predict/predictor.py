@@ -1,162 +1,179 @@
-"""A trained model with its test pipeline, for images outside any data set."""
+"""A trained detector or segmentor as a Python object: images in, predictions out."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from copy import deepcopy
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from os import PathLike
 from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.dataset import pseudo_collate
-from mmengine.model.utils import revert_sync_batchnorm
-from mmengine.registry import DATASETS, MODELS, VISUALIZERS, init_default_scope
-from mmengine.runner import load_checkpoint
-from mmengine.structures import BaseDataElement
-from torch import nn
 
-from ..backbones import use_cuda_graphs
-from ..config import datasets_under_test, is_segmentor, loads_annotations, type_name
-from ..data.loading import CheckedPipeline, ImageError
-from ..errors import UserError
-from ..files.checkpoints import check_checkpoint, check_fit
-from ..files.images import pixel_limit
-from .segmentation import predict_in_bands_when_large
+from ..config import StageHook, blame_config, load_config
+from ..data.loading import ImageError, left_out
+from ..data.tiling import Tiling
+from ..errors import UserError, did_you_mean
+from ..results import Prediction
+from .engine import SamplePredictor, replay_cuda_graphs
+from .inputs import GivenImage, Images, given_images
+from .predictions import as_prediction
+from .tiles import TiledPredictor
 
-RESIZES = ("Resize", "FixScaleResize", "FixShapeResize", "ResizeShortestEdge")
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def without_resizing(pipeline: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A pipeline of mmdet or mmseg whose resizes change no size.
-
-    They stay in it, by a factor of 1: detectors need the factor that they note down.
-    """
-    steps = []
-    for step in pipeline:
-        if type_name(step) in RESIZES:
-            kind = step["type"]
-            scope, dot, _ = kind.partition(".") if isinstance(kind, str) else ("", "", "")
-            step = {"type": f"{scope}.Resize" if dot else "Resize"}
-            step |= {"scale_factor": 1.0, "keep_ratio": True}
-        steps.append(dict(step))
-    return steps
+class PredictionWarning(UserWarning):
+    """Weights are random, or an image is left out."""
 
 
 class Predictor:
-    """Predicts for image files with a detector or a segmentor, in batches.
+    """Predicts for images of any form: detections, instances, label maps, panoptic segments.
 
-    Other than mmdet's and mmseg's inferencers it is the same for both, names a broken image and
-    goes on without it, and leaves the names of the results to the caller.
+    An image is a file, a folder of such, a glob pattern, an address (http, https), a PIL image, an array
+    (H, W, 3), (H, W) or (H, W, 4) of uint8, or a tensor (3, H, W) of uint8 or of floats from 0 to 1; several
+    are a list, a generator, or whatever else can be iterated over, of mixed forms. Colours are RGB. All
+    forms take the road of the config's test pipeline, and the same pixels give the same prediction.
+
+    An image of which there is no prediction is left out with a warning, and the others are done.
 
     Args:
-        cfg: A complete config.
-        checkpoint: Weights; without any the model keeps its random ones.
-        device: Where to run, such as ``cpu`` or ``cuda:0``.
-        full_size: Predict at the size of the image, instead of resizing it as the test pipeline does.
-        model: One that is built and has its weights already.
+        model: name of a config of this package, path of a config file, or a config.
+        weights: path or URL of a checkpoint; None: random weights, with a warning.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ...; ``auto``: a GPU if there is one.
+        precision: of the model: ``fp32``, ``fp16``, ``bf16``; ``auto``: fp16 on a GPU, else fp32.
+        batch_size: images, or tiles, that go through the model at once.
+        full_size: leave images, or tiles, at their own size, instead of resizing them as the config says.
+        tiling: for detectors, how to cut images; what is found in the tiles is merged.
+        bgr: arrays have their colours in the order of OpenCV.
+        cuda_graphs: replay the backbone from CUDA graphs, see :func:`~flatten_det.backbones.use_cuda_graphs`.
+        on_tile: called with the number of tiles done, and of all, of the image at hand.
 
     Attributes:
-        model: In evaluation mode, on the device.
-        dataset_meta: ``classes`` and ``palette``, from the checkpoint or else the config.
-        visualizer: Draws predictions with these.
-        broken: One line for each image that could not be read.
+        names: class names, by label.
+        model: the framework's model, in evaluation mode.
+        device: where it is.
+        max_pixels: larger images are not decoded.
+        broken: of the last call, one line for each image that was left out.
 
     Raises:
-        UserError: The checkpoint is missing, unreadable or for another model, or the device
-            does not exist.
+        UserError: there is no such model, checkpoint or device, or they do not fit.
     """
 
     def __init__(
         self,
-        cfg: Config,
-        checkpoint: str | None,
-        device: str | torch.device,
+        model: str | PathLike | Config,
+        weights: str | PathLike | None = None,
+        device: str | torch.device = "auto",
+        precision: str = "auto",
+        *,
+        batch_size: int = 1,
         full_size: bool = False,
-        model: nn.Module | None = None,
+        tiling: Tiling | None = None,
+        bgr: bool = False,
+        cuda_graphs: bool = False,
+        on_tile: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
-        init_default_scope(cfg.get("default_scope", "mmdet"))
-        self.model = (model or revert_sync_batchnorm(MODELS.build(cfg.model))).eval()
-        self.dataset_meta, pipeline = _tested_data(cfg)
-        if checkpoint is not None:
-            self.dataset_meta |= load_weights(self.model, checkpoint)
-        try:
-            self.model.to(torch.device(device))
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"--device {device} cannot be used: {reason}") from error
-        predict_in_bands_when_large(self.model)
-        self._test_step = self.model.test_step
-        self._max_pixels = pixel_limit(cfg)
-        pipeline = without_resizing(pipeline) if full_size else pipeline
-        self._pipeline = CheckedPipeline(pipeline, self._max_pixels)
-        # mmseg stacks the images of a batch without padding them.
-        self._equal_shapes = is_segmentor(cfg)
-        self.visualizer = VISUALIZERS.build(
-            cfg.visualizer | {"name": f"predictor-{id(self)}", "vis_backends": None}
-        )
-        self.visualizer.dataset_meta = self.dataset_meta
-        self.broken: list[str] = []
+        if batch_size < 1:
+            raise UserError(f"batch_size is {batch_size}: give at least 1")
+        self._cfg = model if isinstance(model, Config) else load_config(model)
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        checkpoint = None if weights is None else str(weights)
+        options: dict[str, Any] = {
+            "full_size": full_size,
+            "precision": _precision(precision, str(device)),
+        }
+        with blame_config(self._cfg):
+            if tiling is None:
+                self._engine = SamplePredictor(self._cfg, checkpoint, device, **options)
+            else:
+                options |= {"tiling": tiling, "on_tile": on_tile}
+                self._engine = TiledPredictor(self._cfg, checkpoint, device, **options)
+            if cuda_graphs:
+                replay_cuda_graphs(self._engine.model)
+            self.names = tuple(self._engine.dataset_meta["classes"])
+        self._palette = _palette(self._engine.dataset_meta.get("palette"), len(self.names))
+        self._batch_size = batch_size
+        self._bgr = bgr
+        self._has_begun = False
+        if weights is None:
+            warnings.warn(
+                "no weights given: they, and so predictions, are random",
+                PredictionWarning,
+                stacklevel=2,
+            )
 
-    def __call__(self, paths: Sequence[str], batch_size: int = 1) -> Iterator[BaseDataElement]:
-        """Yield the prediction of each readable image, in order.
+    @property
+    def model(self) -> torch.nn.Module:
+        return self._engine.model
 
-        Segmentation splits batches at a change of the input size.
+    @property
+    def device(self) -> torch.device:
+        return self._engine.device
+
+    @property
+    def max_pixels(self) -> int:
+        return self._engine.max_pixels
+
+    @property
+    def broken(self) -> list[str]:
+        return self._engine.broken
+
+    def __call__(self, images: Images) -> list[Prediction]:
+        """Predict for one or more images.
+
+        Raises:
+            UserError: for none of them there is a prediction; the message says why.
         """
-        yield from self._predict(self._load(paths), batch_size)
+        return list(self.stream(images))
 
-    def _predict(self, items: Iterable[dict], batch_size: int) -> Iterator[BaseDataElement]:
-        """Predict for what the test pipeline gives."""
-        for batch in self._batches(items, batch_size):
-            with torch.inference_mode():
-                samples = self._test_step(pseudo_collate(batch))
-            for sample in samples:
-                yield sample.cpu()
+    def stream(self, images: Images) -> Iterator[Prediction]:
+        """Yield the prediction of one image after the other; for folders, generators and other long things.
 
-    def _load(self, paths: Sequence[str]) -> Iterator[dict[str, Any]]:
-        for index, path in enumerate(paths):
-            try:
-                yield self._pipeline({"img_path": path, "img_id": index})
-            except ImageError as error:
-                self.broken.append(str(error))
-
-    def _batches(self, items: Iterable[dict], batch_size: int) -> Iterator[list[dict]]:
-        batch: list[dict] = []
-        for item in items:
-            other_shape = batch and batch[0]["inputs"].shape != item["inputs"].shape
-            if len(batch) == batch_size or (self._equal_shapes and other_shape):
-                yield batch
-                batch = []
-            batch.append(item)
-        if batch:
-            yield batch
+        Raises:
+            UserError: in the end, for none of them there is a prediction.
+        """
+        self._engine.broken = broken = []
+        given = given_images(images, self._bgr, self._engine.max_pixels)
+        count = warned = 0
+        with blame_config(self._cfg) as stage:
+            stage.has_begun = self._has_begun
+            samples = self._engine(_not_blamed(given, stage), self._batch_size)
+            for predicted in chain(samples, [None]):
+                for reason in broken[warned:]:
+                    warnings.warn(reason, PredictionWarning, stacklevel=2)
+                warned = len(broken)
+                if predicted is not None:
+                    self._has_begun = stage.has_begun = True
+                    count += 1
+                    yield as_prediction(predicted, self.names, self._palette)
+        if count == 0:
+            raise left_out(broken, len(broken)) if broken else UserError("there are no images")
 
 
-def load_weights(model: nn.Module, path: str) -> dict[str, Any]:
-    """Load a checkpoint; returns its ``dataset_meta``, empty if it has none."""
-    check_checkpoint(path)
-    checkpoint = load_checkpoint(model, path, map_location="cpu", logger="silent")
-    check_fit(model, checkpoint.get("state_dict", checkpoint), path)
-    meta = (checkpoint.get("meta") or {}).get("dataset_meta") or {}
-    return {key.lower(): value for key, value in meta.items()}
+def _not_blamed(
+    images: Iterator[GivenImage | ImageError], stage: StageHook
+) -> Iterator[GivenImage | ImageError]:
+    """Images from the caller, whose own errors are none of the config's."""
+    while True:
+        before, stage.has_begun = stage.has_begun, True
+        image = next(images, None)
+        stage.has_begun = before
+        if image is None:
+            return
+        yield image
 
 
-def _tested_data(cfg: Config) -> tuple[dict[str, Any], list[dict]]:
-    """What the tested data set says about itself without its files, and its pipeline for images alone."""
-    dataset = datasets_under_test(cfg)[0]
-    pipeline = list(dataset.pipeline)
-    while "dataset" in dataset:
-        dataset = dataset["dataset"]
-        pipeline = [*dataset.get("pipeline", ()), *pipeline]
-    kind = dataset.type
-    if isinstance(kind, str):
-        with DATASETS.switch_scope_and_registry(None) as registry:
-            kind = registry.get(kind)
-    meta = dict(getattr(kind, "METAINFO", {})) | dict(dataset.get("metainfo") or {})
-    without_truth = [deepcopy(step) for step in pipeline if not loads_annotations(step)]
-    return {key.lower(): value for key, value in meta.items()}, without_truth
+def _precision(name: str, device: str) -> torch.dtype:
+    if name == "auto":
+        name = "fp16" if device.startswith("cuda") else "fp32"
+    if name not in PRECISIONS:
+        meant = did_you_mean(name, PRECISIONS)
+        raise UserError(f"precision {name} is unknown: {meant}give {', '.join(PRECISIONS)} or auto")
+    return PRECISIONS[name]
 
 
-def replay_cuda_graphs(model: nn.Module) -> None:
-    """:func:`~flatten_det.backbones.use_cuda_graphs`; a UserError for a model without our backbones."""
-    try:
-        use_cuda_graphs(model)
-    except ValueError as error:
-        raise UserError(f"--cuda-graphs: {error}: leave it out") from error
+def _palette(colours: Any, count: int) -> Sequence[Sequence[int]] | None:
+    """The data set's colours if it has one for each class; it may name a palette of its framework instead."""
+    is_list = isinstance(colours, Sequence) and not isinstance(colours, str)
+    return colours if is_list and len(colours) >= count else None

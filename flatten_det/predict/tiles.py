@@ -1,6 +1,6 @@
 """A detector for images that are larger than what it was trained on: tile by tile, and merged."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from torchvision.ops import nms
 
 from ..config import datasets_under_test
-from ..data.loading import CheckedPipeline, ImageError
+from ..data.loading import ImageError
 from ..data.tiling import Tiling, Window
 from ..errors import UserError
 from ..files.checkpoints import unwrapped
-from .predictor import Predictor, without_resizing
+from .engine import Predicted, SamplePredictor, without_resizing
+from .inputs import GivenImage
 
 # Boxes that overlap by more (intersection over union) show the same object, as in mmdet's NMS of views.
 SAME_OBJECT = 0.5
@@ -39,11 +40,11 @@ MARGIN = 2
 MAX_PER_IMAGE = 100
 
 
-class TiledPredictor(Predictor):
+class TiledPredictor(SamplePredictor):
     """Cuts each image into tiles, predicts for these in batches, and merges what they show.
 
     An image has as many detections as the model's ``test_cfg`` allows for one picture (``max_per_img``).
-    Arguments, attributes and errors are those of :class:`Predictor`, with tiles for images, and:
+    Arguments, attributes and errors are those of :class:`SamplePredictor`, with tiles for images, and:
 
     Args:
         tiling: How to cut.
@@ -62,53 +63,59 @@ class TiledPredictor(Predictor):
         full_size: bool = False,
         on_tile: Callable[[int, int], None] = lambda done, total: None,
         model: nn.Module | None = None,
+        precision: torch.dtype | None = None,
     ) -> None:
-        super().__init__(cfg, checkpoint, device, full_size, model)
+        super().__init__(cfg, checkpoint, device, full_size, model, precision)
         _check_finds_boxes(self.model)
-        load, *transforms = self._pipeline.transforms
+        (load,) = self._read.transforms
         if not isinstance(load, LoadImageFromFile):
             raise UserError(
                 "--tile cuts what the test pipeline's LoadImageFromFile reads, but its first step is "
                 f"{type(load).__name__}: predict without --tile"
             )
-        self._pipeline = CheckedPipeline([load], self._max_pixels)
-        self._transform_tile = CheckedPipeline(transforms, self._max_pixels)
         self._max_count = _max_per_image(cfg.model)
         self._tiling = tiling
         self._on_tile = on_tile
 
-    def __call__(self, paths: Sequence[str], batch_size: int = 1) -> Iterator[DetDataSample]:
+    def __call__(
+        self, images: Iterable[GivenImage | ImageError], batch_size: int = 1
+    ) -> Iterator[Predicted]:
         """Yield the prediction of each readable image, in order, from batches of tiles.
 
-        Masks are a list of COCO's RLE, other than a :class:`Predictor`'s: as arrays of a large image's
+        Masks are a list of COCO's RLE, other than a :class:`SamplePredictor`'s: as arrays of a large image's
         size they would take gigabytes.
         """
-        for image in self._load(paths):
+        for image, data in self._load(images):
             try:
-                yield self._predict_image(image, batch_size)
+                yield self._predict_image(image, data, batch_size)
             except ImageError as error:  # Resized, nothing is left of a narrow tile.
                 self.broken.append(str(error))
 
-    def _predict_image(self, image: dict[str, Any], batch_size: int) -> DetDataSample:
-        height, width = image["img"].shape[:2]
+    def _predict_image(self, image: GivenImage, data: dict[str, Any], batch_size: int) -> Predicted:
+        height, width = data["img"].shape[:2]
         windows = self._tiling.windows(height, width)
         self._on_tile(0, len(windows))
-        tiles = (self._tile(image, window) for window in windows)
+        tiles = (self._transformed(image, _cut(data, window)) for window in windows)
         found: list[InstanceData] = []
-        for window, sample in zip(windows, self._predict(tiles, batch_size), strict=True):
+        total = 0.0
+        predicted = self._predict(tiles, batch_size)
+        for window, (sample, milliseconds) in zip(windows, predicted, strict=True):
             found.append(move_to_image(sample.pred_instances, window, height, width))
+            total += milliseconds
             self._on_tile(len(found), len(windows))
         merged = DetDataSample(
-            metainfo={"img_path": image["img_path"], "ori_shape": (height, width)}
+            metainfo={"img_path": data["img_path"], "ori_shape": (height, width)}
         )
         merged.pred_instances = merge(found, self._max_count)
-        return merged
+        return Predicted(image, merged, total)
 
-    def _tile(self, image: dict[str, Any], window: Window) -> dict[str, Any]:
-        pixels = image["img"][window.top : window.bottom, window.left : window.right]
-        size = pixels.shape[:2]
-        tile = {"img": np.ascontiguousarray(pixels), "img_shape": size, "ori_shape": size}
-        return self._transform_tile(image | tile)
+
+def _cut(data: dict[str, Any], window: Window) -> dict[str, Any]:
+    """A tile of a loaded image, as if it were all of it."""
+    pixels = data["img"][window.top : window.bottom, window.left : window.right]
+    size = pixels.shape[:2]
+    tile = {"img": np.ascontiguousarray(pixels), "img_shape": size, "ori_shape": size}
+    return data | tile
 
 
 def at_full_size(cfg: Config, full_size: bool, tiling: Tiling | None) -> None:
@@ -143,8 +150,9 @@ class PredictTilesHook(Hook):
             samples = batch["data_samples"]
             samplelist_boxtype2tensor(samples)  # As the model's own step does.
             for sample in samples:
-                for tiled in predictor([sample.img_path], batch_size):
-                    sample.pred_instances = tiled.pred_instances
+                path = sample.img_path
+                for tiled in predictor([GivenImage(path, path)], batch_size):
+                    sample.pred_instances = tiled.sample.pred_instances
             if predictor.broken:
                 raise UserError(predictor.broken[0])
             return samples

@@ -157,12 +157,10 @@ class Prediction:
         suffix = path.suffix.lower()
         if suffix == ".json":
             content = self.above(score).to_dict()
-            maps = {"panoptic_map": self._ids_as_rgb(), "label_map": self.label_map}
-            for key, pixels in maps.items():
-                if pixels is not None:
-                    file = path.with_suffix(".png")
-                    write_atomically(file, _encoded(Image.fromarray(pixels), "png"), durable=False)
-                    content[key] = file.name
+            for key, pixels in self.maps().items():
+                file = path.with_suffix(".png")
+                write_atomically(file, _encoded(Image.fromarray(pixels), "png"), durable=False)
+                content[key] = file.name
             write_atomically(path, json.dumps(content).encode(), durable=False)
         elif suffix in PICTURES:
             picture = _encoded(self.draw(score), PICTURES[suffix], quality=90)
@@ -171,6 +169,11 @@ class Prediction:
             raise UserError(
                 f"{path}: a file for a prediction ends in {', '.join(PICTURES)} or .json"
             )
+
+    def maps(self) -> dict[str, np.ndarray]:
+        """``label_map`` and ``panoptic_map``, if there are such, as :meth:`save` writes them as PNG."""
+        maps = {"label_map": self.label_map, "panoptic_map": self._ids_as_rgb()}
+        return {key: pixels for key, pixels in maps.items() if pixels is not None}
 
     def to_dict(self) -> dict[str, Any]:
         """All but the maps as numbers and texts, for JSON; lists are parallel, named as in MMDetection."""

@@ -1,6 +1,6 @@
 """COCO's compressed run lengths of masks, in numpy: what pycocotools writes and reads."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 import numpy as np
@@ -16,12 +16,28 @@ class Rle(TypedDict):
 def encode(mask: np.ndarray) -> Rle:
     """Encode a mask (H, W), whatever is not 0 in it."""
     columns = np.asarray(mask, bool).T.ravel()
+    return _from_borders(np.flatnonzero(np.diff(columns, prepend=False)), mask.shape)
+
+
+def encode_labels(label_map: np.ndarray) -> dict[int, Rle]:
+    """Encode a map (H, W) of labels, or of segments: by label the mask of its pixels, in one pass."""
+    columns = label_map.T.ravel()
+    starts = np.flatnonzero(np.r_[True, columns[1:] != columns[:-1]])
+    spans = np.stack([starts, np.append(starts[1:], columns.size)], 1)
+    values = columns[starts]
+    return {
+        label: _from_borders(spans[values == label].ravel(), label_map.shape)
+        for label in np.unique(values).tolist()
+    }
+
+
+def _from_borders(borders: np.ndarray, size: Sequence[int]) -> Rle:
+    """Of the places, column by column, from which on a mask is the other one of background and object."""
     # Runs of background and of mask take turns, background first, and may be empty.
-    borders = np.flatnonzero(np.diff(columns, prepend=False))
-    runs = np.diff(borders, prepend=0, append=columns.size)
+    runs = np.diff(borders, prepend=0, append=size[0] * size[1])
     if len(runs) > 1 and runs[-1] == 0:
         runs = runs[:-1]
-    return {"size": list(mask.shape), "counts": _as_text(runs)}
+    return {"size": list(size), "counts": _as_text(runs)}
 
 
 def decode(rle: Mapping) -> np.ndarray:

@@ -169,6 +169,17 @@ def test_the_limit_is_a_field_of_the_config():
         pixel_limit(Config(dict(max_image_pixels=9_999_999_999)))
 
 
+def test_the_limit_of_one_config_is_not_that_of_the_next(monkeypatch):
+    default = pixel_limit(Config())
+    for limit in (10_000, 20_000):
+        set_pixel_limit(limit)
+        assert pixel_limit(Config()) == default
+    set_pixel_limit(default)
+    assert pixel_limit(Config()) == default
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # As many programs do.
+    assert pixel_limit(Config()) == default
+
+
 def test_postscript_is_not_run(postscript):
     Image.open(postscript)  # It is one, for Pillow.
     check_refused(postscript, "was not decoded: it is PostScript, a program")

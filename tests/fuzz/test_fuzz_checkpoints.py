@@ -11,7 +11,7 @@ import flatten_det.backbones.weights as convert_module
 from flatten_det.backbones import build_backbone
 from flatten_det.cli import run_tool
 from flatten_det.files.checkpoints import load_as_data, read_checkpoint
-from flatten_det.predict.predictor import load_weights
+from flatten_det.predict.engine import load_weights
 from flatten_det.train.run import train
 
 ARCH = dict(embed_dims=(4, 4, 4, 4), num_heads=(1, 1, 1, 1), depths=(1, 1, 1, 1))

@@ -67,12 +67,11 @@ def test_infer(infer_tool, tmp_path, monkeypatch, write_config, num_cases):
     config = tmp_path / "config.py"
     load_config(write_config(tmp_path / "written.py", tmp_path)).dump(config)
     predictor = Predictor(load_config(config), None, "cpu")
-    monkeypatch.setattr(infer_module, "Predictor", lambda *arguments: predictor)
+    monkeypatch.setattr(infer_module, "Predictor", lambda *arguments, **options: predictor)
     image, out = tmp_path / "image.jpg", tmp_path / "out"
 
     def check(content: bytes) -> None:
         empty_folder(out)
-        predictor.broken.clear()
         image.write_bytes(content)
         end = ending(infer_tool.main, config, image, "--device", "cpu", "--out-dir", out)
         end.check(image)

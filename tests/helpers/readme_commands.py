@@ -61,6 +61,7 @@ ON_TREES = COMMANDS["trees"]
 BENCHMARK, BENCHMARK_ATTENTION, FLOPS, FLOPS_OF_PAPER = COMMANDS["speed"]
 ANALYSE = [c for c in COMMANDS["evidence"] if c.startswith("flatten-det analyze")]
 ABLATE = [c for c in COMMANDS["evidence"] if c.startswith("flatten-det ablate")]
+REQUESTS = COMMANDS["serve"]
 *IN_CI, UPDATE_ZOO = COMMANDS["development"]
 
 # Commands start in processes that have imported the frameworks, which takes longer than most of them.

@@ -5,7 +5,7 @@ import pytest
 from mmengine.dataset import Compose
 from mmengine.registry import init_default_scope
 
-from flatten_det.predict.predictor import RESIZES, without_resizing
+from flatten_det.predict.engine import RESIZES, without_resizing
 
 ARGUMENTS = {
     "Resize": {"scale": (64, 64), "keep_ratio": True},

@@ -6,87 +6,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from mmdet.structures import DetDataSample
-from mmengine.config import Config
-from mmengine.model import BaseModel
-from mmengine.registry import MODELS
-from mmengine.structures import InstanceData
+from colour_finder import HEIGHT, WIDTH, ColourFinder, config, paint
 from pycocotools import mask as coco_mask
 
 from flatten_det.errors import UserError
 from flatten_det.predict.evaluate import evaluate
-from flatten_det.predict.infer import infer
+from flatten_det.predict.infer import InferOptions, infer
+from flatten_det.predict.inputs import GivenImage
 from flatten_det.predict.tiles import TiledPredictor, Tiling, at_full_size
-
-COLOURS = ((255, 0, 0), (0, 255, 0))  # BGR, by label
-HEIGHT, WIDTH = 500, 700
-
-
-@MODELS.register_module()
-class ColourFinder(BaseModel):
-    """Finds connected regions of two colours; the less of one it sees, the surer it is."""
-
-    panoptic_fusion_head = None
-
-    def __init__(self, test_cfg: dict) -> None:
-        super().__init__()
-        self.test_cfg = test_cfg
-        self.weight = torch.nn.Parameter(torch.zeros(1))  # A checkpoint must hold something.
-        self.batch_sizes: list[int] = []
-
-    def test_step(self, data: dict) -> list[DetDataSample]:
-        self.batch_sizes.append(len(data["inputs"]))
-        return self(**data)
-
-    def forward(self, inputs, data_samples, mode="predict"):
-        for image, sample in zip(inputs, data_samples, strict=True):
-            assert image.shape[1:] == sample.ori_shape == sample.img_shape
-            sample.pred_instances = find(image.permute(1, 2, 0).numpy())
-        return data_samples
-
-
-def find(image: np.ndarray) -> InstanceData:
-    boxes, labels, masks, scores = [], [], [], []
-    for label, colour in enumerate(COLOURS):
-        count, regions, stats, _ = cv2.connectedComponentsWithStats(
-            (image == colour).all(2).astype(np.uint8), connectivity=4
-        )
-        for number in range(1, count):
-            x, y, width, height, area = stats[number].tolist()
-            boxes.append([x, y, x + width, y + height])
-            labels.append(label)
-            masks.append(torch.from_numpy(regions == number))
-            scores.append(0.6 + 0.3 / (1 + area / 100))
-    return InstanceData(
-        bboxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
-        labels=torch.tensor(labels, dtype=torch.int64),
-        scores=torch.tensor(scores),
-        masks=torch.stack(masks) if masks else torch.zeros((0, *image.shape[:2]), dtype=torch.bool),
-    )
-
-
-def config(**test_cfg) -> Config:
-    pipeline = [
-        {"type": "LoadImageFromFile"},
-        # Not at the size of the images: --full-size has to turn it off.
-        {"type": "Resize", "scale": (50, 50), "keep_ratio": True},
-        {"type": "LoadAnnotations", "with_bbox": True},
-        {"type": "PackDetInputs"},
-    ]
-    return Config(
-        {
-            "default_scope": "mmdet",
-            "model": {"type": "mmengine.ColourFinder", "test_cfg": test_cfg},
-            "test_dataloader": {
-                "dataset": {
-                    "type": "CocoDataset",
-                    "metainfo": {"classes": ("blue", "green"), "palette": list(COLOURS)},
-                    "pipeline": pipeline,
-                }
-            },
-            "visualizer": {"type": "DetLocalVisualizer"},
-        }
-    )
 
 
 def rectangles(rng: np.random.Generator) -> list[tuple[int, tuple[int, int, int, int]]]:
@@ -105,12 +32,8 @@ def rectangles(rng: np.random.Generator) -> list[tuple[int, tuple[int, int, int,
     return found
 
 
-def paint(path, objects) -> str:
-    image = np.full((HEIGHT, WIDTH, 3), 90, np.uint8)
-    for label, (left, top, right, bottom) in objects:
-        image[top:bottom, left:right] = COLOURS[label]
-    cv2.imwrite(str(path), image)
-    return str(path)
+def given(path: str) -> GivenImage:
+    return GivenImage(path, path)
 
 
 def predictor(tiling: Tiling, **test_cfg) -> TiledPredictor:
@@ -122,8 +45,9 @@ def predictor(tiling: Tiling, **test_cfg) -> TiledPredictor:
 @pytest.mark.parametrize("seed", range(3))
 def test_every_object_once_and_as_a_whole(tmp_path, tiling, seed):
     objects = rectangles(np.random.default_rng(seed))
-    (sample,) = predictor(tiling)([paint(tmp_path / "image.png", objects)], batch_size=4)
-    found = sample.pred_instances
+    image = given(paint(tmp_path / "image.png", objects))
+    (predicted,) = predictor(tiling)([image], batch_size=4)
+    found = predicted.sample.pred_instances
     boxes = [tuple(map(int, box)) for box in found.bboxes.tolist()]
     assert sorted(zip(found.labels.tolist(), boxes, strict=True)) == sorted(objects)
     for (left, top, right, bottom), rle in zip(boxes, found.masks, strict=True):
@@ -140,7 +64,8 @@ def test_batches_of_tiles_and_progress(tmp_path):
     tiled = TiledPredictor(
         cfg, None, "cpu", Tiling(300, 0), True, lambda *progress: done.append(progress)
     )
-    list(tiled([path], batch_size=4))
+    (predicted,) = tiled([given(path)], batch_size=4)
+    assert predicted.milliseconds > 0
     assert tiled.model.batch_sizes == [4, 2]
     assert done == [(count, 6) for count in range(7)]
 
@@ -149,17 +74,19 @@ def test_batches_of_tiles_and_progress(tmp_path):
 def test_as_many_as_the_config_allows(tmp_path, test_cfg):
     path = paint(tmp_path / "image.png", rectangles(np.random.default_rng(0)))
     cfg = config(**test_cfg)
-    (sample,) = TiledPredictor(cfg, None, "cpu", Tiling(200), True)([path])
-    assert len(sample.pred_instances) == 7
+    (predicted,) = TiledPredictor(cfg, None, "cpu", Tiling(200), True)([given(path)])
+    assert len(predicted.sample.pred_instances) == 7
 
 
 def test_nothing_to_find_and_a_broken_image(tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"nothing")
     tiled = predictor(Tiling(200))
-    (sample,) = tiled([str(broken), paint(tmp_path / "image.png", [])])
-    assert len(sample.pred_instances) == 0
-    assert sample.pred_instances.masks == []
+    image = given(paint(tmp_path / "image.png", []))
+    (predicted,) = tiled([given(str(broken)), image])
+    found = predicted.sample.pred_instances
+    assert len(found) == 0
+    assert found.masks == []
     assert "broken.png cannot be decoded" in tiled.broken[0]
 
 
@@ -168,7 +95,8 @@ def test_files(tmp_path):
     objects = rectangles(np.random.default_rng(0))
     image = paint(tmp_path / "image.png", objects)
     cfg = config(max_per_img=1000)
-    infer(cfg, None, [image], str(tmp_path / "out"), "cpu", 0.3, 2, True, Tiling(200, 0.4))
+    options = InferOptions(str(tmp_path / "out"))
+    infer(cfg, None, [image], options, "cpu", 2, True, Tiling(200, 0.4))
     found = json.loads((tmp_path / "out" / "preds" / "image.json").read_text())
     assert (found["height"], found["width"]) == (HEIGHT, WIDTH)
     boxes = [tuple(map(int, box)) for box in found["bboxes"]]

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from pycocotools import mask as coco_mask
 
-from flatten_det.results.rle import decode, encode
+from flatten_det.results.rle import decode, encode, encode_labels
 
 BLOB = np.zeros((300, 400), bool)
 BLOB[37:211, 20:333] = np.random.default_rng(0).random((174, 313)) < 0.9
@@ -30,3 +30,9 @@ def test_reads_what_it_and_pycocotools_write(mask):
 def test_refuses_run_lengths_of_another_mask(counts):
     with pytest.raises(ValueError, match="do not fill its 6 x 5 pixels"):
         decode({"size": [6, 5], "counts": counts})
+
+
+@given(arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=40)))
+def test_encodes_all_labels_of_a_map_at_once(label_map):
+    masks = encode_labels(label_map)
+    assert masks == {label: encode(label_map == label) for label in np.unique(label_map).tolist()}

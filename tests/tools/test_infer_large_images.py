@@ -78,7 +78,7 @@ def bands_always(monkeypatch) -> list[bool]:
         predict_in_bands_when_large(model, limit=0)
         banded.append("predict" in vars(model))
 
-    for user in ("predict.predictor", "predict.segmentation"):
+    for user in ("predict.engine", "predict.segmentation"):
         monkeypatch.setattr(f"flatten_det.{user}.predict_in_bands_when_large", always)
     return banded
 
@@ -154,7 +154,11 @@ def test_tiles(run, trained_detector, picture, found, tmp_path, capsys, options)
     assert (boxes[:, 2:] > 128).any()
     masks = coco_mask.decode(content["masks"])
     assert masks.shape == (HEIGHT, WIDTH, 10)
-    assert cv2.imread(str(tmp_path / "out" / "vis" / "picture.jpg")).shape == (HEIGHT, WIDTH, 3)
+    assert cv2.imread(str(tmp_path / "out" / "vis" / "picture.jpg")).shape == (
+        2 * HEIGHT,
+        2 * WIDTH,
+        3,
+    )
 
 
 def test_tiles_are_for_detectors(run, trained_segmentor, picture, capsys):

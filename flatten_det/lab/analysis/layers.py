@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -272,12 +273,23 @@ def capture(
     """
     if image.shape[0] != 1:
         raise ValueError(f"one image at a time, got {image.shape[0]}")
+    return calls_during(lambda: model(image), layers)
+
+
+def calls_during(run: Callable[[], Any], layers: Iterable[AttentionLayer]) -> Sequence[LayerCall]:
+    """The layers' calls while something runs their model for one image, in order, on the CPU.
+
+    Raises:
+        ValueError: a layer was not called exactly once, or for more than one image.
+    """
     layers = list(layers)
     seen: dict[str, list[tuple]] = {layer.path: [] for layer in layers}
 
     # Copies: what comes after may compute in place.
     def keep_input(path: str, module: nn.Module, args: tuple) -> None:
         tokens, hw_shape = args
+        if len(tokens) != 1:
+            raise ValueError(f"one image at a time, got {len(tokens)}")
         seen[path].append((tokens[0].detach().cpu().clone(), tuple(hw_shape)))
 
     def keep_output(path: str, module: nn.Module, args: tuple) -> None:
@@ -288,7 +300,7 @@ def capture(
             for module, keep in ((layer.module, keep_input), (layer.module.proj, keep_output)):
                 hook = partial(keep, layer.path)
                 hooks.enter_context(module.register_forward_pre_hook(hook))
-        model(image)
+        run()
     for path, calls in seen.items():
         if len(calls) != 1:
             raise ValueError(f"{path} was called {len(calls)} times, not once")

@@ -1,6 +1,6 @@
 """The weights of a window as a matrix, its rank, and the proof that the matrices are the layer."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,6 +99,11 @@ def variants_of(windows: Windows) -> list[Variant]:
 def own_variant(windows: Windows) -> Variant:
     """The one of :func:`variants_of` that the layer computes."""
     return [variant for variant in variants_of(windows) if variant.power == windows.power][-1]
+
+
+def own_attention(windows: Windows) -> list[Variant]:
+    """What the layer computes without its convolution, whose weights differ from channel to channel."""
+    return [variant for variant in variants_of(windows) if variant.power == windows.power][:1]
 
 
 class Weights:
@@ -242,21 +247,46 @@ def query_token(point: tuple[float, float], hw_shape: tuple[int, int]) -> int:
     return row * width + column
 
 
+class LayerWeights:
+    """The weights of one layer for one image, from which maps of many queries are made quickly.
+
+    Args:
+        call: of the layer.
+        choose: which variants of a layer to look at.
+    """
+
+    def __init__(
+        self, call: LayerCall, choose: Callable[[Windows], Sequence[Variant]] = variants_of
+    ) -> None:
+        self._call = call
+        self._choose = choose
+        self._parts = project(call.layer.module, call.tokens, call.hw_shape)
+        self._weights: dict[int, list[Weights]] = {}
+
+    def maps(self, head: int, token: int) -> list[WeightMap]:
+        """The weights of the query ``token`` in the variants; ValueError if the layer has no such head."""
+        parts = [part for part in self._parts if head in part.heads]
+        if not parts:
+            raise ValueError(f"layer {self._call.layer.name} has no head {head}")
+        part, window, row = _find(parts, token)
+        position = part.heads.index(head)
+        maps = []
+        for weights in self._weights_in(part):
+            (channel,) = weights.channels(position, 1)
+            (values,) = weights.matrix(window, position, row, channel)
+            weight_map = _as_map(values, part, window, self._call.hw_shape)
+            maps.append(WeightMap(weights.variant, weight_map, channel))
+        return maps
+
+    def _weights_in(self, part: Windows) -> list[Weights]:
+        if id(part) not in self._weights:
+            self._weights[id(part)] = [Weights(part, variant) for variant in self._choose(part)]
+        return self._weights[id(part)]
+
+
 def weight_maps(call: LayerCall, head: int, token: int) -> list[WeightMap]:
     """The weights of the query ``token`` in all variants of a layer; ValueError if it has no such head."""
-    parts = project(call.layer.module, call.tokens, call.hw_shape)
-    parts = [part for part in parts if head in part.heads]
-    if not parts:
-        raise ValueError(f"layer {call.layer.name} has no head {head}")
-    part, window, row = _find(parts, token)
-    position = part.heads.index(head)
-    maps = []
-    for variant in variants_of(part):
-        weights = Weights(part, variant)
-        (channel,) = weights.channels(position, 1)
-        (values,) = weights.matrix(window, position, row, channel)
-        maps.append(WeightMap(variant, _as_map(values, part, window, call.hw_shape), channel))
-    return maps
+    return LayerWeights(call).maps(head, token)
 
 
 def _find(parts: Sequence[Windows], token: int) -> tuple[Windows, int, torch.Tensor]:

@@ -20,7 +20,7 @@ from ...data.loading import ImageError, image_error
 from ...errors import UserError, did_you_mean
 from ...files.checkpoints import read_checkpoint
 from ...files.images import pixel_limit, set_pixel_limit, why_not_decoded
-from ...predict.predictor import load_weights
+from ...predict.engine import load_weights
 from ..complexity.target import Target
 
 # Table 4 and Figures 3 and 5: attention exchanged in the same network. Name -> its backbone, and changes.
