@@ -6,17 +6,22 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Mapping
+import uuid
+from collections.abc import Callable, Mapping
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.dist import init_dist, is_distributed
+from mmengine.dist import broadcast_object_list, init_dist, is_distributed, is_main_process
+from mmengine.model import MMDistributedDataParallel, convert_sync_batchnorm
+from mmengine.registry import MODEL_WRAPPERS
 from mmengine.utils.dl_utils import set_multi_processing
 
-from .errors import UserError
+from .errors import UserError, explain, in_one_line
 
+_T = TypeVar("_T")
 # What torch reads, and from what Slurm and Open MPI say it.
 _RANK = {
     "slurm": {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"},
@@ -28,6 +33,9 @@ _RANK = {
     "pytorch": {name: name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")},
 }
 LAUNCHERS = ("auto", "none", *_RANK)
+BACKENDS = ("nccl", "gloo")
+# How the runs begin that the option --processes started, which tells their errors itself.
+OWN_RUN_ID = "flatten-det-"
 _FIRST_PORT, _PORTS = 20_000, 20_000
 # Seconds within which all processes must have come, and that a collective call may take: mmengine's default.
 TIMEOUT = 1800
@@ -52,24 +60,29 @@ def launcher(environment: Mapping[str, str] = os.environ) -> str:
 def connect(cfg: Config) -> None:
     """Connect this process with the others, if ``cfg.launcher`` says that there are such.
 
-    On GPUs by the backend of ``env_cfg.dist_cfg``, nccl by default; without a GPU by gloo, for which the
-    config is told how to wrap the model.
+    On GPUs by the backend of ``env_cfg.dist_cfg``, nccl by default, where processes that see fewer GPUs than
+    there are processes on the machine take turns, as those of Slurm do that see one each. Without a GPU by
+    gloo, for which the config is told how to wrap the model.
 
     Raises:
         UserError: the launcher's variables are not there, or the others do not come.
     """
     if cfg.get("launcher", "none") == "none":
         return
+    tell_torch(cfg.launcher)
     has_gpu = get_device() != "cpu"
+    if torch.cuda.is_available():
+        os.environ["LOCAL_RANK"] = str(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     if not has_gpu:
-        # mmengine's own wrapper takes the number of a GPU.
         wrapper = {"type": "MMDistributedDataParallel", "broadcast_buffers": False}
         wrapper["find_unused_parameters"] = cfg.get("find_unused_parameters", False)
-        cfg.model_wrapper_cfg = cfg.get("model_wrapper_cfg") or wrapper
-        cfg.model_wrapper_cfg["device_ids"] = None
+        wrapper = dict(cfg.get("model_wrapper_cfg") or wrapper)
+        if wrapper.get("type") == "MMDistributedDataParallel":
+            cfg.model_wrapper_cfg = wrapper | {"type": CpuDataParallel.__name__}
     if is_distributed():
         return
-    tell_torch(cfg.launcher)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")  # As mmengine does, with a warning in each process.
     env = cfg.get("env_cfg") or {}
     set_multi_processing(**env.get("mp_cfg", {}), distributed=True)
     options = dict(env.get("dist_cfg", {}))
@@ -85,6 +98,22 @@ def connect(cfg: Config) -> None:
             f"the processes of this run did not find each other at {address}: "
             f"{str(error).splitlines()[0]}"
         ) from error
+
+
+@MODEL_WRAPPERS.register_module()
+class CpuDataParallel(MMDistributedDataParallel):
+    """mmengine's wrapper for ranks without a GPU.
+
+    mmengine takes a rank's number for that of a GPU, and torch's SyncBN works on GPUs only: mmcv's, which has
+    the same parameters and buffers, takes its place.
+    """
+
+    def __init__(self, module: torch.nn.Module, **options: Any) -> None:
+        for parent in list(module.modules()):
+            for name, child in parent.named_children():
+                if isinstance(child, torch.nn.SyncBatchNorm):
+                    setattr(parent, name, convert_sync_batchnorm(child, "mmcv"))
+        super().__init__(module, **(options | {"device_ids": None}))
 
 
 def tell_torch(name: str) -> None:
@@ -126,6 +155,26 @@ def _first_host() -> str:
         ) from error
 
 
+def from_first_process(work: Callable[[], _T]) -> _T:
+    """What ``work`` gives the first process, for all of them; the others wait for it.
+
+    Whatever it raises there, all raise: the others get a UserError, of the same class if it is one.
+    """
+    told: list = [None, None]
+    if is_main_process():
+        try:
+            told[0] = work()
+        except Exception as error:
+            told[1] = error
+    failure = told[1]
+    if failure is not None and not isinstance(failure, UserError):
+        told[1] = UserError(explain(failure) or in_one_line(failure))
+    broadcast_object_list(told)
+    if told[1] is not None:
+        raise failure or told[1]
+    return told[0]
+
+
 def is_first_to_say(message: str) -> bool:
     """Whether no other process of a distributed run has said so: all fail of what is wrong for all.
 
@@ -135,18 +184,34 @@ def is_first_to_say(message: str) -> bool:
         return True
     start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     key = f"flatten_det/{start}/{hashlib.sha256(message.encode()).hexdigest()}"
-    with contextlib.suppress(
-        Exception
-    ):  # The first process may be gone already, and its store with it.
+    # The first process may be gone already, and its store with it.
+    with contextlib.suppress(Exception):
         return _store().add(key, 1) == 1
     return True
+
+
+def launch_id() -> str | None:
+    """What is the same in all processes of a run, those that a launcher starts again after a failure, too.
+
+    None if the launcher does not do so.
+    """
+    # torchrun's own id of a run may be the same in the next one.
+    with contextlib.suppress(RuntimeError, KeyError):
+        store = _store_of_launcher()
+        return store.compare_set("flatten_det/launch", "", uuid.uuid4().hex).decode()
+    return None
 
 
 def _store() -> torch.distributed.Store:
     if is_distributed():
         return torch.distributed.distributed_c10d._get_default_store()
+    return _store_of_launcher()
+
+
+def _store_of_launcher() -> torch.distributed.Store:
+    """What outlives the processes that it starts."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        raise ConnectionError("there is none before the processes are connected")
+        raise RuntimeError("there is none")
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     return torch.distributed.TCPStore(host, port, timeout=timedelta(seconds=_PATIENCE))
 
@@ -157,10 +222,30 @@ def of_rank() -> str:
     return f" (rank {os.environ.get('RANK', '?')} of {count})" if count > 1 else ""
 
 
-def leave_for_torchrun(message: str) -> None:
-    """Write why this process failed where torchrun's report takes it from, if torchrun started it."""
-    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
-        details = {"py_callstack": message, "timestamp": str(int(time.time()))}
-        content = {"message": {"message": message, "extraInfo": details}}
-        with contextlib.suppress(OSError), open(path, "w", encoding="utf-8") as file:
+def leave_for_launcher(message: str) -> bool:
+    """Write why this process failed where its launcher takes it from: torchrun, or ``--processes``.
+
+    Returns:
+        Whether the launcher tells the user, so that this process need not.
+    """
+    if not (path := os.environ.get("TORCHELASTIC_ERROR_FILE")):
+        return False
+    details = {"py_callstack": message, "timestamp": str(int(time.time()))}
+    content = {"message": {"message": message, "extraInfo": details}}
+    try:
+        with open(path, "w", encoding="utf-8") as file:
             json.dump(content, file)
+    except OSError:
+        return False
+    return started_by_us()
+
+
+def started_by_us() -> bool:
+    """Whether ``--processes`` started this process beside others."""
+    return os.environ.get("TORCHELASTIC_RUN_ID", "").startswith(OWN_RUN_ID)
+
+
+def disconnect() -> None:
+    """Leave the other processes, at the end of a run that went well."""
+    if is_distributed():
+        torch.distributed.destroy_process_group()

@@ -3,6 +3,7 @@
 import argparse
 
 from ..cli import (
+    RankParser,
     add_common_options,
     add_cuda_graphs_option,
     add_launcher_options,
@@ -17,13 +18,14 @@ from ..predict.evaluate import evaluate
 from ..predict.tiles import at_full_size
 from ..predict.tta import enable_tta
 from ..train.console import short_console
+from ..train.processes import in_processes
 from . import run_command
 from .infer import add_large_image_options, tiling
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description="Test a detector or a segmentor.")
+    parser = RankParser(description="Test a detector or a segmentor.")
     parser.add_argument("config", help="config file")
     parser.add_argument("checkpoint", help="checkpoint file")
     parser.add_argument(
@@ -77,4 +79,5 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    return run_command(run, parse_args(argv))
+    args = parse_args(argv)
+    return run_command(in_processes("test", run, args, argv), args)

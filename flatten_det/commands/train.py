@@ -7,6 +7,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 
 from ..cli import (
+    RankParser,
     add_common_options,
     add_launcher_options,
     add_trust_option,
@@ -22,6 +23,7 @@ from ..train import finetune
 from ..train.console import short_console
 from ..train.logs import LOGS
 from ..train.optimizer import AMP_DTYPES, enable_amp
+from ..train.processes import in_processes
 from ..train.resume import resume_from
 from ..train.run import train
 from . import run_command
@@ -29,7 +31,7 @@ from . import run_command
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description="Train a detector or a segmentor.")
+    parser = RankParser(description="Train a detector or a segmentor.")
     parser.add_argument("config", help="config file")
     parser.add_argument(
         "--work-dir", help="folder for checkpoints and logs (default: ./work_dirs/<config name>)"
@@ -154,4 +156,5 @@ def fine_tune(cfg: Config, args: argparse.Namespace) -> list[Hook]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    return run_command(run, parse_args(argv))
+    args = parse_args(argv)
+    return run_command(in_processes("train", run, args, argv), args)
