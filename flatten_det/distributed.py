@@ -39,6 +39,7 @@ OWN_RUN_ID = "flatten-det-"
 _FIRST_PORT, _PORTS = 20_000, 20_000
 # Seconds within which all processes must have come, and that a collective call may take: mmengine's default.
 TIMEOUT = 1800
+_START = "flatten_det/start"  # of keys in the launcher's store
 # Seconds to wait for an answer before an error message is printed.
 _PATIENCE = 5
 
@@ -87,11 +88,16 @@ def connect(cfg: Config) -> None:
     set_multi_processing(**env.get("mp_cfg", {}), distributed=True)
     options = dict(env.get("dist_cfg", {}))
     try:
+        if (store := _store_of_launcher()) is not None:
+            # Which keeps what processes that failed have said of themselves.
+            options["store"] = torch.distributed.PrefixStore(f"{_START}/{_start_number()}", store)
+            options["rank"] = int(os.environ["RANK"])
+            options["world_size"] = int(os.environ["WORLD_SIZE"])
         if has_gpu:
             init_dist("pytorch", **options)
         else:
-            timeout = timedelta(seconds=options.get("timeout", TIMEOUT))
-            torch.distributed.init_process_group("gloo", timeout=timeout)
+            options["timeout"] = timedelta(seconds=options.get("timeout", TIMEOUT))
+            torch.distributed.init_process_group(**(options | {"backend": "gloo"}))
     except (RuntimeError, ValueError) as error:
         address = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
         raise UserError(
@@ -182,11 +188,12 @@ def is_first_to_say(message: str) -> bool:
     """
     if int(os.environ.get("WORLD_SIZE") or 1) == 1:
         return True
-    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    key = f"flatten_det/{start}/{hashlib.sha256(message.encode()).hexdigest()}"
+    key = f"{_START}/{_start_number()}/{hashlib.sha256(message.encode()).hexdigest()}"
     # The first process may be gone already, and its store with it.
     with contextlib.suppress(Exception):
-        return _store().add(key, 1) == 1
+        if (store := _store_of_launcher()) is None and is_distributed():
+            store = torch.distributed.distributed_c10d._get_default_store()
+        return store is None or store.add(key, 1) == 1
     return True
 
 
@@ -196,24 +203,23 @@ def launch_id() -> str | None:
     None if the launcher does not do so.
     """
     # torchrun's own id of a run may be the same in the next one.
-    with contextlib.suppress(RuntimeError, KeyError):
-        store = _store_of_launcher()
-        return store.compare_set("flatten_det/launch", "", uuid.uuid4().hex).decode()
+    with contextlib.suppress(RuntimeError):
+        if (store := _store_of_launcher()) is not None:
+            return store.compare_set("flatten_det/launch", "", uuid.uuid4().hex).decode()
     return None
 
 
-def _store() -> torch.distributed.Store:
-    if is_distributed():
-        return torch.distributed.distributed_c10d._get_default_store()
-    return _store_of_launcher()
-
-
-def _store_of_launcher() -> torch.distributed.Store:
-    """What outlives the processes that it starts."""
+def _store_of_launcher() -> torch.distributed.Store | None:
+    """What outlives the processes that it starts, if there is such a launcher."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        raise RuntimeError("there is none")
+        return None
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     return torch.distributed.TCPStore(host, port, timeout=timedelta(seconds=_PATIENCE))
+
+
+def _start_number() -> str:
+    """How often the launcher has started the processes before."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
 
 
 def of_rank() -> str:
