@@ -254,4 +254,7 @@ def started_by_us() -> bool:
 def disconnect() -> None:
     """Leave the other processes, at the end of a run that went well."""
     if is_distributed():
+        if is_main_process():
+            with contextlib.suppress(OSError):  # If there is none, or others use it.
+                os.rmdir(".dist_test")  # Where mmengine gathered results.
         torch.distributed.destroy_process_group()

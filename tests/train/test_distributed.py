@@ -1,6 +1,8 @@
 """How processes learn of each other: launchers' variables, a store, the option --processes."""
 
+import argparse
 import os
+from collections.abc import Iterator, MutableMapping
 from datetime import timedelta
 
 import pytest
@@ -8,10 +10,10 @@ import torch
 from mmengine.config import Config
 from mmengine.model import is_model_wrapper
 
-from flatten_det import distributed
-from flatten_det.distributed import launch_id, launcher, tell_torch
+from flatten_det import cli, distributed
+from flatten_det.distributed import from_first_process, launch_id, launcher, tell_torch
 from flatten_det.errors import UserError, explain, lost_a_peer, warn_once
-from flatten_det.train.processes import run_processes
+from flatten_det.train.processes import in_processes, run_processes
 
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "host"}
 TASK = {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "41234"}
@@ -19,11 +21,13 @@ MPI = {f"OMPI_COMM_WORLD_{name}": "2" for name in ("RANK", "SIZE", "LOCAL_RANK")
 
 
 @pytest.fixture
-def environment(monkeypatch) -> dict:
-    """An environment without launchers, in place of this process's."""
-    empty: dict = {}
-    monkeypatch.setattr(os, "environ", empty)
-    return empty
+def environment() -> Iterator[MutableMapping[str, str]]:
+    """An empty environment, in place of this process's."""
+    saved = dict(os.environ)
+    os.environ.clear()
+    yield os.environ
+    os.environ.clear()
+    os.environ.update(saved)
 
 
 @pytest.mark.parametrize(
@@ -124,6 +128,76 @@ def test_a_launch_has_one_id_over_its_restarts(agent, environment):
     assert launch_id() not in (None, first)
     del environment["TORCHELASTIC_USE_AGENT_STORE"]
     assert launch_id() is None
+
+
+def test_a_usage_error_of_all_is_printed_once(agent, capsys):
+    parser = cli.RankParser(prog="command")
+    for _ in range(2):
+        with pytest.raises(SystemExit) as stop:
+            parser.parse_args(["--nothing"])
+        assert stop.value.code == 2
+    assert capsys.readouterr().err.count("unrecognized arguments: --nothing") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--processes", "0"], "must be at least 1"),
+        (["--processes", "2", "--max-restarts", "-1"], "must be at least 0"),
+        (["--processes", "all"], "there is none"),
+    ],
+)
+def test_counts_that_cannot_be(capsys, monkeypatch, arguments, reason):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    parser = cli.RankParser()
+    cli.add_launcher_options(parser)
+    with pytest.raises(SystemExit):
+        parser.parse_args(arguments)
+    assert reason in capsys.readouterr().err
+
+
+def options(*arguments: str) -> argparse.Namespace:
+    parser = cli.RankParser()
+    cli.add_launcher_options(parser)
+    return parser.parse_args(arguments)
+
+
+def test_options_that_do_not_go_together(environment, monkeypatch):
+    restarts = options("--max-restarts", "2")
+    with pytest.raises(UserError, match="add that, or give it to torchrun"):
+        in_processes("train", lambda args: 0, restarts)(restarts)
+    environment.update(TORCHRUN)
+    several = options("--processes", "2")
+    with pytest.raises(UserError, match=r"started already \(pytorch\): leave it out"):
+        in_processes("train", lambda args: 0, several)(several)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="needs GPUs, and there is none"):
+        cli.set_launcher(Config(), options("--dist-backend", "nccl"))
+
+
+def test_the_backend_reaches_the_config(environment):
+    cfg = Config({"env_cfg": {"dist_cfg": {"backend": "nccl"}}})
+    cli.set_launcher(cfg, options("--dist-backend", "gloo"))
+    assert (cfg.launcher, cfg.env_cfg.dist_cfg.backend) == ("none", "gloo")
+
+
+def test_what_the_first_process_finds_or_fails_of_all_get(monkeypatch):
+    told: list = []
+    monkeypatch.setattr(distributed, "broadcast_object_list", told.extend)
+    assert from_first_process(lambda: "checkpoint") == "checkpoint"
+    with pytest.raises(ZeroDivisionError):
+        from_first_process(lambda: 1 / 0)
+    assert str(told[-1]) == "ZeroDivisionError: division by zero"
+    monkeypatch.setattr(distributed, "is_main_process", lambda: False)
+    answers = [["checkpoint", None], [None, told[-1]]]
+    monkeypatch.setattr(
+        distributed,
+        "broadcast_object_list",
+        lambda told: told.__setitem__(slice(2), answers.pop(0)),
+    )
+    assert from_first_process(pytest.fail) == "checkpoint"
+    with pytest.raises(UserError, match="division by zero"):
+        from_first_process(pytest.fail)
 
 
 def test_warnings_come_from_the_first_process(environment, capsys):
