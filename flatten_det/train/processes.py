@@ -25,6 +25,8 @@ from .stop import REPEAT_WITH_RESUME, take_over_signals
 _POLL_S = 0.1
 # How long the others may go on after one has failed, to end of it themselves and to say why.
 _GRACE_S = 3.0
+# And after a signal, when they may be about to save, or be told of one that went with it.
+_GRACE_TO_SAVE_S = 60.0
 _START = "import sys; from flatten_det.commands import main; sys.exit(main())"
 
 
@@ -143,11 +145,15 @@ class _Group:
         failed: list[int] = []
         deadline = float("inf")
         try:
-            while any(p.poll() is None for p in self._processes) and time.monotonic() < deadline:
+            while time.monotonic() < deadline:
+                codes = [process.poll() for process in self._processes]
+                failed += [rank for rank, code in enumerate(codes) if code and rank not in failed]
+                if None not in codes:
+                    break
+                if failed:
+                    grace = _GRACE_TO_SAVE_S if self.stopped_by else _GRACE_S
+                    deadline = min(deadline, time.monotonic() + grace)
                 time.sleep(_POLL_S)
-                failed += [r for r, p in enumerate(self._processes) if p.poll() and r not in failed]
-                if failed and not self.stopped_by:
-                    deadline = min(deadline, time.monotonic() + _GRACE_S)
         finally:
             for process in self._processes:
                 if process.poll() is None:
