@@ -8,18 +8,29 @@ import logging
 import os
 import shlex
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import matplotlib
+import torch
+from mmengine.config import Config
 from mmengine.logging import MMLogger
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
 from .config import IN_CHECKOUT, CfgOptions
-from .errors import UserError, explain, printable
+from .distributed import (
+    BACKENDS,
+    LAUNCHERS,
+    is_first_to_say,
+    launcher,
+    leave_for_launcher,
+    of_rank,
+)
+from .errors import UserError, explain, in_one_line, lost_a_peer, printable
 
 # A pipe without a reader, as after ``| head``, and a terminal that was closed.
 _NOBODY_READS = (errno.EPIPE, errno.EIO)
@@ -161,20 +172,77 @@ def add_cuda_graphs_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+class RankParser(argparse.ArgumentParser):
+    """A parser for commands of distributed runs, whose usage errors one of the processes prints."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with 2, after usage and message unless another process has said so."""
+        leave_for_launcher(f"{self.prog}: error: {message}")
+        if is_first_to_say(message):
+            super().error(message)
+        self.exit(USER_ERROR_EXIT)
+
+
+def _process_count(text: str) -> int:
+    """A number of processes; ``all`` is one for each GPU."""
+    count = torch.cuda.device_count() if text == "all" else int(text)
+    if text == "all" and not count:
+        raise argparse.ArgumentTypeError("all is one process for each GPU, but there is none")
+    if count < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return count
+
+
+def _restart_count(text: str) -> int:
+    if int(text) < 0:
+        raise argparse.ArgumentTypeError("must be at least 0")
+    return int(text)
+
+
 def add_launcher_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of distributed runs, as in mmdet and mmseg."""
-    parser.add_argument(
-        "--launcher",
-        choices=["none", "pytorch", "slurm", "mpi"],
-        default="none",
-        help="job launcher of a distributed run",
+    """Add the options of distributed runs; ``--launcher`` as in mmdet and mmseg."""
+    group = parser.add_argument_group("several processes")
+    group.add_argument(
+        "--processes",
+        type=_process_count,
+        metavar="N",
+        help="start so many processes on this machine, which share the work; all: one for each GPU",
     )
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+    group.add_argument(
+        "--max-restarts",
+        type=_restart_count,
+        default=0,
+        metavar="N",
+        help="with --processes: start them again up to so many times after one has failed; a training goes "
+        "on from the last checkpoint that it wrote (default: 0)",
+    )
+    group.add_argument(
+        "--dist-backend",
+        choices=BACKENDS,
+        help="what the processes talk by (default: nccl on GPUs, gloo without)",
+    )
+    group.add_argument(
+        "--launcher",
+        choices=LAUNCHERS,
+        default="auto",
+        help="what started the processes of a distributed run: torchrun (pytorch), srun (slurm), mpirun "
+        "(mpi); default: what the environment says",
+    )
+    # torch.distributed.launch passes it on.
+    group.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
 
 
-def set_local_rank(args: argparse.Namespace) -> None:
-    """Give the rank that ``torch.distributed.launch`` passes as an option to mmengine."""
-    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+def set_launcher(cfg: Config, args: argparse.Namespace) -> None:
+    """Tell a config what started this process beside others."""
+    if args.local_rank is not None:
+        os.environ.setdefault("LOCAL_RANK", args.local_rank)
+    cfg.launcher = launcher() if args.launcher == "auto" else args.launcher
+    if args.dist_backend == "nccl" and not torch.cuda.is_available():
+        raise UserError(
+            "--dist-backend nccl needs GPUs, and there is none: leave it out, or take gloo"
+        )
+    if args.dist_backend:
+        cfg.merge_from_dict({"env_cfg.dist_cfg.backend": args.dist_backend})
 
 
 def command_line(command: str, argv: Sequence[str] | None = None) -> str:
@@ -219,6 +287,8 @@ def use_matplotlib_without_display() -> None:
 
 USER_ERROR_EXIT = 2  # as argparse does
 INTERRUPT_EXIT = 130  # 128 + SIGINT
+# Launchers blame the process that they first see failed: not the one that lost it.
+_BEHIND_PEER_S = 1.0
 
 
 def run_tool(work: Callable[[], Any], debug: bool = False) -> int:
@@ -234,18 +304,26 @@ def run_tool(work: Callable[[], Any], debug: bool = False) -> int:
         work()
         check_output()
     except KeyboardInterrupt as interrupt:
-        print(str(interrupt) or "interrupted", file=sys.stderr)
+        message = str(interrupt) or "interrupted"
+        if is_first_to_say(message):
+            print(message, file=sys.stderr)
         return getattr(interrupt, "exit_code", INTERRUPT_EXIT)
     except Exception as error:
         message = explain(error)
         if message is None:
+            leave_for_launcher(f"error{of_rank()}: {in_one_line(error)}")
             raise
         if debug:
             traceback.print_exc()
         _remove_empty_logs()
         # It may quote a stranger's file: nothing that a terminal would obey.
         lines = map(printable, message.split("\n"))
-        print("error: " + "\n".join(lines), file=sys.stderr)
+        text = f"error{of_rank()}: " + "\n".join(lines)
+        is_told = leave_for_launcher(text)
+        if not is_told and is_first_to_say(message):
+            print(text, file=sys.stderr)
+        if lost_a_peer(error):
+            time.sleep(_BEHIND_PEER_S)
         return USER_ERROR_EXIT
     return 0
 

@@ -14,6 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from .distributed import connect
 from .errors import UserError, did_you_mean, explain, in_one_line, printable
 from .files.user_files import NotUtf8Error, utf8_text
 
@@ -298,7 +299,11 @@ def all_datasets(dataset: Any) -> Iterator[Any]:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build the Runner that the config names (``runner_type``), mmengine's own by default."""
+    """Build the Runner that the config names (``runner_type``), mmengine's own by default.
+
+    The processes of a distributed run are connected first, see :func:`.distributed.connect`.
+    """
+    connect(cfg)
     return RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Iterable
 from concurrent.futures.process import BrokenProcessPool
@@ -51,6 +52,11 @@ NO_ROOM = {
     errno.EDQUOT: "the disk quota is used up",
     errno.EFBIG: "the file exceeds the largest size allowed (see ulimit -f)",
 }
+# What gloo says when another process of a distributed run has ended; NCCL has classes of errors for it.
+_PEER_IS_GONE = re.compile(
+    r"Connection (closed by|reset by) peer|Broken pipe|gloo.*Timed out waiting"
+)
+PEER_LOST = "the connection to another process of this run was lost"
 # What it says of paths.
 _OF_PATHS = (
     errno.EACCES,
@@ -111,6 +117,8 @@ def _explain_others(error: BaseException) -> str | None:
             "the pipeline of a data set filtered out one image after the other, up to its max_refetch: check "
             "what it filters by, such as the min_gt_bbox_wh of FilterAnnotations, and the objects' sizes"
         )
+    if lost_a_peer(error):
+        return f"{PEER_LOST}: see what that one says of its end ({in_one_line(error)[:200]})"
     if is_out_of_memory(error):
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         return (
@@ -120,9 +128,24 @@ def _explain_others(error: BaseException) -> str | None:
     return None
 
 
+def lost_a_peer(error: BaseException) -> bool:
+    """Whether a process of a distributed run failed because another one was gone."""
+    # torch's by its name: what runs exported models does without torch.
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return "DistError" in names or (
+        "RuntimeError" in names and bool(_PEER_IS_GONE.search(str(error)))
+    )
+
+
+def is_first_process() -> bool:
+    """Whether this is the first of several ranks, by what their launcher says, or one alone."""
+    names = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
+    return next((os.environ[name] for name in names if name in os.environ), "0") == "0"
+
+
 def warn_once(message: str) -> None:
     """Print a warning; of several ranks, perhaps before they know of each other, the first one does."""
-    if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0:
+    if is_first_process():
         print(f"warning: {message}", file=sys.stderr)
 
 

@@ -17,6 +17,7 @@ FLOORS = (
     "files",
     "results",
     "onnx_runner",
+    "distributed",
     "config",
     "cli",
     "compat.mmcv_ops",

@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 from ..cli import outlive_readers, run_tool
 from ..compat.patches import atomic_local_files
-from ..errors import did_you_mean
+from ..errors import did_you_mean, is_first_process
 from ..files.checkpoints import checkpoints_read_once, trusted_checkpoints
 
 COMMANDS = {
@@ -39,8 +39,11 @@ for _remark in (
     "`reduce_zero_label` will be deprecated",
     "Warning: The (bbox|polygon|text) is out of bounds",
     "torch.meshgrid",  # MMDetection's call, which goes on to work.
+    "`broadcast_buffers` is deprecated",  # MMEngine's
 ):
     warnings.filterwarnings("ignore", message=_remark)
+if not is_first_process():
+    warnings.simplefilter("ignore")  # The first one says it.
 outlive_readers()
 
 

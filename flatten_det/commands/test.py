@@ -3,12 +3,13 @@
 import argparse
 
 from ..cli import (
+    RankParser,
     add_common_options,
     add_cuda_graphs_option,
     add_launcher_options,
     add_trust_option,
     add_verbose_option,
-    set_local_rank,
+    set_launcher,
     use_matplotlib_without_display,
 )
 from ..config import blame_config, load_config
@@ -17,13 +18,14 @@ from ..predict.evaluate import evaluate
 from ..predict.tiles import at_full_size
 from ..predict.tta import enable_tta
 from ..train.console import short_console
+from ..train.processes import in_processes
 from . import run_command
 from .infer import add_large_image_options, tiling
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description="Test a detector or a segmentor.")
+    parser = RankParser(description="Test a detector or a segmentor.")
     parser.add_argument("config", help="config file")
     parser.add_argument("checkpoint", help="checkpoint file")
     parser.add_argument(
@@ -55,11 +57,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     """Apply the options to the config and test."""
-    set_local_rank(args)
     if not args.show:
         use_matplotlib_without_display()
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
-    cfg.launcher = args.launcher
+    set_launcher(cfg, args)
     with blame_config(cfg):
         at_full_size(cfg, args.full_size, args.tiling)
         if args.tta:
@@ -78,4 +79,5 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    return run_command(run, parse_args(argv))
+    args = parse_args(argv)
+    return run_command(in_processes("test", run, args, argv), args)

@@ -7,12 +7,13 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 
 from ..cli import (
+    RankParser,
     add_common_options,
     add_launcher_options,
     add_trust_option,
     add_verbose_option,
     cfg_option_texts,
-    set_local_rank,
+    set_launcher,
     use_matplotlib_without_display,
 )
 from ..config import blame_config, enable_auto_scale_lr, load_config
@@ -22,6 +23,7 @@ from ..train import finetune
 from ..train.console import short_console
 from ..train.logs import LOGS
 from ..train.optimizer import AMP_DTYPES, enable_amp
+from ..train.processes import in_processes
 from ..train.resume import resume_from
 from ..train.run import train
 from . import run_command
@@ -29,7 +31,7 @@ from . import run_command
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description="Train a detector or a segmentor.")
+    parser = RankParser(description="Train a detector or a segmentor.")
     parser.add_argument("config", help="config file")
     parser.add_argument(
         "--work-dir", help="folder for checkpoints and logs (default: ./work_dirs/<config name>)"
@@ -114,10 +116,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     """Apply the options to the config and train."""
-    set_local_rank(args)
     use_matplotlib_without_display()
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
-    cfg.launcher = args.launcher
+    set_launcher(cfg, args)
     with blame_config(cfg):
         if args.amp:
             enable_amp(cfg, None if args.amp == "auto" else args.amp)
@@ -155,4 +156,5 @@ def fine_tune(cfg: Config, args: argparse.Namespace) -> list[Hook]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    return run_command(run, parse_args(argv))
+    args = parse_args(argv)
+    return run_command(in_processes("train", run, args, argv), args)

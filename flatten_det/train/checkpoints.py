@@ -120,7 +120,7 @@ class NoCheckpointError(UserError):
     """A work dir has no checkpoint at all."""
 
 
-def newest_valid_checkpoint(work_dir: str | Path) -> str:
+def newest_valid_checkpoint(work_dir: str | Path, launch: str | None = None) -> str:
     """The path where an interrupted run can go on.
 
     Looks at all checkpoints in the work dir, and at those beside the one that ``last_checkpoint``
@@ -128,25 +128,32 @@ def newest_valid_checkpoint(work_dir: str | Path) -> str:
     newest first. Each one that is no good is named in a warning. If ``last_checkpoint`` says a URL, it is
     that, without a look at it.
 
+    Args:
+        work_dir: of the run.
+        launch: look only at local ones that were written by this launch, see
+            :func:`~flatten_det.distributed.launch_id`.
+
     Raises:
         NoCheckpointError: There is no checkpoint.
         UserError: There is none that is valid.
     """
     work_dir = Path(work_dir)
     recorded = _recorded(work_dir)
-    if "://" in recorded:
+    if "://" in recorded and launch is None:
         return recorded
     folders, name = {work_dir}, Path(recorded).name
     # The record is an absolute path, which names the original's checkpoints in a copied work dir.
     if Path(recorded).parent.name and not (work_dir / name).exists():
         folders.add(Path(recorded).parent)
     paths = {path for folder in folders for path in folder.glob("*.pth") if path.is_file()}
+    ages = {path: _Age.of(path) for path in paths}
+    if launch is not None:
+        paths = {path for path in paths if ages[path].launch == launch}
     if not paths:
         raise NoCheckpointError(
             f"no checkpoint to resume in work dir {work_dir}: give the interrupted run's "
             "--work-dir, or leave out --resume to start anew"
         )
-    ages = {path: _Age.of(path) for path in paths}
     order = sorted(paths, key=lambda path: (ages[path].written, ages[path].iteration), reverse=True)
     for last in [path for path in order if path.name == name]:
         # Whatever the clock says, only what was surely written after the recorded one comes before it.
@@ -231,18 +238,21 @@ class _Age:
     iteration: int
     run: str | None
     modified: float
+    launch: str | None = None
 
     @classmethod
     def of(cls, path: Path) -> "_Age":
         modified = path.stat().st_mtime
         try:
             meta = load_as_data(str(path), map_location="cpu", mmap=True)["meta"]
-            written = meta.get("position", {}).get("written")
+            position = meta.get("position", {})
+            written = position.get("written")
             if type(written) is not float:
                 # mmengine's time, which is that of the place where it was written.
                 written = time.mktime(time.strptime(meta["time"], "%Y%m%d_%H%M%S"))
             run = meta.get("experiment_name")
-            return cls(written, int(meta["iter"]), run if type(run) is str else None, modified)
+            run = run if type(run) is str else None
+            return cls(written, int(meta["iter"]), run, modified, position.get("launch"))
         except Exception:
             # It will be found out why it cannot be read when its turn comes.
             return cls(modified, 0, None, modified)

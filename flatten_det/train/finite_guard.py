@@ -15,7 +15,6 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from ..errors import UserError
 from ..files.atomic import write_atomically
@@ -59,7 +58,8 @@ class NonFiniteGuardHook(Hook):
             return  # Several optimizers take turns in ways that only their model knows.
         self._runner = runner
         # The running statistics of norms, which a forward pass alone changes.
-        norms = [module for module in runner.model.modules() if isinstance(module, _NormBase)]
+        # mmcv's SyncBN is none of torch's.
+        norms = [module for module in runner.model.modules() if hasattr(module, "running_mean")]
         self._statistics = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
         self._saved = [torch.empty_like(buffer) for buffer in self._statistics]
         self._backward, self._step = wrapper.backward, wrapper.step

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.dist import get_rank, get_world_size
+from mmengine.dist import get_rank, get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
@@ -18,6 +18,7 @@ from mmengine.runner.loops import _InfiniteDataloaderIterator
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from ..distributed import connect, from_first_process, launch_id
 from ..errors import UserError
 from ..files.checkpoints import check_checkpoint, unwrapped
 from .checkpoints import NoCheckpointError, newest_valid_checkpoint, why_not_resumable
@@ -30,13 +31,27 @@ def resume_from(cfg: Config, checkpoint: str | None) -> None:
     ``checkpoint`` is where to go on from; ``"auto"``: the newest valid one of the work dir; None: that too
     if the config has ``resume`` without ``load_from`` and there is one, else as it says. One that is not
     there, or cannot be read, is a UserError; ``"auto"`` where there is none is a NoCheckpointError.
+
+    Processes that torchrun or ``--processes`` starts again go on from the newest valid checkpoint that they
+    wrote before, as soon as there is one. The first process chooses for all.
     """
+    connect(cfg)
+    chosen = from_first_process(lambda: _checkpoint_to_resume(cfg, checkpoint))
+    if chosen is not None:
+        cfg.resume = True
+        cfg.load_from = chosen
+
+
+def _checkpoint_to_resume(cfg: Config, checkpoint: str | None) -> str | None:
+    if launch := launch_id():
+        with contextlib.suppress(UserError):  # There is none, or none is valid.
+            return newest_valid_checkpoint(cfg.work_dir, launch)
     if checkpoint is None:
         if cfg.get("resume") and not cfg.get("load_from"):
             # mmengine would take what last_checkpoint names, whatever that is, or start anew.
             with contextlib.suppress(NoCheckpointError):
-                resume_from(cfg, "auto")
-        return
+                return newest_valid_checkpoint(cfg.work_dir)
+        return None
     if checkpoint == "auto":
         checkpoint = newest_valid_checkpoint(cfg.work_dir)
     else:
@@ -47,8 +62,7 @@ def resume_from(cfg: Config, checkpoint: str | None) -> None:
                 f"checkpoint {checkpoint} cannot be resumed: {reason}: give another one, or start from "
                 "its weights alone with --cfg-options load_from=... instead of --resume"
             )
-    cfg.resume = True
-    cfg.load_from = checkpoint
+    return checkpoint
 
 
 class ResumePositionHook(Hook):
@@ -61,12 +75,14 @@ class ResumePositionHook(Hook):
     - ``validation_due``: whether a validation was to come, or had begun;
     - ``sampler_seed``: what the order of the data follows;
     - ``written``: the time in seconds, which is the same everywhere, unlike mmengine's;
+    - ``launch``: by whose processes, see :func:`~flatten_det.distributed.launch_id`;
 
     and, in the middle of an accumulation, the ``gradients`` so far (of a run without other ranks) with
     their ``loss_scale``. The precision may be another one after it.
     A resumed epoch goes on with the batches that are left; a validation that was due takes place.
-    Augmentations depend on seed, rank and position alone, see :class:`PositionedBatches`; the model's
-    random numbers on seed and iteration, see :class:`SeedIterationHook`.
+    Augmentations depend on seed and position alone, whatever the number of ranks, see
+    :class:`PositionedBatches`; the model's random numbers on seed and iteration, see
+    :class:`SeedIterationHook`.
     """
 
     # When the training begins, the other hooks must be ready for the validation.
@@ -75,6 +91,7 @@ class ResumePositionHook(Hook):
     def __init__(self) -> None:
         self._loaded: dict[str, Any] = {}
         self._validating = False
+        self._launch = launch_id() if is_main_process() else None
         # Of the epoch that is under way: its number, and the iteration that it began with.
         self._epoch, self._epoch_begin = -1, 0
         # Batches of the epoch to begin that a resumed run has done.
@@ -106,7 +123,8 @@ class ResumePositionHook(Hook):
         if isinstance(loop, EpochBasedTrainLoop | IterBasedTrainLoop):
             if runner.iter:
                 _restore_order(runner, loop.dataloader, position)
-            loop.dataloader = with_positions(loop.dataloader, (runner.seed, get_rank()))
+            ranks = (get_rank(), get_world_size())
+            loop.dataloader = with_positions(loop.dataloader, runner.seed, ranks)
             if isinstance(loop, IterBasedTrainLoop):
                 loop.dataloader_iterator = _PositionedIterator(loop.dataloader)
             elif done := position.get("epoch_batches_done"):
@@ -137,6 +155,7 @@ class ResumePositionHook(Hook):
         meta, loop = checkpoint["meta"], runner.train_loop
         position = meta.setdefault("position", {})
         position["written"] = time.time()
+        position["launch"] = self._launch
         if (seed := getattr(_sampler(runner.train_dataloader), "seed", None)) is not None:
             position["sampler_seed"] = seed
         if isinstance(loop, EpochBasedTrainLoop):
@@ -216,7 +235,7 @@ class _PositionedIterator(_InfiniteDataloaderIterator):
             super().skip_iter(num_iters)
 
 
-def with_positions(loader: DataLoader, seeds: tuple[int, ...]) -> DataLoader:
+def with_positions(loader: DataLoader, seed: int, ranks: tuple[int, int] = (0, 1)) -> DataLoader:
     """The same loader with :class:`PositionedBatches` and a data set that heeds their seeds.
 
     Iterable data sets, which cannot be asked for a sample, stay as they are.
@@ -227,7 +246,7 @@ def with_positions(loader: DataLoader, seeds: tuple[int, ...]) -> DataLoader:
         loader.dataset.__getitems__ = SeededItems(loader.dataset)
     return DataLoader(
         loader.dataset,
-        batch_sampler=PositionedBatches(loader.batch_sampler, seeds),
+        batch_sampler=PositionedBatches(loader.batch_sampler, seed, ranks),
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,
@@ -279,28 +298,32 @@ class SeededItems:
 class PositionedBatches:
     """Another one's batches, which can begin within an epoch, and a seed for every sample.
 
-    ``sampler`` is the other one's, where mmengine sets the epoch. ``seeds``, the run's and the rank, are
-    what all seeds depend on besides the position.
+    ``sampler`` is the other one's, where mmengine sets the epoch. The seeds depend on the run's and on the
+    place of a sample in the epoch, of which the samplers of ``ranks``, this one's number and how many there
+    are, give each its own: any number of ranks augments a sample alike.
     """
 
-    def __init__(self, batch_sampler: Any, seeds: tuple[int, ...]) -> None:
+    def __init__(self, batch_sampler: Any, seed: int, ranks: tuple[int, int] = (0, 1)) -> None:
         self.batch_sampler = batch_sampler
         self.sampler = getattr(batch_sampler, "sampler", None)
         self.batch_size = getattr(batch_sampler, "batch_size", None)
         self.drop_last = getattr(batch_sampler, "drop_last", False)
-        self._seeds = seeds
+        self._seed = seed
+        self._rank, self._world_size = ranks
+        # An epoch that has begun, and how many samples of it are done.
         self._begun: tuple[Iterator[list[int]], int] | None = None
         self._missing = 0
 
     def __iter__(self) -> Iterator[list[SeededIndex]]:
         if self._begun is None:
             self._begun, self._missing = (iter(self.batch_sampler), 0), 0
-        (batches, position), self._begun = self._begun, None
+        (batches, done), self._begun = self._begun, None
         epoch = getattr(self.sampler, "epoch", 0)
         for batch in batches:
-            seeds = (derive_seed(*self._seeds, epoch, position, n) for n in range(len(batch)))
+            places = (n * self._world_size + self._rank for n in range(done, done + len(batch)))
+            seeds = (derive_seed(self._seed, epoch, place) for place in places)
             yield [SeededIndex(index, seed) for index, seed in zip(batch, seeds, strict=True)]
-            position += 1
+            done += len(batch)
 
     def __len__(self) -> int:
         """Batches of the epoch, without those left out."""
@@ -313,18 +336,18 @@ class PositionedBatches:
     def fast_forward(self, count: int, epoch: int = 0) -> int:
         """Begin after ``count`` batches, of several epochs perhaps, without reading them; in which one."""
         self._set_epoch(epoch)
-        batches, position = iter(self.batch_sampler), 0
+        batches, done = iter(self.batch_sampler), 0
         while count:
-            if next(batches, None) is not None:
-                position += 1
+            if (batch := next(batches, None)) is not None:
+                done += len(batch)
                 count -= 1
-            elif position:
+            elif done:
                 epoch += 1
                 self._set_epoch(epoch)
-                batches, position = iter(self.batch_sampler), 0
+                batches, done = iter(self.batch_sampler), 0
             else:
                 raise ValueError("the batch sampler has no batches")
-        self._begun = batches, position
+        self._begun = batches, done
         return epoch
 
     def _set_epoch(self, epoch: int) -> None:

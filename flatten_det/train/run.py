@@ -14,11 +14,9 @@ from mmdet.models.task_modules import AssignResult, MaxIoUAssigner
 from mmdet.registry import TASK_UTILS
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.dist import broadcast_object_list, init_dist, is_distributed, is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, OPTIM_WRAPPER_CONSTRUCTORS, VISBACKENDS
 from mmengine.runner import Runner
-from mmengine.utils.dl_utils import set_multi_processing
 from torch import Tensor
 
 from ..cli import as_shown
@@ -26,6 +24,7 @@ from ..compat.patches import atomic_local_files
 from ..config import build_runner
 from ..data.doctor.report import check_before_training
 from ..data.loading import CheckFilesHook
+from ..distributed import connect, from_first_process
 from ..errors import UserError
 from ..files.atomic import lock
 from .checkpoints import DurableCheckpointHook
@@ -175,10 +174,7 @@ def use_our_components() -> Iterator[None]:
 @contextlib.contextmanager
 def _alone_in_work_dir(cfg: Config) -> Iterator[None]:
     """Lock the work dir for all ranks, which meet for it as the runner would have them do later."""
-    if cfg.get("launcher", "none") != "none" and not is_distributed():
-        env = cfg.get("env_cfg", {})
-        set_multi_processing(**env.get("mp_cfg", {}), distributed=True)
-        init_dist(cfg.launcher, **env.get("dist_cfg", {}))
+    connect(cfg)
     with locked_work_dir(cfg.work_dir):
         yield
 
@@ -213,10 +209,8 @@ def locked_work_dir(work_dir: str | Path) -> Iterator[None]:
     if folder in _held:
         yield
         return
-    refusals = [_lock(folder, work_dir) if is_main_process() else None]
-    broadcast_object_list(refusals)
-    if refusals[0] is not None:
-        raise UserError(refusals[0])
+    if (refusal := from_first_process(lambda: _lock(folder, work_dir))) is not None:
+        raise UserError(refusal)
     _held.setdefault(folder)
     try:
         yield

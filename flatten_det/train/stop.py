@@ -20,7 +20,7 @@ from mmengine.runner import Runner
 
 from ..config import StageHook, blame_config
 from ..data.loading import blame_annotation_files
-from ..errors import NO_ROOM, UserError, explain, is_out_of_memory
+from ..errors import NO_ROOM, UserError, explain, is_first_process, is_out_of_memory
 from ..files.atomic import UnwritableError, write_atomically
 from .checkpoints import NoCheckpointError, newest_valid_checkpoint
 from .finite_guard import NonFiniteError
@@ -135,7 +135,8 @@ class InterruptHook(Hook):
             return
         if is_first:
             hint = "; Ctrl-C again quits at once, without one" if number == signal.SIGINT else ""
-            tell(f"\n{SIGNAL_NAMES[number]}: saving a checkpoint after this iteration{hint}\n")
+            if is_first_process():
+                tell(f"\n{SIGNAL_NAMES[number]}: saving a checkpoint after this iteration{hint}\n")
         elif number == signal.SIGINT and now - self._requested_at > self.same_keypress_s:
             raise TrainingInterrupted(
                 f"interrupted at once, without a new checkpoint; to continue, {self._to_continue}"

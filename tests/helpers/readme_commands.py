@@ -45,7 +45,9 @@ PREPARE_MASKS, TRAIN_MASKS = COMMANDS["segmentation-data"]
 (INSTALL,) = (c for c in COMMANDS["install"] if "--no-deps" in c)
 MODELS_COMMAND = "pip install uv && uv run flatten-det models nano"
 CHECK_COCO, *ON_WEIGHTS, TRAIN_COCO = COMMANDS["public-data"]
+(SEVERAL,) = (c for c in COMMANDS["gpu"] if "--processes" in c)
 ON_COCO = [TRAIN_COCO, *(c for c in COMMANDS["gpu"] if c.startswith("flatten-det train"))]
+ON_COCO.remove(SEVERAL)
 ON_GPU = "uv run pytest -m gpu"
 ON_QUICKSTART = [
     c

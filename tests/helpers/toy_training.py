@@ -39,12 +39,16 @@ class IndexDataset(Dataset):
 
 @MODELS.register_module()
 class LineModel(BaseModel):
-    """Fits a line through the item numbers; its weights depend on order, noise and dropout."""
+    """Fits a line through the item numbers; its weights depend on order, noise and dropout.
 
-    def __init__(self) -> None:
+    Args:
+        norm: with batch normalization, which needs two samples.
+    """
+
+    def __init__(self, norm: bool = True) -> None:
         super().__init__()
         self.line = nn.Linear(1, 1)
-        self.norm = nn.BatchNorm1d(1)
+        self.norm = nn.BatchNorm1d(1) if norm else nn.Identity()
         self.dropout = nn.Dropout(0.3)
 
     def init_weights(self) -> None:

@@ -5,13 +5,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mmengine.config import Config
-from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.logging import MMLogger
 from rich.console import Console
 from rich.text import Text
 
 from ...cli import command_line
-from ...errors import UserError, explain, listed, printable
+from ...distributed import from_first_process
+from ...errors import UserError, listed, printable
 from ...files.atomic import write_atomically
 from .check import Checked, check_annotations
 from .faults import ERROR, WARNING, Finding, by_kind, count_errors, counted
@@ -103,23 +103,17 @@ def check_before_training(cfg: Config, logger: MMLogger, command: str = "") -> N
     that is wrong; by default it is ``flatten-det check`` with the config's file. UserError if there are
     errors, or the config's data sets cannot be built.
     """
-    told: list[str | None] = [None]
-    if is_main_process():
-        try:
-            findings = findings_of(check_annotations(cfg))
-            for kind, of_kind in by_kind(findings).items():
-                if kind.severity == WARNING:
-                    shown = listed([f"{f.data_set}: {f.message}" for f in of_kind], 3, "; ")
-                    what = f"{kind.summary}: {len(of_kind)} ({shown}); {kind.advice}"
-                    logger.warning(f"data: {what}")
-            _raise_errors(findings, command or check_command(str(cfg.filename)))
-        except Exception as error:
-            told = [explain(error)]
-            if told[0] is None:
-                raise
-    broadcast_object_list(told)
-    if told[0] is not None:
-        raise UserError(told[0])
+
+    def check() -> None:
+        findings = findings_of(check_annotations(cfg))
+        for kind, of_kind in by_kind(findings).items():
+            if kind.severity == WARNING:
+                shown = listed([f"{f.data_set}: {f.message}" for f in of_kind], 3, "; ")
+                what = f"{kind.summary}: {len(of_kind)} ({shown}); {kind.advice}"
+                logger.warning(f"data: {what}")
+        _raise_errors(findings, command or check_command(str(cfg.filename)))
+
+    from_first_process(check)
 
 
 def _raise_errors(findings: Sequence[Finding], command: str) -> None:

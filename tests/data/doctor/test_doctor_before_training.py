@@ -8,6 +8,7 @@ import pytest
 from mmengine.logging import MMLogger
 from PIL import Image
 
+from flatten_det import distributed
 from flatten_det.data.doctor import report
 from flatten_det.data.doctor.check import check_data
 from flatten_det.data.doctor.report import check_before_training, check_command, findings_of
@@ -184,12 +185,12 @@ def test_other_ranks_are_told(patient, logger, monkeypatch):
     """They read nothing, and end with the same message."""
 
     def told(objects):
-        objects[0] = "the data has 1 error"
+        objects[:] = [None, UserError("the data has 1 error")]
 
-    monkeypatch.setattr(report, "is_main_process", lambda: False)
+    monkeypatch.setattr(distributed, "is_main_process", lambda: False)
     monkeypatch.setattr(report, "check_annotations", lambda cfg: pytest.fail("read it"))
     cfg = patient.config("instances")
     check_before_training(cfg, logger)
-    monkeypatch.setattr(report, "broadcast_object_list", told)
+    monkeypatch.setattr(distributed, "broadcast_object_list", told)
     with pytest.raises(UserError, match="the data has 1 error"):
         check_before_training(cfg, logger)
