@@ -51,10 +51,10 @@ class DinoGraph(DetectorGraph):
             key_padding_mask=None,
         )
         positions = [
-            detector.positional_encoding(None, input=own) + level[:, None, None]
-            for own, level in zip(maps, detector.level_embed, strict=True)
+            _sines(detector.positional_encoding, images, *size) + level
+            for size, level in zip(sizes, detector.level_embed, strict=True)
         ]
-        tokens, positions = _as_tokens(maps), _as_tokens(positions)
+        tokens, positions = _as_tokens(maps), torch.cat(positions).unsqueeze(0)
         centres = torch.cat([_centres(images, *size) for size in sizes])
         for layer in detector.encoder.layers:
             points = centres[:, None].expand(images.shape[0], -1, len(maps), -1)
@@ -98,6 +98,25 @@ def _centres(like: Tensor, height: int, width: int) -> Tensor:
         for size in (width, height)
     )
     return torch.stack([x.expand(height, width), y[:, None].expand(height, width)], 2).flatten(0, 1)
+
+
+def _sines(encoding: SinePositionalEncoding, like: Tensor, height: int, width: int) -> Tensor:
+    """The encoding ``(height * width, C)`` of a map without padding.
+
+    Its own function divides by the last row of all, which is one for numbers but not for torch's symbols.
+    """
+    number = torch.arange(encoding.num_feats, dtype=like.dtype, device=like.device)
+    periods = encoding.temperature ** (2 * (number // 2) / encoding.num_feats)
+    of_axes = []
+    for size in (height, width):
+        ticks = torch.arange(1, size + 1, dtype=like.dtype, device=like.device)
+        if encoding.normalize:
+            ticks = (ticks + encoding.offset) / (size + encoding.eps) * encoding.scale
+        angles = ticks[:, None] / periods
+        of_axes.append(torch.stack([angles[:, 0::2].sin(), angles[:, 1::2].cos()], 2).flatten(1))
+    y, x = of_axes
+    shape = (height, width, -1)
+    return torch.cat([y[:, None].expand(shape), x.expand(shape)], 2).flatten(0, 1)
 
 
 def _as_tokens(maps: Sequence[Tensor]) -> Tensor:

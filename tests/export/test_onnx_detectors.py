@@ -10,6 +10,7 @@ from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from nano_backbones import NANO
 from shrink import CONFIGS
 from torch import nn
 from torch.export import Dim
@@ -55,11 +56,10 @@ def small_dino():
     cfg = Config.fromfile(CONFIGS / DINO)
     init_default_scope("mmdet")
     model = cfg.model
-    nano = Config.fromfile(find_config(RETINANET)).model
-    model.backbone = nano.backbone | dict(out_indices=(1, 2, 3))
-    model.backbone.arch.depths = (1, 1, 1, 1)
+    arch = NANO["FLattenSwin"]
+    model.backbone = dict(type="FLattenSwin", arch=arch, out_indices=(1, 2, 3))
     model.neck |= dict(
-        in_channels=[64, 128, 256], out_channels=32, norm_cfg=dict(type="GN", num_groups=8)
+        in_channels=[32, 64, 128], out_channels=32, norm_cfg=dict(type="GN", num_groups=8)
     )
     for part in (model.encoder, model.decoder):
         part.num_layers = 2
