@@ -160,7 +160,7 @@ def _loaded(content: bytes, settings: Settings) -> Callable[[Tensor], list[Tenso
     try:
         return runner_of(content, settings.kind)
     except Exception as error:  # ONNX Runtime has its own for each kind.
-        hint = f", with --opset lower than {settings.opset}" if settings.kind == ONNX else ""
+        hint = f", or --opset lower than {settings.opset}" if settings.kind == ONNX else ""
         raise UserError(
             f"the exported model cannot be run here, and was not written ({in_one_line(error)}): try "
             f"another version of torch or onnxruntime{hint}"

@@ -41,10 +41,10 @@ def find_images(inputs: Sequence[str], suffixes: Sequence[str] = IMAGE_SUFFIXES)
         if is_url(given):
             found[given] = given
         elif not paths:
-            kinds = " ".join(suffixes)
+            what = "image or video" if VIDEO_SUFFIXES[0] in suffixes else "image"
             raise UserError(
-                f"{given}: no image found: give image files, a folder or a quoted glob pattern "
-                f"(known suffixes: {kinds})"
+                f"{given}: no {what} found: give {what} files, a folder or a quoted glob pattern "
+                f"(known suffixes: {' '.join(suffixes)})"
             )
         for path in paths:
             found.setdefault(path.resolve(), str(path))

@@ -278,7 +278,7 @@ def test_no_images(run, trained_detector, tmp_path, capsys, given):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").write_text("no image")
     assert run(trained_detector, trained_detector.checkpoint, tmp_path / given) == 2
-    assert f"error: {tmp_path / given}: no image found" in capsys.readouterr().err
+    assert f"error: {tmp_path / given}: no image or video found" in capsys.readouterr().err
 
 
 def test_cuda_graphs(run, random_segmentor, ade20k_folder, tmp_path, monkeypatch):
