@@ -45,8 +45,8 @@ def train(
 ) -> Path:
     """Train, print where the results are, and return the work dir.
 
-    Ctrl-C, SIGTERM and SIGHUP stop after the current iteration with a checkpoint to resume from. After
-    ``max_non_finite_updates`` (10; a field of the config) in a row whose loss or gradients are not
+    Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP stop after the current iteration with a checkpoint to resume from.
+    After ``max_non_finite_updates`` (10; a field of the config) in a row whose loss or gradients are not
     finite, the training stops with a diagnosis; single ones are skipped.
 
     Args:

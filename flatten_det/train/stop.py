@@ -31,6 +31,7 @@ REPEAT_WITH_RESUME = "repeat the command with --resume"
 SIGNAL_NAMES = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated (SIGTERM)"}
 if hasattr(signal, "SIGHUP"):  # Not on Windows.
     SIGNAL_NAMES[signal.SIGHUP] = "its terminal was closed (SIGHUP)"
+    SIGNAL_NAMES[signal.SIGUSR1] = "pre-empted (SIGUSR1)"
 _WORKER_DIED = re.compile(r"DataLoader worker \(pid.*?\) (?:is )?(killed by signal: \w+|exited)")
 
 
@@ -39,7 +40,7 @@ class TrainingInterrupted(KeyboardInterrupt):
 
 
 class TrainingPreempted(TrainingInterrupted):
-    """The training stopped after SIGTERM or SIGHUP, as planned by whoever sent it: no failure."""
+    """The training stopped after SIGTERM, SIGUSR1 or SIGHUP, as planned by whoever sent it: no failure."""
 
     exit_code = 0
 
@@ -49,13 +50,13 @@ class TrainingStopped(UserError):
 
 
 class InterruptHook(Hook):
-    """Turns Ctrl-C, SIGTERM and SIGHUP into a checkpoint after the current iteration.
+    """Turns Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP into a checkpoint after the current iteration.
 
     A second Ctrl-C quits at once. SIGTERM is how batch systems announce that they need the
-    machine (Slurm at the time limit, on pre-emption and with ``--signal=TERM@120``, Kubernetes
-    when it evicts a pod), often repeatedly and to all processes; SIGKILL follows, after 30
-    seconds by default. SIGHUP says that the terminal is gone. If several signals come, the first
-    one counts.
+    machine (Slurm at the time limit and on pre-emption, Kubernetes when it evicts a pod), often
+    repeatedly and to all processes; SIGKILL follows, after 30 seconds by default. SIGUSR1 is the
+    usual choice for Slurm's ``--signal=USR1@120``, which comes earlier. SIGHUP says that the
+    terminal is gone. If several signals come, the first one counts.
 
     The run stops between two iterations, where a checkpoint can describe the state of mmengine's
     loops. Its ``meta['position']['validation_due']`` says whether it stopped before or in a
@@ -177,7 +178,7 @@ def take_over_signals(handler: Callable[[int, Any], None]) -> dict[int, Any]:
     return {
         number: signal.signal(number, handler)
         for number in SIGNAL_NAMES
-        if number in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(number) != signal.SIG_IGN
+        if number != getattr(signal, "SIGHUP", 0) or signal.getsignal(number) != signal.SIG_IGN
     }
 
 
@@ -188,10 +189,10 @@ def tell(message: str) -> None:
 
 
 class SurviveSigterm:
-    """A ``worker_init_fn``: in the worker, only its parent's SIGTERM counts, and no SIGHUP.
+    """A ``worker_init_fn``: in the worker, only its parent's SIGTERM counts, and neither SIGHUP nor SIGUSR1.
 
-    A batch system or ``timeout`` sends SIGTERM to every process of a job, a terminal that is closed
-    SIGHUP. A worker that dies of it takes the iteration down that the training wants to finish and
+    A batch system or ``timeout`` sends SIGTERM or SIGUSR1 to every process of a job, a terminal that is
+    closed SIGHUP. A worker that dies of it takes the iteration down that the training wants to finish and
     save. When the training ends, it ends its workers itself, or they notice that it is gone. ``init``,
     the data loader's own ``worker_init_fn``, is called as well.
     """
@@ -201,7 +202,8 @@ class SurviveSigterm:
 
     def __call__(self, worker_id: int) -> None:
         if hasattr(signal, "SIGHUP"):
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            for number in (signal.SIGHUP, signal.SIGUSR1):
+                signal.signal(number, signal.SIG_IGN)
         # macOS and Windows do not tell who sent a signal: there, all is as PyTorch has it.
         if hasattr(signal, "sigwaitinfo"):
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

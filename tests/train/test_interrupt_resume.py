@@ -147,9 +147,10 @@ def test_training_gives_the_signals_back(tmp_path):
         (signal.SIGTERM, "terminated (SIGTERM)", ("train", 6)),
         (signal.SIGTERM, "terminated (SIGTERM)", ("val", 5)),
         (signal.SIGHUP, "its terminal was closed (SIGHUP)", ("train", 6)),
+        (signal.SIGUSR1, "pre-empted (SIGUSR1)", ("train", 6)),
     ],
 )
-def test_sigterm_and_sighup_save_and_are_no_failure(tmp_path, capfd, number, name, moment):
+def test_all_but_ctrl_c_save_and_are_no_failure(tmp_path, capfd, number, name, moment):
     """The tool's exit code is 0."""
     cfg = make_config(tmp_path, by_epoch=True)
     assert run_tool(lambda: run(cfg, Journal([], moment, number))) == 0

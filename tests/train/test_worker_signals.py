@@ -1,4 +1,4 @@
-"""Data workers live through SIGHUP and a SIGTERM from outside, and die of their parent's."""
+"""Data workers live through SIGHUP, SIGUSR1 and a SIGTERM from outside, and die of their parent's."""
 
 import os
 import signal
@@ -39,7 +39,7 @@ def test_only_the_parents_sigterm_counts():
     items = iter(loader)
     pid = next(items)
     assert initialized.item() == 1
-    for name in ("TERM", "HUP"):
+    for name in ("TERM", "HUP", "USR1"):
         subprocess.run(["kill", f"-{name}", str(pid)], check=True)
     assert set(items) == {pid}
 

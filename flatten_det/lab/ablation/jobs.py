@@ -36,7 +36,9 @@ class StopSignals:
     """Within a ``with`` block, signals are noted here instead of ending the process."""
 
     def __init__(self) -> None:
-        self.number = 0  # of the first one, SIGTERM for SIGHUP; 0 as long as there is none
+        self.number = (
+            0  # of the first one, SIGTERM for SIGHUP and SIGUSR1; 0 as long as there is none
+        )
         self.at_once = False  # Ctrl-C came again, or came while all was stopping already
         self._since = 0.0
         self._previous_handlers: dict[int, Any] = {}

@@ -82,7 +82,7 @@ def finish(run: Run, advance: Advance = lambda run, done, total: None) -> Finish
     Raises:
         UserError: The folder holds a run of another config, or one that is under way, or the training
             cannot go on.
-        TrainingInterrupted: by Ctrl-C, SIGTERM or SIGHUP; its message says how to go on.
+        TrainingInterrupted: by Ctrl-C, SIGTERM, SIGUSR1 or SIGHUP; its message says how to go on.
     """
     if finished := read_finished(run):
         advance(run, finished.iterations, finished.iterations)
