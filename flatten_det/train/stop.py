@@ -18,8 +18,10 @@ from mmengine.dist import all_reduce, get_world_size, is_main_process
 from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner
 
+from ..cli import INTERRUPT_EXIT
 from ..config import StageHook, blame_config
 from ..data.loading import blame_annotation_files
+from ..distributed import launcher, started_by_us
 from ..errors import NO_ROOM, UserError, explain, is_first_process, is_out_of_memory
 from ..files.atomic import UnwritableError, write_atomically
 from .checkpoints import NoCheckpointError, newest_valid_checkpoint
@@ -37,6 +39,8 @@ _WORKER_DIED = re.compile(r"DataLoader worker \(pid.*?\) (?:is )?(killed by sign
 
 class TrainingInterrupted(KeyboardInterrupt):
     """The training stopped after Ctrl-C; its message says how to continue."""
+
+    exit_code = INTERRUPT_EXIT
 
 
 class TrainingPreempted(TrainingInterrupted):
@@ -160,11 +164,15 @@ class InterruptHook(Hook):
         runner.save_checkpoint(runner.work_dir, CHECKPOINT_NAME, meta=meta)
         if is_main_process():
             write_atomically(path.with_name("last_checkpoint"), str(path).encode())
-        stopped = TrainingInterrupted if number == signal.SIGINT else TrainingPreempted
-        raise stopped(
+        kind = TrainingInterrupted if number == signal.SIGINT else TrainingPreempted
+        stopped = kind(
             f"{SIGNAL_NAMES[number]} after iteration {runner.iter}, saved {path}; "
             f"to continue, {self._to_continue}"
         )
+        if not self._signal and launcher() == "pytorch" and not started_by_us():
+            # The signal came to another machine, whose torchrun ends. This one's would take 0 as done.
+            stopped.exit_code = 128 + number
+        raise stopped
 
 
 def take_over_signals(handler: Callable[[int, Any], None]) -> dict[int, Any]:

@@ -1,4 +1,4 @@
-"""The files of docs/cluster: linted, and run with stand-ins for Slurm's commands and for torchrun."""
+"""The files of docs/cluster: linted, and run with stand-ins for Slurm's commands."""
 
 import json
 import os
@@ -26,12 +26,7 @@ else:
 CLUSTER = ROOT / "docs" / "cluster"
 SLURM = Path(__file__).parent / "slurm"
 SCRIPTS = Path(sys.executable).parent
-SHELL_FILES = [
-    CLUSTER / "train.sbatch",
-    CLUSTER / "pod.sh",
-    ROOT / ".ci" / "run",
-    SLURM / "scontrol",
-]
+SHELL_FILES = [CLUSTER / "train.sbatch", ROOT / ".ci" / "run", SLURM / "scontrol"]
 KUBERNETES = "1.31"  # Where a Job's podFailurePolicy is stable.
 
 
@@ -74,7 +69,6 @@ def test_the_image_gets_all_that_the_package_is_built_from():
     wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
     needed = {
         "pyproject.toml",
-        "docs/cluster/pod.sh",
         project["project"]["readme"],
         *project["project"]["license-files"],
         *wheel["only-include"],
@@ -102,30 +96,8 @@ def test_pods_run_a_training_whose_options_exist():
     for template in pod_templates():
         words = template["spec"]["containers"][0]["command"][-1].replace("\\\n", " ").split()
         args = parse_args(words[words.index("flatten-det", words.index("--no-python")) + 2 :])
-        assert words[words.index("pod.sh") + 1] == args.work_dir
+        assert args.work_dir
         assert args.cfg_options == {"resume": True}
-
-
-@pytest.mark.parametrize(
-    ("last", "code", "expected"),
-    [("interrupted.pth", 0, 143), ("iter_9.pth", 0, 0), ("interrupted.pth", 1, 1)],
-)
-def test_a_pod_of_a_training_that_was_stopped_is_to_come_again(tmp_path, last, code, expected):
-    (tmp_path / "last_checkpoint").write_text(f"/work/{last}")
-    command = [CLUSTER / "pod.sh", tmp_path, "bash", "-c", f"exit {code}"]
-    assert subprocess.run(command, check=False).returncode == expected
-
-
-def test_a_pod_passes_sigterm_on_and_waits(tmp_path):
-    """Until the training has saved."""
-    training = (
-        "trap 'sleep 0.3; touch saved; exit 7' TERM; touch begun; while :; do sleep 0.05; done"
-    )
-    pod = subprocess.Popen([CLUSTER / "pod.sh", tmp_path, "bash", "-c", training], cwd=tmp_path)
-    wait_for((tmp_path / "begun").exists)
-    pod.terminate()
-    assert pod.wait(timeout=20) == 7
-    assert (tmp_path / "saved").exists()
 
 
 def wait_for(condition, seconds: float = 60) -> None:

@@ -229,30 +229,48 @@ def runner(tmp_path) -> SimpleNamespace:
     )
 
 
-def _train(rank: int, runner: SimpleNamespace, answers) -> None:
+def _train(rank: int, runner: SimpleNamespace, answers, number: int) -> None:
     rendezvous = f"file://{runner.work_dir / 'rendezvous'}"
     torch.distributed.init_process_group("gloo", rendezvous, rank=rank, world_size=2)
     hook = InterruptHook()
     hook.before_train(runner)
-    os.kill(os.getpid(), signal.SIGTERM if rank else signal.SIGINT)
+    if number:
+        os.kill(os.getpid(), number)
     try:
         for runner.iter in range(1, 9):
             hook.before_train_iter(runner, 0)
     except TrainingInterrupted as stopped:
-        answers.put((type(stopped), runner.iter))
+        answers.put((type(stopped), runner.iter, stopped.exit_code))
     torch.distributed.destroy_process_group()
+
+
+def train_on_two(runner: SimpleNamespace, *numbers: int) -> list[tuple]:
+    """What stops two ranks that get these signals, in the order of their exit codes."""
+    answers = FORK.Queue()
+    ranks = [
+        FORK.Process(target=_train, args=(rank, runner, answers, number))
+        for rank, number in enumerate(numbers)
+    ]
+    for rank in ranks:
+        rank.start()
+    stopped = [answers.get(timeout=60) for _ in ranks]
+    for rank in ranks:
+        rank.join(timeout=60)
+    return sorted(stopped, key=lambda answer: answer[-1])
 
 
 def test_ranks_stop_at_the_same_iteration(runner):
     """They hear different signals, and stop for the same one, where they talk to each other."""
-    answers = FORK.Queue()
-    ranks = [FORK.Process(target=_train, args=(rank, runner, answers)) for rank in range(2)]
-    for rank in ranks:
-        rank.start()
-    for _ in ranks:
-        assert answers.get(timeout=60) == (TrainingPreempted, 5)
-    for rank in ranks:
-        rank.join(timeout=60)
+    stopped = train_on_two(runner, signal.SIGINT, signal.SIGTERM)
+    assert stopped == [(TrainingPreempted, 5, 0)] * 2
+
+
+def test_torchrun_of_a_machine_that_got_no_signal_starts_again(runner, monkeypatch):
+    """With the one that takes the other's place: to end with 0 would be to be done."""
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"):
+        monkeypatch.setenv(name, "1")
+    stopped = train_on_two(runner, 0, signal.SIGTERM)
+    assert stopped == [(TrainingPreempted, 5, 0), (TrainingPreempted, 5, 143)]
 
 
 def test_a_supervised_training_says_nothing_and_saves_even_if_ctrl_c_comes_again(runner, capfd):
