@@ -30,7 +30,7 @@ def _play(run: Run, advance) -> Finished:
         signal.signal(number, hook._on_signal)
     advance(run, 0, 2)
     (run.folder / "trains").touch()
-    if run.variant in ("killed", "mistaken", "broken", "told"):
+    if run.variant in ("killed", "mistaken", "broken", "told", "quick mate"):
         while not (run.folder.parent / "long0" / "trains").exists():
             time.sleep(0.05)
         time.sleep(0.2)  # Until that is known to the other process.
@@ -42,7 +42,7 @@ def _play(run: Run, advance) -> Finished:
         raise ZeroDivisionError("a bug")
     if run.variant == "told":
         os.kill(os.getpid(), signal.SIGTERM)
-    end = time.monotonic() + {"quick": 0, "slow": 1}.get(run.variant, 60)
+    end = time.monotonic() + {"quick": 0, "quick mate": 0, "slow": 1}.get(run.variant, 60)
     while time.monotonic() < end:
         time.sleep(0.01)
         advance(run, 1, 2)
@@ -213,7 +213,7 @@ def test_what_ends_one_run_stops_the_others(grid, variant, kind, message, cause)
 
 
 def test_an_error_of_this_process_stops_all(grid):
-    runs = grid("long", "quick")
+    runs = grid("long", "quick mate")
 
     def fail(outcomes: list[Finished]) -> None:
         raise UserError("--metric AP: runs have the metrics mIoU")
