@@ -15,6 +15,8 @@ from PIL import Image, ImageOps
 
 from .errors import UserError, reason_of
 from .results import Prediction
+from .results.picture import nearest
+from .results.prediction import label_type
 from .results.rle import encode
 
 Picture = str | Path | Image.Image | np.ndarray
@@ -138,13 +140,9 @@ class OnnxRunner:
     def _label_map(
         self, outputs: Mapping[str, np.ndarray], input_size: tuple[int, int], size: tuple[int, int]
     ) -> np.ndarray:
-        dtype = np.uint8 if len(self.metadata["names"]) <= 256 else np.uint16
+        dtype = label_type(len(self.metadata["names"]))
         if "labels" in outputs:
-            rows, columns = (
-                (2 * np.arange(to) + 1) * of // (2 * to)
-                for to, of in zip(size, input_size, strict=True)
-            )
-            return outputs["labels"].astype(dtype)[rows[:, None], columns]
+            return nearest(outputs["labels"].astype(dtype), size)
         logits = outputs["logits"]
         threshold, align_corners = self.metadata["threshold"], self.metadata["align_corners"]
         labels = np.empty(size, dtype)

@@ -16,8 +16,8 @@ from . import run_command
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
-        description="Export a segmentor end to end, from RGB bytes to logits or labels, or a backbone, for "
-        "batches and images of any size."
+        description="Export a detector or a segmentor end to end, from RGB bytes to boxes, masks, logits or "
+        "labels, or a backbone, for batches and images of any size."
     )
     parser.add_argument(
         "target",

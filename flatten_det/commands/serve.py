@@ -15,6 +15,7 @@ from ..cli import (
 )
 from ..config import load_config
 from ..errors import UserError
+from ..predict.predictor import PRECISIONS, PredictionWarning, Predictor
 from . import run_command
 
 _PACKAGES = ("fastapi", "prometheus_client", "python_multipart", "uvicorn")
@@ -42,7 +43,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--precision",
-        choices=("auto", "fp32", "fp16", "bf16"),
+        choices=[*PRECISIONS, "auto"],
         default="auto",
         help="of the model (default: fp16 on a GPU, else fp32)",
     )
@@ -75,7 +76,6 @@ def run(args: argparse.Namespace) -> None:
     """Load the model and serve it."""
     if missing := [name for name in _PACKAGES if find_spec(name) is None]:
         raise UserError(f"serve needs {', '.join(missing)}: pip install 'flatten-det[serve]'")
-    from ..predict.predictor import PredictionWarning, Predictor
     from ..serving.app import make_app
     from ..serving.served_model import ServedModel
     from ..serving.server import (

@@ -24,19 +24,9 @@ from pycocotools import mask as coco_mask
 
 from ..errors import NO_ROOM, UserError, in_one_line, printable
 from ..files.atomic import DiskFullError, UnwritableError
+from ..results.picture import MAX_PIXELS, MIN_SIDE, enlargement, nearest, reduction
+from ..results.prediction import SCORE_THRESHOLD
 from ..train.logs import open_logs
-
-# The frameworks draw with several copies of the image, and of each mask or class: 4 MP take them
-# gigabytes of memory already.
-MAX_PIXELS = 1 << 22
-# Neither matplotlib's canvas nor a JPEG of two pictures side by side is longer than 65,535.
-MAX_SIDE = 1 << 14
-# An enlarged strip of three pixels would become as long as no canvas is.
-MAX_ENLARGED_SIDE = 4096
-# Shorter sides hardly have room for the labels of objects.
-MIN_SIZE = 384
-# Detections below it are not drawn.
-SCORE_THRESHOLD = 0.3
 
 
 def draw_prediction(
@@ -84,7 +74,7 @@ def draw_ground_truth(
         samplelist_boxtype2tensor([sample])
         if "gt_sem_seg" in sample and "masks" in sample.get("gt_instances", ()):
             _leave_things_to_masks(sample)
-        image, sample = _enlarged(*shrink(image, sample), MIN_SIZE)
+        image, sample = _enlarged(*shrink(image, sample), MIN_SIDE)
         visualizer.add_datasample(
             out_file.name, image, sample, draw_pred=False, out_file=str(out_file)
         )
@@ -148,11 +138,11 @@ def shrink(
         max_pixels: the largest H times W that is left as it is.
 
     Returns:
-        The image of at most ``max_pixels`` and :data:`MAX_SIDE`, aspect ratio kept, and a copy of the
-        sample to go with it. It has no ``seg_logits`` if it is smaller, and no RLE.
+        The image of at most ``max_pixels``, and sides of which a picture is possible, aspect ratio kept, and
+        a copy of the sample to go with it. It has no ``seg_logits`` if it is smaller, and no RLE.
     """
     height, width = image.shape[:2]
-    factor = min((max_pixels / (height * width)) ** 0.5, MAX_SIDE / max(height, width), 1)
+    factor = reduction(height, width, max_pixels)
     size = (max(int(height * factor), 1), max(int(width * factor), 1))
     if factor < 1:
         image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
@@ -164,7 +154,7 @@ def _enlarged(
 ) -> tuple[np.ndarray, BaseDataElement | None]:
     """An image, and what goes with it, enlarged as :class:`EnlargingDetVisualizer` says."""
     height, width = image.shape[:2]
-    factor = min(-(-min_size // min(height, width)), MAX_ENLARGED_SIDE // max(height, width))
+    factor = enlargement(height, width, min_size)
     if factor > 1:
         size = (factor * height, factor * width)
         image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_CUBIC)
@@ -231,7 +221,7 @@ class EnlargingDetVisualizer(DetLocalVisualizer):
         name, **kwargs: as for ``DetLocalVisualizer``.
     """
 
-    def __init__(self, name: str = "visualizer", min_size: int = MIN_SIZE, **kwargs) -> None:
+    def __init__(self, name: str = "visualizer", min_size: int = MIN_SIDE, **kwargs) -> None:
         super().__init__(name, **kwargs)
         self.min_size = min_size
 
@@ -262,7 +252,7 @@ def _resized(
                 continue
             smaller = PixelData(metainfo=value.metainfo)
             for key, maps in value.items():
-                pixels = np.stack([_nearest(each, size) for each in _numpy(maps)])
+                pixels = np.stack([nearest(each, size) for each in _numpy(maps)])
                 setattr(smaller, key, torch.from_numpy(pixels))
             setattr(resized, name, smaller)
     return resized
@@ -283,17 +273,8 @@ def _resized_instances(
         found.masks = torch.zeros((len(masks), *size), dtype=torch.bool)
         for index, mask in enumerate(masks):
             whole = coco_mask.decode(mask) if isinstance(mask, dict) else _numpy(mask)
-            found.masks[index] = torch.from_numpy(_nearest(whole, size)).bool()
+            found.masks[index] = torch.from_numpy(nearest(whole, size)).bool()
     return found
-
-
-def _nearest(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Values (H, W) of any dtype at the centres of ``size``'s pixels."""
-    rows, columns = (
-        (2 * np.arange(new) + 1) * old // (2 * new)
-        for new, old in zip(size, values.shape, strict=True)
-    )
-    return values[np.ix_(rows, columns)]
 
 
 def _numpy(values: torch.Tensor | np.ndarray) -> np.ndarray:

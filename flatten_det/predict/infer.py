@@ -20,8 +20,9 @@ from ..errors import UserError
 from ..files.atomic import refuse_overwriting
 from ..files.images import IMAGE_SUFFIXES, VIDEO_SUFFIXES, find_images, output_names, read_image
 from ..results import Prediction
+from ..results.prediction import SCORE_THRESHOLD
 from .coco_results import IDS, RESULTS, CocoResults
-from .drawing import SCORE_THRESHOLD, picture_may_fail
+from .drawing import picture_may_fail
 from .predictor import PredictionWarning, Predictor
 from .video import FrameSource, VideoOutput, predict_video
 

@@ -1,6 +1,5 @@
 """The frameworks' data samples as predictions: arrays, run lengths of masks, maps of labels and segments."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from PIL import Image
 from ..compat.panoptic_api import VOID
 from ..files.atomic import write_atomically
 from ..results import Prediction, Segment
+from ..results.picture import encoded
+from ..results.prediction import label_type
 from .engine import Predicted
 
 
@@ -30,7 +31,7 @@ def as_prediction(
     if "pred_sem_seg" in sample:
         # Those of a model with one channel are floats.
         labels = sample.pred_sem_seg.data.squeeze(0).numpy()
-        fields["label_map"] = labels.astype(_label_type(len(names)))
+        fields["label_map"] = labels.astype(label_type(len(names)))
     return Prediction(
         image.source,
         tuple(map(int, sample.ori_shape[:2])),
@@ -44,18 +45,12 @@ def as_prediction(
 
 def write_label_map(path: Path, label_map: np.ndarray, count: int) -> None:
     """Write labels (H, W) below ``count`` as a PNG of one channel, of 16 bits if need be."""
-    write_png(path, label_map.astype(_label_type(count)))
+    write_png(path, label_map.astype(label_type(count)))
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:
     """Write pixels (H, W) or RGB (H, W, 3); the folder is made."""
-    content = io.BytesIO()
-    Image.fromarray(pixels).save(content, "png")
-    write_atomically(path, content.getvalue(), durable=False)
-
-
-def _label_type(count: int) -> type[np.integer]:
-    return np.uint8 if count <= 256 else np.uint16
+    write_atomically(path, encoded(Image.fromarray(pixels)), durable=False)
 
 
 def _objects(found: InstanceData) -> dict[str, Any]:

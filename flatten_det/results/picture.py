@@ -1,6 +1,7 @@
 """Draws predictions into an image, with Pillow: transparent masks, and labels that hide no other."""
 
 import colorsys
+import io
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -9,12 +10,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .rle import Rle, decode
 
-# Larger pictures are reduced: they take seconds, and nobody sees the difference.
+# Larger pictures are reduced: they take seconds, the frameworks' drawing gigabytes, and nobody sees the
+# difference.
 MAX_PIXELS = 1 << 22
-# The longest side that a JPEG takes is 65,535; strips of a few pixels would become longer.
+# Neither matplotlib's canvas nor a JPEG of two pictures side by side is longer than 65,535.
 MAX_SIDE = 1 << 14
 # Smaller ones are enlarged by a whole factor: they have no room for texts otherwise.
 MIN_SIDE = 384
+# An enlarged strip of three pixels would become as long as no canvas is.
 MAX_ENLARGED_SIDE = 4096
 OPACITY = 0.45
 _GOLDEN_RATIO = 0.618034
@@ -36,12 +39,37 @@ def default_palette(count: int) -> list[tuple[int, int, int]]:
     return [tuple(round(255 * channel) for channel in colour) for colour in colours]
 
 
+def reduction(height: int, width: int, max_pixels: int = MAX_PIXELS) -> float:
+    """The factor, at most 1, by which an image is not too large for a picture."""
+    return min((max_pixels / (height * width)) ** 0.5, MAX_SIDE / max(height, width), 1)
+
+
+def enlargement(height: int, width: int, min_side: int = MIN_SIDE) -> int:
+    """The least whole factor by which no side is too short, while none is too long; 1: it stays."""
+    factor = min(-(-min_side // min(height, width)), MAX_ENLARGED_SIDE // max(height, width))
+    return max(factor, 1)
+
+
 def shown_factor(height: int, width: int) -> float:
     """How many pixels of a picture show one of an image of this size."""
-    factor = min((MAX_PIXELS / (height * width)) ** 0.5, MAX_SIDE / max(height, width), 1)
-    if factor < 1:
-        return factor
-    return max(min(-(-MIN_SIDE // min(height, width)), MAX_ENLARGED_SIDE // max(height, width)), 1)
+    factor = reduction(height, width)
+    return factor if factor < 1 else enlargement(height, width)
+
+
+def nearest(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Values (H, W) of any dtype at the centres of the pixels of ``size``, height and width."""
+    rows, columns = (
+        (2 * np.arange(new) + 1) * old // (2 * new)
+        for new, old in zip(size, values.shape, strict=True)
+    )
+    return values[np.ix_(rows, columns)]
+
+
+def encoded(picture: Image.Image, kind: str = "png", **options: object) -> bytes:
+    """The content of a picture's file, of a kind and with options of Pillow's."""
+    content = io.BytesIO()
+    picture.save(content, kind, **options)
+    return content.getvalue()
 
 
 class Drawing:
@@ -183,13 +211,7 @@ class Drawing:
 
     def _resized(self, values: np.ndarray) -> np.ndarray:
         """Values (H, W) of the image's pixels at the centres of the picture's."""
-        if self._size == self._image_size:
-            return values
-        rows, columns = (
-            (2 * np.arange(new) + 1) * old // (2 * new)
-            for new, old in zip(self._size, self._image_size, strict=True)
-        )
-        return values[np.ix_(rows, columns)]
+        return values if self._size == self._image_size else nearest(values, self._size)
 
     def _colour(self, label: int) -> tuple[int, ...]:
         return tuple(self._palette[label % len(self._palette)].tolist())

@@ -1,6 +1,5 @@
 """What a model says of one image: boxes, masks, label maps, and the forms in which others want them."""
 
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from PIL import Image, ImageOps
 
 from ..errors import UserError
 from ..files.atomic import write_atomically
-from .picture import Drawing, default_palette
+from .picture import Drawing, default_palette, encoded
 from .rle import Rle, decode
 
 PICTURES = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp"}
@@ -159,11 +158,11 @@ class Prediction:
             content = self.above(score).to_dict()
             for key, pixels in self.maps().items():
                 file = path.with_suffix(".png")
-                write_atomically(file, _encoded(Image.fromarray(pixels), "png"), durable=False)
+                write_atomically(file, encoded(Image.fromarray(pixels)), durable=False)
                 content[key] = file.name
             write_atomically(path, json.dumps(content).encode(), durable=False)
         elif suffix in PICTURES:
-            picture = _encoded(self.draw(score), PICTURES[suffix], quality=90)
+            picture = encoded(self.draw(score), PICTURES[suffix], quality=90)
             write_atomically(path, picture, durable=False)
         else:
             raise UserError(
@@ -268,6 +267,11 @@ class Prediction:
         )
 
 
+def label_type(count: int) -> type[np.integer]:
+    """What holds the labels of so many classes."""
+    return np.uint8 if count <= 256 else np.uint16
+
+
 def boxes_around(masks: np.ndarray | None) -> np.ndarray:
     """The boxes (n, 4) around masks (n, H, W) that are not empty, as x1, y1, x2, y2 of their borders."""
     boxes = np.zeros((0 if masks is None else len(masks), 4), np.float32)
@@ -275,9 +279,3 @@ def boxes_around(masks: np.ndarray | None) -> np.ndarray:
         (top, bottom), (left, right) = (np.flatnonzero(mask.any(axis))[[0, -1]] for axis in (1, 0))
         box[:] = left, top, right + 1, bottom + 1
     return boxes
-
-
-def _encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
-    content = io.BytesIO()
-    picture.save(content, kind, **options)
-    return content.getvalue()

@@ -1,7 +1,6 @@
 """The addresses: predictions, attention maps, the model, health, metrics, and the page."""
 
 import asyncio
-import io
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -21,6 +20,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
 from ..errors import is_out_of_memory
+from ..results.picture import encoded
 from ..results.prediction import SCORE_THRESHOLD
 from .answers import (
     AttentionAnswer,
@@ -241,9 +241,7 @@ def _attended(
 
 
 def _png(picture: Image.Image, headers: dict[str, str] | None = None) -> Response:
-    content = io.BytesIO()
-    picture.save(content, "png")
-    return Response(content.getvalue(), media_type="image/png", headers=headers)
+    return Response(encoded(picture), media_type="image/png", headers=headers)
 
 
 async def _file(text: str, kind: str) -> Response:

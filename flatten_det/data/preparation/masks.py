@@ -4,7 +4,6 @@ Label maps are found beside the images or in a folder of their own, by the image
 the frameworks read them: one channel of class indices, 255 where nothing counts.
 """
 
-import io
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from ...errors import UserError, in_one_line, listed
 from ...files.atomic import write_atomically
 from ...files.images import FORMATS, images_below, seen_size, why_not_decoded
 from ...files.user_files import files_below, read_lines
+from ...results.picture import encoded
 from ..coco import in_threads
 from .coco_file import SPLITS, split_of_folder
 from .image_size import Sizes
@@ -122,7 +122,7 @@ def write_label_maps(
             values = set(np.unique(indices).tolist())
             is_halved = may_be_binary and values <= {0, 255}
             written = indices // 255 if is_halved else indices
-            write_atomically(path, _png(written), durable=False)
+            write_atomically(path, encoded(Image.fromarray(written)), durable=False)
             is_measured = stride and number % stride == 0
             return _LabelMap(path, values, is_halved, _regions(written) if is_measured else None)
 
@@ -143,7 +143,11 @@ def write_label_maps(
         )
     for label_map in every:
         if label_map.is_halved and 255 in label_map.values:
-            write_atomically(label_map.path, _png(_pixels(label_map.path) * 255), durable=False)
+            write_atomically(
+                label_map.path,
+                encoded(Image.fromarray(_pixels(label_map.path) * 255)),
+                durable=False,
+            )
     return SegmentationData(names, None, sizes)
 
 
@@ -308,12 +312,6 @@ def _regions(indices: np.ndarray) -> Sizes:
     sides = np.sqrt(np.concatenate(areas)) if areas else np.array([max(indices.shape)], float)
     sides = np.sort(sides)[:: -(-len(sides) // _REGIONS)]  # Noise may have a million of them.
     return Sizes(np.tile(sorted(indices.shape)[::-1], (len(sides), 1)).astype(float), sides)
-
-
-def _png(indices: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(indices).save(file, "PNG")
-    return file.getvalue()
 
 
 def _of_colours(path: Path, palette: Sequence[tuple[int, int, int]]) -> np.ndarray:

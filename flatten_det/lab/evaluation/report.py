@@ -10,7 +10,7 @@ import numpy as np
 from ...data.loading import ImageError
 from ...errors import UserError, printable, warn_once
 from ...files.atomic import refuse_overwriting
-from ...predict.drawing import SCORE_THRESHOLD
+from ...results.prediction import SCORE_THRESHOLD
 from .collect import ImageFiles
 from .detections import KEYS
 from .figures import LARGEST_MATRIX, PAIRS, confused_pairs
