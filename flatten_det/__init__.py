@@ -45,6 +45,15 @@ def _without_remarks():
 with _without_remarks():
     # `flatten_det.attention` alone needs torch only, so it must be importable without the frameworks.
     if find_spec("mmengine") is not None:
+        try:
+            import cv2  # noqa: F401
+        except ImportError as error:
+            # Its desktop package lacks libraries of the system, or was removed with files of the other one.
+            raise ImportError(
+                f"OpenCV cannot be loaded ({error}): pip uninstall opencv-python, then pip install "
+                "--force-reinstall --no-deps opencv-python-headless (in a checkout: uv sync "
+                "--reinstall-package opencv-python-headless)"
+            ) from None
         from . import backbones, data, necks  # noqa: F401
         from .compat import patches
         from .compat.moved import find_old_places
