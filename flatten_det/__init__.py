@@ -64,6 +64,7 @@ with _without_remarks():
         patches.tell_backbones_of_padding()
         patches.decay_layers_of_our_backbones(LayerDecayOptimWrapperConstructor)
         patches.find_our_configs_by_name()
+        patches.ask_no_compiler_that_is_absent()
         find_old_places()
     if find_spec("mmdet") is not None:
         from .predict import drawing  # noqa: F401

@@ -10,6 +10,8 @@ training.
 import contextlib
 import logging
 import os
+import shutil
+import sysconfig
 from collections.abc import Iterator
 from functools import wraps
 from pathlib import Path
@@ -28,6 +30,7 @@ from mmengine.model import BaseModel
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import VISBACKENDS
 from mmengine.runner import CheckpointLoader
+from mmengine.runner import runner as mmengine_runner
 from mmengine.visualization import LocalVisBackend
 from torch import nn
 
@@ -104,6 +107,32 @@ def tell_backbones_of_padding() -> None:
     Can go when tests/test_padding_in_frameworks.py passes without it.
     """
     BaseModel.__call__ = call
+
+
+def ask_no_compiler_that_is_absent() -> None:
+    """Let trainings on machines without a compiler not begin with "gcc: not found".
+
+    mmengine's Runner asks the compiler that Python was built with for its version, by a shell, whose
+    complaint goes to the terminal.
+
+    Can go when tests/compat/test_patches.py passes without it.
+    """
+    collect = mmengine_runner.collect_env
+
+    def collect_quietly() -> dict[str, Any]:
+        compiler = (sysconfig.get_config_var("CC") or "").partition(" ")[0]
+        if not compiler or shutil.which(os.path.basename(compiler)):
+            return collect()
+        stderr = os.dup(2)
+        try:
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), 2)
+            return collect()
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+
+    mmengine_runner.collect_env = collect_quietly
 
 
 def find_our_configs_by_name() -> None:

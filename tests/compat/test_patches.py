@@ -1,11 +1,15 @@
 """Patches reach what they are for, and nothing else; public names of old are found in their old places."""
 
 import importlib
+import os
+import shutil
+import sysconfig
 
 import pytest
 import torch
 from mmengine.fileio import get_file_backend
 from mmengine.model import BaseModel
+from mmengine.runner import runner as mmengine_runner
 from torch import nn
 
 from flatten_det.backbones import build_backbone
@@ -34,6 +38,17 @@ def test_models_without_a_backbone_of_ours_are_called_as_ever(monkeypatch):
     assert not told
     assert Model(build_backbone("flatten-pvt-t"))(images, None, mode="tensor") is images
     assert told == [(images, None)]
+
+
+def test_an_absent_compiler_is_not_complained_of(monkeypatch, capfd, tmp_path):
+    for program in ("sh", "git"):
+        (tmp_path / program).symlink_to(shutil.which(program))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(sysconfig.get_config_vars(), "CC", "gcc -pthread")
+    assert mmengine_runner.collect_env()["GCC"] == "n/a"
+    assert capfd.readouterr().err == ""
+    os.write(2, b"said later")
+    assert capfd.readouterr().err == "said later"
 
 
 def test_clients_of_other_services_outlive_a_run():
