@@ -115,8 +115,7 @@ class RemoteWorker(Worker):
         if run is None:
             return
         run.folder.mkdir(parents=True, exist_ok=True)
-        for name in (PROGRESS, STOP):
-            (run.folder / name).unlink(missing_ok=True)
+        _tidy(run)
         self._trains, self._job = False, self._submit(run)
         self.run = run
 
@@ -126,6 +125,7 @@ class RemoteWorker(Worker):
         self._looked = time.monotonic()
         if self._job.done():
             run, self.run = self.run, None
+            _tidy(run)
             try:
                 return self._job.result()
             except Exception as error:
@@ -153,6 +153,11 @@ class RemoteWorker(Worker):
 
     def wait(self) -> None:
         pass
+
+
+def _tidy(run: Run) -> None:
+    for name in (PROGRESS, STOP):
+        (run.folder / name).unlink(missing_ok=True)
 
 
 def _package(name: str) -> ModuleType:
@@ -222,9 +227,9 @@ def on_submitit(options: Mapping[str, Any], out: Path, jobs: int) -> Iterator[Ca
     The other ``options`` are those of submitit's ``AutoExecutor.update_parameters``. A job that gets
     SIGUSR1, before its time limit or as it is pre-empted, is queued again.
     """
-    submitit = _package("submitit")
-    # What our trainings save at, and jobs learn by their environment.
+    # What our trainings save at. Read as submitit is imported, here and, by the environment, in the jobs.
     os.environ["SUBMITIT_PREEMPT_SIGNAL"] = "USR1"
+    submitit = _package("submitit")
     options = {"timeout_min": 24 * 60, **options}
     cluster = options.pop("cluster", "slurm")
     with _blame_options(RuntimeError, ValueError, NameError, AssertionError):
