@@ -33,7 +33,7 @@ class CfgOptions(argparse.Action):
         try:
             parsed = parse_cfg_options(values)
         except UserError as error:
-            parser.error(printable(f"argument --cfg-options: {error}"))
+            parser.error(printable(f"argument {option_string}: {error}"))
         setattr(namespace, self.dest, {**(getattr(namespace, self.dest) or {}), **parsed})
 
 

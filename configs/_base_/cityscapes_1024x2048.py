@@ -11,4 +11,5 @@ train_pipeline = [
     dict(type="PhotoMetricDistortion"),
     dict(type="PackSegInputs"),
 ]
+auto_scale_lr = dict(base_batch_size=8)
 train_dataloader = dict(batch_size=1, dataset=dict(pipeline=train_pipeline))

@@ -25,6 +25,7 @@ test_pipeline = [
     ),
 ]
 metainfo = dict(classes=("tree",), palette=[(255, 215, 0)])
+auto_scale_lr = dict(base_batch_size=4)
 train_dataloader = dict(
     batch_size=4,
     dataset=dict(

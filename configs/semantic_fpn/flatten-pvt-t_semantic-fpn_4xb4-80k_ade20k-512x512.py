@@ -20,6 +20,7 @@ model = dict(
     neck=dict(in_channels=[64, 128, 320, 512]),
     decode_head=dict(num_classes=150),
 )
+auto_scale_lr = dict(base_batch_size=16)
 optim_wrapper = dict(
     _delete_=True,
     type="OptimWrapper",

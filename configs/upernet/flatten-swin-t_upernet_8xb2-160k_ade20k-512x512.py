@@ -13,4 +13,5 @@ model = dict(
         init_cfg=dict(type="Pretrained", checkpoint="checkpoints/flatten_swin_t.pth"),
     ),
 )
+auto_scale_lr = dict(base_batch_size=16)
 optim_wrapper = dict(paramwise_cfg=dict(custom_keys=_base_.no_decay))

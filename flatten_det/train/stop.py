@@ -41,6 +41,7 @@ class TrainingInterrupted(KeyboardInterrupt):
     """The training stopped after Ctrl-C; its message says how to continue."""
 
     exit_code = INTERRUPT_EXIT
+    number: int | None = None  # of the signal, after which a checkpoint was saved
 
 
 class TrainingPreempted(TrainingInterrupted):
@@ -169,6 +170,7 @@ class InterruptHook(Hook):
             f"{SIGNAL_NAMES[number]} after iteration {runner.iter}, saved {path}; "
             f"to continue, {self._to_continue}"
         )
+        stopped.number = number
         if not self._signal and launcher() == "pytorch" and not started_by_us():
             # The signal came to another machine, whose torchrun ends. This one's would take 0 as done.
             stopped.exit_code = 128 + number

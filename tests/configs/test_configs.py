@@ -1,14 +1,19 @@
 """Every config parses and builds; the real ones train a step and predict on tiny data sets."""
 
+import re
 from copy import deepcopy
 from functools import cache
+from unittest.mock import Mock
 
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 from shrink import CONFIGS, shrunk
+
+from flatten_det.config import enable_auto_scale_lr, load_config
 
 ALL = sorted(
     p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.py") if "_base_" not in p.parts
@@ -49,6 +54,36 @@ def zoo(pattern: str) -> set[str]:
         return {head}
     group, _, tail = rest.partition("}")
     return {head + choice + end for choice in group.split(",") for end in zoo(tail)}
+
+
+# Batch sizes that learning rates are for, where a file's name does not say "<GPUs>xb<images>".
+BATCH_SIZES = {
+    "_lsj-100e_": 64,  # of mmdet's common/lsj-100e
+    "_lsj-1536-100e_": 64,
+    "_1x_cityscapes": 8,  # half of mmdet's 1e-4 at 16
+    "_trees": 4,
+    "_shapes": 12,
+}
+
+
+def _batch_size(name: str) -> int:
+    """What a config's learning rate is for; else that of mmdet's schedules and of the ablations."""
+    if in_name := re.search(r"_(\d+)xb(\d+)-", name):
+        return int(in_name[1]) * int(in_name[2])
+    return next((size for part, size in BATCH_SIZES.items() if part in name), 16)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_learning_rates_scale_with_the_batch_size(name):
+    """By --auto-scale-lr, as mmengine does it, with two processes."""
+    cfg = load_config(CONFIGS / name)
+    enable_auto_scale_lr(cfg)
+    runner = Mock(world_size=2, _train_dataloader=cfg.train_dataloader, param_schedulers=None)
+    lr = cfg.optim_wrapper.optimizer.lr
+    wrapper = OptimWrapper(torch.optim.AdamW([torch.zeros(1)], lr=lr))
+    Runner.scale_lr(runner, wrapper, cfg.auto_scale_lr)
+    batch_size = 2 * cfg.train_dataloader.batch_size
+    assert wrapper.get_lr()["lr"] == [pytest.approx(lr * batch_size / _batch_size(name))]
 
 
 def test_the_zoo_is_complete():

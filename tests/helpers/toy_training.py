@@ -29,8 +29,11 @@ run_numbers = itertools.count()
 class IndexDataset(Dataset):
     """Item i is the number i, with noise from every generator that augmentations use."""
 
+    def __init__(self, length: int = SAMPLES) -> None:
+        self._length = length
+
     def __len__(self) -> int:
-        return SAMPLES
+        return self._length
 
     def __getitem__(self, index: int) -> dict:
         noise = random.random() + np.random.rand() + torch.rand(()).item()

@@ -130,19 +130,20 @@ def test_any_number_of_ranks_sees_the_same_and_goes_on_with_the_others_checkpoin
     forker, tmp_path, by_epoch
 ):
     """The samples of each iteration, and their augmentations, with the same global batch."""
-    one = {"train_dataloader.batch_size": 2}
-    two = {"train_dataloader.batch_size": 1}
+    data = {"train_dataloader.dataset.length": 20}
+    changes = {count: {"train_dataloader.batch_size": 4 // count} | data for count in (1, 2, 4)}
     seen = {}
-    for count, changes in ((1, one), (2, two)):
+    for count in changes:
         folder = tmp_path / str(count)
-        config = write_toy(folder, by_epoch=by_epoch, **changes)
+        config = write_toy(folder, by_epoch=by_epoch, **changes[count])
         forker.run(folder, "train", config, "--processes", count, "--work-dir", folder / "run")
         seen[count] = samples(folder / "run", count)
     assert len(seen[1]) == 15
-    assert seen[1] == seen[2]
-    for before, count, changes in ((1, 2, two), (2, 1, one)):
+    assert all(len(of_iteration) == 4 for of_iteration in seen[1].values())
+    assert seen[1] == seen[2] == seen[4]
+    for before, count in ((1, 2), (2, 1), (4, 2), (4, 1)):
         folder = tmp_path / f"{before} to {count}"
-        config = write_toy(folder, by_epoch=by_epoch, **changes)
+        config = write_toy(folder, by_epoch=by_epoch, **changes[count])
         checkpoint = tmp_path / str(before) / "run" / "iter_7.pth"
         options = ["--work-dir", folder / "run", "--resume", checkpoint]
         forker.run(folder, "train", config, "--processes", count, *options)

@@ -75,6 +75,7 @@ test_evaluator = val_evaluator
 
 max_iters = 2000
 optim_wrapper = dict(optimizer=dict(lr=3e-3))
+auto_scale_lr = dict(base_batch_size=16)
 param_scheduler = [_base_.param_scheduler[0], dict(_base_.param_scheduler[1], end=max_iters)]
 train_cfg = dict(max_iters=max_iters, val_interval=200)
 default_hooks = dict(

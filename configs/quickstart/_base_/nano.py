@@ -35,6 +35,8 @@ param_scheduler = [
     dict(type="CosineAnnealingLR", eta_min=1e-6, begin=50, end=max_iters, by_epoch=False),
 ]
 train_cfg = dict(type="IterBasedTrainLoop", max_iters=max_iters, val_interval=max_iters)
+# The batch size that the learning rate is for, as wherever this is written.
+auto_scale_lr = dict(base_batch_size=12)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 # The same pictures in the same order for everyone who follows the README.

@@ -1,11 +1,12 @@
-"""The runs of an ablation: each variant of the attention, with each seed."""
+"""The runs of an ablation: each variant of the attention, with each seed and each value of a sweep."""
 
 import copy
 import hashlib
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -92,35 +93,62 @@ def make_grid(
     out: Path,
     cfg_options: Mapping[str, Any] | None = None,
     config: Path | None = None,
+    sweep: Mapping[str, Sequence[Any]] | None = None,
 ) -> list[Run]:
     """All runs, seed by seed, so that an ablation that was stopped early has whole comparisons.
 
     Args:
-        variants: names of configs in the folder ``configs``, or paths of others, each once.
+        variants: names of configs in the folder ``configs``, or paths of others, each once; with none,
+            ``config`` itself is trained.
         seeds: from 0, each once.
         configs: see ``variants``.
         out: each run has a folder ``<variant>/seed<seed>`` in it.
         cfg_options: changes of all configs, dotted keys and values.
         config: another training, whose attention is exchanged by :func:`vary`, instead of ``configs``.
+        sweep: values of config fields, by dotted keys: all variants are trained with each combination of
+            them, which becomes part of their names.
 
     Raises:
         UserError: for other variants and seeds, and configs that cannot be read.
     """
     if len(set(seeds)) < len(seeds) or any(seed < 0 for seed in seeds):
         raise UserError(f"seeds must be different numbers from 0, got {' '.join(map(str, seeds))}")
-    options = dict(cfg_options or {})
+    cfgs = []
+    for suffix, point in _points(sweep or {}):
+        found = _configs(variants, configs, {**(cfg_options or {}), **point}, config)
+        cfgs += [(name + suffix, cfg) for name, cfg in found.items()]
+    _check_different([name for name, _ in cfgs])
+    return [_make_run(cfg, name, seed, out) for seed in seeds for name, cfg in cfgs]
+
+
+def _points(sweep: Mapping[str, Sequence[Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each combination of the values, with what it adds to the name of a variant, and of its folder."""
+    last = [key.rpartition(".")[2] for key in sweep]
+    labels = [
+        key if last.count(short) > 1 else short for key, short in zip(sweep, last, strict=True)
+    ]
+    for values in product(*sweep.values()):
+        suffix = "".join(f",{label}={value}" for label, value in zip(labels, values, strict=True))
+        yield re.sub(r"[^\w.,=()+-]+", "_", suffix), dict(zip(sweep, values, strict=True))
+
+
+def _configs(
+    variants: Sequence[str], configs: Path, options: dict[str, Any], config: Path | None
+) -> dict[str, Config]:
+    """The config of each variant."""
     if config is None:
-        cfgs = {
+        return {
             name: load_config(path, options) for name, path in _files(variants, configs).items()
         }
-    else:
-        _check_different(variants)
-        base = load_config(config, options)
-        cfgs = {name: copy.deepcopy(base) for name in variants}
-        for name, cfg in cfgs.items():
-            with blame_config(cfg):
-                vary(cfg, name, str(config))
-    return [_make_run(cfgs[variant], variant, seed, out) for seed in seeds for variant in cfgs]
+    _check_different(variants)
+    base = load_config(config, options)
+    if not variants:
+        return {config.stem: base}
+    cfgs = {name: copy.deepcopy(base) for name in variants}
+    for name, cfg in cfgs.items():
+        with blame_config(cfg):
+            vary(cfg, name, str(config))
+    return cfgs
 
 
 def _files(variants: Sequence[str], configs: Path) -> dict[str, Path]:

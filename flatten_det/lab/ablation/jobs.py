@@ -1,4 +1,4 @@
-"""Train all runs of a grid, one after the other, or several at a time in processes of their own."""
+"""Train all runs of a grid, one after the other, or several at a time in processes or by an engine."""
 
 import contextlib
 import multiprocessing
@@ -9,11 +9,12 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from multiprocessing import parent_process, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.pool import RemoteTraceback
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from mmengine.utils import import_modules_from_strings
@@ -113,18 +114,24 @@ def work(connection: Connection, threads: int) -> None:
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    prepare_process(threads)
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
+    # A connection breaks when the other process ends.
+    with contextlib.suppress(EOFError, OSError):
+        while (run := _next_run(connection)) is not None:
+            connection.send(train_and_report(run, connection.send))
+
+
+def prepare_process(threads: int | None) -> None:
+    """Make this process one that trains under the watch of another one, with so many threads if not None."""
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     # A config's own choice for its data workers; mmengine warns where it replaces another one.
     multiprocessing.set_start_method(None, force=True)
     InterruptHook.supervised = True
-    torch.set_num_threads(threads)
+    if threads is not None:
+        torch.set_num_threads(threads)
     use_matplotlib_without_display()
-    threading.Thread(target=_stop_with_parent, daemon=True).start()
-    # A connection breaks when the other process ends.
-    with contextlib.suppress(EOFError, OSError):
-        while (run := _next_run(connection)) is not None:
-            connection.send(_train(run, connection.send))
 
 
 def _next_run(connection: Connection) -> Run | None:
@@ -132,13 +139,16 @@ def _next_run(connection: Connection) -> Run | None:
     return connection.recv() if connection.poll() else None
 
 
-def _train(run: Run, send: Callable[[Report], object]) -> Report:
-    last = -_REPORT_EVERY_S
+def train_and_report(
+    run: Run, send: Callable[[Progress], object], every_s: float = _REPORT_EVERY_S
+) -> Report:
+    """Train a run in this process; ``send`` gets its progress, and may raise an OSError to stop it."""
+    last = -every_s
 
     def advance(run: Run, done: int, total: int) -> None:
         nonlocal last
         now = time.monotonic()
-        if done == total or now - last >= _REPORT_EVERY_S:
+        if done == total or now - last >= every_s:
             last = now
             try:
                 send(Progress(done, total))
@@ -172,28 +182,53 @@ _WAIT_S = 0.2
 _GOODBYE_S = 10
 
 
-class Worker:
-    """A process with at most one run in hand."""
+class Worker(Protocol):
+    """Has at most one run in hand, which is trained elsewhere."""
+
+    run: Run | None  # in hand
+    connection: (
+        Connection | None
+    )  # where something comes when there is a report, if there is such a thing
+
+    def give(self, run: Run | None) -> None:
+        """Have a run trained, when none is in hand; None: there is none left."""
+
+    def receive(self) -> Report | None:
+        """The next report; None if there is none yet. All but :class:`Progress` end the run in hand."""
+
+    def stop(self, number: int) -> None:
+        """Have a training save its checkpoint and end, as if this signal had come to it.
+
+        What does not train yet is killed: it has nothing to save, and may be importing.
+        """
+
+    def kill(self) -> None:
+        """End the run in hand at once."""
+
+    def wait(self) -> None:
+        """Wait until nothing is left of the worker."""
+
+
+class ProcessWorker(Worker):
+    """A process of this machine."""
 
     def __init__(self, threads: int) -> None:
-        self.run: Run | None = None  # in hand
+        self.run = None
         self._trains = False
         self.connection, other_end = CONTEXT.Pipe()
         # No daemon: those may not have data workers.
         self._process = CONTEXT.Process(target=work, args=(other_end, threads))
-        with _signals_held_back():
+        with signals_held_back():
             self._process.start()
         other_end.close()
 
     def give(self, run: Run | None) -> None:
-        """Have a run trained, when none is in hand; None: have the process end."""
         self.run = run
         # `receive` finds out that the process is dead.
         with contextlib.suppress(BrokenPipeError):
             self.connection.send(run)
 
     def receive(self) -> Report | None:
-        """The next report; None if there is none yet. All but :class:`Progress` end the run in hand."""
         # Asked first: whatever a dead process has sent is there by now.
         alive, report = self._process.is_alive(), None
         if self.connection.poll():
@@ -210,23 +245,17 @@ class Worker:
         return report
 
     def stop(self, number: int) -> None:
-        """Have a training save its checkpoint and end, as if this signal had come to it.
-
-        A process that does not train yet is killed: it has nothing to save, and may be importing.
-        """
         if not self._trains:
             self.kill()
         elif self._process.is_alive():
             os.kill(self._process.pid, number)
 
     def kill(self) -> None:
-        """End the process at once."""
         self._process.kill()
         self._process.join()
         self.run = None
 
     def wait(self) -> None:
-        """Wait for the end of the process."""
         self._process.join(_GOODBYE_S)
         self.kill()
         self.connection.close()
@@ -241,13 +270,24 @@ class Worker:
         return Failure(f"{self.run.name}: its process {how}{TO_CONTINUE}")
 
 
+# Given how many runs are to be trained at a time, it makes workers for a ``with`` block.
+Engine = Callable[[int], AbstractContextManager[Callable[[], Worker]]]
+
+
 @contextlib.contextmanager
-def _workers(count: int, threads: int) -> Iterator[list[Worker]]:
+def processes(jobs: int) -> Iterator[Callable[[], Worker]]:
+    """The :data:`Engine` of this machine: processes with an equal share of PyTorch's threads."""
+    threads = max(1, torch.get_num_threads() // jobs)
+    yield lambda: ProcessWorker(threads)
+
+
+@contextlib.contextmanager
+def _workers(count: int, make: Callable[[], Worker]) -> Iterator[list[Worker]]:
     """Workers for a ``with`` block; none of them is left after it."""
     workers = []
     try:
         for _ in range(count):
-            workers.append(Worker(threads))
+            workers.append(make())
         yield workers
     finally:
         for worker in workers:
@@ -265,7 +305,7 @@ def _busy(workers: Sequence[Worker]) -> list[Worker]:
 def _reports(workers: Sequence[Worker]) -> Iterator[tuple[Run, Report]]:
     """New reports with their runs, if any comes within a moment."""
     busy = _busy(workers)
-    wait([worker.connection for worker in busy], _WAIT_S)
+    wait([worker.connection for worker in busy if worker.connection], _WAIT_S)
     for worker in busy:
         run = worker.run
         if report := worker.receive():
@@ -273,7 +313,7 @@ def _reports(workers: Sequence[Worker]) -> Iterator[tuple[Run, Report]]:
 
 
 @contextlib.contextmanager
-def _signals_held_back() -> Iterator[None]:
+def signals_held_back() -> Iterator[None]:
     """A process that is started meanwhile has them blocked from its first moment on."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
@@ -295,12 +335,13 @@ def finish_all(
     advance: Advance = lambda run, done, total: None,
     each: Each = lambda outcomes: None,
     jobs: int = 1,
+    engine: Engine | None = None,
 ) -> list[Finished]:
     """The outcomes of all runs, in their order.
 
     Folders of other configs are found before the first training. ``each`` is called with the outcomes so far,
-    in the order of ``runs``, after every run. With one of ``jobs`` runs are trained in this process; else so
-    many at a time, each in a process of its own with an equal share of PyTorch's threads.
+    in the order of ``runs``, after every run. So many ``jobs`` are trained at a time by the
+    ``engine``; without one in this process, if it is one at a time, else by :func:`processes`.
 
     Raises:
         UserError, TrainingInterrupted: see :func:`~.run.finish`; or the process of a run died. The other
@@ -308,8 +349,8 @@ def finish_all(
     """
     finished = [run for run in runs if read_finished(run)]
     jobs = min(jobs, len(runs))
-    if jobs > 1:
-        return _finish_side_by_side(runs, finished, advance, each, jobs)
+    if engine or jobs > 1:
+        return _finish_side_by_side(runs, finished, advance, each, jobs, engine or processes)
     outcomes = []
     for run in runs:
         outcomes.append(finish(run, advance))
@@ -318,7 +359,12 @@ def finish_all(
 
 
 def _finish_side_by_side(
-    runs: Sequence[Run], finished: Sequence[Run], advance: Advance, each: Each, jobs: int
+    runs: Sequence[Run],
+    finished: Sequence[Run],
+    advance: Advance,
+    each: Each,
+    jobs: int,
+    engine: Engine,
 ) -> list[Finished]:
     outcomes = {run.name: finish(run, advance) for run in finished}
 
@@ -328,9 +374,11 @@ def _finish_side_by_side(
     if outcomes:
         each(in_order())
     waiting = deque(run for run in runs if run.name not in outcomes)
-    threads = max(1, torch.get_num_threads() // jobs)
+    if not waiting:
+        return in_order()
     last: list[Report] = []
-    with StopSignals() as signals, _workers(min(jobs, len(waiting)), threads) as workers:
+    count = min(jobs, len(waiting))
+    with engine(jobs) as make, StopSignals() as signals, _workers(count, make) as workers:
         try:
             while (waiting or _busy(workers)) and not signals.number:
                 for worker in workers:
@@ -340,6 +388,7 @@ def _finish_side_by_side(
                     if isinstance(report, Progress):
                         advance(run, report.done, report.total)
                     elif isinstance(report, Finished):
+                        advance(run, report.iterations, report.iterations)
                         outcomes[run.name] = report
                         each(in_order())
                     elif isinstance(report, TrainingInterrupted):

@@ -114,7 +114,8 @@ def _finish(run: Run, advance: Advance) -> Finished:
         with contextlib.redirect_stdout(io.StringIO()):
             train(cfg, hooks=[watch], to_continue=REPEAT)
     except (TrainingInterrupted, TrainingStopped) as stopped:
-        raise type(stopped)(f"{run.name}: {stopped}") from stopped
+        stopped.args = (f"{run.name}: {stopped}",)
+        raise
     finally:
         keep()
     if not validations or validations[-1]["iteration"] < watch.iterations:

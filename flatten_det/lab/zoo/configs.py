@@ -1,10 +1,8 @@
 """The zoo's configs, and what each says about itself."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from inspect import signature
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -129,15 +127,11 @@ class ZooConfig:
             length = {"Epochs": cfg.train_cfg.max_epochs * repeats}
         else:
             length = {"Iterations": cfg.train_cfg.max_iters}
-        batch_size = cfg.get("auto_scale_lr", {}).get("base_batch_size")
-        if not batch_size:
-            # MMSegmentation says it in the file's name only: GPUs x images.
-            batch_size = prod(map(int, re.search(r"_(\d+)xb(\d+)-", self.name).groups()))
         height, width = training_size(cfg)
         return {
             "Training Data": DATASETS[dataset.type],
             **length,
-            "Batch Size": batch_size,
+            "Batch Size": cfg.auto_scale_lr.base_batch_size,
             "Architecture": [title_of(self.backbone), METHODS[self.path.split("/")[1]]],
             "Input Size": f"{height}x{width}",
             **_describe_pretraining(self.backbone, cfg.model.backbone.init_cfg.checkpoint),
