@@ -1,6 +1,7 @@
 """Several processes of one run: how they were started, how they find each other, and what they share."""
 
 import contextlib
+import ctypes
 import hashlib
 import json
 import mmap
@@ -201,8 +202,8 @@ def from_first_of_machine(work: Callable[[], _T], is_same: Callable[[_T], bool])
     """What ``work`` gives one process of each machine, for all of them: its arrays are in memory only once.
 
     Each gets a copy of its own, whose arrays it may change without the others noticing. So does one process
-    alone, as what was made for the work then goes back to the system: small objects of the outcome, such as
-    ids, lie between millions of others, whose memory Python cannot give back.
+    alone, as what the work took then goes back to the system: small objects of the outcome, such as ids, lie
+    between millions of others, whose memory could not be given back.
 
     Each does the work for itself unless ``is_same`` says of the outcome that it is the same in all processes;
     and, with a warning, where it cannot be pickled, or the memory of another process not be mapped. Whatever
@@ -223,6 +224,8 @@ def from_first_of_machine(work: Callable[[], _T], is_same: Callable[[_T], bool])
         raise failure or failures[0]
     if (place := told[first][1]) is not None:
         done = None  # Before it is read: there would be two.
+        with contextlib.suppress(OSError, TypeError, AttributeError):  # Of glibc alone.
+            ctypes.CDLL(None).malloc_trim(0)
         done, complaint = _read(*place)
     complaints = all_gather_object(complaint)  # The memory is there until all have it.
     if memory is not None:
