@@ -84,10 +84,10 @@ class Feeding:
             rate = statistics.median(rounds)
             each = f"{rate / max(workers, 1):.3g}"
             spread = f"{min(rounds):.3g}-{max(rounds):.3g}"
-            rows.append([f"{workers} workers", f"{rate:.3g}", spread, each, f"{rate / step:.2f}"])
+            rows.append([str(workers), f"{rate:.3g}", spread, each, f"{rate / step:.2f}"])
         spread = f"{min(self.step):.3g}-{max(self.step):.3g}"
         rows.append(["training step", f"{step:.3g}", spread, "", "1.00"])
-        names = ("of", "images/s", "range", "per worker", "of the step's")
+        names = ("workers", "images/s", "range", "per worker", "of the step's")
         yield "images per second", _columns(names), rows
         total = sum(self.transforms.values())
         rows = [
