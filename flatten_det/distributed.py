@@ -1,25 +1,36 @@
-"""Several processes of one training or test: how they were started, and how they find each other."""
+"""Several processes of one run: how they were started, how they find each other, and what they share."""
 
 import contextlib
+import ctypes
 import hashlib
 import json
+import mmap
 import os
+import pickle
 import subprocess
 import time
 import uuid
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.dist import broadcast_object_list, init_dist, is_distributed, is_main_process
+from mmengine.dist import (
+    all_gather_object,
+    broadcast_object_list,
+    get_rank,
+    init_dist,
+    is_distributed,
+    is_main_process,
+)
 from mmengine.model import MMDistributedDataParallel, convert_sync_batchnorm
 from mmengine.registry import MODEL_WRAPPERS
 from mmengine.utils.dl_utils import set_multi_processing
 
-from .errors import UserError, explain, in_one_line
+from .errors import UserError, explain, in_one_line, reason_of, warn_once
 
 _T = TypeVar("_T")
 # What torch reads, and from what Slurm and Open MPI say it.
@@ -40,6 +51,7 @@ _FIRST_PORT, _PORTS = 20_000, 20_000
 # Seconds within which all processes must have come, and that a collective call may take: mmengine's default.
 TIMEOUT = 1800
 _START = "flatten_det/start"  # of keys in the launcher's store
+_ALIGNMENT = 64  # bytes, of arrays in memory
 # Seconds to wait for an answer before an error message is printed.
 _PATIENCE = 5
 
@@ -173,12 +185,94 @@ def from_first_process(work: Callable[[], _T]) -> _T:
         except Exception as error:
             told[1] = error
     failure = told[1]
-    if failure is not None and not isinstance(failure, UserError):
-        told[1] = UserError(explain(failure) or in_one_line(failure))
+    told[1] = failure and _for_others(failure)
     broadcast_object_list(told)
     if told[1] is not None:
         raise failure or told[1]
     return told[0]
+
+
+def _for_others(failure: Exception) -> UserError:
+    if isinstance(failure, UserError):
+        return failure
+    return UserError(explain(failure) or in_one_line(failure))
+
+
+def from_first_of_machine(work: Callable[[], _T], is_same: Callable[[_T], bool]) -> _T:
+    """What ``work`` gives one process of each machine, for all of them: its arrays are in memory only once.
+
+    Each gets a copy of its own, whose arrays it may change without the others noticing. So does one process
+    alone, as what the work took then goes back to the system: small objects of the outcome, such as ids, lie
+    between millions of others, whose memory could not be given back.
+
+    Each does the work for itself unless ``is_same`` says of the outcome that it is the same in all processes;
+    and, with a warning, where it cannot be pickled, or the memory of another process not be mapped. Whatever
+    ``work`` raises in one of the first processes, all raise, as in :func:`from_first_process`.
+    """
+    machines = all_gather_object(_machine())
+    first = machines.index(machines[get_rank()])
+    done = memory = failure = complaint = None
+    if first == get_rank():
+        try:
+            done = work()
+            if is_same(done):
+                memory, complaint = _written(done)
+        except Exception as error:
+            failure = error
+    told = all_gather_object((failure and _for_others(failure), memory))
+    if failures := [error for error, _ in told if error is not None]:
+        raise failure or failures[0]
+    if (place := told[first][1]) is not None:
+        done = None  # Before it is read: there would be two.
+        with contextlib.suppress(OSError, TypeError, AttributeError):  # Of glibc alone.
+            ctypes.CDLL(None).malloc_trim(0)
+        done, complaint = _read(*place)
+    complaints = all_gather_object(complaint)  # The memory is there until all have it.
+    if memory is not None:
+        os.close(memory[1])
+    if len(machines) > 1 and (reason := next(filter(None, complaints), None)):
+        warn_once(f"each process has the index of the data in memory for itself: {reason}")
+    return work() if done is None else done
+
+
+def _machine() -> Any:
+    """What only processes have in common that can map each other's memory."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+        return boot, os.stat("/proc/self/ns/pid").st_ino, os.geteuid()
+    except (OSError, AttributeError):  # Not Linux.
+        return get_rank()
+
+
+def _written(value: Any) -> tuple[tuple[int, int, list[tuple[int, int]]] | None, str | None]:
+    """Process, file and parts of the memory that holds a value, or why there is none.
+
+    The first part is a pickle, and the others are the arrays. The memory has no name, in whose place others
+    could put a file. It ends with the last process that maps it, however that one ends.
+    """
+    arrays: list[pickle.PickleBuffer] = []
+    parts: list[tuple[int, int]] = []
+    try:
+        content = pickle.dumps(value, protocol=5, buffer_callback=arrays.append)
+        descriptor = os.memfd_create("flatten_det")
+    except Exception as error:  # Whatever classes of users raise; or there is no such memory.
+        return None, f"it cannot be shared ({reason_of(error)})"
+    with open(descriptor, "wb", closefd=False) as file:
+        for part in (content, *(array.raw() for array in arrays)):
+            begin = file.seek(-file.tell() % _ALIGNMENT, os.SEEK_CUR)
+            parts.append((begin, begin + file.write(part)))
+    return (os.getpid(), descriptor, parts), None
+
+
+def _read(process: int, descriptor: int, parts: list[tuple[int, int]]) -> tuple[Any, str | None]:
+    """What :func:`_written` wrote, or why not: in pages that all processes share until they change one."""
+    try:
+        with open(f"/proc/{process}/fd/{descriptor}", "rb") as file:
+            mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+        content, *arrays = (mapped[begin:end] for begin, end in parts)
+        return pickle.loads(content, buffers=arrays), None
+    except Exception as error:  # As above.
+        return None, f"the memory of another one cannot be used ({reason_of(error)})"
 
 
 def is_first_to_say(message: str) -> bool:

@@ -20,6 +20,7 @@ from readme_commands import (
     ANALYSE,
     BENCHMARK,
     BENCHMARK_ATTENTION,
+    BENCHMARK_DATA,
     CHECK_COCO,
     COMMANDS,
     EXPORTS,
@@ -107,6 +108,7 @@ def test_every_command_is_run():
         TRAIN_MASKS,
         BENCHMARK,
         BENCHMARK_ATTENTION,
+        BENCHMARK_DATA,
         FLOPS,
         FLOPS_OF_PAPER,
         ON_GPU,
@@ -262,6 +264,16 @@ def test_benchmark(tmp_path):
     cells = json.loads((cwd / "outputs" / "speed" / "results.json").read_text())["cells"]
     assert len(cells) == 6
     assert all(cell["figures"]["speedup"] for cell in cells)
+
+
+@pytest.mark.slow
+def test_benchmark_of_the_data(tmp_path):
+    cwd = workspace(tmp_path)
+    few = ["train_dataloader.dataset.num_images.train=20", "train_dataloader.batch_size=2"]
+    printed = run(BENCHMARK_DATA, cwd, "--rounds", "2", "--cfg-options", *few)
+    assert "The model limits" in printed or "The data limit" in printed
+    names = {path.name for path in (cwd / "outputs" / "feeding").iterdir()}
+    assert names == {"results.json", "table.md"}
 
 
 @pytest.mark.slow

@@ -1,7 +1,11 @@
-"""Compare backbones, detectors and segmentors over image sizes: ``flatten-det benchmark [--models ...]``."""
+"""Compare backbones, detectors and segmentors over image sizes: ``flatten-det benchmark [--models ...]``.
+
+With ``--what`` other things are measured, each by a module of its own.
+"""
 
 import argparse
 from collections.abc import Sequence
+from importlib import import_module
 from itertools import product
 
 import torch
@@ -41,6 +45,19 @@ from . import run_command
 
 MODELS = ["flatten-pvt-t", "pvt-t", "flatten-swin-t", "mmdet:swin-t"]
 SIZES = ["224", "512", "800x1280", "1024"]
+_MODELS = "models"
+WHAT = (_MODELS, "data")
+
+
+def add_what_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--what``, which chooses the parser of the other options."""
+    parser.add_argument(
+        "--what",
+        choices=WHAT,
+        default=_MODELS,
+        help="models: speed and memory over image sizes (default); data: whether the data of a config keep "
+        "up with its training; each with --help tells of its options",
+    )
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -51,6 +68,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "the faster or leaner one. Weights and images are random; training is forward and backward, "
         "without the optimizer; drop path is off."
     )
+    add_what_option(parser)
     parser.add_argument(
         "--models",
         nargs="+",
@@ -210,4 +228,9 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    add_what_option(parser)
+    what = parser.parse_known_args(argv)[0].what
+    if what != _MODELS:
+        return import_module(f".benchmark_{what}", __package__).main(argv)
     return run_command(run, parse_args(argv))

@@ -229,6 +229,12 @@ def check_images(
             inner.pipeline = kind(pipeline.transforms, max_pixels, folders)
 
 
+def transforms_of(dataset: Any) -> list[Any]:
+    """The steps of a data set's own pipeline, or of a wrapper's; empty if it has none."""
+    pipeline = getattr(dataset, "pipeline", None) or []
+    return pipeline.transforms if isinstance(pipeline, Compose) else pipeline
+
+
 COUNT = "unreadable_images"
 _LISTED = 10
 

@@ -21,7 +21,13 @@ from torch import Tensor
 
 from ..cli import progress_bar
 from ..config import all_datasets, blame_config, is_segmentor, wrapped_datasets
-from ..data.loading import ImageError, blame_annotation_files, check_images, left_out
+from ..data.loading import (
+    ImageError,
+    blame_annotation_files,
+    check_images,
+    left_out,
+    transforms_of,
+)
 from ..errors import UserError, listed
 from ..files.atomic import refuse_overwriting, write_atomically
 from ..files.images import pixel_limit
@@ -163,12 +169,6 @@ def _checked(packed: dict[str, Any]) -> BaseDataElement:
     return sample
 
 
-def _transforms(dataset: Any) -> list[Any]:
-    """The steps of a data set's own pipeline, or of a wrapper's; empty if it has none."""
-    pipeline = getattr(dataset, "pipeline", None) or []
-    return pipeline.transforms if isinstance(pipeline, Compose) else list(pipeline)
-
-
 def _loads(step: Callable) -> bool:
     return "Load" in type(step).__name__
 
@@ -184,7 +184,7 @@ def _pipelines(dataset: Any) -> list[tuple[str, str]]:
     """The names of the steps by data set, the outermost last, as they are run."""
     found = []
     for inner in reversed(list(all_datasets(dataset))):
-        if steps := _transforms(inner):
+        if steps := transforms_of(inner):
             names = " → ".join(type(step).__name__ for step in steps)
             found.append((f"pipeline of {type(inner).__name__}", names))
     return list(dict.fromkeys(found))
@@ -200,7 +200,7 @@ def _without_augmentation(dataset: Any, of_segmentor: bool) -> Any:
     if not inner:
         meta = dict(dataset.metainfo)
         pack = TRANSFORMS.build({"type": "PackSegInputs" if of_segmentor else "PackDetInputs"})
-        loading = filter(_loads, _transforms(dataset))
+        loading = filter(_loads, transforms_of(dataset))
         plain.pipeline = Compose([*loading, pack, lambda packed: packed | {"meta": meta}])
         return plain
     if hasattr(dataset, "datasets"):
@@ -252,7 +252,7 @@ def _as_rgb(image: np.ndarray) -> np.ndarray:
 
 def _denormalizer(dataset: Any) -> Callable[[np.ndarray], np.ndarray]:
     """What turns a pipeline's image to RGB; few pipelines normalize, as mostly models do it."""
-    steps = [step for inner in all_datasets(dataset) for step in _transforms(inner)]
+    steps = [step for inner in all_datasets(dataset) for step in transforms_of(inner)]
     for step in steps:
         if isinstance(step, Normalize):
             return lambda image: _as_rgb(

@@ -171,6 +171,12 @@ def test_one_training_step_and_one_prediction(name, data_root, tmp_path):
 
 
 @pytest.mark.parametrize("name", REAL)
+def test_workers_stay_from_epoch_to_epoch(name):
+    loaders = [parsed(name)[f"{split}_dataloader"] for split in ("train", "val", "test")]
+    assert all(loader.num_workers and loader.persistent_workers for loader in loaders)
+
+
+@pytest.mark.parametrize("name", REAL)
 def test_recipe(name):
     """AdamW without a left-over of SGD, drop path, and weights that belong to the backbone's name."""
     cfg = parsed(name)
