@@ -60,8 +60,8 @@ def feeding(step: float) -> Feeding:
         (25.0, "The model limits: a step trains 25 images/s, and with --workers 4 there are 30."),
         (
             95.0,
-            "The data limit: a step trains 95 images/s, and with --workers 4 there are 30. It would take about "
-            "10 workers for each process, at 10 images/s each; this machine has 4 cores.",
+            "The data limit: a step trains 95 images/s, and with --workers 4 there are 30. It would take "
+            "about 10 workers for each process, at 10 images/s each; this machine has 4 cores.",
         ),
     ],
 )
