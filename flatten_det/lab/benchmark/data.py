@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import math
 import os
 import statistics
@@ -227,7 +228,12 @@ def _measure_step(cfg: Config, loader: DataLoader, rounds: int, device: torch.de
     model = build_whole(cfg).to(device).train()
     if device.type == "cpu":
         use_amp_of_cpu(cfg)
-    optim_wrapper, clock = build_optim_wrapper(model, cfg.optim_wrapper), clock_of(device)
+    logging.disable(logging.INFO)  # Of the groups of parameters.
+    try:
+        optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    finally:
+        logging.disable(logging.NOTSET)
+    clock = clock_of(device)
     return [
         (count, clock(partial(model.train_step, batch, optim_wrapper))) for count, batch in batches
     ][1:]
