@@ -179,7 +179,11 @@ def report_non_finite(runner: Runner, batches: Sequence[Any]) -> tuple[str, Path
         iteration = runner.iter - len(batches) + 1 + number
         seed_iteration(runner.seed, iteration)
         losses, origin = _run_watched(model, batch, runner.optim_wrapper)
-        if origin is not None or not all(map(_is_finite, losses.values())):
+        is_bad = origin is not None or not all(map(_is_finite, losses.values()))
+        # Where they share the weights, all ranks run as many batches.
+        found = torch.tensor(float(is_bad))
+        all_reduce(found, op="max")
+        if found:
             break
     rank = get_rank()
     path = Path(runner.work_dir, f"non_finite_rank{rank}.json" if rank else "non_finite.json")

@@ -77,6 +77,10 @@ def train(
         if get_device() == "cpu":
             use_amp_of_cpu(cfg)
         guard = non_finite_guard(cfg)
+        if strategy != "ddp" and "runner_type" in cfg:
+            raise UserError(
+                f"--strategy {strategy} needs a runner of its own: leave out runner_type"
+            )
         runner = build_runner(cfg, STRATEGIES[strategy])
         for hook in (
             stage,

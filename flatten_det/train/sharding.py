@@ -1,4 +1,4 @@
-"""A training whose weights, gradients and optimizer state are shared out to the processes: ``--strategy fsdp``."""
+"""Weights, gradients and optimizer state that processes share: ``train --strategy fsdp``."""
 
 import contextlib
 import copy
@@ -28,9 +28,10 @@ _BY_NAME = ("state_dict", "ema_state_dict", "gradients")
 def shard(model: nn.Module) -> nn.Module:
     """Share a model's parameters out to all processes by PyTorch's FSDP2 (``fully_shard``), in place.
 
-    Each block of our backbones has its whole weights on a process only while it computes, and the rest of the
-    model from its forward to its backward pass. Processes must fetch the same blocks equally often: a backbone
-    that would compute images of several sizes one after the other does so at once, or is fetched as a whole.
+    A process has the whole weights of a block of our backbones only while it computes, and those of the rest
+    of the model from its forward to its backward pass. All must fetch the same blocks equally often: a
+    backbone that would compute images of several sizes one after the other does so at once, or is fetched as
+    a whole.
 
     Raises:
         ValueError: a parameter has no dimension.
@@ -58,7 +59,9 @@ class ShardedRunner(Runner):
         self._model_config = copy.deepcopy(model)
         return super().build_model(model)
 
-    def wrap_model(self, model_wrapper_cfg: Mapping[str, Any] | None, model: nn.Module) -> nn.Module:
+    def wrap_model(
+        self, model_wrapper_cfg: Mapping[str, Any] | None, model: nn.Module
+    ) -> nn.Module:
         """Share the model out, with its first weights, which are made of whole parameters."""
         if not self.distributed:
             raise UserError(
