@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..backbones.base import DenseBackbone
 from ..backbones.blocks import TransformerBlock
+from ..config import find_field
 from ..distributed import use_sync_bn_of_cpu
 from ..errors import UserError
 
@@ -67,6 +68,10 @@ class ShardedRunner(Runner):
             raise UserError(
                 "--strategy fsdp shares a model out to several processes: add --processes N, or start it by "
                 "torchrun or srun"
+            )
+        if find_field(self.cfg.model, "compile"):
+            raise UserError(
+                "--strategy fsdp does not work with model.backbone.compile: leave one of them out"
             )
         self.model = self._prepared(model)
         super()._init_model_weights()

@@ -17,11 +17,11 @@ from torch.distributed.fsdp import FSDPModule
 from toy_training import final_state, make_config
 
 from flatten_det.backbones import FLattenPVT, FLattenSwin
-from flatten_det.config import find_config
+from flatten_det.config import find_config, load_config
 from flatten_det.errors import UserError
 from flatten_det.files.checkpoints import load_as_data
 from flatten_det.train.run import train
-from flatten_det.train.sharding import shard
+from flatten_det.train.sharding import ShardedRunner, shard
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +90,14 @@ def test_a_unit_is_computed_once_for_images_of_any_sizes(lone_process, family, m
 def test_one_process_has_nothing_to_share(tmp_path):
     with pytest.raises(UserError, match=r"--strategy fsdp .* add --processes N"):
         train(make_config(tmp_path, True), strategy="fsdp")
+
+
+def test_compiled_blocks_are_refused(lone_process, tmp_path, monkeypatch):
+    monkeypatch.setattr(ShardedRunner, "distributed", True)
+    config = load_config(find_config(CONFIGS["detector"][0]), {"model.backbone.compile": True})
+    config.work_dir = str(tmp_path)
+    with pytest.raises(UserError, match=r"model\.backbone\.compile: leave one of them out"):
+        ShardedRunner.from_cfg(config)
 
 
 def run(
