@@ -302,13 +302,13 @@ def all_datasets(dataset: Any) -> Iterator[Any]:
         yield from all_datasets(inner)
 
 
-def build_runner(cfg: Config) -> Runner:
+def build_runner(cfg: Config, default: type[Runner] = Runner) -> Runner:
     """Build the Runner that the config names (``runner_type``), mmengine's own by default.
 
     The processes of a distributed run are connected first, see :func:`.distributed.connect`.
     """
     connect(cfg)
-    runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
+    runner = RUNNERS.build(cfg) if "runner_type" in cfg else default.from_cfg(cfg)
     runner.build_dataloader = partial(build_dataloader, runner.build_dataloader)
     return runner
 

@@ -122,16 +122,20 @@ def connect(cfg: Config) -> None:
 class CpuDataParallel(MMDistributedDataParallel):
     """mmengine's wrapper for ranks without a GPU.
 
-    mmengine takes a rank's number for that of a GPU, and torch's SyncBN works on GPUs only: mmcv's, which has
-    the same parameters and buffers, takes its place.
+    mmengine takes a rank's number for that of a GPU.
     """
 
     def __init__(self, module: torch.nn.Module, **options: Any) -> None:
-        for parent in list(module.modules()):
-            for name, child in parent.named_children():
-                if isinstance(child, torch.nn.SyncBatchNorm):
-                    setattr(parent, name, convert_sync_batchnorm(child, "mmcv"))
+        use_sync_bn_of_cpu(module)
         super().__init__(module, **(options | {"device_ids": None}))
+
+
+def use_sync_bn_of_cpu(model: torch.nn.Module) -> None:
+    """Have mmcv's SyncBN in place of torch's, which works on GPUs only and has the same parameters."""
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, torch.nn.SyncBatchNorm):
+                setattr(parent, name, convert_sync_batchnorm(child, "mmcv"))
 
 
 def tell_torch(name: str) -> None:

@@ -195,6 +195,7 @@ class DenseBackbone(ExplainedModule):
     Attributes:
         arch_zoo: architectures by name, the smallest first.
         feature_dims, stage_strides: channels of the stages' maps, and pixels to their tokens.
+        in_one_pass: have images of several sizes go through at once on CPUs, too, if the layers can.
 
     Args:
         arch: a name in ``arch_zoo``, or a dict that changes single fields of ``base`` (default: the
@@ -232,6 +233,7 @@ class DenseBackbone(ExplainedModule):
     stage_strides: ClassVar[tuple[int, ...]] = (4, 8, 16, 32)
     norm_eps: ClassVar[float] = 1e-6
     mlp_conv: ClassVar[bool] = False
+    in_one_pass = False
     feature_dims: tuple[int, ...]
     out_indices: tuple[int, ...]
 
@@ -378,8 +380,16 @@ class DenseBackbone(ExplainedModule):
     def computes_padded(self, x: Tensor) -> bool:
         """Whether images of several sizes go through in one pass, and not one size after the other.
 
-        On CUDA, where launches are what costs, and if all layers know how to leave the padding out. Swin's
-        and CSwin's windows do not: a shift depends on the size of the map, and brings padding between tokens.
+        On CUDA, where launches are what costs, or with ``in_one_pass``; if it :attr:`knows_padding`.
+        """
+        return self.knows_padding and (x.is_cuda or self.in_one_pass)
+
+    @property
+    def knows_padding(self) -> bool:
+        """Whether all layers know how to leave the padding out.
+
+        Swin's and CSwin's windows do not: a shift depends on the size of the map, and brings padding between
+        tokens.
         """
         return False
 

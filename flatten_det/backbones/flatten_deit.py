@@ -71,8 +71,7 @@ class FLattenDeiT(DenseBackbone):
         heads = self.fields["num_heads"][stage]
         return SpatialReductionAttention(self.feature_dims[stage], heads, 1, self.qkv_bias)
 
-    def computes_padded(self, x: Tensor) -> bool:
-        return x.is_cuda
+    knows_padding = True
 
     def forward_images(
         self, x: Tensor, sizes: Sequence[tuple[int, int]] | None = None

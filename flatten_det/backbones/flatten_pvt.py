@@ -52,8 +52,9 @@ class PVTFamily(PyramidBackbone):
         """Add what only this member of the family has to its stages."""
         raise NotImplementedError
 
-    def computes_padded(self, x: Tensor) -> bool:
-        return x.is_cuda and all(layer.takes_padding for layer in self.linear_layers())
+    @property
+    def knows_padding(self) -> bool:
+        return all(layer.takes_padding for layer in self.linear_layers())
 
 
 def pvt_fields(*depths: int, **changes: Any) -> dict[str, Any]:

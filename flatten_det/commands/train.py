@@ -25,7 +25,7 @@ from ..train.logs import LOGS
 from ..train.optimizer import AMP_DTYPES, enable_amp
 from ..train.processes import in_processes
 from ..train.resume import resume_from
-from ..train.run import train
+from ..train.run import STRATEGIES, train
 from . import run_command
 
 
@@ -50,6 +50,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         choices=["auto", *AMP_DTYPES],
         help="mixed precision; auto, or no value: the config's dtype, else bf16, or fp16 on a GPU that "
         "has no bf16",
+    )
+    parser.add_argument(
+        "--strategy",
+        choices=list(STRATEGIES),
+        default="ddp",
+        help="of several processes: ddp: each has the whole model (default); fsdp: weights, gradients and "
+        "optimizer state are shared out to them",
     )
     parser.add_argument(
         "--auto-scale-lr",
@@ -133,6 +140,7 @@ def run(args: argparse.Namespace) -> None:
             hooks=[*own_hooks, *hooks, ValidationPicturesHook()],
             check_command=check_command(args.config, args.cfg_option_texts),
             logs=args.log,
+            strategy=args.strategy,
         )
 
 

@@ -297,8 +297,12 @@ def describe_model(runner: Runner) -> str:
     model = unwrapped(runner.model)
     parameters = sum(p.numel() for p in model.parameters())
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    backbone = type(getattr(model, "backbone", model)).__name__
-    return f"{type(model).__name__} with {backbone}, {parameters / 1e6:.1f} M parameters" + (
+    # PyTorch's FSDP2 gives a model a class of its own.
+    kind, backbone = (
+        type(part).__name__.removeprefix("FSDP")
+        for part in (model, getattr(model, "backbone", model))
+    )
+    return f"{kind} with {backbone}, {parameters / 1e6:.1f} M parameters" + (
         f", {frozen / 1e6:.1f} M of them frozen" if frozen else ""
     )
 

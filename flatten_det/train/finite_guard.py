@@ -15,6 +15,7 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from ..errors import UserError
 from ..files.atomic import write_atomically
@@ -96,6 +97,8 @@ class NonFiniteGuardHook(Hook):
         groups = self._runner.optim_wrapper.optimizer.param_groups
         gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
+        if isinstance(norm, DTensor):  # Of gradients that are shared out to the ranks.
+            norm = norm.full_tensor()
         loss = torch.stack(self._losses).sum()
         finite = torch.isfinite(torch.stack([loss.to(norm), norm])).float()
         if get_world_size() > 1:
@@ -176,7 +179,11 @@ def report_non_finite(runner: Runner, batches: Sequence[Any]) -> tuple[str, Path
         iteration = runner.iter - len(batches) + 1 + number
         seed_iteration(runner.seed, iteration)
         losses, origin = _run_watched(model, batch, runner.optim_wrapper)
-        if origin is not None or not all(map(_is_finite, losses.values())):
+        is_bad = origin is not None or not all(map(_is_finite, losses.values()))
+        # Where they share the weights, all ranks run as many batches.
+        found = torch.tensor(float(is_bad))
+        all_reduce(found, op="max")
+        if found:
             break
     rank = get_rank()
     path = Path(runner.work_dir, f"non_finite_rank{rank}.json" if rank else "non_finite.json")

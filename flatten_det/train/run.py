@@ -32,6 +32,7 @@ from .finite_guard import non_finite_guard
 from .logs import LOGS, LogsHook, open_logs
 from .optimizer import GroupingOptimWrapperConstructor, use_amp_of_cpu
 from .resume import ResumePositionHook, SeedIterationHook
+from .sharding import ShardedRunner
 from .stop import REPEAT_WITH_RESUME, InterruptHook, explain_stop
 
 
@@ -42,6 +43,7 @@ def train(
     to_continue: str = REPEAT_WITH_RESUME,
     check_command: str = "",
     logs: Sequence[str] = (),
+    strategy: str = "ddp",
 ) -> Path:
     """Train, print where the results are, and return the work dir.
 
@@ -56,6 +58,7 @@ def train(
         to_continue: What the user is told to do after the training was stopped.
         check_command: What shows the user all errors; default: ``check_data.py`` and the config's name.
         logs: Names of :data:`.logs.LOGS`, which are written besides those of the config.
+        strategy: What several processes share, a name in :data:`STRATEGIES`.
 
     Raises:
         UserError: Data, config and checkpoint do not fit together, a file is broken, or the
@@ -74,7 +77,11 @@ def train(
         if get_device() == "cpu":
             use_amp_of_cpu(cfg)
         guard = non_finite_guard(cfg)
-        runner = build_runner(cfg)
+        if strategy != "ddp" and "runner_type" in cfg:
+            raise UserError(
+                f"--strategy {strategy} needs a runner of its own: leave out runner_type"
+            )
+        runner = build_runner(cfg, STRATEGIES[strategy])
         for hook in (
             stage,
             CheckFilesHook(),
@@ -92,6 +99,10 @@ def train(
     if runner.rank == 0:
         print(summary(runner))
     return Path(runner.work_dir)
+
+
+# By what the command line calls them; mmengine's own has whole weights in every process.
+STRATEGIES = {"ddp": Runner, "fsdp": ShardedRunner}
 
 
 def summary(runner: Runner) -> str:
