@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from importlib import import_module
 from itertools import product
 
 import torch
@@ -40,7 +41,19 @@ from ..lab.benchmark.sources import find_size, find_source
 from . import run_command
 
 MODELS = ["flatten-pvt-t", "pvt-t", "flatten-swin-t", "mmdet:swin-t"]
+WHAT = ["models", "scaling"]
 SIZES = ["224", "512", "800x1280", "1024"]
+
+
+def add_what_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--what``, by which :func:`main` chooses the parser for all other options."""
+    parser.add_argument(
+        "--what",
+        choices=WHAT,
+        default=WHAT[0],
+        help="models over image sizes (default), or a config's training with several processes; each has "
+        "options of its own: --what scaling --help",
+    )
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -51,6 +64,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "the faster or leaner one. Weights and images are random; training is forward and backward, "
         "without the optimizer; drop path is off."
     )
+    add_what_option(parser)
     parser.add_argument(
         "--models",
         nargs="+",
@@ -210,4 +224,9 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    add_what_option(parser)
+    what = parser.parse_known_args(argv)[0].what
+    if what != WHAT[0]:
+        return import_module(f".benchmark_{what}", __package__).main(argv)
     return run_command(run, parse_args(argv))
