@@ -27,7 +27,9 @@ class Step:
     """Of a config's training step on random images of its size, on a CPU, under bf16 autocast."""
 
     batch: int  # of a GPU, as the config has it
-    calls: int  # of operators, forward and backward, counted as in tests/train/test_operator_calls.py
+    calls: (
+        int  # of operators, forward and backward, counted as in tests/train/test_operator_calls.py
+    )
     peak_gib: (
         float  # of one image, by `flatten-det benchmark --mode training`: gradients, but no weights
     )
@@ -46,11 +48,19 @@ class Speed:
 
 # On one H200, on 2026-11-29, with an earlier version of the code, under bf16 autocast: inference of
 # FLatten-Swin-T (1,508 G multiply-adds in 57.8 ms) and FLatten-PVT-T (681 G in 33.4 ms) at 4096x4096, and
-# iterations of the nano Mask R-CNN (11,646 calls in 0.27 s) and Semantic FPN (3,158 in 0.13 s), which wait for
-# the host. Networks of 400 and 100 Gb/s for each machine are assumed.
+# iterations that wait for the host, of the nano Mask R-CNN (11,646 calls in 0.27 s) and Semantic FPN (3,158 in
+# 0.13 s). Networks of 400 and 100 Gb/s for each machine are assumed.
 FAST = Speed(1508e9 / 57.8e-3, 0.27 / 11_646, 50e9)
 SLOW = Speed(681e9 / 33.4e-3, 0.13 / 3_158, 12.5e9)
-STEPS = {}
+STEPS = {
+    "retinanet_flatten-pvt-t_fpn_1x_coco": Step(2, 4_136, 1.81),
+    "mask-rcnn_flatten-pvt-t_fpn_1x_coco": Step(2, 4_970, 1.52),
+    "mask-rcnn_flatten-pvt-s_fpn_1x_coco": Step(2, 7_338, 0),
+    "mask-rcnn_flatten-swin-t_fpn_3x_coco": Step(2, 7_312, 0),
+    "cascade-mask-rcnn_flatten-swin-t_fpn_3x_coco": Step(2, 0, 0),
+    "flatten-pvt-t_semantic-fpn_4xb4-80k_ade20k-512x512": Step(4, 1_666, 0.81),
+    "flatten-swin-t_upernet_8xb2-160k_ade20k-512x512": Step(2, 2_947, 0),
+}
 
 
 def step_time(metadata: Mapping[str, Any], step: Step, gpus: int, speed: Speed) -> float:
@@ -74,8 +84,7 @@ def hours(metadata: Mapping[str, Any], step: Step, gpus: int, speed: Speed) -> f
 
 def memory(parameters: int, step: Step, gpus: int) -> float:
     """Bytes of a GPU: weights, gradients, AdamW's two states, DDP's buckets of gradients, activations."""
-    activations = step.peak_gib * 2**30 - 4 * parameters
-    return (16 if gpus == 1 else 20) * parameters + step.batch * activations
+    return (16 if gpus == 1 else 20) * parameters + step.batch * step.activations * 1e9
 
 
 def with_estimates(page: str, metafiles: Mapping[str, dict[str, Any]]) -> str:
