@@ -17,7 +17,7 @@ GPUS = (1, 8, 64)
 _PER_MACHINE = 8
 _COCO_IMAGES = 117_266  # of train2017, those with objects
 _GENERATED = re.compile(
-    r"(<!-- Estimates, written by tools/update_zoo.py. -->\n).*(\n<!-- End of estimates. -->)",
+    r"(<!-- Estimates, written by tools/update_zoo.py. -->\n).*(<!-- End of estimates. -->)",
     re.DOTALL,
 )
 
@@ -28,11 +28,9 @@ class Step:
 
     batch: int  # of a GPU, as the config has it
     calls: (
-        int  # of operators, forward and backward, counted as in tests/train/test_operator_calls.py
+        int  # of operators, forward and backward; of images of two sizes where the data have such
     )
-    peak_gib: (
-        float  # of one image, by `flatten-det benchmark --mode training`: gradients, but no weights
-    )
+    activations: float  # GB of an image: peak memory beyond weights and gradients
 
 
 @dataclass(frozen=True)
@@ -48,18 +46,18 @@ class Speed:
 
 # On one H200, on 2026-11-29, with an earlier version of the code, under bf16 autocast: inference of
 # FLatten-Swin-T (1,508 G multiply-adds in 57.8 ms) and FLatten-PVT-T (681 G in 33.4 ms) at 4096x4096, and
-# iterations that wait for the host, of the nano Mask R-CNN (11,646 calls in 0.27 s) and Semantic FPN (3,158 in
-# 0.13 s). Networks of 400 and 100 Gb/s for each machine are assumed.
+# iterations that wait for the host, of the nano Mask R-CNN (11,646 calls in 0.27 s) and Semantic FPN (3,158
+# in 0.13 s). Networks of 400 and 100 Gb/s for each machine are assumed.
 FAST = Speed(1508e9 / 57.8e-3, 0.27 / 11_646, 50e9)
 SLOW = Speed(681e9 / 33.4e-3, 0.13 / 3_158, 12.5e9)
 STEPS = {
     "retinanet_flatten-pvt-t_fpn_1x_coco": Step(2, 4_136, 1.81),
     "mask-rcnn_flatten-pvt-t_fpn_1x_coco": Step(2, 4_970, 1.52),
-    "mask-rcnn_flatten-pvt-s_fpn_1x_coco": Step(2, 7_338, 0),
-    "mask-rcnn_flatten-swin-t_fpn_3x_coco": Step(2, 7_312, 0),
-    "cascade-mask-rcnn_flatten-swin-t_fpn_3x_coco": Step(2, 0, 0),
+    "mask-rcnn_flatten-pvt-s_fpn_1x_coco": Step(2, 7_338, 2.28),
+    "mask-rcnn_flatten-swin-t_fpn_3x_coco": Step(2, 7_312, 1.95),
+    "cascade-mask-rcnn_flatten-swin-t_fpn_3x_coco": Step(2, 9_550, 2.26),
     "flatten-pvt-t_semantic-fpn_4xb4-80k_ade20k-512x512": Step(4, 1_666, 0.81),
-    "flatten-swin-t_upernet_8xb2-160k_ade20k-512x512": Step(2, 2_947, 0),
+    "flatten-swin-t_upernet_8xb2-160k_ade20k-512x512": Step(2, 2_947, 1.20),
 }
 
 
@@ -104,7 +102,7 @@ def with_estimates(page: str, metafiles: Mapping[str, dict[str, Any]]) -> str:
         sizes = [_short(memory(metadata["Parameters"], step, gpus) / 1e9) for gpus in (1, 8)]
         lines.append([name, str(step.batch), *ranges, *sizes])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    text, count = _GENERATED.subn(rf"\1\n{table}\n\2", page)
+    text, count = _GENERATED.subn(rf"\1\n{table}\n\n\2", page)
     if not count:
         raise UserError(
             f"{PAGE}: the comments between which the table of estimates belongs are missing"
