@@ -23,7 +23,7 @@ _GENERATED = re.compile(
 
 
 @dataclass(frozen=True)
-class Step:
+class StepCost:
     """Of a config's training step on random images of its size, on a CPU, under bf16 autocast."""
 
     batch: int  # of a GPU, as the config has it
@@ -51,17 +51,17 @@ class Speed:
 FAST = Speed(1508e9 / 57.8e-3, 0.27 / 11_646, 50e9)
 SLOW = Speed(681e9 / 33.4e-3, 0.13 / 3_158, 12.5e9)
 STEPS = {
-    "retinanet_flatten-pvt-t_fpn_1x_coco": Step(2, 4_136, 1.81),
-    "mask-rcnn_flatten-pvt-t_fpn_1x_coco": Step(2, 4_970, 1.52),
-    "mask-rcnn_flatten-pvt-s_fpn_1x_coco": Step(2, 7_338, 2.28),
-    "mask-rcnn_flatten-swin-t_fpn_3x_coco": Step(2, 7_312, 1.95),
-    "cascade-mask-rcnn_flatten-swin-t_fpn_3x_coco": Step(2, 9_550, 2.26),
-    "flatten-pvt-t_semantic-fpn_4xb4-80k_ade20k-512x512": Step(4, 1_666, 0.81),
-    "flatten-swin-t_upernet_8xb2-160k_ade20k-512x512": Step(2, 2_947, 1.20),
+    "retinanet_flatten-pvt-t_fpn_1x_coco": StepCost(2, 4_136, 1.81),
+    "mask-rcnn_flatten-pvt-t_fpn_1x_coco": StepCost(2, 4_970, 1.52),
+    "mask-rcnn_flatten-pvt-s_fpn_1x_coco": StepCost(2, 7_338, 2.28),
+    "mask-rcnn_flatten-swin-t_fpn_3x_coco": StepCost(2, 7_312, 1.95),
+    "cascade-mask-rcnn_flatten-swin-t_fpn_3x_coco": StepCost(2, 9_550, 2.26),
+    "flatten-pvt-t_semantic-fpn_4xb4-80k_ade20k-512x512": StepCost(4, 1_666, 0.81),
+    "flatten-swin-t_upernet_8xb2-160k_ade20k-512x512": StepCost(2, 2_947, 1.20),
 }
 
 
-def step_time(metadata: Mapping[str, Any], step: Step, gpus: int, speed: Speed) -> float:
+def step_time(metadata: Mapping[str, Any], step: StepCost, gpus: int, speed: Speed) -> float:
     """Seconds of a step; ``metadata`` are those of the config's entry in a metafile."""
     # The backward pass has twice the multiply-adds of the forward pass.
     device = 3 * metadata["FLOPs"] * step.batch / speed.macs_per_second
@@ -71,7 +71,7 @@ def step_time(metadata: Mapping[str, Any], step: Step, gpus: int, speed: Speed) 
     return step_seconds(max(device, step.calls * speed.seconds_per_call), reduction, size)
 
 
-def hours(metadata: Mapping[str, Any], step: Step, gpus: int, speed: Speed) -> float:
+def hours(metadata: Mapping[str, Any], step: StepCost, gpus: int, speed: Speed) -> float:
     """Of the whole training, whose number of images stays the same, without validations."""
     if "Epochs" in metadata:
         images = metadata["Epochs"] * _COCO_IMAGES
@@ -80,7 +80,7 @@ def hours(metadata: Mapping[str, Any], step: Step, gpus: int, speed: Speed) -> f
     return images / (gpus * step.batch) * step_time(metadata, step, gpus, speed) / 3600
 
 
-def memory(parameters: int, step: Step, gpus: int) -> float:
+def memory(parameters: int, step: StepCost, gpus: int) -> float:
     """Bytes of a GPU: weights, gradients, AdamW's two states, DDP's buckets of gradients, activations."""
     return (16 if gpus == 1 else 20) * parameters + step.batch * step.activations * 1e9
 
@@ -111,4 +111,4 @@ def with_estimates(page: str, metafiles: Mapping[str, dict[str, Any]]) -> str:
 
 
 def _short(value: float) -> str:
-    return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
+    return f"{value:.{0 if value >= 10 else 1 if value >= 1 else 2}f}"
