@@ -183,8 +183,8 @@ class RankParser(argparse.ArgumentParser):
         self.exit(USER_ERROR_EXIT)
 
 
-def _process_count(text: str) -> int:
-    """A number of processes; ``all`` is one for each GPU."""
+def process_count(text: str) -> int:
+    """A number of processes, for an option; ``all`` is one for each GPU."""
     count = torch.cuda.device_count() if text == "all" else int(text)
     if text == "all" and not count:
         raise argparse.ArgumentTypeError("all is one process for each GPU, but there is none")
@@ -204,7 +204,7 @@ def add_launcher_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("several processes")
     group.add_argument(
         "--processes",
-        type=_process_count,
+        type=process_count,
         metavar="N",
         help="start so many processes on this machine, which share the work; all: one for each GPU",
     )

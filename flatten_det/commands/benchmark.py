@@ -46,7 +46,7 @@ from . import run_command
 MODELS = ["flatten-pvt-t", "pvt-t", "flatten-swin-t", "mmdet:swin-t"]
 SIZES = ["224", "512", "800x1280", "1024"]
 _MODELS = "models"
-WHAT = (_MODELS, "data")
+WHAT = (_MODELS, "data", "scaling")
 
 
 def add_what_option(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +56,8 @@ def add_what_option(parser: argparse.ArgumentParser) -> None:
         choices=WHAT,
         default=_MODELS,
         help="models: speed and memory over image sizes (default); data: whether the data of a config keep "
-        "up with its training; each with --help tells of its options",
+        "up with its training; scaling: a config's training with several processes; each with --help tells "
+        "of its options",
     )
 
 

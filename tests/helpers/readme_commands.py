@@ -63,6 +63,7 @@ ON_MIXED_SIZES = [c for c in COMMANDS["high-resolution"] if "_shapes-mixed" in c
 ON_TREES = COMMANDS["trees"]
 EXPORTS = COMMANDS["export"]
 BENCHMARK, BENCHMARK_ATTENTION, FLOPS, FLOPS_OF_PAPER, BENCHMARK_DATA = COMMANDS["speed"]
+(SCALING,) = COMMANDS["scaling"]
 ANALYSE = [c for c in COMMANDS["evidence"] if c.startswith("flatten-det analyze")]
 ABLATE = [c for c in COMMANDS["evidence"] if c.startswith("flatten-det ablate")]
 REQUESTS = COMMANDS["serve"]

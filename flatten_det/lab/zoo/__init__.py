@@ -1,4 +1,4 @@
-"""The model zoo's index: metafiles and the zoo page, computed from the configs and compared with the disk."""
+"""The zoo's metafiles, page and table of estimates, computed from the configs and compared with the disk."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import track
 
 from ...files.atomic import write_atomically
+from . import estimates
 from .configs import find_configs, metafile_of, read_config
 from .metafiles import (
     HEADER,
@@ -75,6 +76,8 @@ def inspect_zoo(root: Path, count: bool = True) -> Zoo:
     if not wrong:
         files = {path: dump(content, HEADER) for path, content in wanted.items()}
         files |= {MODEL_INDEX: dump({"Import": list(wanted)}), PAGE: render_page(wanted)}
+        if page := _text(root, estimates.PAGE):
+            files[estimates.PAGE] = estimates.with_estimates(page, wanted)
     stale += [
         f"{path}: not what tools/update_zoo.py writes: {_CURE}"
         for path, text in files.items()
