@@ -190,7 +190,10 @@ def test_a_job_without_an_outcome_is_a_failure_in_one_line(tmp_path):
         "p1-k0, seed 0: its job failed: RuntimeError: the node is gone; to continue, repeat the command"
     )
     assert "this is its log" in str(error.__cause__)
-    assert worker.run is None
+    # There is nothing left to stop.
+    worker.stop(signal.SIGTERM)
+    worker.kill()
+    assert list(run.folder.iterdir()) == []
 
 
 @pytest.mark.parametrize("engine", ["submitit", "ray"])
