@@ -148,7 +148,7 @@ def test_an_engine_stops_and_goes_on_to_the_same_numbers(engine, start, tmp_path
     assert process.returncode == 0, errors
     assert not list(out.glob(f"*/*/{engines.PROGRESS}"))
     if engine == "submitit":
-        logs = "".join(log.read_text() for log in (out / "jobs").glob("*.err"))
+        logs = "".join(log.read_text() for log in (out / "jobs").glob("*.out"))
         assert logs.count("Requeued job") == 1
 
     alone = start("local", tmp_path / "local")
