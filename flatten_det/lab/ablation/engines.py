@@ -138,15 +138,16 @@ class RemoteWorker(Worker):
         return None
 
     def stop(self, number: int) -> None:
-        if self._trains:
-            self._leave(number)
-        else:
+        if not self._trains:
             self.kill()
+        elif self.run:
+            self._leave(number)
 
     def kill(self) -> None:
-        self._leave(signal.SIGKILL)
-        self._job.cancel()
-        self.run = None
+        if self.run:
+            self._leave(signal.SIGKILL)
+            self._job.cancel()
+            self.run = None
 
     def _leave(self, number: int) -> None:
         write_atomically(self.run.folder / STOP, str(int(number)).encode())
