@@ -68,6 +68,7 @@ def test_slurm_is_asked_for_the_first_of_abbreviated_hosts(environment, tmp_path
     tell_torch("slurm")
     assert environment["MASTER_ADDR"] == "n7"
     command.unlink()
+    environment["PATH"] = str(tmp_path)  # Machines of a cluster have one of their own.
     del environment["MASTER_ADDR"]
     with pytest.raises(UserError, match=r"scontrol .* n\[7-8\] .*set MASTER_ADDR"):
         tell_torch("slurm")
