@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from tool_modules import load_tool
@@ -203,6 +204,15 @@ def test_a_missing_package_is_named_with_its_extra(engine, monkeypatch, tmp_path
     assert tool.main(["--engine", engine, "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err.strip() == (
         f"error: --engine {engine} needs the package {engine}: pip install 'flatten-det[{engine}]'"
+    )
+
+
+def test_a_cluster_of_ray_that_is_not_there(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "ray", ModuleType("ray"))
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    assert load_tool("ablate").main(["--engine", "ray", "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.lstrip().startswith(
+        "error: RAY_ADDRESS=127.0.0.1:9: no cluster of Ray answers there ("
     )
 
 

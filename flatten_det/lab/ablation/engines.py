@@ -11,6 +11,7 @@ import json
 import math
 import os
 import signal
+import socket
 import threading
 import time
 import traceback
@@ -40,6 +41,7 @@ from .run import TO_CONTINUE
 
 PROGRESS, STOP = "progress.json", "stop"
 _LOOK_EVERY_S = 1.0
+_PATIENCE_S = 10
 # Each time it is queued again there is a checkpoint more: no number of times is too much.
 _REQUEUES = 1000
 _PREEMPTION = getattr(signal, "SIGUSR1", None)  # None on Windows
@@ -178,6 +180,18 @@ def _blame_options(*kinds: type[Exception]) -> Iterator[None]:
         raise UserError(f"--engine-options: {' '.join(str(error).split())}") from error
 
 
+def _check_address(address: str) -> None:
+    """UserError if there is nobody at a cluster's address, which Ray itself tries for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdecimal():
+        try:
+            socket.create_connection((host, int(port)), timeout=_PATIENCE_S).close()
+        except OSError as error:
+            raise UserError(
+                f"RAY_ADDRESS={address}: no cluster of Ray answers there ({error})"
+            ) from error
+
+
 @dataclass(frozen=True)
 class _RayJob:
     ray: ModuleType
@@ -201,6 +215,7 @@ def on_ray(options: Mapping[str, Any], out: Path, jobs: int) -> Iterator[Callabl
     ``ray.remote`` say otherwise.
     """
     ray = _package("ray")
+    _check_address(os.environ.get("RAY_ADDRESS", ""))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray.init(log_to_driver=False)
     try:
