@@ -21,7 +21,7 @@ from flatten_det.train.run import LOCK_NAME
 
 TOOL = Path(__file__).parents[2] / "tools" / "ablate.py"
 CONFIGS = TOOL.parents[1] / "configs"
-ITERATIONS = 100
+ITERATIONS = 60
 OPTIONS = {"local": [], "submitit": ["--engine-options", "cluster=local"], "ray": []}
 # One fails as soon as the other run trains; no machine is too fast for Ctrl-C.
 HOOKS = f"""
@@ -33,7 +33,7 @@ from mmengine.registry import HOOKS
 @HOOKS.register_module()
 class TakeTime(Hook):
     def before_train_iter(self, runner, batch_idx, data_batch=None):
-        time.sleep(0.05)
+        time.sleep(0.1)
 
 @HOOKS.register_module()
 class BreakDown(Hook):
@@ -211,8 +211,10 @@ def test_a_cluster_of_ray_that_is_not_there(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "ray", ModuleType("ray"))
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     assert load_tool("ablate").main(["--engine", "ray", "--out", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.lstrip().startswith(
-        "error: RAY_ADDRESS=127.0.0.1:9: no cluster of Ray answers there ("
+    assert (
+        capsys.readouterr()
+        .err.lstrip()
+        .startswith("error: RAY_ADDRESS=127.0.0.1:9: no cluster of Ray answers there (")
     )
 
 
