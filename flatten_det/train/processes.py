@@ -20,7 +20,7 @@ import torch
 from ..cli import INTERRUPT_EXIT
 from ..distributed import OWN_RUN_ID, disconnect, launcher, started_by_us
 from ..errors import PEER_LOST, UserError
-from .stop import REPEAT_WITH_RESUME, take_over_signals
+from .stop import REPEAT_WITH_RESUME, end_undisturbed, take_over_signals
 
 _POLL_S = 0.1
 # How long the others may go on after one has failed, to end of it themselves and to say why.
@@ -51,7 +51,11 @@ def in_processes(
                 "--max-restarts starts the processes of --processes again: add that, or give it to torchrun"
             )
         if started_by_us() or (args.processes in (None, 1) and not args.max_restarts):
-            code = work(args)
+            try:
+                code = work(args)
+            finally:
+                if argv is None:
+                    end_undisturbed()
             disconnect()
             return code
         if (other := launcher()) != "none":

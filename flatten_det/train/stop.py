@@ -177,7 +177,7 @@ class InterruptHook(Hook):
         raise stopped
 
 
-def take_over_signals(handler: Callable[[int, Any], None]) -> dict[int, Any]:
+def take_over_signals(handler: Callable[[int, Any], None] | signal.Handlers) -> dict[int, Any]:
     """Have a function called for the signals that stop a training; returns their former handlers.
 
     A SIGHUP that is ignored stays so, as ``nohup`` wants it.
@@ -190,6 +190,16 @@ def take_over_signals(handler: Callable[[int, Any], None]) -> dict[int, Any]:
         for number in SIGNAL_NAMES
         if number != getattr(signal, "SIGHUP", 0) or signal.getsignal(number) != signal.SIG_IGN
     }
+
+
+def end_undisturbed() -> None:
+    """Ignore the signals that stop a training, but for Ctrl-C, in a process whose work is done.
+
+    It takes a second or two to end, and is not to fail by what comes then.
+    """
+    interrupt = signal.getsignal(signal.SIGINT)
+    if signal.SIGINT in take_over_signals(signal.SIG_IGN):
+        signal.signal(signal.SIGINT, interrupt)
 
 
 def tell(message: str) -> None:

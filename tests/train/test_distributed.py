@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 from collections.abc import Iterator, MutableMapping
 from datetime import timedelta
 
@@ -264,3 +265,17 @@ def test_a_command_that_does_not_start_is_told_last(capfd, monkeypatch):
     assert again.endswith("it ended with exit code 7; starting again (1 of 1)")
     assert last.startswith("error (rank ")
     assert last.endswith("exit code 7")
+
+
+@pytest.mark.parametrize("argv", [None, ["config.py"]], ids=["program", "function"])
+def test_a_signal_that_comes_after_the_work_is_no_failure(environment, argv):
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in numbers}
+    args = argparse.Namespace(processes=None, max_restarts=0)
+    try:
+        assert in_processes("train", lambda args: 3, args, argv)(args) == 3
+        changed = {n: now for n in numbers if (now := signal.getsignal(n)) != before[n]}
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert changed == ({} if argv else dict.fromkeys(numbers[:2], signal.SIG_IGN))
