@@ -84,10 +84,10 @@ def in_ranks(folder: Path, count: int, work: Callable[[int], Any]) -> list[Any]:
     return results
 
 
-def mappings(of: str) -> list[str]:
+def mappings() -> list[str]:
     """The files of ours that this process maps: each by its number and name."""
     lines = Path("/proc/self/maps").read_text().splitlines()
-    return [line.split(maxsplit=4)[4] for line in lines if of in line]
+    return [line.split(maxsplit=4)[4] for line in lines if "memfd:flatten_det" in line]
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def journal(tmp_path) -> Path:
 def test_one_rank_loads_what_all_map(tmp_path, journal):
     def work(rank: int):
         dataset = build(loader_of(journal)).dataset
-        found = [dataset[index] for index in range(len(dataset))], mappings("flatten_det")
+        found = [dataset[index] for index in range(len(dataset))], mappings()
         barrier()
         if rank == 1:
             dataset.data_bytes[:] = 0  # Its own from now on.
@@ -129,7 +129,7 @@ def test_wrappers_are_shared_too(tmp_path, journal):
 
 def test_what_cannot_be_shared_is_loaded_by_each(tmp_path, journal, capfd):
     def work(rank: int):
-        return build(loader_of(journal, "LockedDataset")).dataset[5]["number"], mappings("memfd")
+        return build(loader_of(journal, "LockedDataset")).dataset[5]["number"], mappings()
 
     assert in_ranks(tmp_path, 2, work) == [(5, [])] * 2
     assert len(journal.read_text().splitlines()) == 2
@@ -147,7 +147,7 @@ def test_machines_load_one_each(tmp_path, journal, monkeypatch):
     def work(rank: int):
         loader = build(loader_of(journal))
         assert len(loader.dataset) == SAMPLES
-        return mappings("flatten_det")
+        return mappings()
 
     memory = in_ranks(tmp_path, 4, work)
     assert memory[0] == memory[2] != memory[1] == memory[3]
@@ -192,7 +192,7 @@ def test_the_others_outlive_the_one_that_loaded_and_nothing_stays(tmp_path, jour
 
 def test_one_process_alone_gives_back_what_loading_took(journal):
     loader = build(loader_of(journal))
-    assert len(mappings("memfd:flatten_det")) == 1
+    assert len(mappings()) == 1
     assert loader.dataset[SAMPLES - 1]["number"] == SAMPLES - 1
     assert len(journal.read_text().splitlines()) == 1
 

@@ -40,7 +40,7 @@ def test_only_the_parents_sigterm_counts():
     pid = next(items)
     assert initialized.item() == 1
     for name in ("TERM", "HUP", "USR1"):
-        subprocess.run(["kill", f"-{name}", str(pid)], check=True)
+        subprocess.run(["sh", "-c", f"kill -{name} {pid}"], check=True)
     assert set(items) == {pid}
 
     items = iter(loader)
