@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -125,3 +126,17 @@ def ade20k_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cityscapes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny data set in Cityscapes' layout, to be read only."""
     return make_cityscapes_folder(tmp_path_factory.mktemp("data") / "cityscapes")
+
+
+@pytest.fixture
+def lone_process(tmp_path) -> Iterator[None]:
+    """A process group of one."""
+    torch.distributed.init_process_group(
+        "gloo",
+        f"file://{tmp_path / 'rendezvous'}",
+        rank=0,
+        world_size=1,
+        timeout=timedelta(seconds=9),
+    )
+    yield
+    torch.distributed.destroy_process_group()

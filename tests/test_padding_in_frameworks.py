@@ -138,25 +138,20 @@ def test_test_time_augmentation(detector):
 
 
 @torch.no_grad()
-def test_as_part_of_a_distributed_model(detector, tmp_path):
-    store = f"file://{tmp_path / 'store'}"
-    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
-    try:
-        model = MMDistributedDataParallel(detector)
-        batch = detection_batch(SIZES)
-        found = model.test_step(batch)
-        for index, sample in enumerate(found):
-            assert_equal_boxes([sample], model.test_step(alone(batch, index)))
-        seen = []
-        inner = detector.backbone.forward_images
-        detector.backbone.forward_images = lambda x: seen.append(tuple(x.shape[2:])) or inner(x)
-        model.train()
-        optimizer = OptimWrapper(torch.optim.SGD(model.parameters(), lr=1e-3))
-        with torch.enable_grad():
-            model.train_step(batch, optimizer)
-        assert seen == SIZES
-    finally:
-        torch.distributed.destroy_process_group()
+def test_as_part_of_a_distributed_model(detector, lone_process):
+    model = MMDistributedDataParallel(detector)
+    batch = detection_batch(SIZES)
+    found = model.test_step(batch)
+    for index, sample in enumerate(found):
+        assert_equal_boxes([sample], model.test_step(alone(batch, index)))
+    seen = []
+    inner = detector.backbone.forward_images
+    detector.backbone.forward_images = lambda x: seen.append(tuple(x.shape[2:])) or inner(x)
+    model.train()
+    optimizer = OptimWrapper(torch.optim.SGD(model.parameters(), lr=1e-3))
+    with torch.enable_grad():
+        model.train_step(batch, optimizer)
+    assert seen == SIZES
 
 
 def test_images_that_the_preprocessor_resizes(detector):

@@ -13,11 +13,10 @@ import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 
-from ..cli import RankParser, add_common_options, command_line, make_console, process_count, say
+from ..cli import RankParser, add_common_options, command_line, process_count, say
 from ..config import blame_config, load_config
 from ..distributed import disconnect, launcher, started_by_us
 from ..errors import UserError
-from ..files.atomic import write_atomically
 from ..lab.benchmark.machine import (
     add_out_option,
     busy_remark,
@@ -29,10 +28,10 @@ from ..lab.benchmark.report import (
     CSV,
     JSON,
     MARKDOWN,
-    make_markdown,
-    make_table,
+    show_tables,
     write_csv,
     write_json,
+    write_markdown,
 )
 from ..lab.benchmark.scaling import World, cells, explain_table, measure
 from ..train.optimizer import enable_amp
@@ -137,19 +136,15 @@ def show(args: argparse.Namespace, worlds: Sequence[World], busy: str | None) ->
     title = f"Training of {Path(args.config).stem}{' with --amp' * args.amp}, {size}"
     table = (title, dict.fromkeys(rows[0], "right"), [list(row.values()) for row in rows])
     explanation = explain_table(worlds)
-    console, name = make_console(), device_name(device)
-    say(console, args.command, name, *[busy] * (busy is not None))
-    console.print(make_table(*table))
+    name = device_name(device)
+    console = show_tables(args.command, [name, *filter(None, [busy])], [table])
     console.print(explanation, highlight=False)
     if args.out is not None:
         content = {"command": args.command, "machine": describe_machine(device)}
         content |= {"figures": figures, "worlds": [asdict(world) for world in worlds]}
         write_json(content, args.out / JSON)
         write_csv(figures, args.out / CSV)
-        text = "\n".join(
-            [f"`{args.command}`\n", f"{name}\n", make_markdown(*table), explanation, ""]
-        )
-        write_atomically(args.out / MARKDOWN, text.encode())
+        write_markdown(args.command, [name], [table], explanation, args.out)
         say(console, f"written to {args.out}")
 
 

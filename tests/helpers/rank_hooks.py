@@ -1,4 +1,4 @@
-"""What tests have the ranks of a run do: note what they are trained on, and fail in chosen ways."""
+"""What tests have the ranks of a run do: a tiny training, notes of it, and failures of chosen kinds."""
 
 import json
 import os
@@ -10,6 +10,19 @@ from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+from toy_training import make_config
+
+
+def write_toy(folder: Path, *hooks: dict, by_epoch: bool = True, **changes: object) -> Path:
+    """A training of milliseconds, which keeps a journal and a checkpoint of each iteration."""
+    folder.mkdir(exist_ok=True)
+    cfg = make_config(folder, by_epoch, {"model.norm": False} | changes)
+    cfg.default_hooks.checkpoint.update(by_epoch=False, interval=1)
+    cfg.custom_hooks = [{"type": "RankJournal"}, *hooks]
+    cfg.randomness = {"seed": 3}
+    cfg.custom_imports = {"imports": ["toy_training", "rank_hooks"]}
+    cfg.dump(folder / "toy.json")
+    return folder / "toy.json"
 
 
 @HOOKS.register_module()

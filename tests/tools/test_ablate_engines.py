@@ -7,12 +7,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from ablations import few_images, group_of, wait_until
 from tool_modules import load_tool
 
 from flatten_det.errors import UserError
@@ -56,18 +56,9 @@ def data(tmp_path_factory):
 
 def _options(data: Path, out: Path, custom_hooks: str, jobs: int) -> list[str]:
     """Of two short runs."""
-    options = [
-        f"{loader}.dataset.{key}={value}"
-        for loader in ("train_dataloader", "val_dataloader", "test_dataloader")
-        for key, value in {
-            "data_root": data,
-            "num_images.train": 4,
-            "num_images.val": 4,
-        }.items()
-    ]
     return [
         *("--jobs", str(jobs), "--variants", "p1-k0", "p3-k5", "--seeds", "0", "--out", str(out)),
-        *("--cfg-options", *options, "train_dataloader.batch_size=2"),
+        *("--cfg-options", *few_images(data)),
         *(f"train_cfg.max_iters={ITERATIONS}", f"train_cfg.val_interval={ITERATIONS}"),
         *(f"custom_hooks={custom_hooks}", "custom_imports.imports=[flatten_det,engine_hooks]"),
     ]
@@ -92,27 +83,8 @@ def start(data, tmp_path):
 
     yield start
     for process in started:
-        for pid in _processes(process.pid):
+        for pid in group_of(process):
             os.kill(pid, signal.SIGKILL)
-
-
-def _processes(group: int) -> list[int]:
-    """The living processes of a group."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            state, _, its_group, *_ = (folder / "stat").read_text().rsplit(")", 1)[1].split()
-        except OSError:  # It has just ended.
-            continue
-        if int(its_group) == group and state not in "ZX":
-            found.append(int(folder.name))
-    return found
-
-
-def _wait(process: subprocess.Popen, condition: Callable[[], bool]) -> None:
-    while not condition():
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.1)
 
 
 def _trained(out: Path, variant: str) -> int:
@@ -135,7 +107,7 @@ def test_an_engine_stops_and_goes_on_to_the_same_numbers(
     pytest.importorskip(engine)
     out = tmp_path / "out"
     process = start(engine, out)
-    _wait(process, lambda: _trained(out, "p1-k0") and _trained(out, "p3-k5"))
+    wait_until(process, lambda: _trained(out, "p1-k0") and _trained(out, "p3-k5"))
     time.sleep(2)  # Until that is known to the command.
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
@@ -149,7 +121,7 @@ def test_an_engine_stops_and_goes_on_to_the_same_numbers(
     process = start(engine, out)
     if engine == "submitit":
         # Pre-empted: it is queued again.
-        _wait(process, lambda: _trained(out, "p1-k0") > 0)
+        wait_until(process, lambda: _trained(out, "p1-k0") > 0)
         lock = (out / "p1-k0" / "seed0" / LOCK_NAME).read_text()
         os.kill(int(re.search(r"\d+", lock)[0]), signal.SIGUSR1)
     _, errors = process.communicate(timeout=280)

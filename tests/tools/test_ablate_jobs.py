@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from ablations import few_images, group_of, wait_until
 
 TOOL = Path(__file__).parents[2] / "tools" / "ablate.py"
 ITERATIONS = 300
@@ -18,19 +19,10 @@ VARIANTS = ("p1-k0", "p3-k0")
 @pytest.fixture
 def command(tmp_path):
     """Two runs of some seconds each."""
-    options = [
-        f"{loader}.dataset.{key}={value}"
-        for loader in ("train_dataloader", "val_dataloader", "test_dataloader")
-        for key, value in {
-            "data_root": tmp_path / "data",
-            "num_images.train": 4,
-            "num_images.val": 4,
-        }.items()
-    ]
     return [
         *(sys.executable, str(TOOL), "--jobs", "2", "--variants", *VARIANTS, "--seeds", "0"),
-        *("--out", str(tmp_path / "out"), "--cfg-options", *options),
-        *("train_dataloader.batch_size=2", "default_hooks.logger.interval=1"),
+        *("--out", str(tmp_path / "out"), "--cfg-options", *few_images(tmp_path / "data")),
+        "default_hooks.logger.interval=1",
         *(f"train_cfg.max_iters={ITERATIONS}", f"train_cfg.val_interval={ITERATIONS}"),
     ]
 
@@ -50,22 +42,9 @@ def start(command):
 
     yield start
     for process in started:
-        for pid in _group(process):
+        for pid in group_of(process):
             os.kill(pid, signal.SIGKILL)
         process.wait()
-
-
-def _group(process: subprocess.Popen) -> list[int]:
-    """The living processes of its group."""
-    living = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, group, *_ = stat.read_text().rsplit(")", 1)[1].split()
-        except OSError:  # It has just ended.
-            continue
-        if int(group) == process.pid and state not in "ZX":
-            living.append(int(stat.parent.name))
-    return living
 
 
 def _steps(out: Path, variant: str) -> list[int]:
@@ -75,16 +54,10 @@ def _steps(out: Path, variant: str) -> list[int]:
     return [json.loads(line)["iter"] for line in lines if '"loss"' in line]
 
 
-def _wait(process: subprocess.Popen, condition) -> None:
-    while not condition():
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.05)
-
-
 def _wait_for_end_of_group(process: subprocess.Popen, patience: float = 5) -> None:
     # The one of multiprocessing that cleans up ends a moment after the others.
     end = time.monotonic() + patience
-    while living := _group(process):
+    while living := group_of(process):
         assert time.monotonic() < end, [Path(f"/proc/{pid}/cmdline").read_text() for pid in living]
         time.sleep(0.05)
 
@@ -93,7 +66,7 @@ def _wait_for_end_of_group(process: subprocess.Popen, patience: float = 5) -> No
 def test_ctrl_c(start, tmp_path):
     out = tmp_path / "out"
     process = start()
-    _wait(process, lambda: all(len(_steps(out, variant)) > 2 for variant in VARIANTS))
+    wait_until(process, lambda: all(len(_steps(out, variant)) > 2 for variant in VARIANTS))
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
@@ -114,7 +87,7 @@ def test_ctrl_c(start, tmp_path):
 def test_stop_of_processes_that_import(start):
     process = start()
     # The tool's own, that of multiprocessing which cleans up, and two that have just begun.
-    _wait(process, lambda: len(_group(process)) == 4)
+    wait_until(process, lambda: len(group_of(process)) == 4)
     time.sleep(1)
     os.killpg(process.pid, signal.SIGINT)
     sent = time.monotonic()
@@ -130,7 +103,7 @@ def test_stop_of_processes_that_import(start):
 def test_kill_9_leaves_checkpoints_to_go_on_from_and_no_process(start, tmp_path):
     out = tmp_path / "out"
     process = start()
-    _wait(process, lambda: all(len(_steps(out, variant)) > 2 for variant in VARIANTS))
+    wait_until(process, lambda: all(len(_steps(out, variant)) > 2 for variant in VARIANTS))
     process.kill()
     _wait_for_end_of_group(process, patience=60)
     for variant in VARIANTS:

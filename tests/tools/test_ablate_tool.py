@@ -8,6 +8,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from ablations import few_images
 from PIL import Image
 from rich.progress import Progress
 from tool_modules import load_tool
@@ -42,18 +43,9 @@ def data(tmp_path_factory):
 
 def _arguments(data, out, *variants):
     """Two variants, one seed, and options that make a training one of two iterations."""
-    options = [
-        f"{loader}.dataset.{key}={value}"
-        for loader in ("train_dataloader", "val_dataloader", "test_dataloader")
-        for key, value in {
-            "data_root": data,
-            "num_images.train": 4,
-            "num_images.val": 4,
-        }.items()
-    ]
     return [
         *("--variants", *(variants or VARIANTS), "--out", str(out), "--seeds", "0"),
-        *("--cfg-options", *options, "train_dataloader.batch_size=2"),
+        *("--cfg-options", *few_images(data)),
         *("train_cfg.max_iters=2", "train_cfg.val_interval=1"),
     ]
 

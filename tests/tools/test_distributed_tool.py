@@ -15,9 +15,9 @@ import pytest
 import torch
 from fixtures import make_coco_folder, write_detector_config, write_segmentor_config
 from forked_ranks import HELPERS, Command, Forker
-from rank_hooks import journal
+from rank_hooks import journal, write_toy
 from readme_commands import SEVERAL, save_random_weights, words_of
-from toy_training import final_state, make_config
+from toy_training import final_state
 
 from flatten_det.files.checkpoints import load_as_data
 
@@ -73,18 +73,6 @@ def test_what_is_wrong_for_all_is_said_once(forker, detector, tmp_path):
     (line,) = command.errors.splitlines()
     assert line.startswith("error (rank ")
     assert "nothing" in line
-
-
-def write_toy(folder: Path, *hooks: dict, by_epoch: bool = True, **changes: object) -> Path:
-    """A training of milliseconds, which keeps a journal and a checkpoint of each iteration."""
-    folder.mkdir(exist_ok=True)
-    cfg = make_config(folder, by_epoch, {"model.norm": False} | changes)
-    cfg.default_hooks.checkpoint.update(by_epoch=False, interval=1)
-    cfg.custom_hooks = [{"type": "RankJournal"}, *hooks]
-    cfg.randomness = {"seed": 3}
-    cfg.custom_imports = {"imports": ["toy_training", "rank_hooks"]}
-    cfg.dump(folder / "toy.json")
-    return folder / "toy.json"
 
 
 def samples(work_dir: Path, ranks: int) -> dict[int, list]:

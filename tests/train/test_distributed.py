@@ -4,7 +4,6 @@ import argparse
 import os
 import signal
 from collections.abc import Iterator, MutableMapping
-from datetime import timedelta
 
 import pytest
 import torch
@@ -217,25 +216,15 @@ def test_a_lost_peer_is_no_fault_of_the_config():
     assert not lost_a_peer(RuntimeError("shapes do not match"))
 
 
-def test_sync_bn_without_gpus_has_the_statistics_of_all_ranks(tmp_path, monkeypatch):
+def test_sync_bn_without_gpus_has_the_statistics_of_all_ranks(lone_process):
     """Of one rank here: the wrapper, which torch's SyncBN refuses, is what is tested."""
-    torch.distributed.init_process_group(
-        "gloo",
-        f"file://{tmp_path / 'rendezvous'}",
-        rank=0,
-        world_size=1,
-        timeout=timedelta(seconds=9),
-    )
-    try:
-        layers = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.SyncBatchNorm(2))
-        names = layers.state_dict().keys()
-        wrapped = distributed.CpuDataParallel(layers, device_ids=[0])
-        assert is_model_wrapper(wrapped)
-        assert wrapped.module.state_dict().keys() == names
-        images = torch.randn(3, 1, 4, 4)
-        output = wrapped(images)
-    finally:
-        torch.distributed.destroy_process_group()
+    layers = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.SyncBatchNorm(2))
+    names = layers.state_dict().keys()
+    wrapped = distributed.CpuDataParallel(layers, device_ids=[0])
+    assert is_model_wrapper(wrapped)
+    assert wrapped.module.state_dict().keys() == names
+    images = torch.randn(3, 1, 4, 4)
+    output = wrapped(images)
     assert output.mean().abs() < 1e-5
 
 

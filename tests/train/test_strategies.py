@@ -6,13 +6,12 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 from forked_ranks import Command, Forker
-from rank_hooks import journal
+from rank_hooks import journal, write_toy
 from torch.distributed.fsdp import FSDPModule
 from toy_training import final_state, make_config
 
@@ -28,20 +27,6 @@ from flatten_det.train.sharding import ShardedRunner, shard
 def forker() -> Iterator[Forker]:
     with Forker() as forker:
         yield forker
-
-
-@pytest.fixture
-def lone_process(tmp_path) -> Iterator[None]:
-    """A process group of one."""
-    torch.distributed.init_process_group(
-        "gloo",
-        f"file://{tmp_path / 'rendezvous'}",
-        rank=0,
-        world_size=1,
-        timeout=timedelta(seconds=9),
-    )
-    yield
-    torch.distributed.destroy_process_group()
 
 
 class _Model(torch.nn.Module):
@@ -157,18 +142,6 @@ def test_losses_are_those_of_ddp_and_one_process_tests_the_checkpoint(forker, tm
     measured = metrics([tested.read_text()])
     assert max(measured.values()) > 0
     assert measured == metrics(scalars.read_text().splitlines())
-
-
-def write_toy(folder: Path, *hooks: dict, **changes: object) -> Path:
-    """A training of milliseconds: 9 iterations in two processes, with a checkpoint of each."""
-    folder.mkdir(exist_ok=True)
-    cfg = make_config(folder, True, {"model.norm": False} | changes)
-    cfg.default_hooks.checkpoint.update(by_epoch=False, interval=1)
-    cfg.custom_hooks = [{"type": "RankJournal"}, *hooks]
-    cfg.randomness = {"seed": 3}
-    cfg.custom_imports = {"imports": ["toy_training", "rank_hooks"]}
-    cfg.dump(folder / "toy.json")
-    return folder / "toy.json"
 
 
 def types(part: object) -> object:

@@ -3,5 +3,5 @@
 ``run`` measures candidates with ``timing``, ``memory`` and ``machine``; ``report`` and ``figures`` show the
 results. There are two kinds: ``attention`` has implementations of the layer; ``models`` has backbones,
 detectors and segmentors, which ``sources`` finds by name and ``growth`` compares over image sizes. Apart
-from these, ``scaling`` measures a training in several processes.
+from these, ``data`` measures what feeds a training, and ``scaling`` one in several processes.
 """

@@ -8,7 +8,7 @@ import os
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -22,16 +22,15 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
-from ...cli import make_console, say
+from ...cli import say
 from ...config import all_datasets, blame_config, build_dataloader
 from ...data.loading import blame_annotation_files, check_images, transforms_of
 from ...errors import UserError
-from ...files.atomic import write_atomically
 from ...files.images import pixel_limit
 from ...train.optimizer import use_amp_of_cpu
 from ...train.run import use_our_components
 from .machine import busy_remark, describe_machine, device_name
-from .report import JSON, MARKDOWN, make_markdown, make_table, write_json
+from .report import JSON, Shown, show_tables, write_json, write_markdown
 from .sources import build_whole
 from .timing import clock_of
 
@@ -77,7 +76,7 @@ class Feeding:
             f"{rates[fewest] / fewest:.3g} images/s each; this machine has {self.cores} cores."
         )
 
-    def tables(self) -> Iterator[tuple[str, dict[str, str], list[list[str]]]]:
+    def tables(self) -> Iterator[Shown]:
         """Title, columns and rows, for :func:`.report.make_table`."""
         step = statistics.median(self.step)
         rows = []
@@ -149,10 +148,16 @@ def _rates(rounds: _Rounds) -> list[float]:
 def _build_loader(cfg: Config, workers: int, dataset: dict[str, Any]) -> DataLoader:
     loader = {**cfg.train_dataloader, "num_workers": workers, "dataset": dataset}
     if not workers:
-        loader = {name: value for name, value in loader.items() if name not in _OF_WORKERS}
+        loader = without_workers(loader)
     built = build_dataloader(Runner.build_dataloader, loader, seed=_SEED)
     built.collate_fn = partial(_counted, built.collate_fn)
     return built
+
+
+def without_workers(loader: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a loader that loads in its own process."""
+    kept = {name: value for name, value in loader.items() if name not in _OF_WORKERS}
+    return kept | {"num_workers": 0}
 
 
 def _counted(collate: Callable[[list], Any], items: list) -> tuple[int, Any]:
@@ -247,17 +252,12 @@ def report_feeding(feeding: Feeding, device: torch.device, command: str, out: Pa
             "Step and workers were measured one after the other: on a CPU they share its cores."
         )
     remarks += filter(None, [busy_remark()])
-    console = make_console()
-    say(console, command, *remarks)
     tables = list(feeding.tables())
-    for table in tables:
-        console.print(make_table(*table))
+    console = show_tables(command, remarks, tables)
     say(console, feeding.verdict)
     if out is None:
         return
     content = {"command": command, "machine": describe_machine(device), **asdict(feeding)}
     write_json(content | {"verdict": feeding.verdict}, out / JSON)
-    lines = [f"`{command}`\n", *(f"{remark}\n" for remark in remarks)]
-    text = "\n".join([*lines, *(make_markdown(*table) for table in tables), feeding.verdict, ""])
-    write_atomically(out / MARKDOWN, text.encode())
+    write_markdown(command, remarks, tables, feeding.verdict, out)
     say(console, f"written to {out}")

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import compress
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from .run import Benchmark, Comparison, Result
 JSON, CSV, MARKDOWN, FIGURE = "results.json", "results.csv", "table.md", "figure.png"
 _NOTE = "note"
 _PALETTE = 64  # colours of a figure
+Shown = tuple[str, Mapping[str, str], Sequence[Sequence[str]]]  # what make_table takes
 
 
 def write_json(content: object, path: Path) -> None:
@@ -99,9 +100,7 @@ def milliseconds(seconds: float | None) -> str:
     return number(seconds and seconds * 1e3, ".4g")
 
 
-def tables(
-    benchmark: Benchmark, comparison: Comparison
-) -> Iterator[tuple[str, dict[str, str], list[list[str]]]]:
+def tables(benchmark: Benchmark, comparison: Comparison) -> Iterator[Shown]:
     """Title, columns and rows of one table for each kind of settings, for :func:`make_table`."""
     for kind in comparison.kinds:
         rows = [benchmark.cells(comparison, result) for result in comparison.of(kind)]
@@ -115,9 +114,16 @@ def save_markdown(
     benchmark: Benchmark, comparison: Comparison, device: torch.device, command: str, folder: Path
 ) -> None:
     """Write ``table.md``: the command, the device, all tables and what their columns mean."""
-    parts = [f"`{command}`\n", f"{device_name(device)}\n"]
-    parts += [make_markdown(*table) for table in tables(benchmark, comparison)]
-    text = "\n".join([*parts, benchmark.explanation, ""])
+    shown = tables(benchmark, comparison)
+    write_markdown(command, [device_name(device)], shown, benchmark.explanation, folder)
+
+
+def write_markdown(
+    command: str, remarks: Sequence[str], shown: Iterable[Shown], explanation: str, folder: Path
+) -> None:
+    """Write ``table.md``: the command, remarks such as the device, tables, and what is to be said of them."""
+    parts = [f"`{command}`\n", *(f"{remark}\n" for remark in remarks)]
+    text = "\n".join([*parts, *(make_markdown(*table) for table in shown), explanation, ""])
     write_atomically(folder / MARKDOWN, text.encode())
 
 
@@ -125,13 +131,19 @@ def show_results(
     benchmark: Benchmark, comparison: Comparison, command: str, remarks: Sequence[str]
 ) -> Console:
     """Print the command, remarks such as the device, and all tables; returns the console."""
+    console = show_tables(command, remarks, tables(benchmark, comparison))
+    console.print(benchmark.explanation, highlight=False)
+    return console
+
+
+def show_tables(command: str, remarks: Sequence[str], shown: Iterable[Shown]) -> Console:
+    """Print a command, remarks, in which rich's markup counts, and tables; returns the console."""
     console = make_console()
     say(console, command)
     for remark in remarks:
         console.print(remark, highlight=False)
-    for table in tables(benchmark, comparison):
+    for table in shown:
         console.print(make_table(*table))
-    console.print(benchmark.explanation, highlight=False)
     return console
 
 

@@ -29,6 +29,7 @@ from ...distributed import connect
 from ...errors import UserError
 from ...train.optimizer import use_amp_of_cpu
 from ...train.run import use_our_components
+from .data import without_workers
 from .memory import peak_of_this_process
 from .report import number
 from .timing import clock_of, paired_speedup
@@ -187,8 +188,7 @@ def _strip(cfg: Config) -> None:
     cfg.log_level = "ERROR"
     cfg.optim_wrapper.optimizer.lr = 0.0
     cfg.optim_wrapper.pop("accumulative_counts", None)
-    cfg.train_dataloader.update(num_workers=0, persistent_workers=False)
-    cfg.train_dataloader.pop("prefetch_factor", None)
+    cfg.train_dataloader = without_workers(cfg.train_dataloader)
     if not torch.cuda.is_available():
         use_amp_of_cpu(cfg)
 
