@@ -48,8 +48,7 @@ def write(tmp_path):
 
     def write(folder: Path, config: str = MASK_RCNN, **wishes) -> Path:
         out = tmp_path / "made" / "fruit.py"
-        wishes = {"annotations": {}, "images": {}, **wishes}
-        write_config(folder, CONFIGS / f"{config}.py", out, CustomDataOptions(**wishes))
+        write_config(CustomDataOptions(folder, CONFIGS / f"{config}.py", out, **wishes))
         return out
 
     return write
@@ -276,8 +275,7 @@ def test_base_is_relative_within_the_current_folder(folder, tmp_path, monkeypatc
     text = (CONFIGS / f"{MASK_RCNN}.py").read_text()
     bases = str(CONFIGS / "quickstart" / "_base_")
     Path("configs", "base.py").write_text(text.replace("./_base_", bases))
-    wishes = CustomDataOptions({}, {})
-    write_config(folder, Path("configs/base.py"), Path("mine/fruit.py"), wishes)
+    write_config(CustomDataOptions(folder, Path("configs/base.py"), Path("mine/fruit.py")))
     assert '_base_ = "../configs/base.py"' in Path("mine/fruit.py").read_text()
     tmp_path.joinpath("sub").mkdir()
     monkeypatch.chdir(tmp_path / "sub")
@@ -354,8 +352,8 @@ def test_a_config_in_the_folder_of_the_data_can_be_written_again(config, label_m
         root, wishes = tmp_path / "data", {"division": Division(0.25)}
         write_json(root / "result.json", make_custom_split(root / "images", 8))
     for _ in range(2):
-        options = CustomDataOptions({}, {}, **wishes, force=True)
-        write_config(root, CONFIGS / f"{config}.py", root / "a.py", options)
+        options = {**wishes, "force": True}
+        write_config(CustomDataOptions(root, CONFIGS / f"{config}.py", root / "a.py", **options))
     assert Config.fromfile(root / "a.py").num_classes in (2, 3)
 
 
@@ -386,7 +384,7 @@ def test_the_detector_of_boxes_that_is_named_takes_them(config, other, change, w
     with pytest.raises(UserError, match=f"choose a detector of boxes such as {other}$"):
         write(boxes_only, config)
     out = tmp_path / "other.py"
-    write_config(boxes_only, Path(other), out, CustomDataOptions({}, {}))
+    write_config(CustomDataOptions(boxes_only, Path(other), out))
     assert Config.fromfile(out).num_classes == 3
 
 

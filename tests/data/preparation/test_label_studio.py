@@ -25,8 +25,7 @@ def prepare(tmp_path):
 
     def prepare(folder: Path, config: Path = RETINANET) -> tuple[Config, dict[str, list]]:
         out = tmp_path / "made.py"
-        options = CustomDataOptions({}, {}, division=Division(0.5), force=True)
-        write_config(folder, config, out, options)
+        write_config(CustomDataOptions(folder, config, out, division=Division(0.5), force=True))
         cfg = Config.fromfile(out)
         found = {}
         for split in ("train", "val"):
