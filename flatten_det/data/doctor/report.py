@@ -111,19 +111,15 @@ def check_before_training(cfg: Config, logger: MMLogger, command: str = "") -> N
                 shown = listed([f"{f.data_set}: {f.message}" for f in of_kind], 3, "; ")
                 what = f"{kind.summary}: {len(of_kind)} ({shown}); {kind.advice}"
                 logger.warning(f"data: {what}")
-        _raise_errors(findings, command or check_command(str(cfg.filename)))
+        errors = [finding for finding in findings if finding.kind.severity == ERROR]
+        if errors:
+            first, where = errors[0], printable(errors[0].file)
+            place = "" if where in first.message else f"{where}: "
+            raise UserError(
+                f"the data has {counted(len(errors), 'error')}, the first: {place}{first.message} "
+                f"({first.kind.name}: {first.kind.advice}). The whole list: "
+                f"{command or check_command(str(cfg.filename))} ; to train on it all the same: "
+                "--no-data-check"
+            )
 
     from_first_process(check)
-
-
-def _raise_errors(findings: Sequence[Finding], command: str) -> None:
-    """End a run if its data has errors: show the first of them, and the command that shows all."""
-    errors = [finding for finding in findings if finding.kind.severity == ERROR]
-    if errors:
-        first, where = errors[0], printable(errors[0].file)
-        place = "" if where in first.message else f"{where}: "
-        raise UserError(
-            f"the data has {counted(len(errors), 'error')}, the first: {place}{first.message} "
-            f"({first.kind.name}: {first.kind.advice}). The whole list: {command} ; "
-            "to train on it all the same: --no-data-check"
-        )

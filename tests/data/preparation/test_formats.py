@@ -270,6 +270,7 @@ def test_voc_without_its_files_is_refused(voc):
         ("[5, 5], [15, 5]", '[5, "x"], [15, 5]', "shape 1 has no label, or no points"),
         ('"mask": "', '"mask": "AAAA', "shape 6: its mask cannot be read"),
         (mask_png(PIXELS), mask_png(PIXELS, "GIF"), "shape 6: its mask cannot be read"),
+        (mask_png(PIXELS), mask_png(np.zeros((5, 6, 3), np.uint8)), "shape 6: .* it has colours"),
         ("[[3, 2], [8, 6]]", "[[57, 2], [62, 6]]", "shape 6: its mask leaves its image"),
     ],
 )

@@ -119,7 +119,7 @@ def test_what_is_left_out_is_told(yolo, capsys):
         "1 images without a label file; 1 label files without an image left out; 2 images" in told
     )
     write(root / "data.yaml", "train: list.txt\nval: list.txt\nnames: [cat]\n")
-    write(root / "list.txt", "images/bild ä 1.jpg\n")
+    write(root / "list.txt", "images/bild ä 1.jpg\n" * 2)
     assert count(root) == {"train": (1, 1), "val": (1, 1)}
     assert (
         "3 images beside these have no annotations, or are in no split" in capsys.readouterr().out
