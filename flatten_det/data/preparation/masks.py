@@ -226,7 +226,9 @@ def _pixels(path: Path, mode: str | None = None) -> np.ndarray:
             if image.format == "JPEG":
                 raise UserError(f"label map {path} is a JPEG, which mixes values: export PNG")
             return np.asarray(image.convert(mode) if mode else image)
-    except (OSError, ValueError, SyntaxError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # Decoders of damaged content raise anything.
         raise UserError(f"label map {path} cannot be read: {in_one_line(error)}") from error
 
 
