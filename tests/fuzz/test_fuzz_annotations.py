@@ -22,7 +22,7 @@ from fuzzing import (
 from mmdet.registry import DATASETS
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
-from shapes_patient import Patient, render_shapes
+from shapes_patient import Patient
 
 from flatten_det.cli import run_tool
 from flatten_det.config import load_config
@@ -34,9 +34,8 @@ QUICKSTART = (
 
 
 @pytest.fixture(scope="module")
-def shapes(tmp_path_factory) -> Patient:
-    healthy = render_shapes(tmp_path_factory.mktemp("healthy") / "shapes")
-    return Patient(healthy, tmp_path_factory.mktemp("patient") / "shapes")
+def shapes(healthy_shapes, tmp_path_factory) -> Patient:
+    return Patient(healthy_shapes, tmp_path_factory.mktemp("patient") / "shapes")
 
 
 @numbers_of_cases
