@@ -26,7 +26,7 @@ from shapes_patient import Patient
 
 from flatten_det.cli import run_tool
 from flatten_det.config import load_config
-from flatten_det.data.doctor.report import check_before_training
+from flatten_det.data.doctor.check import check_before_training
 
 QUICKSTART = (
     Path(__file__).parents[2] / "configs/quickstart/mask-rcnn_flatten-pvt-nano_fpn_shapes.py"

@@ -16,37 +16,13 @@ from ...backbones.weights import RELEASE_PAGE
 from ...cli import command_line
 from ...config import CONFIGS, find_config, has_mask_head, is_segmentor, pretrained_weights
 from ...errors import UserError, listed, printable, warn_once
-from ...files.atomic import (
-    UnwritableError,
-    partial_folder,
-    refuse_overwriting,
-    replace_folder,
-    write_atomically,
-)
+from ...files import atomic
 from ..tiling import Tiling
-from .coco_file import (
-    SPLITS,
-    CocoFile,
-    Division,
-    check_images,
-    completed,
-    divide,
-    divide_by_name,
-    find_annotation_files,
-    find_image_folder,
-    read_coco_file,
-    with_slashes,
-)
+from . import coco_file, masks
+from .coco_file import SPLITS, CocoFile, Division
 from .cut import cut_into_tiles
 from .formats import convert, find_format
 from .image_size import anchor_changes, choose_image_size, sizes_of_file
-from .masks import (
-    NoLabelMapsError,
-    dataset_changes,
-    find_pairs,
-    has_label_maps,
-    write_label_maps,
-)
 from .zoo_config import (
     SEGMENTOR,
     Code,
@@ -108,7 +84,7 @@ def write_config(asked: CustomDataOptions) -> None:
         if not path.exists():
             raise UserError(f"{path} not found: check the path (here: {Path.cwd()})")
     asked = replace(asked, folder=asked.folder.resolve(), zoo_config=find_config(asked.zoo_config))
-    refuse_overwriting([asked.zoo_config], [asked.out], "--out")
+    atomic.refuse_overwriting([asked.zoo_config], [asked.out], "--out")
     cfg = load_zoo_config(asked.zoo_config)
     write = _write_for_segmentor if is_segmentor(cfg) else _write_for_detector
     write(cfg, asked)
@@ -136,7 +112,8 @@ def _write_for_detector(cfg: Config, asked: CustomDataOptions) -> None:
         warn_once(
             f"{len(shared)} images are for training and for validation, which then tells little"
         )
-    with partial_folder(asked.out.resolve().parent) if asked.tiling else nullcontext() as partial:
+    place = asked.out.resolve().parent
+    with atomic.partial_folder(place) if asked.tiling else nullcontext() as partial:
         folders = _cut(splits, files, asked, partial / "tiles") if asked.tiling else {}
         sizes = sizes_of_file(splits["train"])
         size = choose_image_size(cfg, sizes, asked.image_size)
@@ -158,7 +135,7 @@ def _cut(
     place, path = asked.beside("tiles"), asked.beside(f"{SPLITS[0]}.json")
     whole = splits["train"]
     if whole.path not in files:
-        refuse_overwriting([whole.path], [path], "--out")
+        atomic.refuse_overwriting([whole.path], [path], "--out")
     # Before the work, which may be long.
     _refuse_existing([place, path, *files, asked.out], asked.force)
     content = cut_into_tiles(whole, folder, asked.tiling)
@@ -176,8 +153,8 @@ def _write_for_segmentor(cfg: Config, asked: CustomDataOptions) -> None:
         )
     targets, names = ({s: asked.beside(f"{s}{end}") for s in SPLITS} for end in ("_labels", ".txt"))
     try:
-        pairs = find_pairs(folder, targets.values())
-    except NoLabelMapsError as error:
+        pairs = masks.find_pairs(folder, targets.values())
+    except masks.NoLabelMapsError as error:
         form = find_format(folder)
         if form is None:
             raise
@@ -186,7 +163,7 @@ def _write_for_segmentor(cfg: Config, asked: CustomDataOptions) -> None:
             f"such as {detector_like(zoo_config)}, or export label maps (PNG)"
         ) from error
     if asked.division is not None:
-        parts = divide_by_name(
+        parts = coco_file.divide_by_name(
             pairs["train"], asked.division, lambda p: p.image.relative_to(folder).as_posix()
         )
         pairs = dict(zip(SPLITS, parts, strict=True))
@@ -195,16 +172,16 @@ def _write_for_segmentor(cfg: Config, asked: CustomDataOptions) -> None:
             f"{folder}: no images for {missing[0]}: hold a part of them back by --val-fraction 0.2"
         )
     _refuse_existing([*targets.values(), *names.values(), asked.out], asked.force)
-    with partial_folder(asked.out.resolve().parent) as partial:
+    with atomic.partial_folder(asked.out.resolve().parent) as partial:
         places = {split: partial / split for split in pairs}
-        data = write_label_maps(folder, pairs, places, asked.classes)
+        data = masks.write_label_maps(folder, pairs, places, asked.classes)
         size = choose_image_size(cfg, data.regions, asked.image_size)
         files, datasets = {}, {}
         for split, own in pairs.items():
             images = [pair.image.relative_to(folder).as_posix() for pair in own]
             files[names[split]] = "".join(f"{name}\n" for name in images).encode()
             datasets[split] = {
-                **dataset_changes(targets[split].as_posix(), names[split].as_posix()),
+                **masks.dataset_changes(targets[split].as_posix(), names[split].as_posix()),
                 "data_root": Code("data_root"),
                 "metainfo": Code("metainfo"),
             }
@@ -243,10 +220,10 @@ def _write_all(
     is_new = [path for path in (*folders, *files) if not path.exists()]
     try:
         for target, folder in folders.items():
-            replace_folder(folder, target)
+            atomic.replace_folder(folder, target)
         for path, content in files.items():
-            write_atomically(path, content)
-    except UnwritableError:
+            atomic.write_atomically(path, content)
+    except atomic.UnwritableError:
         # A part of them would be in the way of the next attempt.
         for path in is_new:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -259,7 +236,7 @@ def _splits(asked: CustomDataOptions) -> tuple[dict[str, CocoFile], dict[Path, b
     folder = asked.folder
     made = [asked.beside(f"{split}.json") for split in SPLITS]
     form = asked.format or ("coco" if asked.annotations else find_format(folder, made))
-    if form is None and has_label_maps(folder):
+    if form is None and masks.has_label_maps(folder):
         raise UserError(
             f"{folder} holds label maps and no objects, and {asked.zoo_config} learns from objects: choose a "
             f"semantic segmentor such as {SEGMENTOR}"
@@ -292,7 +269,7 @@ def _splits_of_coco(
         raise UserError("--classes: COCO files have their own; it is for other formats")
     paths = dict(asked.annotations)
     if asked.division is None or "train" not in paths:
-        paths = find_annotation_files(asked.folder, paths, made)
+        paths = coco_file.find_annotation_files(asked.folder, paths, made)
     if asked.division is not None:
         paths.pop("val", None)
     elif "val" not in paths:
@@ -302,7 +279,7 @@ def _splits_of_coco(
         )
     files = {}
     for split in filter(paths.get, SPLITS):
-        file = read_coco_file(paths[split].resolve(), asked.folder)
+        file = coco_file.read_coco_file(paths[split].resolve(), asked.folder)
         files[split] = _with_images(file, split, asked)
     return _to_write(files, list(paths.values()), asked)
 
@@ -313,14 +290,14 @@ def _to_write(
     """The splits, completed or divided, and the files to write for that, none of them of ``inputs``."""
     splits, contents = {}, {}
     for name, file in files.items():
-        content, added = completed(file, file.images)
+        content, added = coco_file.completed(file, file.images)
         splits[name] = replace(file, content=content)
         if added:
             contents[name] = content
         if added and file.path.is_file():  # Else objects of another form, which are told already.
             print(f"{file.path}: completed by {', '.join(added)}")
     if "val" not in splits:
-        parts = divide(splits["train"], asked.division)
+        parts = coco_file.divide(splits["train"], asked.division)
         contents = dict(zip(SPLITS, parts, strict=True))
         splits["val"] = splits["train"]
     written = {}
@@ -328,7 +305,7 @@ def _to_write(
         path = asked.beside(f"{name}.json")
         written[path] = json.dumps(content).encode()
         splits[name] = replace(splits[name], path=path, content=content)
-    refuse_overwriting(inputs, written, "--out")
+    atomic.refuse_overwriting(inputs, written, "--out")
     return splits, written
 
 
@@ -337,9 +314,9 @@ def _with_images(file: CocoFile, split: str, asked: CustomDataOptions) -> CocoFi
 
     def with_folder(file: CocoFile) -> CocoFile:
         if split in asked.images:
-            images = check_images(asked.images[split].resolve(), file, split)
+            images = coco_file.check_images(asked.images[split].resolve(), file, split)
         else:
-            images = find_image_folder(asked.folder, file, split).resolve()
+            images = coco_file.find_image_folder(asked.folder, file, split).resolve()
         return replace(file, images=images)
 
     try:
@@ -347,7 +324,7 @@ def _with_images(file: CocoFile, split: str, asked: CustomDataOptions) -> CocoFi
     except UserError:
         if os.sep == "\\" or not any("\\" in name for name in file.image_names):
             raise
-    return with_folder(with_slashes(file))
+    return with_folder(coco_file.with_slashes(file))
 
 
 def _classes(train: CocoFile, val: CocoFile) -> tuple[str, ...]:

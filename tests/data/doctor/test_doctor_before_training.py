@@ -9,9 +9,13 @@ from mmengine.logging import MMLogger
 from PIL import Image
 
 from flatten_det import distributed
-from flatten_det.data.doctor import report
-from flatten_det.data.doctor.check import check_data
-from flatten_det.data.doctor.report import check_before_training, check_command, findings_of
+from flatten_det.data.doctor import check
+from flatten_det.data.doctor.check import (
+    check_before_training,
+    check_command,
+    check_data,
+    findings_of,
+)
 from flatten_det.errors import UserError
 
 
@@ -188,7 +192,7 @@ def test_other_ranks_are_told(patient, logger, monkeypatch):
         objects[:] = [None, UserError("the data has 1 error")]
 
     monkeypatch.setattr(distributed, "is_main_process", lambda: False)
-    monkeypatch.setattr(report, "check_annotations", lambda cfg: pytest.fail("read it"))
+    monkeypatch.setattr(check, "check_annotations", lambda cfg: pytest.fail("read it"))
     cfg = patient.config("instances")
     check_before_training(cfg, logger)
     monkeypatch.setattr(distributed, "broadcast_object_list", told)
