@@ -120,6 +120,7 @@ def relabelled(label):
 CROWDS = dict(iscrowd=1)
 FEW = {"metainfo": {"classes": ("circle", "ring")}}
 FILTERED = dict(filter_cfg=dict(filter_empty_gt=True))
+REDUCED = dict(reduce_zero_label=True)
 TOO_SMALL = dict(filter_cfg=dict(min_size=65))
 NO_AREA = "all 47 annotations have no area within"
 IGNORED = r"anything but the ignored label \(255\)"
@@ -132,24 +133,12 @@ NOTHING = [
     ("instances", "train", annotated(area=0), {}, NO_AREA),
     ("instances", "train", annotated(ignore=1), {}, r"47 annotations are to be ignored \(ignore\)"),
     ("instances", "train", annotated(category_id=3), FEW, "all 47 annotations are of no class of"),
-    (
-        "instances",
-        "train",
-        annotated(),
-        TOO_SMALL,
-        "all 47 annotations are in images smaller than 65",
-    ),
+    ("instances", "train", annotated(), TOO_SMALL, "47 annotations are in images smaller than 65"),
     ("panoptic", "train", annotated("panoptic", **CROWDS), FILTERED, r"\d+ are stuff, in images"),
     ("panoptic", "val", annotated("panoptic", **CROWDS), {}, "are crowds"),
     ("semantic", "train", relabelled(255), {}, IGNORED),
     ("semantic", "val", relabelled(255), {}, IGNORED),
-    (
-        "semantic",
-        "train",
-        relabelled(0),
-        dict(reduce_zero_label=True),
-        "0, which reduce_zero_label",
-    ),
+    ("semantic", "train", relabelled(0), REDUCED, "0, which reduce_zero_label"),
 ]
 
 
