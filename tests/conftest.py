@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -126,6 +127,22 @@ def ade20k_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cityscapes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny data set in Cityscapes' layout, to be read only."""
     return make_cityscapes_folder(tmp_path_factory.mktemp("data") / "cityscapes")
+
+
+@pytest.fixture(scope="session")
+def healthy_shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shapes without a fault, to be read only."""
+    from shapes_patient import render_shapes  # Slow to import, and needed by few.
+
+    return render_shapes(tmp_path_factory.mktemp("healthy") / "shapes")
+
+
+@pytest.fixture
+def patient(healthy_shapes: Path, tmp_path: Path) -> Any:
+    """A copy of Shapes to plant faults in."""
+    from shapes_patient import Patient
+
+    return Patient(healthy_shapes, tmp_path / "shapes")
 
 
 @pytest.fixture

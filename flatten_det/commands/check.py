@@ -8,9 +8,8 @@ from rich.console import Console
 
 from ..cli import add_common_options
 from ..config import blame_config, load_config
-from ..data.doctor.check import check_data
+from ..data.doctor.check import check_data, findings_of, print_report, write_json
 from ..data.doctor.faults import count_errors
-from ..data.doctor.report import findings_of, print_report, write_json
 from ..errors import UserError
 from ..files.atomic import refuse_overwriting
 from . import run_command

@@ -187,7 +187,10 @@ def _custom(args: argparse.Namespace) -> list[str]:
         tiling = None if args.tile is None else Tiling(args.tile, args.tile_overlap)
     except ValueError as error:
         raise UserError(f"--tile: {error}") from error
-    data_options = CustomDataOptions(
+    asked = CustomDataOptions(
+        args.folder,
+        args.config,
+        args.out,
         annotations={s: options[f"{s}_ann"] for s in ("train", "val") if options[f"{s}_ann"]},
         images={s: options[f"{s}_images"] for s in ("train", "val") if options[f"{s}_images"]},
         division=Division(args.val_fraction, args.group_by_prefix) if args.val_fraction else None,
@@ -198,7 +201,7 @@ def _custom(args: argparse.Namespace) -> list[str]:
         format=args.format,
         classes=args.classes,
     )
-    write_config(args.folder, args.config, args.out, data_options)
+    write_config(asked)
     return []
 
 

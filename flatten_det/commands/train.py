@@ -17,7 +17,7 @@ from ..cli import (
     use_matplotlib_without_display,
 )
 from ..config import blame_config, enable_auto_scale_lr, load_config
-from ..data.doctor.report import check_command
+from ..data.doctor.check import check_command
 from ..predict.drawing import ValidationPicturesHook
 from ..train import finetune
 from ..train.console import short_console

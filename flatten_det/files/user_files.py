@@ -3,6 +3,7 @@
 import codecs
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import UserError
@@ -38,19 +39,26 @@ def why_not_read(path: str | Path) -> str | None:
     return None if os.access(path, os.R_OK) else "cannot be read: permission denied"
 
 
+def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """What :func:`os.walk` gives through links, but for those that lead back up."""
+    seen = set()
+    for place, below, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            below.clear()
+            continue
+        seen.add(real)
+        yield place, below, names
+
+
 def files_below(folder: Path, *suffixes: str) -> list[Path]:
     """The files in a folder and below it with these suffixes (lower case, as ``.jpg``), whatever their case.
 
     Links are followed. What is hidden, or of a Mac's archive, is no data: ``._photo.jpg``,
     ``.ipynb_checkpoints/``, ``__MACOSX/``.
     """
-    found, seen = [], set()
-    for place, below, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:  # A link back up.
-            below.clear()
-            continue
-        seen.add(real)
+    found = []
+    for place, below, names in walk(folder):
         below[:] = [name for name in below if not name.startswith(".") and name != "__MACOSX"]
         paths = (Path(place, name) for name in names if not name.startswith("."))
         found += [path for path in paths if path.suffix.lower() in suffixes]

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..cli import as_shown
 from ..compat.patches import atomic_local_files
 from ..config import build_runner
-from ..data.doctor.report import check_before_training
+from ..data.doctor.check import check_before_training
 from ..data.loading import CheckFilesHook
 from ..distributed import connect, from_first_process
 from ..errors import UserError

@@ -22,11 +22,11 @@ from fuzzing import (
 from mmdet.registry import DATASETS
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
-from shapes_patient import Patient, render_shapes
+from shapes_patient import Patient
 
 from flatten_det.cli import run_tool
 from flatten_det.config import load_config
-from flatten_det.data.doctor.report import check_before_training
+from flatten_det.data.doctor.check import check_before_training
 
 QUICKSTART = (
     Path(__file__).parents[2] / "configs/quickstart/mask-rcnn_flatten-pvt-nano_fpn_shapes.py"
@@ -34,9 +34,8 @@ QUICKSTART = (
 
 
 @pytest.fixture(scope="module")
-def shapes(tmp_path_factory) -> Patient:
-    healthy = render_shapes(tmp_path_factory.mktemp("healthy") / "shapes")
-    return Patient(healthy, tmp_path_factory.mktemp("patient") / "shapes")
+def shapes(healthy_shapes, tmp_path_factory) -> Patient:
+    return Patient(healthy_shapes, tmp_path_factory.mktemp("patient") / "shapes")
 
 
 @numbers_of_cases

@@ -9,7 +9,7 @@ from fixtures import write_detector_config, write_segmentor_config
 from fuzzing import empty_folder, ending, files_in, fuzz, numbers_of_cases, numbers_of_slow_cases
 from image_cases import image_files
 from mmengine.registry import init_default_scope
-from shapes_patient import Patient, render_shapes
+from shapes_patient import Patient
 
 import flatten_det.predict.infer as infer_module
 from flatten_det.cli import run_tool
@@ -21,9 +21,8 @@ LOAD = [dict(type="LoadImageFromFile"), dict(type="PackDetInputs", meta_keys=("i
 
 
 @pytest.fixture
-def shapes(tmp_path) -> Patient:
+def shapes(patient) -> Patient:
     """One training image, with its annotation."""
-    patient = Patient(render_shapes(tmp_path / "healthy"), tmp_path / "shapes")
     for split in ("train", "val"):
         with patient.annotations(split=split) as content:
             content["images"] = content["images"][:1]

@@ -11,9 +11,8 @@ from mmengine.config import Config
 from PIL import Image
 
 from flatten_det.data import ShapesDetDataset, ShapesPanopticDataset, ShapesSegDataset
-from flatten_det.data.doctor.check import check_annotations, check_data
+from flatten_det.data.doctor.check import check_annotations, check_data, findings_of
 from flatten_det.data.doctor.faults import FaultKind, Finding
-from flatten_det.data.doctor.report import findings_of
 from flatten_det.data.shapes.files import prepare_shapes
 from flatten_det.data.shapes.options import ShapesOptions
 

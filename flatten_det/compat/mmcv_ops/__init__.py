@@ -6,51 +6,17 @@ functions below with the extension's argument conventions: results go into tenso
 allocated, and gradients are added to what the caller's tensors hold.
 """
 
-# ruff: noqa: F401  (mmcv finds them here)
+# ruff: noqa: F403  (every function of these files is an op, but for helpers, which begin with _)
 from inspect import isfunction
 
-from .boxes import bbox_overlaps, line_nms_forward, nms, nms_match, softnms
-from .convolutions import (
-    deform_conv_backward_input,
-    deform_conv_backward_parameters,
-    deform_conv_forward,
-    masked_col2im_forward,
-    masked_im2col_forward,
-    modulated_deform_conv_backward,
-    modulated_deform_conv_forward,
-)
-from .focal_loss import (
-    sigmoid_focal_loss_backward,
-    sigmoid_focal_loss_forward,
-    softmax_focal_loss_backward,
-    softmax_focal_loss_forward,
-)
+from .boxes import *
+from .convolutions import *
+from .focal_loss import *
 from .missing import MissingOpError, hide_missing_ops
-from .roi import (
-    deform_roi_pool_backward,
-    deform_roi_pool_forward,
-    roi_align_backward,
-    roi_align_forward,
-    roi_pool_backward,
-    roi_pool_forward,
-)
-from .sync_bn import (
-    sync_bn_backward_data,
-    sync_bn_backward_param,
-    sync_bn_forward_mean,
-    sync_bn_forward_output,
-    sync_bn_forward_var,
-)
-from .weighted_sums import (
-    carafe_backward,
-    carafe_forward,
-    carafe_naive_backward,
-    carafe_naive_forward,
-    ms_deform_attn_backward,
-    ms_deform_attn_forward,
-    psamask_backward,
-    psamask_forward,
-)
+from .precision import at_least_float32
+from .roi import *
+from .sync_bn import *
+from .weighted_sums import *
 
 
 def get_compiler_version():
@@ -63,9 +29,8 @@ def get_compiling_cuda_version():
     return "not available"
 
 
-__all__ = [
-    name for name, value in vars().items() if isfunction(value) and value is not hide_missing_ops
-]
+_NO_OPS = (isfunction, hide_missing_ops, at_least_float32)
+__all__ = [name for name, value in vars().items() if isfunction(value) and value not in _NO_OPS]
 
 
 def __getattr__(name):

@@ -82,23 +82,10 @@ def modulated_deform_conv_forward(
 
 
 def modulated_deform_conv_backward(
-    input,
-    weight,
-    bias,
-    ones,
-    offset,
-    mask,
-    columns,
-    grad_input,
-    grad_weight,
-    grad_bias,
-    grad_offset,
-    grad_mask,
-    grad_output,
-    with_bias,
-    **geometry,
+    input, weight, bias, ones, offset, mask, columns, *grads, with_bias, **geometry
 ):
-    """Add each gradient to the tensor that the caller holds for it."""
+    """Add each gradient to the tensor that the caller holds for it; the last of ``grads`` is the output's."""
+    grad_input, grad_weight, grad_bias, grad_offset, grad_mask, grad_output = grads
     conv = _modulated(**geometry)
     taps, size = conv[-1] * weight[0, 0].numel(), grad_output.shape[2:]
     total_weight = torch.zeros_like(at_least_float32(weight))

@@ -19,33 +19,20 @@ from .precision import at_least_float32
 _MAX = 0
 
 
-def roi_align_forward(
-    input,
-    rois,
-    output,
-    argmax_y,
-    argmax_x,
-    aligned_height,
-    aligned_width,
-    spatial_scale,
-    sampling_ratio,
-    pool_mode,
-    aligned,
-):
+def roi_align_forward(input, rois, output, argmax_y, argmax_x, pool_mode, **geometry):
     """Pool each RoI into ``output`` (K, C, PH, PW).
 
     Args:
         argmax_y, argmax_x: filled, as ``output``, with the place of each maximum on the feature map; empty
             for average pooling.
-        aligned_height, aligned_width: PH and PW.
-        spatial_scale: feature cells per image pixel.
-        sampling_ratio: samples per bin and direction; 0 for about one per feature cell.
         pool_mode: 0 for the maximum, 1 for the average.
-        aligned: whether a cell's centre is at half a cell, not at its corner.
+        geometry: ``aligned_height`` and ``aligned_width``, PH and PW; ``spatial_scale``: feature cells per
+            image pixel; ``sampling_ratio``: samples per bin and direction, 0 for about one per feature cell;
+            ``aligned``: whether a cell's centre is at half a cell, not at its corner.
     """
     features = at_least_float32(input)
     rois = rois.to(features.dtype)
-    geometry = (spatial_scale, aligned_height, aligned_width, sampling_ratio, aligned)
+    geometry = _geometry(**geometry)
     if pool_mode == _MAX:
         found = _max_over_samples(features, rois, _SampleGrid(rois, *geometry))
         for target, source in zip((output, argmax_y, argmax_x), found, strict=True):
@@ -54,29 +41,22 @@ def roi_align_forward(
         output.copy_(torch.ops.torchvision.roi_align(features, rois, *geometry))
 
 
-def roi_align_backward(
-    grad_output,
-    rois,
-    argmax_y,
-    argmax_x,
-    grad_input,
-    aligned_height,
-    aligned_width,
-    spatial_scale,
-    sampling_ratio,
-    pool_mode,
-    aligned,
-):
+def roi_align_backward(grad_output, rois, argmax_y, argmax_x, grad_input, pool_mode, **geometry):
     """Add the gradient of the features to ``grad_input`` (N, C, H, W)."""
     grad = at_least_float32(grad_output)
     rois = rois.to(grad.dtype)
     if pool_mode == _MAX:
         grad_input += _max_backward(grad, rois, argmax_y, argmax_x, grad_input.shape)
     else:
-        size = (aligned_height, aligned_width, *grad_input.shape)
+        *scale_and_size, ratio, aligned = _geometry(**geometry)
         grad_input += torch.ops.torchvision._roi_align_backward(
-            grad, rois, spatial_scale, *size, sampling_ratio, aligned
+            grad, rois, *scale_and_size, *grad_input.shape, ratio, aligned
         )
+
+
+def _geometry(aligned_height, aligned_width, spatial_scale, sampling_ratio, aligned):
+    """The numbers that mmcv passes by name, as torchvision takes them."""
+    return spatial_scale, aligned_height, aligned_width, sampling_ratio, aligned
 
 
 class _SampleGrid:

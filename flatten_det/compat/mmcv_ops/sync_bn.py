@@ -18,20 +18,9 @@ def sync_bn_forward_var(input, mean, var):
 
 
 def sync_bn_forward_output(
-    input,
-    mean,
-    var,
-    weight,
-    bias,
-    running_mean,
-    running_var,
-    norm,
-    std,
-    output,
-    eps,
-    momentum,
+    input, mean, var, weight, bias, running_mean, running_var, norm, std, output, eps, momentum,
     group_size,
-):
+):  # fmt: skip
     """Normalize ``input`` and move the running statistics, which take the unbiased variance.
 
     Args:

@@ -45,20 +45,9 @@ def carafe_forward(features, masks, rfeatures, routput, rmasks, output, **sizes)
     carafe_naive_forward(features, masks, output, **sizes)
 
 
-def carafe_backward(
-    top_grad,
-    rfeatures,
-    masks,
-    rtop_grad,
-    rbottom_grad_hs,
-    rbottom_grad,
-    rmask_grad,
-    bottom_grad,
-    mask_grad,
-    **sizes,
-):
+def carafe_backward(top_grad, rfeatures, masks, *work_space_and_grads, **sizes):
     """:func:`carafe_naive_backward` with the features that :func:`carafe_forward` kept."""
-    carafe_naive_backward(top_grad, rfeatures, masks, bottom_grad, mask_grad, **sizes)
+    carafe_naive_backward(top_grad, rfeatures, masks, *work_space_and_grads[-2:], **sizes)
 
 
 def _by_cell(x, groups, scale):
@@ -123,73 +112,49 @@ def _mask_index(device, h_feature, w_feature, h_mask, w_mask, half_h_mask, half_
 # extension's way to that, is not needed.
 
 
-def ms_deform_attn_forward(
-    value,
-    value_spatial_shapes,
-    value_level_start_index,
-    sampling_locations,
-    attention_weights,
-    im2col_step,
-):
+def ms_deform_attn_forward(value, shapes, starts, locations, weights, im2col_step):
     """Return the attended values (B, Q, M * D).
 
     Args:
         value: (B, K, M, D).
-        value_spatial_shapes: int (L, 2), H and W of each level.
-        value_level_start_index: int (L,), each level's first key.
-        sampling_locations: (B, Q, M, L, P, 2), x and y from 0 to 1 over each level's map; off it is 0.
-        attention_weights: (B, Q, M, L, P).
+        shapes: int (L, 2), H and W of each level.
+        starts: int (L,), each level's first key.
+        locations: (B, Q, M, L, P, 2), x and y from 0 to 1 over each level's map; off it is 0.
+        weights: (B, Q, M, L, P).
     """
-    batch, queries, heads = sampling_locations.shape[:3]
+    batch, queries, heads = locations.shape[:3]
     output = at_least_float32(value).new_zeros(batch, queries, heads, value.size(3))
-    for image, level, keys, shape in _slices(value, value_spatial_shapes, value_level_start_index):
-        output[image] += _attend(
-            at_least_float32(value[image, keys]),
-            at_least_float32(sampling_locations[image, :, :, level]),
-            at_least_float32(attention_weights[image, :, :, level]),
-            shape,
-        )
+    for keys, level, shape in _slices(value, shapes, starts):
+        parts = value[keys], locations[level], weights[level]
+        output[level[0]] += _attend(*map(at_least_float32, parts), shape)
     return output.flatten(2).to(value.dtype)
 
 
-def ms_deform_attn_backward(
-    value,
-    value_spatial_shapes,
-    value_level_start_index,
-    sampling_locations,
-    attention_weights,
-    grad_output,
-    grad_value,
-    grad_sampling_loc,
-    grad_attn_weight,
-    im2col_step,
-):
-    """Add each gradient to the tensor that the caller holds for it; ``grad_output`` (B, Q, M * D)."""
+def ms_deform_attn_backward(value, shapes, starts, locations, weights, *grads, im2col_step):
+    """Add each gradient to the tensor that the caller holds for it.
+
+    ``grads`` are that of the output (B, Q, M * D), and those of value, locations and weights.
+    """
+    grad_output, grad_value, grad_locations, grad_weights = grads
     grad_output = at_least_float32(grad_output).unflatten(2, value.shape[2:])
-    for image, level, keys, shape in _slices(value, value_spatial_shapes, value_level_start_index):
-        inputs = [
-            at_least_float32(x).detach().requires_grad_()
-            for x in (
-                value[image, keys],
-                sampling_locations[image, :, :, level],
-                attention_weights[image, :, :, level],
-            )
-        ]
+    for keys, level, shape in _slices(value, shapes, starts):
+        parts = value[keys], locations[level], weights[level]
+        inputs = [at_least_float32(part).detach().requires_grad_() for part in parts]
         with torch.enable_grad():
             attended = _attend(*inputs, shape)
-        d_value, d_locations, d_weights = torch.autograd.grad(attended, inputs, grad_output[image])
-        grad_value[image, keys] += d_value
-        grad_sampling_loc[image, :, :, level] += d_locations
-        grad_attn_weight[image, :, :, level] += d_weights
+        found = torch.autograd.grad(attended, inputs, grad_output[level[0]])
+        grad_value[keys] += found[0]
+        grad_locations[level] += found[1]
+        grad_weights[level] += found[2]
 
 
-def _slices(value, value_spatial_shapes, value_level_start_index):
-    """Yield every image, level, the level's keys and its (H, W)."""
-    starts = value_level_start_index.tolist()
-    shapes = value_spatial_shapes.tolist()
+def _slices(value, shapes, starts):
+    """Yield, for every image and level, where its keys and its locations are, and the level's (H, W)."""
+    levels = list(zip(starts.tolist(), shapes.tolist(), strict=True))
     for image in range(value.size(0)):
-        for level, (start, (height, width)) in enumerate(zip(starts, shapes, strict=True)):
-            yield image, level, slice(start, start + height * width), (height, width)
+        for level, (start, (height, width)) in enumerate(levels):
+            keys = image, slice(start, start + height * width)
+            yield keys, (image, slice(None), slice(None), level), (height, width)
 
 
 def _attend(value, locations, weights, shape):

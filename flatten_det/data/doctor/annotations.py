@@ -1,7 +1,6 @@
 """What holds for every COCO file, of instances or of panoptic segments: entries, ids, categories, boxes."""
 
 import contextlib
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Hashable, Iterator
 from itertools import chain
@@ -95,13 +94,19 @@ def _image_entry_findings(data_set: ConfiguredDataSet, images: list[dict]) -> It
             yield finding(faults.FILE_NAME_BACKSLASHES, image, what)
 
 
-class CocoCheck(ABC):
+class CocoCheck:
     """A COCO file of a data set, and the images that it lists, each of which can be examined by itself.
 
-    Subclasses say what its objects are, and what holds for these: instances or panoptic segments.
+    Subclasses say what its objects are, and what holds for these, instances or panoptic segments:
+
+    - ``noun``: what an object is called;
+    - ``find_objects()``: the objects, and the ids of their images;
+    - ``own_findings()``: what is wrong by the rules of the task;
+    - ``other_findings(image)``: what is wrong with an image's masks or its label map;
+    - ``why_not(entry, to_learn)``: why an object does not count, as of several ("are ..."), in a training, as
+      MMDetection reads it (``to_learn``), or in an evaluation; None if it does.
 
     Attributes:
-        noun: what an object is called: ``'annotation'`` or ``'segment'``.
         images: by their ids.
         objects: one dict per object, whose fields may still be anything.
         image_ids: of their images, one per object; None where it is no id.
@@ -124,28 +129,9 @@ class CocoCheck(ABC):
             if not data_set.classes or category["name"] in data_set.classes
         }
 
-    @abstractmethod
-    def find_objects(self) -> tuple[list[dict[str, Any]], list[Any]]:
-        """The objects of the file, and the ids of their images."""
-
-    @abstractmethod
     def needed_fields(self) -> tuple[str, ...]:
         """Fields of objects, beside ids and boxes, without which the frameworks fail."""
-
-    @abstractmethod
-    def own_findings(self) -> Iterator[Finding]:
-        """What is wrong by the rules of the task."""
-
-    @abstractmethod
-    def why_not(self, entry: dict[str, Any], to_learn: bool) -> str | None:
-        """Why an object does not count, as of several ("are ..."); None if it does.
-
-        In a training, as MMDetection reads it (``to_learn``), or in an evaluation.
-        """
-
-    @abstractmethod
-    def other_findings(self, image: dict) -> Iterator[Finding]:
-        """What is wrong with an image's masks or its label map."""
+        return ("area",)
 
     def findings(self) -> Iterator[Finding]:
         """What is wrong with the annotation file itself; no image is opened."""

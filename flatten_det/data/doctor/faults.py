@@ -34,32 +34,28 @@ NO_IMAGES = _error("no-images", "data sets without images",
     "correct the folder, the suffixes or ann_file in the config")
 CLASS_COUNT = _error("class-count", "heads whose number of classes is not that of the data",
     "set num_classes of every head to the number of classes of the data set")
-MISSING_CATEGORY = _error("missing-category",
-    "classes of the config that the annotations do not have",
-    "spell the classes in the config's metainfo as the categories in the file; without it, all labels "
-    "after the missing one are shifted")
+MISSING_CATEGORY = _error("missing-category", "classes of the config that the annotations do not have",
+    "spell the classes in the config's metainfo as the categories in the file; without it, all labels after "
+    "the missing one are shifted")
 CATEGORY_ORDER = _error("category-order", "classes in another order than the categories",
     "list the classes in the config's metainfo in the order of the file's categories: labels follow the "
     "file, names the config")
 IGNORED_CATEGORY = _warning("ignored-category", "categories that the config leaves out",
     "add them to the classes in the config's metainfo, unless their objects should be background")
-ROOT_CATEGORY = _error("root-category",
-    "categories above all classes that are named like one of them",
+ROOT_CATEGORY = _error("root-category", "categories above all classes that are named like one of them",
     "remove them from the file; flatten-det prepare custom does so")
 UNUSED_CATEGORY = _warning("unused-category", "classes of which there is no example",
     "add examples, or remove the class: it is neither learned nor measured")
 MALFORMED_ENTRY = _error("malformed-entry", "entries without what the format asks for",
     "complete or remove them; flatten-det prepare custom completes sizes, area and iscrowd")
-MISREAD_ID = _error("misread-id",
-    "ids that an evaluation with pycocotools cannot take, or misreads",
-    "number annotations from 1 on, and images, and categories, all by numbers or all by texts; "
-    "flatten-det prepare custom does so")
+MISREAD_ID = _error("misread-id", "ids that an evaluation with pycocotools cannot take, or misreads",
+    "number annotations from 1 on, and images, and categories, all by numbers or all by texts; flatten-det "
+    "prepare custom does so")
 NOTHING_TO_LEARN = _error("nothing-to-learn", "data sets from which nothing can be learned",
     "add annotated objects, or correct what leaves them out")
 NOTHING_TO_MEASURE = _error("nothing-to-measure", "data sets on which nothing can be measured",
     "add annotated objects, correct what leaves them out, or take the validation out of the config")
-IGNORED_FOREGROUND = _error("ignored-foreground",
-    "label maps whose foreground is the ignored label",
+IGNORED_FOREGROUND = _error("ignored-foreground", "label maps whose foreground is the ignored label",
     "store the label of its class instead, such as 1 for the second one")
 DUPLICATE_IMAGE_ID = _error("duplicate-image-id", "images that share an id",
     "give each its own: of those that share one, only the last is used, with the objects of all")
@@ -76,8 +72,7 @@ FILE_NAME_BACKSLASHES = _error("file-name-backslashes", "file names as Windows w
     "write / instead of \\; flatten-det prepare custom does so")
 UNKNOWN_IMAGE = _error("unknown-image", "annotations of images that the file does not list",
     "add the image, or remove the annotation")
-UNKNOWN_CATEGORY = _error("unknown-category",
-    "annotations of categories that the file does not list",
+UNKNOWN_CATEGORY = _error("unknown-category", "annotations of categories that the file does not list",
     "add the category, or remove the annotation")
 BOX_INVALID = _error("box-invalid", "boxes that are not four finite numbers",
     "write them as [x, y, width, height] in pixels, or remove the annotation")
@@ -85,8 +80,7 @@ BOX_NEGATIVE = _error("box-negative", "boxes of negative width or height",
     "write them as [x, y, width, height], not as corners")
 BOX_OUTSIDE = _error("box-outside", "boxes that lie outside of their image",
     "correct the box, or the image's width and height")
-BOX_CROSSES_BORDER = _warning("box-crosses-border",
-    "boxes that reach over the border of their image",
+BOX_CROSSES_BORDER = _warning("box-crosses-border", "boxes that reach over the border of their image",
     "cut them at the border; boxes as corners instead of [x, y, width, height] look like this too")
 BOX_EMPTY = _warning("box-empty", "boxes without area, or less than a pixel wide or high",
     "correct or remove them: MMDetection leaves the objects out, and they become background")
@@ -98,8 +92,7 @@ MASK_SIZE = _error("mask-size", "masks of another size than their image",
     "export the segmentation for the image as it is, or correct the image's width and height")
 MASK_OUTSIDE = _error("mask-outside", "masks that lie outside of their image",
     "correct the polygon, or the image's width and height")
-MASK_CROSSES_BORDER = _warning("mask-crosses-border",
-    "polygons that reach over the border of their image",
+MASK_CROSSES_BORDER = _warning("mask-crosses-border", "polygons that reach over the border of their image",
     "cut them at the border")
 MASK_EMPTY = _warning("mask-empty", "masks without area",
     "correct or remove them: there is nothing to learn from them")

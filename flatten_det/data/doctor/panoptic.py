@@ -40,10 +40,6 @@ class PanopticCheck(CocoCheck):
             image_ids += [image_id if is_id(image_id) else None] * len(found)
         return entries, image_ids
 
-    def needed_fields(self) -> tuple[str, ...]:
-        """What MMDetection reads."""
-        return ("area",)
-
     def own_findings(self) -> Iterator[Finding]:
         """Faults of categories, of the images' annotations, and of ids."""
         finding = self.data_set.finding

@@ -15,7 +15,7 @@ from urllib.parse import unquote
 
 from ...errors import UserError, listed
 from ...files.images import images_below, seen_size
-from ...files.user_files import NotUtf8Error, files_below, text_with_mark, why_not_read
+from ...files.user_files import NotUtf8Error, files_below, text_with_mark, walk, why_not_read
 from .. import coco
 from ..coco import is_id, is_number, repeated, why_not_learned
 
@@ -209,10 +209,7 @@ def _check_entries(path: Path, kind: str, items: list, needs: coco.Needs) -> Non
 
 def with_slashes(file: CocoFile) -> CocoFile:
     """The file with ``/`` for the backslashes in file names, which are Windows'."""
-    images = [
-        {**image, "file_name": image["file_name"].replace("\\", "/")}
-        for image in file.content["images"]
-    ]
+    images = [{**i, "file_name": i["file_name"].replace("\\", "/")} for i in file.content["images"]]
     mended = (*file.mended, "/ for \\ in file names")
     return CocoFile(file.path, {**file.content, "images": images}, mended)
 
@@ -366,15 +363,7 @@ def find_image_folder(folder: Path, file: CocoFile, split: str) -> Path:
 
 
 def _folders_with(folder: Path, name: str) -> list[Path]:
-    found, seen = [], set()
-    for place, below, _ in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:  # A link back up.
-            below.clear()
-        elif Path(place, name).is_file():
-            found.append(Path(place))
-        seen.add(real)
-    return sorted(found)
+    return sorted(Path(place) for place, *_ in walk(folder) if Path(place, name).is_file())
 
 
 def check_images(images: Path, file: CocoFile, split: str) -> Path:
@@ -423,29 +412,27 @@ def divide_by_name(items: list, division: Division, name: Callable[[Any], str]) 
             f"--group-by-prefix {division.separator.pattern}: of {len(items)} images, such as "
             f"{name(items[0])}, {what}: give what stands behind the common part of their names"
         )
-    parts: list[list] = [[], []]
+    hashed = sorted(groups, key=lambda key: hashlib.sha256(key.encode("utf-8", "replace")).digest())
     wanted = max(len(items) * division.val_fraction, 1)
-    counts = [0, 0]
-    for group in sorted(
-        groups, key=lambda key: hashlib.sha256(key.encode("utf-8", "replace")).digest()
-    ):
-        own = groups[group]
+    held, count = set(), 0
+    for group in hashed:
+        own = len(groups[group])
         # Nearer to what is wanted with it than without it.
-        is_nearer = abs(len(parts[1]) + len(own) - wanted) < abs(len(parts[1]) - wanted)
-        is_val = is_nearer and counts[1] < len(groups) - 1
-        parts[is_val] += own
-        counts[is_val] += 1
-    if not parts[1]:  # All groups are larger than what is wanted.
-        smallest = min(groups, key=lambda key: len(groups[key]))
-        rest = [item for key, own in groups.items() if key != smallest for item in own]
-        parts = [rest, groups[smallest]]
-        counts = [len(groups) - 1, 1]
+        if abs(count + own - wanted) < abs(count - wanted) and len(held) < len(groups) - 1:
+            held.add(group)
+            count += own
+    if not held:  # All groups are larger than what is wanted.
+        held.add(min(groups, key=lambda key: len(groups[key])))
+    train, val = (
+        [item for key in hashed if (key in held) == is_val for item in groups[key]]
+        for is_val in (False, True)
+    )
     if division.separator:
         print(
-            f"{len(groups)} groups of images: {counts[0]} ({len(parts[0])} images) for training, "
-            f"{counts[1]} ({len(parts[1])} images) for validation"
+            f"{len(groups)} groups of images: {len(groups) - len(held)} ({len(train)} images) for training, "
+            f"{len(held)} ({len(val)} images) for validation"
         )
-    return parts
+    return [train, val]
 
 
 def divide(file: CocoFile, division: Division) -> list[dict[str, Any]]:

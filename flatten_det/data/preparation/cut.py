@@ -11,6 +11,8 @@ from ...cli import progress_bar
 from ...errors import UserError
 from ...files.atomic import write_atomically
 from ...files.images import output_names, read_image
+from ..doctor.faults import MASK_BROKEN, MASK_SIZE, quoted
+from ..doctor.instances import mask_fault
 from ..tiling import Tiling, Window
 from .coco_file import CocoFile
 
@@ -26,7 +28,7 @@ def cut_into_tiles(file: CocoFile, folder: Path, tiling: Tiling) -> dict[str, An
         The content of the tiles' COCO file, whose file names are relative to the folder.
 
     Raises:
-        UserError: An image cannot be read, or a tile not be written.
+        UserError: An image or a mask cannot be read, or a tile not be written.
     """
     objects: dict[Any, list[dict]] = {}
     for annotation in file.content["annotations"]:
@@ -41,21 +43,16 @@ def cut_into_tiles(file: CocoFile, folder: Path, tiling: Tiling) -> dict[str, An
                 pixels = read_image(path)
             except UserError as error:
                 raise UserError(f"{error}; or leave it out of {file.path}") from error
-            whole = [(each, _mask(each, pixels.shape[:2])) for each in objects.get(id_, ())]
-            for window in tiling.windows(*pixels.shape[:2]):
+            shape = pixels.shape[:2]
+            whole = [(each, _mask(each, shape, file.path)) for each in objects.get(id_, ())]
+            for window in tiling.windows(*shape):
                 left, top, right, bottom = window
                 name = f"{names[path]}_x{left}_y{top}.png"
                 _, png = cv2.imencode(".png", pixels[top:bottom, left:right])
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(folder / name, png.tobytes(), durable=False)
-                images.append(
-                    {
-                        "id": len(images) + 1,
-                        "file_name": name,
-                        "width": right - left,
-                        "height": bottom - top,
-                    }
-                )
+                size = {"width": right - left, "height": bottom - top}
+                images.append({"id": len(images) + 1, "file_name": name, **size})
                 for annotation, mask in whole:
                     if seen := _seen(annotation, mask, window):
                         ids = {"id": len(annotations) + 1, "image_id": len(images)}
@@ -63,11 +60,15 @@ def cut_into_tiles(file: CocoFile, folder: Path, tiling: Tiling) -> dict[str, An
     return {**file.content, "images": images, "annotations": annotations}
 
 
-def _mask(annotation: dict[str, Any], shape: tuple[int, int]) -> np.ndarray | None:
-    """The pixels (H, W) of an object, if it has a segmentation."""
+def _mask(annotation: dict[str, Any], shape: tuple[int, int], path: Path) -> np.ndarray | None:
+    """The pixels (H, W) of an object of an annotation file, if it has a segmentation."""
     segmentation = annotation.get("segmentation")
     if not segmentation:
         return None
+    fault = mask_fault(segmentation, {"width": shape[1], "height": shape[0]})
+    if fault and fault[0] in (MASK_BROKEN, MASK_SIZE):
+        what = f"annotation {quoted(annotation['id'])} {fault[1]}"
+        raise UserError(f"{path}: {what}: export it again, or remove the annotation")
     if isinstance(segmentation, list) or isinstance(segmentation["counts"], list):
         segmentation = coco_mask.frPyObjects(segmentation, *shape)
     if isinstance(segmentation, list):

@@ -9,9 +9,9 @@ import io
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path, PureWindowsPath
-from typing import Any, NamedTuple
+from typing import Any
 from xml.etree import ElementTree
 
 import mmengine
@@ -38,6 +38,7 @@ _POINTS_OF_CIRCLE = 32
 _FROM_0 = (("owner/name", "Label Studio"), ("source/image", "Unknown"))
 _LISTS = ("ImageSets", "Main")  # folders of Pascal VOC's lists of splits
 _COCO = "COCO annotations"  # that were not there
+_DIFFICULT = "difficult objects that count neither as found nor as missed (iscrowd)"
 
 
 class _Objects:
@@ -46,7 +47,7 @@ class _Objects:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.images: list[dict[str, Any]] = []
-        self.objects: list[dict[str, Any]] = []  # with the name of the class as "label"
+        self.objects: list[dict[str, Any]] = []  # with names of classes in place of their ids
         self.notes: Counter[str] = Counter()
         self.kinds: Counter[str] = Counter()  # of shapes that labelme names
 
@@ -101,17 +102,12 @@ class _Objects:
         self, image: dict[str, Any], label: str, where: str, mask: np.ndarray, offset: np.ndarray
     ) -> None:
         """Add a mask ``(h, w)`` whose first pixel lies at ``offset`` (x, y)."""
-        whole = np.zeros((image["height"], image["width"]), np.uint8)
-        x, y = offset.tolist()
-        if (
-            min(x, y) < 0
-            or x + mask.shape[1] > image["width"]
-            or y + mask.shape[0] > image["height"]
-        ):
-            raise UserError(
-                f"{where}: its mask leaves its image of {image['width']} x {image['height']}"
-            )
-        whole[y : y + mask.shape[0], x : x + mask.shape[1]] = mask
+        width, height = image["width"], image["height"]
+        whole = np.zeros((height, width), np.uint8)
+        (x, y), (rows, columns) = offset.tolist(), mask.shape
+        if min(x, y) < 0 or x + columns > width or y + rows > height:
+            raise UserError(f"{where}: its mask leaves its image of {width} x {height}")
+        whole[y : y + rows, x : x + columns] = mask
         if whole.any():
             self._append(image, label, mask_fields(whole))
         else:
@@ -119,7 +115,7 @@ class _Objects:
 
     def _append(self, image: dict[str, Any], label: str, fields: dict[str, Any]) -> None:
         number = len(self.objects) + 1
-        self.objects.append({"id": number, "image_id": image["id"], "label": label, **fields})
+        self.objects.append({"id": number, "image_id": image["id"], "category_id": label, **fields})
 
     def _inside(self, points: np.ndarray, size: np.ndarray, where: str) -> np.ndarray:
         beyond = np.maximum(-points, points - size) / size
@@ -135,16 +131,9 @@ class _Objects:
     def as_coco(self, classes: Sequence[str]) -> CocoFile:
         """The file that is to be written; a UserError if nothing can be learned of it."""
         ids = {name: number for number, name in enumerate(classes, start=1)}
-        annotations = [
-            {
-                **{key: value for key, value in each.items() if key != "label"},
-                "category_id": ids[each["label"]],
-            }
-            for each in self.objects
-        ]
         content = {
             "images": self.images,
-            "annotations": annotations,
+            "annotations": [{**a, "category_id": ids[a["category_id"]]} for a in self.objects],
             "categories": [{"id": number, "name": name} for name, number in ids.items()],
         }
         check_content(self.folder, content)
@@ -207,31 +196,28 @@ def _read_yolo(folder: Path) -> tuple[dict[str, _Objects], list[str] | None]:
     splits = {}
     for split, paths in images.items():
         objects = splits[split] = _Objects(folder)
-        missing = [path for path in paths if not _yolo_labels(path).is_file()]
-        if len(missing) == len(paths):
+        if not paths:
+            raise UserError(f"{folder}: there are no images for {split}")
+        labels = {path: _yolo_labels(path) for path in paths}
+        missing = sum(not file.is_file() for file in labels.values())
+        if missing == len(labels):
             raise UserError(
-                f"{folder}: no image for {split} has labels; looked for {_yolo_labels(paths[0])} and the like"
-                if paths
-                else f"{folder}: there are no images for {split}"
+                f"{folder}: no image for {split} has labels; looked for {labels[paths[0]]} and the like"
             )
         if missing:
-            objects.notes["images without a label file"] = len(missing)
-        owners = {_yolo_labels(path): path for path in paths}
-        if twins := [path for path in paths if owners[_yolo_labels(path)] != path]:
-            raise UserError(
-                f"{twins[0]} and {owners[_yolo_labels(twins[0])].name} share their labels: rename or "
-                "remove one"
-            )
-        places = {
-            labels.parent for labels, image in owners.items() if labels.parent != image.parent
-        }
-        orphans = {
-            file for place in places for file in place.glob("*.txt") if file.stem not in stems
-        }
+            objects.notes["images without a label file"] = missing
+        owners = {file: path for path, file in labels.items()}
+        for path, file in labels.items():
+            if owners[file] != path:
+                raise UserError(
+                    f"{path} and {owners[file].name} share their labels: rename or remove one"
+                )
+        places = {file.parent for path, file in labels.items() if file.parent != path.parent}
+        orphans = [f for place in places for f in place.glob("*.txt") if f.stem not in stems]
         if orphans:
             objects.notes["label files without an image left out"] = len(orphans)
-        for path in paths:
-            _add_yolo_objects(objects, path, names, files[0])
+        for path, file in labels.items():
+            _add_yolo_objects(objects, path, file, names, files[0])
     return splits, list(names.values())
 
 
@@ -285,8 +271,10 @@ def _yolo_labels(image: Path) -> Path:
     return image.with_suffix(".txt")
 
 
-def _add_yolo_objects(objects: _Objects, path: Path, names: dict[int, str], file: Path) -> None:
-    image, labels = objects.add_image(path), _yolo_labels(path)
+def _add_yolo_objects(
+    objects: _Objects, path: Path, labels: Path, names: dict[int, str], file: Path
+) -> None:
+    image = objects.add_image(path)
     size = np.array([image["width"], image["height"]])
     seen = set()
     lines = read_text(labels).splitlines() if labels.is_file() else []
@@ -384,18 +372,14 @@ def _add_voc_objects(objects: _Objects, path: Path, root: ElementTree.Element) -
         first = 0 if any(root.findtext(place) == text for place, text in _FROM_0) else 1
         for node in root.iter("object"):
             label = (node.findtext("name") or "").strip()
-            box = [
-                float(node.findtext(f"bndbox/{k}") or "nan")
-                for k in ("xmin", "ymin", "xmax", "ymax")
-            ]
+            sides = ("xmin", "ymin", "xmax", "ymax")
+            box = [float(node.findtext(f"bndbox/{side}") or "nan") for side in sides]
             corners = np.array(box).reshape(2, 2) - [[first], [0]]
             if not label or not np.isfinite(corners).all():
                 raise ValueError("an object has no name, or no bndbox of four numbers")
             difficult = (node.findtext("difficult") or "0").strip() == "1"
             if difficult:
-                objects.notes[
-                    "difficult objects that count neither as found nor as missed (iscrowd)"
-                ] += 1
+                objects.notes[_DIFFICULT] += 1
             objects.add(image, label, str(path), points=corners, crowd=difficult)
     except ValueError as error:
         raise UserError(f"{path}: {error}: correct it") from error
@@ -437,17 +421,19 @@ def _add_labelme_objects(objects: _Objects, path: Path, content: dict[str, Any])
     groups: dict[Any, tuple[str, list[np.ndarray]]] = {}
     for number, shape in enumerate(content["shapes"], start=1):
         where = f"{path}, shape {number}"
-        kind = shape.get("shape_type", "polygon") if isinstance(shape, dict) else None
-        label = shape.get("label") if isinstance(shape, dict) else None
-        points = shape.get("points") if isinstance(shape, dict) else None
+        shape = shape if isinstance(shape, dict) else {}
+        kind, label, points = (
+            shape.get("shape_type", "polygon"),
+            shape.get("label"),
+            shape.get("points"),
+        )
         if not (isinstance(label, str) and label and _are_points(points)):
             raise UserError(f"{where} has no label, or no points of two numbers: correct it")
         points = np.array(points, float)
         if kind == "mask":
             objects.kinds["mask"] += 1
-            objects.add_mask(
-                image, label, where, _labelme_mask(shape, where), points[0].astype(int)
-            )
+            mask, offset = _labelme_mask(shape, where), points[0].astype(int)
+            objects.add_mask(image, label, where, mask, offset)
             continue
         outline = _labelme_outline(str(kind), points)
         if outline is None:
@@ -487,22 +473,19 @@ def _labelme_outline(kind: str, points: np.ndarray) -> np.ndarray | None:
 def _labelme_mask(shape: dict[str, Any], where: str) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(base64.b64decode(shape["mask"])), formats=["PNG"]) as image:
-            return np.asarray(image) > 0
+            mask = np.asarray(image) > 0
+            if mask.ndim != 2:
+                raise ValueError("it has colours")
+            return mask
     except Exception as error:
         raise UserError(f"{where}: its mask cannot be read: {in_one_line(error)}") from error
 
 
-class Format(NamedTuple):
-    """How data of a form are called and read."""
-
-    title: str
-    read: Callable[[Path], tuple[dict[str, _Objects], list[str] | None]]
-
-
+# How data of a form are called and read: the objects by split, and the classes if they have an order.
 FORMATS = {
-    "yolo": Format("YOLO", _read_yolo),
-    "voc": Format("Pascal VOC", _read_voc),
-    "labelme": Format("labelme", _read_labelme),
+    "yolo": ("YOLO", _read_yolo),
+    "voc": ("Pascal VOC", _read_voc),
+    "labelme": ("labelme", _read_labelme),
 }
 
 
@@ -520,20 +503,18 @@ def find_format(folder: Path, made: Collection[Path] = ()) -> str | None:
         if _yolo_files(folder):
             found.add("yolo")
     except UserError as error:
-        broken.append(error)
+        broken.append(str(error))
     for path in files_below(folder, ".xml"):
         try:
             root = _parse_xml(path)
         except UserError as error:
-            broken.append(error)
+            broken.append(str(error))
             continue
         found |= {"voc"} if root.tag == "annotation" else set()
         if root.tag == "annotations" and root.find("image") is not None:
             broken.append(
-                UserError(
-                    f"{path} is CVAT's own form (CVAT for images): export the task as COCO 1.0, or, for "
-                    "semantic segmentation, as Segmentation mask 1.1"
-                )
+                f"{path} is CVAT's own form (CVAT for images): export the task as COCO 1.0, or, for semantic "
+                "segmentation, as Segmentation mask 1.1"
             )
     for path in files_below(folder, ".json"):
         if path.resolve() in made:
@@ -541,20 +522,18 @@ def find_format(folder: Path, made: Collection[Path] = ()) -> str | None:
         try:
             content = read_json(path)[0]
         except UserError as error:
-            broken.append(error)
+            broken.append(str(error))
             continue
         found |= {"labelme"} if _is_labelme(content) else {"coco"} if is_coco(content) else set()
         if _is_of_label_studio(content):
             broken.append(
-                UserError(
-                    f"{path} is Label Studio's own form: export the project as COCO or YOLO with images"
-                )
+                f"{path} is Label Studio's own form: export the project as COCO or YOLO with images"
             )
     if len(found) > 1:
         names = " and ".join(sorted(found))
         raise UserError(f"{folder}: it holds annotations in {names}: say which by --format")
     if not found and broken:
-        raise broken[0]
+        raise UserError(broken[0])
     return found.pop() if found else None
 
 
@@ -577,8 +556,9 @@ def convert(name: str, folder: Path, classes: Sequence[str] | None = None) -> di
     Raises:
         UserError: A file cannot be read, contradicts itself or others, or nothing can be learned.
     """
-    splits, own = FORMATS[name].read(folder)
-    used = {each["label"] for objects in splits.values() for each in objects.objects}
+    title, read = FORMATS[name]
+    splits, own = read(folder)
+    used = {each["category_id"] for objects in splits.values() for each in objects.objects}
     classes = list(classes or own or sorted(used))
     if again := repeated(classes):
         raise UserError(f"{folder}: classes share a name: {listed(again)}: rename them")
@@ -593,11 +573,11 @@ def convert(name: str, folder: Path, classes: Sequence[str] | None = None) -> di
         print(f"{count} images for {listed(others)} are left out: train and val are used")
     if "train" not in splits:
         raise UserError(
-            f"{folder}: no images with annotations in {FORMATS[name].title}'s form are for training: check "
+            f"{folder}: no images with annotations in {title}'s form are for training: check "
             "the folder and the names of those in it"
         )
     for split, objects in splits.items():
-        print(f"{split}, from {FORMATS[name].title}: {objects.describe()}")
+        print(f"{split}, from {title}: {objects.describe()}")
     taken = {folder / image["file_name"] for each in splits.values() for image in each.images}
     places = {path.parent for path in taken}
     if rest := [p for p in images_below(folder) if p.parent in places and p not in taken]:

@@ -87,8 +87,10 @@ class ImageSize:
         return step
 
     def model_changes(self, model: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields of a model that are sizes of images."""
+        """The fields of a model that are sizes of images, where the config must change."""
         changes = {}
+        if not self.is_new:
+            return changes
         for part, keys in (
             ("data_preprocessor", ("size", "batch_augments")),
             ("test_cfg", ("crop_size", "stride")),  # of a sliding window

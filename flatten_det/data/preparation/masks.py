@@ -143,11 +143,8 @@ def write_label_maps(
         )
     for label_map in every:
         if label_map.is_halved and 255 in label_map.values:
-            write_atomically(
-                label_map.path,
-                encoded(Image.fromarray(_pixels(label_map.path) * 255)),
-                durable=False,
-            )
+            whole = encoded(Image.fromarray(_pixels(label_map.path) * 255))
+            write_atomically(label_map.path, whole, durable=False)
     return SegmentationData(names, None, sizes)
 
 
@@ -206,9 +203,8 @@ def find_pairs(folder: Path, made: Collection[Path] = ()) -> dict[str, list[Pair
         stem = path.stem if path.stem in images else _END.sub("", path.stem)
         own = [i for i in images.get(stem, []) if split_of_folder(i.parent, folder) == split]
         if len(own) != 1:
-            reason = (
-                f"belongs to several images ({listed(own)})" if own else "has no image of its name"
-            )
+            several = f"belongs to several images ({listed(own)})"
+            reason = several if own else "has no image of its name"
             raise UserError(f"label map {path} {reason}: rename or remove it")
         if own[0] in taken:
             raise UserError(f"{own[0]} has two label maps, {taken[own[0]]} and {path}: remove one")
@@ -224,13 +220,15 @@ def find_pairs(folder: Path, made: Collection[Path] = ()) -> dict[str, list[Pair
 def _pixels(path: Path, mode: str | None = None) -> np.ndarray:
     """Of a label map, ``(H, W)`` or ``(H, W, 2 to 4)``, in this mode of Pillow's; None: its own."""
     if reason := why_not_decoded(path):
-        raise UserError(f"label map {path} {reason}")
+        raise UserError(f"label map {reason.removeprefix('image ')}")
     try:
         with Image.open(path, formats=FORMATS) as image:
             if image.format == "JPEG":
                 raise UserError(f"label map {path} is a JPEG, which mixes values: export PNG")
             return np.asarray(image.convert(mode) if mode else image)
-    except (OSError, ValueError, SyntaxError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # Decoders of damaged content raise anything.
         raise UserError(f"label map {path} cannot be read: {in_one_line(error)}") from error
 
 

@@ -8,13 +8,6 @@ from mmcv.ops import SyncBatchNorm
 from mmcv.ops.sync_bn import SyncBatchNormFunction
 
 
-@pytest.fixture
-def one_process():
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
 def layers(**options):
     """mmcv's layer and torch's, with the same weights and statistics."""
     torch.manual_seed(0)
@@ -27,7 +20,8 @@ def layers(**options):
 
 @pytest.mark.parametrize("stats_mode", ["default", "N"])
 @pytest.mark.parametrize("momentum", [0.1, None])
-def test_one_process_is_torchs_batch_norm(stats_mode, momentum, one_process):
+@pytest.mark.usefixtures("lone_process")
+def test_one_process_is_torchs_batch_norm(stats_mode, momentum):
     layer, expected = layers(eps=1e-3, momentum=momentum)
     layer.stats_mode = stats_mode
     for _ in range(2):
@@ -45,14 +39,16 @@ def test_one_process_is_torchs_batch_norm(stats_mode, momentum, one_process):
 
 
 @pytest.mark.parametrize("options", [dict(affine=False), dict(track_running_stats=False)])
-def test_without_weights_or_running_statistics(options, one_process):
+@pytest.mark.usefixtures("lone_process")
+def test_without_weights_or_running_statistics(options):
     layer, expected = layers(**options)
     input = torch.randn(2, 3, 4, 5)
     torch.testing.assert_close(layer(input), expected(input))
     torch.testing.assert_close(layer.state_dict(), expected.state_dict())
 
 
-def test_half_precision_is_rounded_once(one_process):
+@pytest.mark.usefixtures("lone_process")
+def test_half_precision_is_rounded_once():
     layer, _ = layers()
     half = torch.randn(2, 3, 4, 5).half().requires_grad_()
     single = half.detach().float().requires_grad_()

@@ -9,9 +9,13 @@ from mmengine.logging import MMLogger
 from PIL import Image
 
 from flatten_det import distributed
-from flatten_det.data.doctor import report
-from flatten_det.data.doctor.check import check_data
-from flatten_det.data.doctor.report import check_before_training, check_command, findings_of
+from flatten_det.data.doctor import check
+from flatten_det.data.doctor.check import (
+    check_before_training,
+    check_command,
+    check_data,
+    findings_of,
+)
 from flatten_det.errors import UserError
 
 
@@ -116,6 +120,7 @@ def relabelled(label):
 CROWDS = dict(iscrowd=1)
 FEW = {"metainfo": {"classes": ("circle", "ring")}}
 FILTERED = dict(filter_cfg=dict(filter_empty_gt=True))
+REDUCED = dict(reduce_zero_label=True)
 TOO_SMALL = dict(filter_cfg=dict(min_size=65))
 NO_AREA = "all 47 annotations have no area within"
 IGNORED = r"anything but the ignored label \(255\)"
@@ -128,24 +133,12 @@ NOTHING = [
     ("instances", "train", annotated(area=0), {}, NO_AREA),
     ("instances", "train", annotated(ignore=1), {}, r"47 annotations are to be ignored \(ignore\)"),
     ("instances", "train", annotated(category_id=3), FEW, "all 47 annotations are of no class of"),
-    (
-        "instances",
-        "train",
-        annotated(),
-        TOO_SMALL,
-        "all 47 annotations are in images smaller than 65",
-    ),
+    ("instances", "train", annotated(), TOO_SMALL, "47 annotations are in images smaller than 65"),
     ("panoptic", "train", annotated("panoptic", **CROWDS), FILTERED, r"\d+ are stuff, in images"),
     ("panoptic", "val", annotated("panoptic", **CROWDS), {}, "are crowds"),
     ("semantic", "train", relabelled(255), {}, IGNORED),
     ("semantic", "val", relabelled(255), {}, IGNORED),
-    (
-        "semantic",
-        "train",
-        relabelled(0),
-        dict(reduce_zero_label=True),
-        "0, which reduce_zero_label",
-    ),
+    ("semantic", "train", relabelled(0), REDUCED, "0, which reduce_zero_label"),
 ]
 
 
@@ -188,7 +181,7 @@ def test_other_ranks_are_told(patient, logger, monkeypatch):
         objects[:] = [None, UserError("the data has 1 error")]
 
     monkeypatch.setattr(distributed, "is_main_process", lambda: False)
-    monkeypatch.setattr(report, "check_annotations", lambda cfg: pytest.fail("read it"))
+    monkeypatch.setattr(check, "check_annotations", lambda cfg: pytest.fail("read it"))
     cfg = patient.config("instances")
     check_before_training(cfg, logger)
     monkeypatch.setattr(distributed, "broadcast_object_list", told)

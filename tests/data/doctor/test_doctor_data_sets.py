@@ -8,9 +8,8 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 
 from flatten_det.data.doctor import faults
-from flatten_det.data.doctor.check import check_data
+from flatten_det.data.doctor.check import check_data, findings_of
 from flatten_det.data.doctor.data_sets import INSTANCES, PANOPTIC, SEMANTIC, find_data_sets
-from flatten_det.data.doctor.report import findings_of
 from flatten_det.errors import UserError
 
 

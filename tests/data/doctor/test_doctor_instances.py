@@ -17,13 +17,10 @@ from flatten_det.data.doctor.check import check_annotations
 
 FILE = "annotations/instances_train.json"
 
-# What is planted into annotations 1 and 2, and what is said of it.
+# What is planted into annotation 2, and what is said of it; test_doctor_geometry.py has all kinds of boxes.
 IN_ANNOTATIONS = [
     (faults.BOX_INVALID, {"bbox": [1, 2, float("nan"), 4]}, "the box [1, 2, nan, 4], image 64x64"),
-    (faults.BOX_INVALID, {"bbox": [1, 2, float("inf"), 4]}, "the box [1, 2, inf, 4]"),
-    (faults.BOX_INVALID, {"bbox": [1, 2, 3]}, "the box [1, 2, 3]"),
     (faults.BOX_INVALID, {"bbox": None}, "the box None"),
-    (faults.BOX_INVALID, {"bbox": ["1", 2, 3, 4]}, "the box ['1', 2, 3, 4]"),
     (faults.BOX_INVALID, {"bbox": [10**400, 2, 3, 4]}, "the box [1000"),
     (faults.BOX_NEGATIVE, {"bbox": [30, 30, -5, 8]}, "the box [30, 30, -5, 8]"),
     (faults.BOX_OUTSIDE, {"bbox": [64, 0, 5, 8]}, "the box [64, 0, 5, 8], image 64x64"),
@@ -61,6 +58,10 @@ def added(key, entry):
     return lambda content: content[key].append(entry)
 
 
+def reverse_categories(content):
+    content["categories"].reverse()
+
+
 LEAVES = "leaves the image folder"
 HEXAGON = {"id": 7, "name": "hexagon"}
 IN_FILES = [
@@ -69,28 +70,13 @@ IN_FILES = [
     ("DUPLICATE_FILE_NAME", copied("images", 2, id="x"), "000002.jpg", "000002.jpg occurs 2 times"),
     ("DUPLICATE_CATEGORY", copied("categories", 0), 1, "category id 1 occurs 2 times"),
     ("MISSING_CATEGORY", changed("categories", 5, name="Cross"), "cross", "class cross is not in"),
-    (
-        "IGNORED_CATEGORY",
-        added("categories", HEXAGON),
-        7,
-        "category 7 (hexagon) is no class of the",
-    ),
-    (
-        "CATEGORY_ORDER",
-        lambda content: content["categories"].reverse(),
-        None,
-        "label 0: cross in the file, circle in the config",
-    ),
+    ("IGNORED_CATEGORY", added("categories", HEXAGON), 7, "category 7 (hexagon) is no class of"),
+    ("CATEGORY_ORDER", reverse_categories, None, "label 0: cross in the file, circle in the con"),
     ("FILE_NAME_LEAVES", changed("images", 2, file_name="../x"), 2, f"image 2 (../x) {LEAVES}"),
     ("FILE_NAME_LEAVES", changed("images", 2, file_name="/etc/x"), 2, f"image 2 (/etc/x) {LEAVES}"),
     ("MALFORMED_ENTRY", added("images", 3), None, "image number 9 of the file"),
     ("MALFORMED_ENTRY", added("images", {"id": 12}), 12, "image 12 has no file_name"),
-    (
-        "MALFORMED_ENTRY",
-        changed("images", 2, width=None),
-        2,
-        "image 2 (000002.jpg) has no width and",
-    ),
+    ("MALFORMED_ENTRY", changed("images", 2, width=None), 2, "image 2 (000002.jpg) has no width"),
     ("MALFORMED_ENTRY", added("categories", {"id": 9}), 9, "has no name"),
     ("MALFORMED_ENTRY", added("annotations", []), None, "is no JSON object"),
 ]
@@ -312,9 +298,7 @@ def test_image_files(patient, monkeypatch, kind, spoil, said):
 @pytest.mark.parametrize(
     ("kind", "segmentation"),
     [
-        (faults.MASK_BROKEN, [[1, 2, 3, 4]]),
         (faults.MASK_BROKEN, {"size": [64, 64], "counts": "no run lengths"}),
-        (faults.MASK_BROKEN, {"size": [64, 64], "counts": [10, 20]}),
         (faults.MASK_SIZE, {"size": [64, 65], "counts": [10, 64 * 65 - 10]}),
         (faults.MASK_OUTSIDE, [[70, 1, 80, 1, 80, 9]]),
     ],

@@ -7,9 +7,8 @@ import pytest
 from rich.console import Console
 
 from flatten_det.data.doctor import faults
-from flatten_det.data.doctor.check import check_data
+from flatten_det.data.doctor.check import check_data, findings_of, print_report, write_json
 from flatten_det.data.doctor.faults import KINDS, by_kind, quoted
-from flatten_det.data.doctor.report import findings_of, print_report, write_json
 
 
 def printed(checked, show=3) -> str:

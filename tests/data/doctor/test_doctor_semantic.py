@@ -8,8 +8,7 @@ from PIL import Image
 from shapes_patient import only, save_turned
 
 from flatten_det.data.doctor import faults
-from flatten_det.data.doctor.check import check_data
-from flatten_det.data.doctor.report import findings_of
+from flatten_det.data.doctor.check import check_data, findings_of
 
 NAME = "train/semantic/000002.png"
 IMAGE = "train/images/000002.jpg"

@@ -60,17 +60,6 @@ def root(archives, tmp_path) -> Path:
     return tmp_path / "data"
 
 
-def test_steps_are_printed_where_the_archives_are_missing(tmp_path, capsys):
-    with pytest.raises(
-        UserError, match=r"leftImg8bit_trainvaltest\.zip and gtFine_trainvaltest\.zip"
-    ):
-        prepare(cityscapes(COUNTS), tmp_path / "data")
-    printed = capsys.readouterr().out
-    assert "https://www.cityscapes-dataset.com/downloads/" in printed
-    assert f"into {tmp_path / 'data'}\n" in printed
-    assert not (tmp_path / "data").exists()
-
-
 def test_second_run_does_nothing(root, archives, capsys):
     def times():
         return {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}

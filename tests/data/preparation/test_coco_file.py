@@ -1,6 +1,7 @@
 """Annotation files with mistakes are refused in one line; what is only left out is filled in."""
 
 import json
+import re
 from copy import deepcopy
 
 import cv2
@@ -13,7 +14,13 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from shapes_patient import save_turned
 
-from flatten_det.data.preparation.coco_file import Division, completed, divide, read_coco_file
+from flatten_det.data.preparation.coco_file import (
+    Division,
+    completed,
+    divide,
+    divide_by_name,
+    read_coco_file,
+)
 from flatten_det.errors import UserError
 
 
@@ -238,6 +245,37 @@ def test_division_keeps_images_together_and_does_not_depend_on_the_order(read, c
     shuffled = {**content, "images": content["images"][::-1]}
     _, again = divide(read(shuffled), Division(0.2))
     assert sorted(map(json.dumps, again["images"])) == sorted(map(json.dumps, val["images"]))
+
+
+@pytest.mark.parametrize(
+    ("separator", "names", "group"),
+    [
+        (r"[ _.-]*\d+$", "clip{}_00{}.png", r"clip\d"),
+        ("_x", "tile{}_x{}_y0.png", r"tile\d"),
+        (r"\.rf\.", "p{}_jpg.rf.{}ab.png", r"p\d"),
+        (r"\d+$", "clip{}/{}.png", r"clip\d"),
+    ],
+)
+def test_groups_stay_in_one_part(separator, names, group, capsys):
+    names = [names.format(i, j) for i in range(5) for j in range(4)]
+    parts = divide_by_name(names, Division(0.25, re.compile(separator)), str)
+    assert list(map(len, parts)) == [16, 4]
+    train, val = ({re.match(group, name)[0] for name in part} for part in parts)
+    assert not train & val
+    told = "5 groups of images: 4 (16 images) for training, 1 (4 images) for validation"
+    assert told in capsys.readouterr().out
+    divide_by_name(names, Division(0.25), str)
+    assert "groups of" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.99])
+def test_groups_larger_than_what_is_wanted(fraction):
+    names = [f"{'long' if i < 6 else 'short'}_{i}.png" for i in range(9)]
+    parts = divide_by_name(names, Division(fraction, re.compile(r"_\d+$")), str)
+    assert set(map(len, parts)) == {3, 6}
+    for separator, what in ((r"^", "all are of one group"), (r"_never", "no two share one")):
+        with pytest.raises(UserError, match=f"--group-by-prefix .*{what}: give what"):
+            divide_by_name(names, Division(0.2, re.compile(separator)), str)
 
 
 def test_division_that_leaves_nothing(read, content):

@@ -16,15 +16,8 @@ HEIGHT, WIDTH = 70, 110
 
 
 def annotation(number: int, box: list[float], **more) -> dict:
-    area = box[2] * box[3]
-    return {
-        "id": number,
-        "image_id": 7,
-        "category_id": 1,
-        "bbox": box,
-        "area": area,
-        "iscrowd": 0,
-    } | more
+    entry = {"id": number, "image_id": 7, "category_id": 1, "bbox": box}
+    return {**entry, "area": box[2] * box[3], "iscrowd": 0, **more}
 
 
 @pytest.fixture
@@ -35,11 +28,7 @@ def cut(tmp_path):
         pixels = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
         cv2.imwrite(str(tmp_path / "photo.png"), pixels)
         image = {"id": 7, "file_name": "photo.png", "height": HEIGHT, "width": WIDTH}
-        content = {
-            "images": [image],
-            "annotations": annotations,
-            "categories": [{"id": 1, "name": "a"}],
-        }
+        content = {"images": [image], "annotations": annotations, "categories": []}
         file = CocoFile(tmp_path / "photo.json", content, images=tmp_path)
         tiles = cut_into_tiles(file, tmp_path / "tiles", tiling)
         json.dumps(tiles)
@@ -65,21 +54,14 @@ def test_boxes(cut):
     """Of two tiles side by side, a border at 60 cuts one box 30 : 10, and one in two halves."""
     boxes = [[5, 5, 20, 20], [30, 30, 40, 10], [50, 50, 20, 12], [70, 0, 30.5, 9]]
     tiles, _ = cut([annotation(n, box) for n, box in enumerate(boxes, 1)], Tiling(60, 0))
-    first, second = (
-        [
-            (each["bbox"], each["iscrowd"])
-            for each in tiles["annotations"]
-            if each["image_id"] == number
-        ]
-        for number in (1, 2)
-    )
-    assert [image["file_name"] for image in tiles["images"][:2]] == [
-        "photo_x0_y0.png",
-        "photo_x50_y0.png",
-    ]
-    assert first == [([5, 5, 20, 20], 0), ([30, 30, 30, 10], 0), ([50, 50, 10, 10], 1)]
+    of_tile = {1: [], 2: []}
+    for each in tiles["annotations"]:
+        of_tile.setdefault(each["image_id"], []).append((each["bbox"], each["iscrowd"]))
+    names = [image["file_name"] for image in tiles["images"][:2]]
+    assert names == ["photo_x0_y0.png", "photo_x50_y0.png"]
+    assert of_tile[1] == [([5, 5, 20, 20], 0), ([30, 30, 30, 10], 0), ([50, 50, 10, 10], 1)]
     # The last tile begins at 50, so that it is whole.
-    assert second == [([0, 30, 20, 10], 0), ([0, 50, 20, 10], 0), ([20, 0, 30.5, 9], 0)]
+    assert of_tile[2] == [([0, 30, 20, 10], 0), ([0, 50, 20, 10], 0), ([20, 0, 30.5, 9], 0)]
     assert len({each["id"] for each in tiles["annotations"]}) == len(tiles["annotations"])
 
 
@@ -105,14 +87,22 @@ def test_masks(cut, form):
         together[top : top + 40, left : left + 40] |= part
         rows, columns = np.nonzero(part)
         assert each["area"] == len(rows) > 0
-        assert each["bbox"] == [
-            columns.min(),
-            rows.min(),
-            np.ptp(columns) + 1,
-            np.ptp(rows) + 1,
-        ]
+        x, y = columns.min(), rows.min()
+        assert each["bbox"] == [x, y, np.ptp(columns) + 1, np.ptp(rows) + 1]
         assert each["iscrowd"] == (len(rows) < 0.5 * mask.sum())
     np.testing.assert_array_equal(together, mask)
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [[[1, 1, 5, 5]], {"size": [HEIGHT, WIDTH]}, {"size": [HEIGHT, WIDTH], "counts": "oo"}]
+    + [{"size": [HEIGHT, 5], "counts": [0, 5 * HEIGHT]}, {"size": [HEIGHT, WIDTH], "counts": [-1]}],
+)
+def test_a_broken_mask_is_an_error(cut, segmentation):
+    with pytest.raises(
+        UserError, match=r"photo\.json: annotation 1 has a mask .*: export it again"
+    ):
+        cut([annotation(1, [20, 10, 80, 50], segmentation=segmentation)], Tiling(40))
 
 
 def test_a_broken_photograph_is_an_error(cut, tmp_path):

@@ -102,8 +102,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def prepared(folder: Path, config: str, out: Path, **wishes) -> Config:
-    options = {"annotations": {}, "images": {}, "from_scratch": True, **wishes}
-    write_config(folder, Path(config), out, CustomDataOptions(**options))
+    write_config(CustomDataOptions(folder, Path(config), out, from_scratch=True, **wishes))
     return Config.fromfile(out)
 
 

@@ -25,8 +25,7 @@ def prepare(tmp_path):
 
     def prepare(folder: Path, config: Path = RETINANET) -> tuple[Config, dict[str, list]]:
         out = tmp_path / "made.py"
-        options = CustomDataOptions({}, {}, division=Division(0.5), force=True)
-        write_config(folder, config, out, options)
+        write_config(CustomDataOptions(folder, config, out, division=Division(0.5), force=True))
         cfg = Config.fromfile(out)
         found = {}
         for split in ("train", "val"):
@@ -116,66 +115,6 @@ def test_files_elsewhere_that_are_not_there(truth, prepare, tmp_path):
     write_json(tmp_path / "export" / "result.json", truth)
     with pytest.raises(UserError, match=r"2 file names leave .*none\.png"):
         prepare(tmp_path / "export")
-
-
-def test_yolo(truth, prepare, tmp_path):
-    """classes.txt, notes.json, images/ and labels/."""
-    root = tmp_path / "export"
-    names = [category["name"] for category in truth["categories"]]
-    (root / "classes.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
-    write_json(root / "notes.json", {"categories": truth["categories"], "info": truth["info"]})
-    for image in truth["images"]:
-        lines = []
-        for a in truth["annotations"]:
-            if a["image_id"] == image["id"]:
-                size = np.array([image["width"], image["height"]])
-                box = np.reshape(a["bbox"], (2, 2)) / size
-                values = (box[0] + box[1] / 2, box[1])
-                lines.append(" ".join(map(str, [a["category_id"], *np.concatenate(values)])))
-        path = root / "labels" / Path(image["file_name"]).with_suffix(".txt").name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("\n".join(lines))
-    _, found = prepare(root)
-    for name, own in objects(truth).items():
-        assert [label for label, _ in found[name]] == [label for label, _ in own]
-        for (_, box), (_, true) in zip(found[name], own, strict=True):
-            assert box == pytest.approx(true, abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "<source><database>MyDatabase</database></source><owner><flickrid>NULL</flickrid>"
-        "<name>Label Studio</name></owner>",
-        "<source><database>Unknown</database><annotation>Unknown</annotation><image>Unknown</image>"
-        "</source>",
-    ],
-    ids=["Label Studio", "CVAT"],
-)
-def test_voc(truth, prepare, tmp_path, source):
-    """Pixels are counted from 0; the boxes begin and end at whole ones."""
-    root = tmp_path / "export"
-    (root / "Annotations").mkdir()
-    for image in truth["images"]:
-        own = [a for a in truth["annotations"] if a["image_id"] == image["id"]]
-        parts = []
-        for a in own:
-            name = truth["categories"][a["category_id"]]["name"].replace("&", "&amp;")
-            x, y, w, h = a["bbox"]
-            parts.append(
-                f"<object><name>{name}</name><pose>Unspecified</pose><truncated>0</truncated>"
-                f"<difficult>0</difficult><bndbox><xmin>{x}</xmin><ymin>{y}</ymin><xmax>{x + w}</xmax>"
-                f"<ymax>{y + h}</ymax></bndbox></object>"
-            )
-        file = Path(image["file_name"])
-        text = (
-            f'<?xml version="1.0" encoding="utf-8"?>\n<annotation>\n<folder>images</folder>'
-            f"<filename>{file.name}</filename>{source}"
-            f"<size><width>{image['width']}</width><height>{image['height']}</height>"
-            f"<depth>3</depth></size><segmented>0</segmented>{''.join(parts)}</annotation>"
-        )
-        (root / "Annotations" / f"{file.stem}.xml").write_text(text, encoding="utf-8")
-    assert prepare(root)[1] == objects(truth)
 
 
 @pytest.mark.parametrize(

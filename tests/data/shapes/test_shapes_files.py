@@ -3,6 +3,7 @@ import json
 import multiprocessing
 import os
 import resource
+import threading
 import time
 from pathlib import Path
 
@@ -312,13 +313,15 @@ def test_killed_rendering_is_started_again(complete, tmp_path):
 
 
 def test_interrupt_ends_the_rendering_at_once(tmp_path, monkeypatch):
-    rendered = []
+    rendered, interrupted = [], threading.Event()
 
     def interrupt(results, description, total):
         yield next(results)
+        interrupted.set()
         raise KeyboardInterrupt
 
     def counting_render(options, split, index):
+        assert not rendered or interrupted.wait(60)
         rendered.append(index)
         return render(options, split, index)
 

@@ -90,25 +90,6 @@ def test_data_sets_without_a_legend_are_what_they_were():
     assert ShapesOptions(**LEGEND).as_dict()["legend"] == [2, 6]
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"legend": 4}, "legend must be two integers"),
-        ({"legend": (1, 2)}, "legend must be at least 2"),
-        ({"legend": (4, 2)}, "legend is \\(smallest, largest\\), but 4 > 2"),
-        ({"legend": (2, 17)}, "17 cells of the legend need 68 px, but images are 64 px wide"),
-        ({"legend_classes": 7}, "legend_classes must be from 2 to 6, got 7"),
-        ({"legend_classes": 2.0}, "legend_classes must be from 2 to 6, got 2.0"),
-        ({"legend_distance": -1}, "legend_distance must be a number of pixels"),
-        ({"legend_distance": 100}, "need 131 px one below the other, but images are 128 px"),
-        ({"legend": None}, "legend_distance without a legend"),
-    ],
-)
-def test_bad_option_of_a_legend_is_named(changes, message):
-    with pytest.raises(ValueError, match=message):
-        ShapesOptions(**{**LEGEND, **changes})
-
-
 def test_no_way_to_guess_has_a_higher_iou():
     """All shares of guesses in steps of 1/20, by counting, for three classes."""
     best = 0.0

@@ -3,6 +3,8 @@ from mmengine.config import ConfigDict
 
 from flatten_det.data.shapes.options import ShapesOptions
 
+LEGEND = dict(image_size=(128, 64), object_size=(10, 15), legend=(2, 6), legend_distance=72)
+
 
 def test_equal_options_in_any_spelling_compare_equal():
     counts = ConfigDict(train=1500, val=200)
@@ -53,6 +55,21 @@ def test_ranges_of_image_sizes_in_any_spelling():
         ({"min_visible": 1.1}, "min_visible must lie in"),
         ({"texture_contrast": -0.1}, "texture_contrast must lie in"),
         ({"texture_contrast": "strong"}, "texture_contrast must lie in"),
+        ({**LEGEND, "legend": 4}, "legend must be two integers"),
+        ({**LEGEND, "legend": (1, 2)}, "legend must be at least 2"),
+        ({**LEGEND, "legend": (4, 2)}, "legend is \\(smallest, largest\\), but 4 > 2"),
+        (
+            {**LEGEND, "legend": (2, 17)},
+            "17 cells of the legend need 68 px, but images are 64 px wide",
+        ),
+        ({**LEGEND, "legend_classes": 7}, "legend_classes must be from 2 to 6, got 7"),
+        ({**LEGEND, "legend_classes": 2.0}, "legend_classes must be from 2 to 6, got 2.0"),
+        ({**LEGEND, "legend_distance": -1}, "legend_distance must be a number of pixels"),
+        (
+            {**LEGEND, "legend_distance": 100},
+            "need 131 px one below the other, but images are 128 px",
+        ),
+        ({**LEGEND, "legend": None}, "legend_distance without a legend"),
     ],
 )
 def test_bad_option_is_named(options, message):

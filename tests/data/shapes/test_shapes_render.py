@@ -51,9 +51,8 @@ def test_images_differ_in_size_within_the_range():
     assert abs(np.corrcoef(sizes.T)[0, 1]) < 0.2
     # A range of one size is that size.
     one = ShapesOptions(image_size=((96, 128), (96, 128)), object_size=(8, 64))
-    np.testing.assert_array_equal(
-        render(one, "val", 0).image, render(ShapesOptions(**SMALL), "val", 0).image
-    )
+    drawn = [render(options, "val", 0).image for options in (one, ShapesOptions(**SMALL))]
+    np.testing.assert_array_equal(*drawn)
 
 
 def test_sizes_are_log_uniform_within_the_range():
