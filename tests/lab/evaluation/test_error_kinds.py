@@ -137,7 +137,7 @@ def test_ap_before_mending_is_cocos(seed):
     truth, results = random_case(seed)
     found = evaluate_detections(truth, results, "bbox")
     base, gained = gains(found.matches)
-    assert base == pytest.approx(mean_of(found.ap50), abs=1e-9)
+    assert base == pytest.approx(mean_of(found.measures["ap50"]), abs=1e-9)
     assert min(gained.values()) > -1e-9
     counts = find_errors(found.matches).counts()
     assert all(counts.values())
