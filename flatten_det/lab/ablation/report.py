@@ -48,7 +48,7 @@ def chance_levels(cfg: Config, metric: str) -> dict[str, float]:
 
     Objects and background are taken to be told apart exactly.
     """
-    data = cfg.val_dataloader.dataset
+    data = (cfg.get("val_dataloader") or {}).get("dataset", {})
     if metric != "mIoU" or not data.get("legend"):
         return {}
     classes = data.get("legend_classes", ShapesOptions.legend_classes)
@@ -242,12 +242,7 @@ def draw(
 def _draw_curves(axes: Axes, summaries: Sequence[Summary]) -> None:
     for index, summary in enumerate(summaries):
         iterations, values = zip(*summary.curve, strict=True)
-        axes.plot(
-            iterations,
-            values,
-            label=summary.variant,
-            **line_style(index),
-        )
+        axes.plot(iterations, values, label=summary.variant, **line_style(index))
     axes.set_xlabel("iteration", fontsize=_FONT)
     axes.set_title("mean over seeds", fontsize=_FONT)
 

@@ -111,14 +111,6 @@ def tables(benchmark: Benchmark, comparison: Comparison) -> Iterator[Shown]:
         yield title, columns, [list(row.values()) for row in rows]
 
 
-def save_markdown(
-    benchmark: Benchmark, comparison: Comparison, device: torch.device, command: str, folder: Path
-) -> None:
-    """Write ``table.md``: the command, the device, all tables and what their columns mean."""
-    shown = tables(benchmark, comparison)
-    write_markdown(command, [device_name(device)], shown, benchmark.explanation, folder)
-
-
 def write_markdown(
     command: str, remarks: Sequence[str], shown: Iterable[Shown], explanation: str, folder: Path
 ) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ...backbones import BACKBONES
-from .configs import DATASETS, METHODS, NOT_RELEASED, backbone_of
+from .metafiles import DATASETS, METHODS, NOT_RELEASED, backbone_of
 
 PAGE = "configs/README.md"
 _METRICS = ("box AP", "mask AP", "mIoU", "mAcc")

@@ -17,7 +17,6 @@ from flatten_det.lab.evaluation.figures import (
     draw_kinds,
     shown,
 )
-from flatten_det.lab.evaluation.report import PagePicture, Rows, Section, write_page
 from flatten_det.lab.evaluation.pictures import (
     Shape,
     box_outline,
@@ -26,6 +25,7 @@ from flatten_det.lab.evaluation.pictures import (
     draw_labels,
     mask_outline,
 )
+from flatten_det.lab.evaluation.report import PagePicture, Rows, Section, write_page
 
 HOSTILE = '<script>"$x$"\n\x1b[2J'
 

@@ -8,8 +8,14 @@ import yaml
 
 from flatten_det.backbones import BACKBONES
 from flatten_det.lab.zoo import inspect_zoo
-from flatten_det.lab.zoo.configs import collection_of, find_configs, metafile_of, title_of
-from flatten_det.lab.zoo.metafiles import METAFILES, MODEL_INDEX
+from flatten_det.lab.zoo.metafiles import (
+    METAFILES,
+    MODEL_INDEX,
+    collection_of,
+    find_configs,
+    metafile_of,
+    title_of,
+)
 
 ROOT = Path(__file__).parents[3]
 ENTRIES = {
