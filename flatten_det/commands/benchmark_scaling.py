@@ -24,16 +24,9 @@ from ..lab.benchmark.machine import (
     device_name,
     find_device,
 )
-from ..lab.benchmark.report import (
-    CSV,
-    JSON,
-    MARKDOWN,
-    show_tables,
-    write_csv,
-    write_json,
-    write_markdown,
-)
+from ..lab.benchmark.report import CSV, JSON, MARKDOWN, show_tables, write_markdown
 from ..lab.benchmark.scaling import World, cells, explain_table, measure
+from ..lab.output import write_csv, write_json
 from ..train.optimizer import enable_amp
 from ..train.processes import run_processes
 from . import run_command

@@ -1,7 +1,6 @@
 """Count parameters and multiply-adds: ``flatten-det flops CONFIG|BACKBONE [--shape H W] [--paper]``."""
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from rich.progress import track
 from rich.table import Table
 
 from ..cli import add_common_options, check_least, make_console, say
-from ..files.atomic import refuse_overwriting, write_atomically
+from ..files.atomic import refuse_overwriting
 from ..lab.complexity import SAMPLING, Complexity
 from ..lab.complexity.paper import (
     PUBLISHED,
@@ -21,6 +20,7 @@ from ..lab.complexity.paper import (
     compare_published,
 )
 from ..lab.complexity.target import find_target
+from ..lab.output import write_json
 from . import run_command
 
 LEAST_SIDE = 32  # pixels, the stride of the last stage
@@ -208,7 +208,7 @@ def run(args: argparse.Namespace) -> None:
     console = make_console()
     numbers = (compare_with_paper if args.paper else count_one)(args, console)
     if args.json is not None:
-        write_atomically(args.json, f"{json.dumps(numbers, indent=1)}\n".encode())
+        write_json(numbers, args.json)
         say(console, f"written to {args.json}")
 
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from ..errors import UserError, listed
 from ..files.user_files import read_text
-from .ablation.report import line_style
+from .output import line_style
 
 _LOGS = "*/vis_data/scalars.json"
 _MARKERS = 10  # on a line, about

@@ -16,7 +16,7 @@ from ...train.checkpoints import NoCheckpointError
 from ...train.resume import resume_from
 from ...train.run import locked_work_dir, train
 from ...train.stop import TrainingInterrupted, TrainingStopped
-from ..benchmark.report import write_json
+from ..output import write_json
 from .grid import Run
 
 RECORD = "run.json"

@@ -13,7 +13,7 @@ from ...data.loading import ImageError, left_out
 from ...errors import UserError
 from ...files.atomic import refuse_overwriting
 from ...files.images import output_names
-from ..benchmark.report import write_json
+from ..output import write_json
 from .figures import draw_maps, draw_spectra, draw_statistics
 from .layers import AttentionLayer, LayerCall, capture
 from .matrices import LayerWeights, WeightMap, query_token

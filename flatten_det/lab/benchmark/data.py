@@ -28,8 +28,9 @@ from ...errors import UserError
 from ...files.images import pixel_limit
 from ...train.optimizer import use_amp_of_cpu
 from ...train.run import use_our_components
+from ..output import Shown, write_json
 from .machine import busy_remark, describe_machine, device_name
-from .report import JSON, Shown, show_tables, write_json, write_markdown
+from .report import JSON, show_tables, write_markdown
 from .sources import build_whole, quiet_logs
 from .timing import clock_of
 

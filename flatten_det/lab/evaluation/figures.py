@@ -9,7 +9,7 @@ from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 
 from ...errors import printable
-from ..benchmark.report import save_figure
+from ..output import save_figure
 
 FONT, SMALL_FONT, TINY_FONT = 8, 7, 6
 LARGEST_MATRIX = 30  # classes; of more, the most confused pairs are drawn

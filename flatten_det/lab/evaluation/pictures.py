@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
-from ..benchmark.report import save_figure
+from ..output import save_figure
 from .error_kinds import KINDS, RIGHT
 from .figures import DPI, FONT, TINY_FONT, shown
 
