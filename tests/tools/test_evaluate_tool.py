@@ -199,6 +199,7 @@ def test_cocos_results(evaluate, nearly_right, coco_folder, tmp_path, capsys):
         ({"bbox": [1, 2, -3, 3]}, "has no bbox of four numbers"),
         ({"segmentation": {"size": [9, 9], "counts": "a"}}, "no run lengths of its image's size"),
         ({"segmentation": {"size": [97, 61], "counts": [5, -1]}}, "is no run lengths"),
+        ({"segmentation": {"size": [97, 61], "counts": "0" * 50}}, "is no run lengths"),
     ],
 )
 def test_results_that_do_not_fit(

@@ -65,16 +65,7 @@ def test_counting_both_does_not_change_the_complete_count():
 
 
 # The rest of the tables is counted by the README's command.
-@pytest.mark.parametrize(
-    "title",
-    [
-        "PVT-T, Mask R-CNN",
-        "FLatten-PVT-T, Mask R-CNN",
-        "Swin-S, Cascade Mask R-CNN",
-        "PVT-T, Semantic FPN",
-        "FLatten-Swin-T, UperNet",
-    ],
-)
+@pytest.mark.parametrize("title", ["FLatten-PVT-T, Mask R-CNN", "Swin-S, Cascade Mask R-CNN"])
 def test_paper_style_gives_the_published_figures(title):
     published = next(p for p in PUBLISHED if p.title == title)
     cfg = load_config(ROOT / published.config)
