@@ -14,7 +14,7 @@ from ..files.atomic import refuse_overwriting
 from ..lab.complexity import SAMPLING, Complexity
 from ..lab.complexity.paper import (
     PUBLISHED,
-    PaperComparison,
+    PaperCount,
     Published,
     compare_config,
     compare_published,
@@ -147,22 +147,22 @@ def _as_json(counted: Complexity) -> dict[str, Any]:
     }
 
 
-def _paper_table(rows: Sequence[PaperComparison]) -> Table:
+def _paper_table(rows: Sequence[PaperCount]) -> Table:
     """Both counts beside what is published."""
     table = Table("model")
     for heading in ("size", "params", "(published)", "published", "complete", "paper style"):
         table.add_column(heading, justify="right")
     for row in rows:
-        height, width = row.count.size
+        height, width = row.size
         published = row.published
         table.add_row(
             row.title,
             f"{height}x{width}",
-            f"{row.count.complete.parameters / 1e6:.1f} M",
+            f"{row.complete.parameters / 1e6:.1f} M",
             "-" if published is None else f"{published.mparams} M",
             "-" if published is None else f"{published.gflops} G",
-            _beside(row.count.complete.macs, published),
-            _beside(row.count.paper_style, published),
+            _beside(row.complete.macs, published),
+            _beside(row.paper_style, published),
         )
     return table
 
@@ -172,19 +172,19 @@ def _beside(macs: int, published: Published | None) -> str:
     return value if published is None else f"{value} {macs / 1e9 / published.gflops - 1:+6.1%}"
 
 
-def _paper_json(rows: Sequence[PaperComparison]) -> list[dict[str, Any]]:
+def _paper_json(rows: Sequence[PaperCount]) -> list[dict[str, Any]]:
     """The table's rows; multiply-adds and parameters as whole numbers."""
     return [
         {
             "model": row.title,
-            "shape": list(row.count.size),
-            "parameters": row.count.complete.parameters,
-            "multiply_adds": row.count.complete.macs,
-            "uncounted": row.count.complete.uncounted,
+            "shape": list(row.size),
+            "parameters": row.complete.parameters,
+            "multiply_adds": row.complete.macs,
+            "uncounted": row.complete.uncounted,
             "paper_style": {
-                "multiply_adds": row.count.paper_style,
-                "modules": row.count.modules,
-                "softmax_products": row.count.softmax,
+                "multiply_adds": row.paper_style,
+                "modules": row.modules,
+                "softmax_products": row.softmax,
             },
             "published": row.published
             and {

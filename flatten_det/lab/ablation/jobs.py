@@ -121,12 +121,14 @@ class RemoteTraining:
         # A training has handlers of its own. Before and after it, a pre-emption is left to the engine.
         ignored = {n: signal.signal(n, signal.SIG_IGN) for n in _SIGNALS if n != _PREEMPTION}
         ended = threading.Event()
-        threading.Thread(target=self._obey, args=(ended,), daemon=True).start()
+        obedience = threading.Thread(target=self._obey, args=(ended,), daemon=True)
+        obedience.start()
         try:
             _prepare_process(self.threads)
             report = self._train()
         finally:
             ended.set()
+            obedience.join()  # Its signals are for the training alone.
             for number, handler in ignored.items():
                 signal.signal(number, handler)
         if isinstance(report, TrainingPreempted) and report.number == _PREEMPTION:
