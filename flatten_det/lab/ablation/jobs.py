@@ -320,7 +320,7 @@ class RunInHand:
         self._job.cancel()
 
     def _leave(self, number: int) -> None:
-        write_atomically(self.run.folder / STOP, str(int(number)).encode())
+        write_atomically(self.run.folder / STOP, str(int(number)).encode(), durable=False)
 
     def _tidy(self) -> None:
         for name in (PROGRESS, STOP):
