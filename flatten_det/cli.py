@@ -10,7 +10,7 @@ import shlex
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -118,6 +118,17 @@ def add_debug_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--debug", action="store_true", help="show the traceback of expected errors too"
     )
+
+
+def check_least(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, least: Mapping[str, float]
+) -> None:
+    """A usage error for an option below its least value; None, of one that was not given, is none."""
+    for name, bound in least.items():
+        value = getattr(args, name)
+        if value is not None and value < bound:
+            option = name.replace("_", "-")
+            parser.error(f"argument --{option}: must be at least {bound}, got {value}")
 
 
 def cfg_option_texts(argv: Sequence[str] | None = None) -> list[str]:

@@ -8,6 +8,7 @@ from ..cli import (
     CHECKPOINT_SUFFIXES,
     add_common_options,
     add_trust_option,
+    check_least,
     make_console,
     progress_bar,
     say,
@@ -18,9 +19,9 @@ from ..data.loading import left_out
 from ..errors import UserError
 from ..files.images import find_images
 from ..lab.analysis.layers import attention_layers, choose_layers
-from ..lab.analysis.measure import Measures, order_lines, rank_table, sharpness_table
+from ..lab.analysis.measure import CENTRE, Measures, order_lines, rank_table, sharpness_table
 from ..lab.analysis.model import DEIT_ABLATION, NAMES, load_model, named_target
-from ..lab.analysis.run import CENTRE, JSON, Options, analyse, layers_with_heads
+from ..lab.analysis.run import JSON, analyse, layers_with_heads
 from ..lab.complexity.target import Target, find_target
 from . import run_command
 
@@ -102,9 +103,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_intermixed_args(argv)  # options between inputs too
     if args.size and min(args.size) < LEAST_SIDE:
         parser.error(f"argument --size: at least {LEAST_SIDE} pixels a side, got {args.size}")
-    for name, least in (("drawn", 0), ("channels", 1)):
-        if getattr(args, name) < least:
-            parser.error(f"argument --{name}: must be at least {least}, got {getattr(args, name)}")
+    check_least(parser, args, {"drawn": 0, "channels": 1})
     args.config = None if args.model else args.inputs.pop(0)
     if not args.inputs:
         parser.error(f"give the images to look at, after {args.config}")
@@ -150,12 +149,12 @@ def run(args: argparse.Namespace) -> None:
             "warning: no checkpoint given: weights, and so what is measured, may be random",
             file=sys.stderr,
         )
-    heads = None if args.heads is None else tuple(args.heads)
-    options = Options(
-        Measures(heads, not args.no_spectra, args.channels),
-        tuple(args.points),
-        heads or (0,),
-        args.drawn,
+    measures = Measures(
+        heads=args.heads and tuple(args.heads),
+        spectra=not args.no_spectra,
+        channels=args.channels,
+        points=tuple(args.points),
+        drawn=args.drawn,
     )
     about = dict(target=target.name, checkpoint=args.checkpoint, size=list(model.size))
     with progress_bar() as progress:
@@ -164,14 +163,14 @@ def run(args: argparse.Namespace) -> None:
             model,
             layers,
             images,
-            options,
+            measures,
             args.out_dir,
             about,
             lambda what: progress.update(task, advance=1, description=what),
         )
     console = make_console()
     console.print(sharpness_table(analysis.summaries))
-    if options.measures.spectra and options.drawn:
+    if measures.spectra and measures.drawn:
         console.print(rank_table(analysis.results[0]))
     say(console, *order_lines(analysis.summaries))
     errors = [r.error for of_image in analysis.results for r in of_image if r.error is not None]

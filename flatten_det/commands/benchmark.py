@@ -35,9 +35,10 @@ from ..lab.benchmark.report import (
     FIGURE,
     JSON,
     MARKDOWN,
-    save_markdown,
     save_results,
     show_results,
+    tables,
+    write_markdown,
 )
 from ..lab.benchmark.run import BenchmarkPlan, Result, Setting, benchmark_settings
 from ..lab.benchmark.sources import find_size, find_source
@@ -140,7 +141,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--fresh", action="store_true", help="measure all again, whatever --out has already"
     )
     args = parser.parse_args(argv)
-    check_measuring_options(parser, args, {"max_seconds": 0})
+    check_measuring_options(parser, args, max_seconds=0)
     if min(args.batch) < 1:
         parser.error(f"argument --batch: must be at least 1, got {min(args.batch)}")
     if args.max_memory is not None and args.max_memory <= 0:
@@ -216,7 +217,9 @@ def run(args: argparse.Namespace) -> None:
         if args.out is not None:
             growth = Growth(results, baseline, fit_from)
             save_results(benchmark, growth, how, device, args.command, args.out)
-            save_markdown(benchmark, growth, device, args.command, args.out)
+            shown = tables(benchmark, growth)
+            name = device_name(device)
+            write_markdown(args.command, [name], shown, benchmark.explanation, args.out)
 
     results = benchmark_settings(missing, plan, known, save)
     console = show_results(benchmark, Growth(results, baseline, fit_from), args.command, remarks)

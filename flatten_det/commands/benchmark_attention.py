@@ -27,13 +27,7 @@ from ..lab.benchmark.machine import (
     find_device,
 )
 from ..lab.benchmark.report import save_results, show_results
-from ..lab.benchmark.run import (
-    BenchmarkPlan,
-    Comparison,
-    Result,
-    Setting,
-    benchmark_settings,
-)
+from ..lab.benchmark.run import BenchmarkPlan, Comparison, Result, Setting, benchmark_settings
 from ..lab.benchmark.timing import copy_bandwidth
 from . import run_command
 
@@ -85,7 +79,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add_out_option(parser, "results.json, results.csv, figure.png")
     args = parser.parse_args(argv)
-    check_measuring_options(parser, args, {"batch": 1})
+    check_measuring_options(parser, args, batch=1)
     args.command = command_line("benchmark-attention", argv)
     return args
 

@@ -2,10 +2,10 @@
 
 import argparse
 
-from ..cli import add_common_options, command_line
+from ..cli import add_common_options, check_least, command_line
 from ..config import load_config
 from ..lab.benchmark.data import measure_feeding, report_feeding
-from ..lab.benchmark.machine import add_out_option, find_device
+from ..lab.benchmark.machine import add_device_options, add_out_option, find_device
 from ..lab.benchmark.report import JSON, MARKDOWN
 from . import run_command
 from .benchmark import add_what_option
@@ -35,18 +35,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--rounds", type=int, default=5, help="of two batches of each worker (default: 5)"
     )
-    parser.add_argument(
-        "--device", help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)"
-    )
-    parser.add_argument("--threads", type=int, help="of the step on the CPU (default: torch's)")
+    add_device_options(parser)
     add_out_option(parser, f"{JSON} and {MARKDOWN}")
     add_common_options(parser)
     args = parser.parse_intermixed_args(argv)
     if min(args.workers) < 0 or not any(args.workers):
         parser.error("argument --workers: must be 0 or more, and one of them more than 0")
-    for name in ("rounds", "threads"):
-        if (value := getattr(args, name)) is not None and value < 1:
-            parser.error(f"argument --{name}: must be at least 1, got {value}")
+    check_least(parser, args, {"rounds": 1, "threads": 1})
     args.command = command_line("benchmark", argv)
     return args
 

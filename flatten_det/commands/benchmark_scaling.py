@@ -13,7 +13,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 
-from ..cli import RankParser, add_common_options, command_line, process_count, say
+from ..cli import RankParser, add_common_options, check_least, command_line, process_count, say
 from ..config import blame_config, load_config
 from ..distributed import disconnect, launcher, started_by_us
 from ..errors import UserError
@@ -24,16 +24,9 @@ from ..lab.benchmark.machine import (
     device_name,
     find_device,
 )
-from ..lab.benchmark.report import (
-    CSV,
-    JSON,
-    MARKDOWN,
-    show_tables,
-    write_csv,
-    write_json,
-    write_markdown,
-)
+from ..lab.benchmark.report import CSV, JSON, MARKDOWN, show_tables, write_markdown
 from ..lab.benchmark.scaling import World, cells, explain_table, measure
+from ..lab.output import write_csv, write_json
 from ..train.optimizer import enable_amp
 from ..train.processes import run_processes
 from . import run_command
@@ -71,10 +64,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_out_option(parser, f"{JSON}, {CSV}, {MARKDOWN}")
     add_common_options(parser)
     args = parser.parse_args(argv)
-    for name, least in {"batch": 1, "steps": 1, "warmup": 0, "threads": 1}.items():
-        value = getattr(args, name)
-        if value is not None and value < least:
-            parser.error(f"argument --{name}: must be at least {least}, got {value}")
+    check_least(parser, args, {"batch": 1, "steps": 1, "warmup": 0, "threads": 1})
     args.argv = sys.argv[1:] if argv is None else argv
     args.command = command_line("benchmark", argv)
     return args

@@ -14,7 +14,6 @@ from ..cli import (
     use_matplotlib_without_display,
 )
 from ..config import blame_config, load_config
-from ..lab.evaluation.page import print_rows
 from ..lab.evaluation.report import JSON, PAGE, ReportOptions
 from ..lab.evaluation.run import evaluate_model
 from ..predict.console import TestConsoleHook
@@ -100,7 +99,7 @@ def run(args: argparse.Namespace) -> None:
         report = evaluate_model(*given, hooks)
     console = make_console()
     for table in report.tables:
-        print_rows(table, console)
+        table.print(console)
     say(console, f"report: {args.out_dir / PAGE} (numbers: {args.out_dir / JSON})")
     if report.unreadable:
         raise report.unreadable

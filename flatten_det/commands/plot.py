@@ -6,8 +6,8 @@ from pathlib import Path
 from ..cli import add_debug_option, use_matplotlib_without_display
 from ..errors import UserError
 from ..files.atomic import refuse_overwriting
-from ..lab.benchmark.report import save_figure
 from ..lab.curves import choose_keys, draw_curves, read_curves
+from ..lab.output import save_figure
 from . import run_command
 
 

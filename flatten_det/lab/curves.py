@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from ..errors import UserError, listed
 from ..files.user_files import read_text
-from .ablation.report import line_style
+from .output import line_style
 
 _LOGS = "*/vis_data/scalars.json"
 _MARKERS = 10  # on a line, about
@@ -64,9 +64,11 @@ def choose_keys(runs: dict[str, Curves], wanted: Sequence[str] = ()) -> list[str
     """What to draw: what is asked for, else the loss and the first metrics of the validations.
 
     Raises:
-        UserError: No run has one of the keys.
+        UserError: No run has one of the keys, or any value.
     """
     there = list(dict.fromkeys(key for curves in runs.values() for key in curves))
+    if not there:
+        raise UserError(f"the logs of {listed(runs)} hold no values yet: there is nothing to draw")
     for key in wanted:
         if key not in there:
             raise UserError(f"no run has {key}; there are {listed(there, 30)}")
@@ -93,7 +95,9 @@ def draw_curves(runs: dict[str, Curves], keys: Sequence[str]) -> Figure:
         axes.set_xlabel("iteration", fontsize=8)
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.3, linewidth=0.5)
-    figure.legend(
-        *figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8
-    )
+    # Not every run is in every panel.
+    handles = {line.get_label(): line for axes in figure.axes for line in axes.lines}
+    names = [name for name in runs if name in handles]
+    lines = [handles[name] for name in names]
+    figure.legend(lines, names, loc="outside lower center", ncols=3, fontsize=8)
     return figure

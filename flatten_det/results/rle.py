@@ -47,11 +47,18 @@ def decode(rle: Mapping) -> np.ndarray:
         ValueError: the run lengths are none, or do not fill the size.
     """
     height, width = rle["size"]
+    runs = run_lengths(rle)
+    of_mask = np.arange(len(runs)) % 2 == 1
+    return np.repeat(of_mask, runs).reshape(width, height).T
+
+
+def run_lengths(rle: Mapping) -> list[int]:
+    """Of background and mask in turns; a ValueError as of :func:`decode`, where pycocotools sees no fault."""
+    height, width = rle["size"]
     runs = _from_text(rle["counts"])
     if min(runs, default=0) < 0 or sum(runs) != height * width:
         raise ValueError(f"run lengths of a mask do not fill its {height} x {width} pixels")
-    of_mask = np.arange(len(runs)) % 2 == 1
-    return np.repeat(of_mask, runs).reshape(width, height).T
+    return runs
 
 
 def _as_text(runs: np.ndarray) -> str:

@@ -16,7 +16,6 @@ from ..errors import UserError
 from ..files.images import decoded
 from ..lab.analysis.layers import AttentionLayer, LayerCall, attention_layers, calls_during
 from ..lab.analysis.matrices import LayerWeights, own_attention, query_token
-from ..lab.analysis.run import head_count
 from ..results import Prediction
 from ..results.picture import default_palette
 
@@ -109,7 +108,7 @@ class ServedModel:
             tuple(map(int, colour)) for colour in first.palette or default_palette(len(self.names))
         ]
         self.layers: Mapping[str, AttentionLayer] = _layers_of(predictor.model)
-        self.heads = {name: head_count(layer) for name, layer in self.layers.items()}
+        self.heads = {name: layer.heads for name, layer in self.layers.items()}
 
     def predict(self, content: bytes) -> Prediction:
         """The prediction for an image; ImageRefused if it cannot be decoded, or is too narrow."""

@@ -55,7 +55,11 @@ def test_a_panel_for_each_key_and_a_line_for_each_run(run):
     figure = draw_curves({"a": curves, "b": {"loss": curves["loss"]}}, ["loss", "mIoU"])
     assert [axes.get_title() for axes in figure.axes] == ["loss", "mIoU"]
     assert [len(axes.lines) for axes in figure.axes] == [2, 1]
-    first, second = figure.axes[0].lines
+    # Runs that the first panel does not have are named too.
+    figure = draw_curves({"b": {"loss": curves["loss"]}, "a": curves}, ["mIoU", "loss"])
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["b", "a"]
+    first, second = figure.axes[1].lines
     assert first.get_marker() != second.get_marker()
     assert first.get_linestyle() != second.get_linestyle()
 
@@ -83,6 +87,13 @@ def test_what_is_no_log(tmp_path, content, message, capsys):
         read_curves(tmp_path)
     assert main([str(tmp_path), "--out", str(tmp_path / "a.png")]) == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_a_run_without_values(run, tmp_path, capsys):
+    log = tmp_path / "scalars.json"
+    log.write_text('{"loss": NaN, "iter": 10}\n')
+    assert main([str(log), "--out", str(tmp_path / "a.png")]) == 2
+    assert "scalars.json hold no values yet" in capsys.readouterr().err
 
 
 def test_a_run_twice_is_refused(run, capsys):

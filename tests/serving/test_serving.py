@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 
 from flatten_det import Predictor
 from flatten_det.lab.analysis.layers import attention_layers, capture
-from flatten_det.lab.analysis.matrices import query_token, weight_maps
+from flatten_det.lab.analysis.matrices import LayerWeights, query_token
 from flatten_det.results import Prediction, Segment
 from flatten_det.results.rle import decode
 from flatten_det.serving.answers import PredictionAnswer
@@ -376,7 +376,7 @@ def test_attention_is_that_of_the_model(client, nano):
     height = round(50 * 128 / 70)
     assert not seen[0][:, :, height:].any()  # Padding.
     (call,) = capture(backbone, [layer], seen[0][:, :, :height])
-    expected = weight_maps(call, 1, query_token((60.5 / 70, 7.5 / 50), call.hw_shape))
+    expected = LayerWeights(call).maps(1, query_token((60.5 / 70, 7.5 / 50), call.hw_shape))
     own = next(each for each in expected if each.variant.name == "focused linear")
     np.testing.assert_allclose(np.array(answer["weights"]), own.weights, rtol=1e-4)
     assert np.sum(answer["weights"]) == pytest.approx(1, abs=1e-3)

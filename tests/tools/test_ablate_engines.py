@@ -16,8 +16,8 @@ from ablations import few_images, group_of, wait_until
 from tool_modules import load_tool
 
 from flatten_det.errors import UserError
-from flatten_det.lab.ablation import engines
 from flatten_det.lab.ablation.grid import Run, make_grid
+from flatten_det.lab.ablation.jobs import PROGRESS, RunInHand
 from flatten_det.train.run import LOCK_NAME
 
 TOOL = Path(__file__).parents[2] / "tools" / "ablate.py"
@@ -42,7 +42,7 @@ class BreakDown(Hook):
         if "p3-k5" not in runner.work_dir:
             time.sleep(1)
             return
-        while not Path(runner.work_dir, "../../p1-k0/seed0/{engines.PROGRESS}").exists():
+        while not Path(runner.work_dir, "../../p1-k0/seed0/{PROGRESS}").exists():
             time.sleep(0.1)
         time.sleep(2)  # Until that is known to the command.
         raise ZeroDivisionError("a bug")
@@ -89,7 +89,7 @@ def start(data, tmp_path):
 
 def _trained(out: Path, variant: str) -> int:
     try:
-        return json.loads((out / variant / "seed0" / engines.PROGRESS).read_text())[0]
+        return json.loads((out / variant / "seed0" / PROGRESS).read_text())[0]
     except FileNotFoundError:
         return 0
 
@@ -126,7 +126,7 @@ def test_an_engine_stops_and_goes_on_to_the_same_numbers(
         os.kill(int(re.search(r"\d+", lock)[0]), signal.SIGUSR1)
     _, errors = process.communicate(timeout=280)
     assert process.returncode == 0, errors
-    assert not list(out.glob(f"*/*/{engines.PROGRESS}"))
+    assert not list(out.glob(f"*/*/{PROGRESS}"))
     if engine == "submitit":
         logs = "".join(log.read_text() for log in (out / "jobs").glob("*.out"))
         assert logs.count("Requeued job") == 1
@@ -166,18 +166,13 @@ class DeadJob:
 
 
 def test_a_job_without_an_outcome_is_a_failure_in_one_line(tmp_path):
-    worker = engines.RemoteWorker(lambda run: DeadJob())
     run = Run("p1-k0", 0, tmp_path / "run", None)
-    worker.give(run)
-    error = worker.receive().as_error(run)
+    error = RunInHand(run, lambda run: DeadJob()).look(advance=None).as_error(run)
     assert isinstance(error, UserError)
     assert str(error) == (
         "p1-k0, seed 0: its job failed: RuntimeError: the node is gone; to continue, repeat the command"
     )
     assert "this is its log" in str(error.__cause__)
-    # There is nothing left to stop.
-    worker.stop(signal.SIGTERM)
-    worker.kill()
     assert list(run.folder.iterdir()) == []
 
 

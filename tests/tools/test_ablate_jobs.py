@@ -84,18 +84,18 @@ def test_ctrl_c(start, tmp_path):
 
 
 @pytest.mark.slow
-def test_stop_of_processes_that_import(start):
+def test_stop_of_processes_that_import(start, tmp_path):
+    """They are not waited for: none gets as far as to train and save."""
     process = start()
     # The tool's own, that of multiprocessing which cleans up, and two that have just begun.
     wait_until(process, lambda: len(group_of(process)) == 4)
     time.sleep(1)
     os.killpg(process.pid, signal.SIGINT)
-    sent = time.monotonic()
-    _, errors = process.communicate(timeout=60)
-    assert time.monotonic() - sent < 5
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert errors.splitlines()[-1] == "interrupted; to continue, repeat the command"
+    assert not list((tmp_path / "out").rglob("*.pth"))
     _wait_for_end_of_group(process)
 
 

@@ -152,6 +152,13 @@ def test_a_full_disk_ends_it_with_what_to_do(tool, arguments, tmp_path, capsys, 
     assert error.endswith(f"The last checkpoint is {last}: to go on from there, repeat the command")
 
 
+def test_without_a_validation_nothing_is_trained(tool, arguments, tmp_path, capsys):
+    none = [f"val_{part}=None" for part in ("cfg", "dataloader", "evaluator")]
+    assert tool.main([*arguments, *none]) == 2
+    assert "error: the config has no validation to compare runs by" in capsys.readouterr().err
+    assert not list((tmp_path / "out").rglob("scalars.json"))
+
+
 def test_a_folder_of_other_options_is_left_alone(tool, data, finished_grid, capsys):
     arguments = _arguments(data, finished_grid)
     assert tool.main([*arguments, "optim_wrapper.optimizer.lr=0.1"]) == 2
@@ -170,12 +177,7 @@ def test_two_runs_side_by_side(tool, data, finished_grid, tmp_path, monkeypatch,
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "own_hooks.py").write_text(NOTE_PROCESS)
     bars = []
-    update = Progress.update
-    monkeypatch.setattr(
-        Progress,
-        "update",
-        lambda self, task, **fields: bars.append(fields) or update(self, task, **fields),
-    )
+    monkeypatch.setattr(Progress, "update", lambda self, task, **fields: bars.append(fields))
     out = tmp_path / "out"
     assert tool.main(["--jobs", "2", *_arguments(data, out, "p1-k0", str(config))]) == 0
     content = json.loads((out / "ablation.json").read_text())

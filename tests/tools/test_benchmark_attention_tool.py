@@ -70,10 +70,8 @@ def test_core_level_without_memory(tool, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--shape", "64,3,8,8"], "C is a multiple of the heads"),
-        (["--peer", "no_such_module:f"], "No module named 'no_such_module'"),
         (["--candidates", "tiled", "eager"], "--candidates tiled: at this level on cpu there are"),
         (["--candidates", "flatten_det"], "--baseline eager: not among the candidates"),
-        (["--device", "gpu"], "--device gpu: give cpu"),
     ],
 )
 def test_mistakes_are_one_line(tool, capsys, arguments, message):

@@ -1,11 +1,11 @@
 """flatten-det evaluate: the numbers of ``test``, the report, and one-line errors."""
 
-import copy
 import json
 import pickle
 import re
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -60,11 +60,9 @@ class NearlyRight(BaseDetector):
         return batch_data_samples
 
 
-class Prepared:
-    """A config and a checkpoint of it."""
-
-    def __init__(self, config: Path, checkpoint: Path) -> None:
-        self.config, self.checkpoint = config, checkpoint
+class Prepared(NamedTuple):
+    config: Path
+    checkpoint: Path
 
 
 @pytest.fixture
@@ -77,6 +75,15 @@ def nearly_right(coco_folder, tmp_path) -> Prepared:
     )
     torch.save({"state_dict": {"weight": torch.zeros(1)}}, tmp_path / "nearly-right.pth")
     return Prepared(config, tmp_path / "nearly-right.pth")
+
+
+@pytest.fixture
+def own_data(nearly_right, coco_folder, tmp_path) -> Path:
+    """A copy of the data, which the config takes then."""
+    data = shutil.copytree(coco_folder, tmp_path / "report")
+    text = nearly_right.config.read_text().replace(str(coco_folder), str(data))
+    nearly_right.config.write_text(text)
+    return data
 
 
 @pytest.fixture
@@ -102,13 +109,7 @@ def metrics_of_test(test_tool, prepared, tmp_path, capsys, *options: str) -> dic
     return {name: float(value) for name, value in pairs}
 
 
-AP_NAMES = {
-    "ap": "mAP",
-    "ap50": "mAP_50",
-    "ap75": "mAP_75",
-    "ap_small": "mAP_s",
-    "ap_medium": "mAP_m",
-}
+AP_NAMES = dict(ap="mAP", ap50="mAP_50", ap75="mAP_75", ap_small="mAP_s", ap_medium="mAP_m")
 
 
 def assert_same_ap(report: dict, metrics: dict[str, float]) -> None:
@@ -188,12 +189,6 @@ def test_cocos_results(evaluate, nearly_right, coco_folder, tmp_path, capsys):
     assert "segm is not analysed" in capsys.readouterr().err
 
 
-def change(results: list[dict], **fields) -> list[dict]:
-    changed = copy.deepcopy(results)
-    changed[1].update(fields)
-    return changed
-
-
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
@@ -202,18 +197,17 @@ def change(results: list[dict], **fields) -> list[dict]:
         ({"score": float("nan")}, "has no score that is a number"),
         ({"bbox": [1, 2, float("inf"), 3]}, "has no bbox of four numbers"),
         ({"bbox": [1, 2, -3, 3]}, "has no bbox of four numbers"),
-        (
-            {"segmentation": {"size": [9, 9], "counts": "a"}},
-            "is no run lengths of its image's size",
-        ),
+        ({"segmentation": {"size": [9, 9], "counts": "a"}}, "no run lengths of its image's size"),
         ({"segmentation": {"size": [97, 61], "counts": [5, -1]}}, "is no run lengths"),
+        ({"segmentation": {"size": [97, 61], "counts": "0" * 50}}, "is no run lengths"),
     ],
 )
 def test_results_that_do_not_fit(
     evaluate, nearly_right, coco_folder, tmp_path, capsys, fields, reason
 ):
-    file = tmp_path / "results.json"
-    file.write_text(json.dumps(change(coco_results(coco_folder), **fields)))
+    file, results = tmp_path / "results.json", coco_results(coco_folder)
+    results[1] |= fields
+    file.write_text(json.dumps(results))
     code, report = evaluate(nearly_right.config, "--predictions", file)
     error = capsys.readouterr().err
     assert (code, report) == (2, None)
@@ -241,11 +235,10 @@ def test_files_that_are_no_predictions(
     assert reason in capsys.readouterr().err
 
 
-def test_annotations_that_are_not_complete(evaluate, nearly_right, coco_folder, tmp_path, capsys):
-    data = shutil.copytree(coco_folder, tmp_path / "broken")
-    text = nearly_right.config.read_text().replace(str(coco_folder), str(data))
-    nearly_right.config.write_text(text)
-    file = data / "annotations/instances_val2017.json"
+def test_annotations_that_are_not_complete(
+    evaluate, nearly_right, own_data, coco_folder, tmp_path, capsys
+):
+    file = own_data / "annotations/instances_val2017.json"
     content = json.loads(file.read_text())
     (tmp_path / "results.json").write_text(json.dumps(coco_results(coco_folder)))
     del content["annotations"][0]["iscrowd"]
@@ -256,13 +249,10 @@ def test_annotations_that_are_not_complete(evaluate, nearly_right, coco_folder, 
 
 
 def test_broken_image_is_left_out_and_named(
-    evaluate, test_tool, nearly_right, coco_folder, tmp_path, capsys
+    evaluate, test_tool, nearly_right, own_data, tmp_path, capsys
 ):
     """The numbers are those of ``test`` again, and the report is written."""
-    data = shutil.copytree(coco_folder, tmp_path / "broken")
-    text = nearly_right.config.read_text().replace(str(coco_folder), str(data))
-    nearly_right.config.write_text(text)
-    image = data / "val2017/000000000002.jpg"
+    image = own_data / "val2017/000000000002.jpg"
     image.write_bytes(b"no image")
     dump = tmp_path / "dump.pkl"
     metrics = metrics_of_test(test_tool, nearly_right, tmp_path, capsys, "--out", str(dump))
@@ -274,12 +264,11 @@ def test_broken_image_is_left_out_and_named(
     )
     assert_same_ap(report, metrics)
     assert report["images"] == 2
-    (data / "val2017/000000000003.jpg").unlink()
+    image.with_name("000000000003.jpg").unlink()
     code, of_dump = evaluate(nearly_right.config, "--predictions", dump, "--worst", 3)
     assert code == 0
-    assert [entry.get("picture") for entry in of_dump["worst"] if "003.jpg" in entry["image"]] == [
-        None
-    ]
+    (unread,) = [entry for entry in of_dump["worst"] if "003.jpg" in entry["image"]]
+    assert "picture" not in unread
     error = capsys.readouterr().err
     assert "1 images have no entry in the file of predictions" in error
     assert "no picture: image" in error
@@ -338,20 +327,17 @@ def test_metric_that_cannot_be_analysed(evaluate, nearly_right, capsys):
     assert "its test_evaluator (VOCMetric) is none that can be analysed" in capsys.readouterr().err
 
 
-def test_images_are_not_overwritten(evaluate, nearly_right, coco_folder, tmp_path, capsys):
+def test_images_are_not_overwritten(evaluate, nearly_right, own_data, capsys):
     """The pictures' folder may be that of the images, by chance."""
-    data = shutil.copytree(coco_folder, tmp_path / "report")
-    (data / "val2017").rename(data / "worst")
-    file = data / "annotations/instances_val2017.json"
+    (own_data / "val2017").rename(own_data / "worst")
+    file = own_data / "annotations/instances_val2017.json"
     content = json.loads(file.read_text())
     for image in content["images"]:
         name = f"{image['id']:02d}.png"
-        (data / "worst" / image["file_name"]).rename(data / "worst" / name)
+        (own_data / "worst" / image["file_name"]).rename(own_data / "worst" / name)
         image["file_name"] = name
     file.write_text(json.dumps(content))
-    text = nearly_right.config.read_text().replace(str(coco_folder), str(data))
     changed = "test_dataloader.dataset.data_prefix.img=worst/"
-    nearly_right.config.write_text(text)
     code, _ = evaluate(nearly_right.config, nearly_right.checkpoint, "--cfg-options", changed)
     assert code == 2
     assert "would overwrite the input" in capsys.readouterr().err

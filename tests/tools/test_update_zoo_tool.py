@@ -33,6 +33,7 @@ def test_check_then_update(update_zoo_tool, checkout, capsys):
     assert update_zoo_tool.main(command) == 0
     assert "3 differences; written: " in capsys.readouterr().out
     assert update_zoo_tool.main([*command, "--check"]) == 0
+    assert "| Swin-T | 24 epochs |" in (checkout / "configs/README.md").read_text()
 
 
 def test_update_writes_nothing_while_something_is_wrong(update_zoo_tool, checkout, capsys):

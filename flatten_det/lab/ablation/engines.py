@@ -1,166 +1,24 @@
-"""Engines that train the runs of an ablation on other machines: Ray, and Slurm by submitit.
-
-They start a run and bring its outcome. While it trains, this command and the run talk by files in the run's
-folder, which both see: the run says how far it is in one, and the command has it stop by the other, as what
-the engines have for that need not leave a training the time to save.
-"""
+"""Engines that train the runs of an ablation on other machines: Ray, and Slurm by submitit."""
 
 import contextlib
 import functools
-import json
 import math
 import os
-import signal
 import socket
-import threading
-import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 from ...errors import UserError, reason_of
-from ...files.atomic import write_atomically
-from ...train.stop import TrainingPreempted
 from .grid import Run
-from .jobs import (
-    SIGNALS,
-    Engine,
-    Failure,
-    Progress,
-    Report,
-    Worker,
-    prepare_process,
-    signals_held_back,
-    train_and_report,
-)
-from .run import TO_CONTINUE
+from .jobs import Engine, Job, RemoteTraining, Report, signals_held_back
 
-PROGRESS, STOP = "progress.json", "stop"
-_LOOK_EVERY_S = 1.0
 _PATIENCE_S = 10
 # Each time it is queued again there is a checkpoint more: no number of times is too much.
 _REQUEUES = 1000
-_PREEMPTION = getattr(signal, "SIGUSR1", None)  # None on Windows
-
-
-@dataclass(frozen=True)
-class RemoteTraining:
-    """Trains a run in the process that an engine has for it."""
-
-    run: Run
-    here: str  # folder that the command was started in, where relative paths begin
-    threads: int | None  # of PyTorch; None: its own choice
-
-    def __call__(self) -> Report:
-        """Train; returns what ended it."""
-        os.chdir(self.here)
-        # A training has handlers of its own. Before and after it, a pre-emption is left to the engine.
-        ignored = {n: signal.signal(n, signal.SIG_IGN) for n in SIGNALS if n != _PREEMPTION}
-        ended = threading.Event()
-        threading.Thread(target=self._obey, args=(ended,), daemon=True).start()
-        try:
-            prepare_process(self.threads)
-            report = train_and_report(self.run, self._tell, _LOOK_EVERY_S)
-        finally:
-            ended.set()
-            for number, handler in ignored.items():
-                signal.signal(number, handler)
-        if isinstance(report, TrainingPreempted) and report.number == _PREEMPTION:
-            # Saved: now submitit has the job queued again, and Ray starts a process that died again.
-            signal.raise_signal(_PREEMPTION)
-        return report
-
-    def checkpoint(self) -> Any:
-        """What submitit queues after a pre-emption."""
-        return import_module("submitit.helpers").DelayedSubmission(self)
-
-    def _tell(self, progress: Progress) -> None:
-        content = json.dumps([progress.done, progress.total]).encode()
-        write_atomically(self.run.folder / PROGRESS, content, durable=False)
-
-    def _obey(self, ended: threading.Event) -> None:
-        """Send this process the signal that the command left, until it has ended the training."""
-        while not ended.wait(_LOOK_EVERY_S):
-            with contextlib.suppress(OSError, ValueError):
-                os.kill(os.getpid(), int((self.run.folder / STOP).read_text()))
-
-
-class Job(Protocol):
-    """A training that was given to an engine."""
-
-    def done(self) -> bool:
-        """Whether :meth:`result` need not wait."""
-
-    def result(self) -> Report:
-        """What ended the training; any exception if the engine could not bring it to that."""
-
-    def cancel(self) -> None:
-        """End it, or have it not begin, without waiting for that."""
-
-
-class RemoteWorker(Worker):
-    """Gives runs to an engine by a function that returns their jobs."""
-
-    connection = None
-
-    def __init__(self, submit: Callable[[Run], Job]) -> None:
-        self.run = None
-        self._submit = submit
-        self._trains = False
-        self._looked = 0.0
-
-    def give(self, run: Run | None) -> None:
-        if run is None:
-            return
-        run.folder.mkdir(parents=True, exist_ok=True)
-        _tidy(run)
-        self._trains, self._job = False, self._submit(run)
-        self.run = run
-
-    def receive(self) -> Report | None:
-        if time.monotonic() - self._looked < _LOOK_EVERY_S:
-            return None
-        self._looked = time.monotonic()
-        if self._job.done():
-            run, self.run = self.run, None
-            _tidy(run)
-            try:
-                return self._job.result()
-            except Exception as error:
-                message = f"{run.name}: its job failed: {reason_of(error)}{TO_CONTINUE}"
-                return Failure(message, traceback.format_exc())
-        with contextlib.suppress(OSError, ValueError):
-            progress = Progress(*json.loads((self.run.folder / PROGRESS).read_text()))
-            self._trains = True
-            return progress
-        return None
-
-    def stop(self, number: int) -> None:
-        if not self._trains:
-            self.kill()
-        elif self.run:
-            self._leave(number)
-
-    def kill(self) -> None:
-        if self.run:
-            self._leave(signal.SIGKILL)
-            self._job.cancel()
-            self.run = None
-
-    def _leave(self, number: int) -> None:
-        write_atomically(self.run.folder / STOP, str(int(number)).encode())
-
-    def wait(self) -> None:
-        pass
-
-
-def _tidy(run: Run) -> None:
-    for name in (PROGRESS, STOP):
-        (run.folder / name).unlink(missing_ok=True)
 
 
 def _package(name: str) -> ModuleType:
@@ -208,7 +66,7 @@ class _RayJob:
 
 
 @contextlib.contextmanager
-def on_ray(options: Mapping[str, Any], out: Path, jobs: int) -> Iterator[Callable[[], Worker]]:
+def on_ray(options: Mapping[str, Any], out: Path, jobs: int) -> Iterator[Callable[[Run], Job]]:
     """An :data:`~.jobs.Engine` whose runs are tasks of Ray, on the cluster of RAY_ADDRESS or on this machine.
 
     A task has a GPU if there are any, and an equal share of a machine's cores, unless ``options`` of
@@ -229,15 +87,13 @@ def on_ray(options: Mapping[str, Any], out: Path, jobs: int) -> Iterator[Callabl
             task = ray.remote(RemoteTraining.__call__).options(**resources)
         threads = max(1, int(resources["num_cpus"]))
         here = str(Path.cwd())
-        yield lambda: RemoteWorker(
-            lambda run: _RayJob(ray, task.remote(RemoteTraining(run, here, threads)))
-        )
+        yield lambda run: _RayJob(ray, task.remote(RemoteTraining(run, here, threads)))
     finally:
         ray.shutdown()
 
 
 @contextlib.contextmanager
-def on_submitit(options: Mapping[str, Any], out: Path, jobs: int) -> Iterator[Callable[[], Worker]]:
+def on_submitit(options: Mapping[str, Any], out: Path, jobs: int) -> Iterator[Callable[[Run], Job]]:
     """An :data:`~.jobs.Engine` whose runs are jobs of Slurm, or of another ``cluster`` that submitit knows.
 
     The other ``options`` are those of submitit's ``AutoExecutor.update_parameters``. A job that gets
@@ -266,7 +122,7 @@ def on_submitit(options: Mapping[str, Any], out: Path, jobs: int) -> Iterator[Ca
         except submitit.core.utils.FailedJobError as error:
             raise UserError(f"{run.name}: Slurm takes no job: {reason_of(error)}") from error
 
-    yield lambda: RemoteWorker(submit)
+    yield submit
 
 
 _ENGINES = {"ray": on_ray, "submitit": on_submitit}

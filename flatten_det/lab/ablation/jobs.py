@@ -1,6 +1,12 @@
-"""Train all runs of a grid, one after the other, or several at a time in processes or by an engine."""
+"""Train all runs of a grid, one after the other, or several at a time by an engine.
+
+An engine starts a run and brings its outcome. While it trains, this command and the run talk by files in the
+run's folder, which both see: the run says how far it is in one, and the command has it stop by the other, as
+what the engines have for that need not leave a training the time to save.
+"""
 
 import contextlib
+import json
 import multiprocessing
 import os
 import signal
@@ -11,8 +17,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from importlib import import_module
 from multiprocessing import parent_process, resource_tracker
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from multiprocessing.pool import RemoteTraceback
 from typing import Any, Protocol
 
@@ -20,7 +27,8 @@ import torch
 from mmengine.utils import import_modules_from_strings
 
 from ...cli import use_matplotlib_without_display
-from ...errors import UserError, explain
+from ...errors import UserError, explain, reason_of
+from ...files.atomic import write_atomically
 from ...train.stop import (
     SIGNAL_NAMES,
     InterruptHook,
@@ -32,14 +40,20 @@ from ...train.stop import (
 from .grid import Run
 from .run import TO_CONTINUE, Advance, Finished, finish, read_finished
 
+PROGRESS, STOP = "progress.json", "stop"
+_SIGNALS = tuple(SIGNAL_NAMES)
+_PREEMPTION = getattr(signal, "SIGUSR1", None)  # None on Windows
+_LOOK_EVERY_S = 0.5
+_WAIT_S = 0.1
+_GOODBYE_S = 10
+
 
 class StopSignals:
     """Within a ``with`` block, signals are noted here instead of ending the process."""
 
     def __init__(self) -> None:
-        self.number = (
-            0  # of the first one, SIGTERM for SIGHUP and SIGUSR1; 0 as long as there is none
-        )
+        # Of the first one, SIGTERM for SIGHUP and SIGUSR1; 0 as long as there is none.
+        self.number = 0
         self.at_once = False  # Ctrl-C came again, or came while all was stopping already
         self._since = 0.0
         self._previous_handlers: dict[int, Any] = {}
@@ -68,18 +82,6 @@ class StopSignals:
         tell(f"\n{SIGNAL_NAMES[number]}: saving checkpoints after these iterations{hint}\n")
 
 
-SIGNALS = tuple(SIGNAL_NAMES)
-_REPORT_EVERY_S = 0.2
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Iterations of a run so far and in all. From the first one on, it minds signals."""
-
-    done: int
-    total: int
-
-
 @dataclass(frozen=True)
 class Failure:
     """What ended a run, in words: not every exception can be sent to another process."""
@@ -102,30 +104,78 @@ class Failure:
         return error
 
 
-Report = Progress | Finished | TrainingInterrupted | Failure
+Report = Finished | TrainingInterrupted | Failure
 
 
-def work(connection: Connection, threads: int) -> None:
-    """Train every :class:`~.grid.Run` that comes, and send reports, until None comes or the parent ends.
+@dataclass(frozen=True)
+class RemoteTraining:
+    """Trains a run in the process that an engine has for it."""
 
-    Between trainings signals do nothing, and SIGHUP never does. They may come from the terminal, or from
-    a batch system, to all processes of a job; the other process knows what to do with one that does not
-    train.
-    """
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    prepare_process(threads)
-    threading.Thread(target=_stop_with_parent, daemon=True).start()
-    # A connection breaks when the other process ends.
-    with contextlib.suppress(EOFError, OSError):
-        while (run := _next_run(connection)) is not None:
-            connection.send(train_and_report(run, connection.send))
+    run: Run
+    here: str  # folder that the command was started in, where relative paths begin
+    threads: int | None  # of PyTorch; None: its own choice
+
+    def __call__(self) -> Report:
+        """Train; returns what ended it."""
+        os.chdir(self.here)
+        # A training has handlers of its own. Before and after it, a pre-emption is left to the engine.
+        ignored = {n: signal.signal(n, signal.SIG_IGN) for n in _SIGNALS if n != _PREEMPTION}
+        ended = threading.Event()
+        obedience = threading.Thread(target=self._obey, args=(ended,), daemon=True)
+        obedience.start()
+        try:
+            _prepare_process(self.threads)
+            report = self._train()
+        finally:
+            ended.set()
+            obedience.join()  # Its signals are for the training alone.
+            for number, handler in ignored.items():
+                signal.signal(number, handler)
+        if isinstance(report, TrainingPreempted) and report.number == _PREEMPTION:
+            # Saved: now submitit has the job queued again, and Ray starts a process that died again.
+            signal.raise_signal(_PREEMPTION)
+        return report
+
+    def checkpoint(self) -> Any:
+        """What submitit queues after a pre-emption."""
+        return import_module("submitit.helpers").DelayedSubmission(self)
+
+    def _train(self) -> Report:
+        last = -_LOOK_EVERY_S
+
+        def advance(run: Run, done: int, total: int) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if done == total or now - last >= _LOOK_EVERY_S:
+                last = now
+                with contextlib.suppress(OSError):  # A full disk, which the training tells of.
+                    content = json.dumps([done, total]).encode()
+                    write_atomically(run.folder / PROGRESS, content, durable=False)
+
+        try:
+            # mmengine imports them as it reads a config from a file, which was elsewhere.
+            if modules := self.run.cfg.get("custom_imports"):
+                import_modules_from_strings(**modules)
+            return finish(self.run, advance)
+        except TrainingInterrupted as stopped:
+            return stopped
+        except Exception as error:
+            return Failure(explain(error), traceback.format_exc())
+
+    def _obey(self, ended: threading.Event) -> None:
+        """Send this process the signal that the command left, or that it ended, until the training ends."""
+        parent = parent_process()  # None, where the command did not start this process itself
+        while not ended.wait(_LOOK_EVERY_S):
+            if parent and not parent.is_alive():
+                os.kill(os.getpid(), signal.SIGTERM)
+            with contextlib.suppress(OSError, ValueError):
+                os.kill(os.getpid(), int((self.run.folder / STOP).read_text()))
 
 
-def prepare_process(threads: int | None) -> None:
+def _prepare_process(threads: int | None) -> None:
     """Make this process one that trains under the watch of another one, with so many threads if not None."""
     if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     # A config's own choice for its data workers; mmengine warns where it replaces another one.
     multiprocessing.set_start_method(None, force=True)
     InterruptHook.supervised = True
@@ -134,131 +184,54 @@ def prepare_process(threads: int | None) -> None:
     use_matplotlib_without_display()
 
 
-def _next_run(connection: Connection) -> Run | None:
-    wait([connection, parent_process().sentinel])
-    return connection.recv() if connection.poll() else None
+class Job(Protocol):
+    """A training that was given to an engine."""
+
+    def done(self) -> bool:
+        """Whether :meth:`result` need not wait."""
+
+    def result(self) -> Report:
+        """What ended the training; any exception if the engine could not bring it to that."""
+
+    def cancel(self) -> None:
+        """End it, or have it not begin, without waiting for what it would save."""
 
 
-def train_and_report(
-    run: Run, send: Callable[[Progress], object], every_s: float = _REPORT_EVERY_S
-) -> Report:
-    """Train a run in this process; ``send`` gets its progress, and may raise an OSError to stop it."""
-    last = -every_s
-
-    def advance(run: Run, done: int, total: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if done == total or now - last >= every_s:
-            last = now
-            try:
-                send(Progress(done, total))
-            except OSError:
-                _stop()
-
-    try:
-        # mmengine imports them as it reads a config from a file, which was elsewhere.
-        if modules := run.cfg.get("custom_imports"):
-            import_modules_from_strings(**modules)
-        return finish(run, advance)
-    except TrainingInterrupted as stopped:
-        return stopped
-    except Exception as error:
-        return Failure(explain(error), traceback.format_exc())
-
-
-def _stop_with_parent() -> None:
-    parent_process().join()
-    _stop()
-
-
-def _stop() -> None:
-    """As a batch system does it, so that a training saves its checkpoint."""
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
+# Given how many runs are to be trained at a time, it gives for a ``with`` block what submits a run.
+Engine = Callable[[int], AbstractContextManager[Callable[[Run], Job]]]
 # Not forked: neither PyTorch's threads nor CUDA survive that.
 CONTEXT = multiprocessing.get_context("spawn")
-_WAIT_S = 0.2
-_GOODBYE_S = 10
 
 
-class Worker(Protocol):
-    """Has at most one run in hand, which is trained elsewhere."""
+class _ProcessJob:
+    """A :class:`Job` in a process of this machine."""
 
-    run: Run | None  # in hand
-    connection: (
-        Connection | None
-    )  # where something comes when there is a report, if there is such a thing
-
-    def give(self, run: Run | None) -> None:
-        """Have a run trained, when none is in hand; None: there is none left."""
-
-    def receive(self) -> Report | None:
-        """The next report; None if there is none yet. All but :class:`Progress` end the run in hand."""
-
-    def stop(self, number: int) -> None:
-        """Have a training save its checkpoint and end, as if this signal had come to it.
-
-        What does not train yet is killed: it has nothing to save, and may be importing.
-        """
-
-    def kill(self) -> None:
-        """End the run in hand at once."""
-
-    def wait(self) -> None:
-        """Wait until nothing is left of the worker."""
-
-
-class ProcessWorker(Worker):
-    """A process of this machine."""
-
-    def __init__(self, threads: int) -> None:
-        self.run = None
-        self._trains = False
-        self.connection, other_end = CONTEXT.Pipe()
+    def __init__(self, training: RemoteTraining) -> None:
+        self._name = training.run.name
+        self._connection, other_end = CONTEXT.Pipe(duplex=False)
         # No daemon: those may not have data workers.
-        self._process = CONTEXT.Process(target=work, args=(other_end, threads))
+        self._process = CONTEXT.Process(target=_work, args=(training, other_end))
         with signals_held_back():
             self._process.start()
         other_end.close()
 
-    def give(self, run: Run | None) -> None:
-        self.run = run
-        # `receive` finds out that the process is dead.
-        with contextlib.suppress(BrokenPipeError):
-            self.connection.send(run)
+    def done(self) -> bool:
+        return self._connection.poll() or not self._process.is_alive()
 
-    def receive(self) -> Report | None:
-        # Asked first: whatever a dead process has sent is there by now.
-        alive, report = self._process.is_alive(), None
-        if self.connection.poll():
-            with contextlib.suppress(EOFError, OSError):
-                report = self.connection.recv()
-        elif alive:
-            return None
-        if report is None:
+    def result(self) -> Report:
+        try:
+            return self._connection.recv()
+        except (EOFError, OSError):
             self._process.join(_GOODBYE_S)
-            report = self._death()
-        self._trains = isinstance(report, Progress)
-        if not self._trains:
-            self.run = None
-        return report
+            return self._death()
+        finally:
+            self._process.join(_GOODBYE_S)
+            self.cancel()
 
-    def stop(self, number: int) -> None:
-        if not self._trains:
-            self.kill()
-        elif self._process.is_alive():
-            os.kill(self._process.pid, number)
-
-    def kill(self) -> None:
+    def cancel(self) -> None:
         self._process.kill()
         self._process.join()
-        self.run = None
-
-    def wait(self) -> None:
-        self._process.join(_GOODBYE_S)
-        self.kill()
-        self.connection.close()
+        self._connection.close()
 
     def _death(self) -> Failure:
         code = self._process.exitcode
@@ -267,49 +240,23 @@ class ProcessWorker(Worker):
             how = f"was killed by {signal.Signals(-code).name}"
         if code == -signal.SIGKILL:
             how += ", most likely as memory ran out (use fewer --jobs or smaller batches)"
-        return Failure(f"{self.run.name}: its process {how}{TO_CONTINUE}")
+        return Failure(f"{self._name}: its process {how}{TO_CONTINUE}")
 
 
-# Given how many runs are to be trained at a time, it makes workers for a ``with`` block.
-Engine = Callable[[int], AbstractContextManager[Callable[[], Worker]]]
+def _work(training: RemoteTraining, connection: Connection) -> None:
+    # They may come from the terminal, or from a batch system, to all processes of a job; the other process
+    # knows what to do with one that does not train.
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    with contextlib.suppress(OSError):  # The other process has ended.
+        connection.send(training())
 
 
 @contextlib.contextmanager
-def processes(jobs: int) -> Iterator[Callable[[], Worker]]:
+def processes(jobs: int) -> Iterator[Callable[[Run], Job]]:
     """The :data:`Engine` of this machine: processes with an equal share of PyTorch's threads."""
     threads = max(1, torch.get_num_threads() // jobs)
-    yield lambda: ProcessWorker(threads)
-
-
-@contextlib.contextmanager
-def _workers(count: int, make: Callable[[], Worker]) -> Iterator[list[Worker]]:
-    """Workers for a ``with`` block; none of them is left after it."""
-    workers = []
-    try:
-        for _ in range(count):
-            workers.append(make())
-        yield workers
-    finally:
-        for worker in workers:
-            if worker.run:
-                worker.kill()
-            worker.give(None)
-        for worker in workers:
-            worker.wait()
-
-
-def _busy(workers: Sequence[Worker]) -> list[Worker]:
-    return [worker for worker in workers if worker.run]
-
-
-def _reports(workers: Sequence[Worker]) -> Iterator[tuple[Run, Report]]:
-    """New reports with their runs, if any comes within a moment."""
-    busy = _busy(workers)
-    wait([worker.connection for worker in busy if worker.connection], _WAIT_S)
-    for worker in busy:
-        run = worker.run
-        if report := worker.receive():
-            yield run, report
+    yield lambda run: _ProcessJob(RemoteTraining(run, os.getcwd(), threads))
 
 
 @contextlib.contextmanager
@@ -320,11 +267,64 @@ def signals_held_back() -> Iterator[None]:
         return
     # Else it is started with the first process, which unblocks the signals.
     resource_tracker.ensure_running()
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
+class RunInHand:
+    """A run that was given to an engine."""
+
+    def __init__(self, run: Run, submit: Callable[[Run], Job]) -> None:
+        self.run = run
+        self._trains = False
+        self._looked = 0.0
+        run.folder.mkdir(parents=True, exist_ok=True)
+        self._tidy()
+        self._job = submit(run)
+
+    def look(self, advance: Advance) -> Report | None:
+        """What ended it, or None; ``advance`` is told how far it is. Looks now and then only."""
+        if time.monotonic() - self._looked < _LOOK_EVERY_S:
+            return None
+        self._looked = time.monotonic()
+        if self._job.done():
+            self._tidy()
+            try:
+                return self._job.result()
+            except Exception as error:
+                message = f"{self.run.name}: its job failed: {reason_of(error)}{TO_CONTINUE}"
+                return Failure(message, traceback.format_exc())
+        with contextlib.suppress(OSError, ValueError):
+            done, total = json.loads((self.run.folder / PROGRESS).read_text())
+            self._trains = True
+            advance(self.run, done, total)
+        return None
+
+    def stop(self, number: int) -> bool:
+        """Have it save its checkpoint and end, as if this signal had come to it; whether it will.
+
+        What does not train yet is killed: it has nothing to save, and may be importing.
+        """
+        if self._trains:
+            self._leave(number)
+        else:
+            self.kill()
+        return self._trains
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._leave(signal.SIGKILL)
+        self._job.cancel()
+
+    def _leave(self, number: int) -> None:
+        write_atomically(self.run.folder / STOP, str(int(number)).encode(), durable=False)
+
+    def _tidy(self) -> None:
+        for name in (PROGRESS, STOP):
+            (self.run.folder / name).unlink(missing_ok=True)
 
 
 Each = Callable[[list[Finished]], object]
@@ -376,18 +376,16 @@ def _finish_side_by_side(
     waiting = deque(run for run in runs if run.name not in outcomes)
     if not waiting:
         return in_order()
+    in_hand: list[RunInHand] = []
     last: list[Report] = []
-    count = min(jobs, len(waiting))
-    with engine(jobs) as make, StopSignals() as signals, _workers(count, make) as workers:
+    with engine(jobs) as submit, StopSignals() as signals, contextlib.ExitStack() as at_last:
+        at_last.callback(_kill_all, in_hand)
         try:
-            while (waiting or _busy(workers)) and not signals.number:
-                for worker in workers:
-                    if waiting and not worker.run:
-                        worker.give(waiting.popleft())
-                for run, report in _reports(workers):
-                    if isinstance(report, Progress):
-                        advance(run, report.done, report.total)
-                    elif isinstance(report, Finished):
+            while (waiting or in_hand) and not signals.number:
+                while waiting and len(in_hand) < jobs:
+                    in_hand.append(RunInHand(waiting.popleft(), submit))
+                for run, report in _reports(in_hand, advance):
+                    if isinstance(report, Finished):
                         advance(run, report.iterations, report.iterations)
                         outcomes[run.name] = report
                         each(in_order())
@@ -400,21 +398,34 @@ def _finish_side_by_side(
                         raise report.as_error(run)
         except BaseException:
             signals.stop()
-            _stop_all(workers, signals)
+            _stop_all(in_hand, signals)
             raise
         if len(outcomes) < len(runs):
-            raise _interruption(signals, last + _stop_all(workers, signals))
+            raise _interruption(signals, last + _stop_all(in_hand, signals))
     return in_order()
 
 
-def _stop_all(workers: Sequence[Worker], signals: StopSignals) -> list[Report]:
+def _reports(in_hand: list[RunInHand], advance: Advance) -> Iterator[tuple[Run, Report]]:
+    """New reports with their runs, which are no longer in hand then."""
+    time.sleep(_WAIT_S)
+    for each in list(in_hand):
+        if report := each.look(advance):
+            in_hand.remove(each)
+            yield each.run, report
+
+
+def _stop_all(in_hand: list[RunInHand], signals: StopSignals) -> list[Report]:
     """Have all trainings save their checkpoints and end; returns what they said at last."""
-    for worker in workers:
-        worker.stop(signals.number)
+    in_hand[:] = [each for each in in_hand if each.stop(signals.number)]
     last: list[Report] = []
-    while _busy(workers) and not signals.at_once:
-        last += [report for _, report in _reports(workers) if not isinstance(report, Progress)]
+    while in_hand and not signals.at_once:
+        last += [report for _, report in _reports(in_hand, lambda run, done, total: None)]
     return last
+
+
+def _kill_all(in_hand: list[RunInHand]) -> None:
+    for each in in_hand:
+        each.kill()
 
 
 def _interruption(signals: StopSignals, last: Sequence[Report]) -> TrainingInterrupted:

@@ -7,7 +7,6 @@ from itertools import cycle
 from math import comb
 from pathlib import Path
 from statistics import fmean, mean
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,7 +18,14 @@ from ...data.shapes.options import ShapesOptions
 from ...data.shapes.render import guessing_iou
 from ...errors import UserError
 from ...files.atomic import write_atomically
-from ..benchmark.report import make_markdown, number, save_figure, write_json
+from ..output import (
+    line_style,
+    make_markdown,
+    marker_style,
+    number,
+    save_figure,
+    write_json,
+)
 from .run import Finished
 
 _COLUMNS = {
@@ -31,10 +37,6 @@ _COLUMNS = {
     "p": "right",
     "minutes": "right",
 }
-# Told apart without colour: markers first, then dashes; from dark to light.
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
-_DASHES = ("-", (0, (5, 2)), (0, (1, 1)), (0, (5, 1, 1, 1)))
-_COLOURS = ("#1b1b3a", "#b5651d", "#3b528b", "#2a9d6f", "#7a7a7a")
 _LEVELS = (":", (0, (8, 4)))
 _FONT = 8
 
@@ -48,7 +50,7 @@ def chance_levels(cfg: Config, metric: str) -> dict[str, float]:
 
     Objects and background are taken to be told apart exactly.
     """
-    data = cfg.val_dataloader.dataset
+    data = (cfg.get("val_dataloader") or {}).get("dataset", {})
     if metric != "mIoU" or not data.get("legend"):
         return {}
     classes = data.get("legend_classes", ShapesOptions.legend_classes)
@@ -242,19 +244,14 @@ def draw(
 def _draw_curves(axes: Axes, summaries: Sequence[Summary]) -> None:
     for index, summary in enumerate(summaries):
         iterations, values = zip(*summary.curve, strict=True)
-        axes.plot(
-            iterations,
-            values,
-            label=summary.variant,
-            **line_style(index),
-        )
+        axes.plot(iterations, values, label=summary.variant, **line_style(index))
     axes.set_xlabel("iteration", fontsize=_FONT)
     axes.set_title("mean over seeds", fontsize=_FONT)
 
 
 def _draw_ends(axes: Axes, summaries: Sequence[Summary]) -> None:
     for place, summary in enumerate(summaries):
-        style = _style(place)
+        style = marker_style(place)
         seeds = list(summary.values.values())
         axes.scatter(
             [place - 0.18] * len(seeds),
@@ -271,13 +268,3 @@ def _draw_ends(axes: Axes, summaries: Sequence[Summary]) -> None:
     axes.set_xticks(range(len(summaries)), [summary.variant for summary in summaries], rotation=30)
     axes.set_xlim(-0.6, len(summaries) - 0.4)
     axes.set_title("end: seeds (white), mean ± std", fontsize=_FONT)
-
-
-def line_style(index: int) -> dict[str, Any]:
-    """Of the line of the variant or run of this number, for ``Axes.plot``."""
-    dashes = _DASHES[index % len(_DASHES)]
-    return dict(_style(index), linestyle=dashes, linewidth=1.3, markersize=4)
-
-
-def _style(index: int) -> dict[str, Any]:
-    return dict(color=_COLOURS[index % len(_COLOURS)], marker=_MARKERS[index % len(_MARKERS)])

@@ -16,7 +16,7 @@ from ...train.checkpoints import NoCheckpointError
 from ...train.resume import resume_from
 from ...train.run import locked_work_dir, train
 from ...train.stop import TrainingInterrupted, TrainingStopped
-from ..benchmark.report import write_json
+from ..output import write_json
 from .grid import Run
 
 RECORD = "run.json"
@@ -53,6 +53,11 @@ class _Watch(Hook):
         self.iterations = self.parameters = 0
 
     def before_train(self, runner: Runner) -> None:
+        if runner.val_loop is None:
+            raise UserError(
+                "the config has no validation to compare runs by: give it val_cfg, val_dataloader and "
+                "val_evaluator"
+            )
         self.parameters = sum(p.numel() for p in runner.model.parameters())
         self.iterations = runner.max_iters
         self._advance(runner.iter, runner.max_iters)

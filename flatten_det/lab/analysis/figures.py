@@ -15,7 +15,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from ...attention.reference import focused_map
-from ..benchmark.report import save_figure
+from ..output import save_figure
 from .matrices import TOLERANCE, WeightMap
 from .measure import TOP, HeadSpectrum, LayerResult, LayerSummary
 

@@ -214,6 +214,13 @@ class AttentionLayer:
     module: nn.Module
     is_last: bool = False  # of its stage
 
+    @property
+    def heads(self) -> int:
+        """How many it has."""
+        if hasattr(self.module, "num_heads"):
+            return self.module.num_heads
+        return self.module.heads_per_branch * len(self.module.lepe)
+
 
 def attention_layers(model: nn.Module) -> list[AttentionLayer]:
     """All layers that can be analysed, or UserError; those whose blocks are in one list are a stage."""

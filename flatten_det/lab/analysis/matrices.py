@@ -284,11 +284,6 @@ class LayerWeights:
         return self._weights[id(part)]
 
 
-def weight_maps(call: LayerCall, head: int, token: int) -> list[WeightMap]:
-    """The weights of the query ``token`` in all variants of a layer; ValueError if it has no such head."""
-    return LayerWeights(call).maps(head, token)
-
-
 def _find(parts: Sequence[Windows], token: int) -> tuple[Windows, int, torch.Tensor]:
     for part in parts:
         places = (part.tokens == token).nonzero()

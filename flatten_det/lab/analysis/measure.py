@@ -26,6 +26,7 @@ from .matrices import (
 )
 
 TOP = 10  # keys of the top-k mass
+CENTRE = (0.5, 0.5)
 _ENTRIES = 1 << 21  # of a portion of rows
 
 
@@ -84,12 +85,16 @@ LARGEST_MATRIX = 4096**2
 
 @dataclass(frozen=True)
 class Measures:
-    """What to measure."""
+    """What to measure, and to draw."""
 
-    heads: tuple[int, ...] | None = None  # from 0, of layers that have them; None: all
+    heads: tuple[int, ...] | None = (
+        None  # from 0, of layers that have them; None: all, drawn: the first
+    )
     spectra: bool = True  # singular values too, which take by far the longest
     channels: int = 1  # of a head with a convolution, whose matrices are looked at
     windows: int = 4  # of a layer that attends in windows, whose singular values are looked at
+    points: tuple[tuple[float, float], ...] = (CENTRE,)  # (x, y) of the queries drawn, 0 to 1
+    drawn: int = 1  # of the images, which get maps and spectra; statistics are of all
 
 
 @dataclass(frozen=True)

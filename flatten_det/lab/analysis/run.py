@@ -1,7 +1,9 @@
 """From a model and images to figures and numbers."""
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,33 +13,21 @@ from ...data.loading import ImageError, left_out
 from ...errors import UserError
 from ...files.atomic import refuse_overwriting
 from ...files.images import output_names
-from ..benchmark.report import write_json
+from ..output import write_json
 from .figures import draw_maps, draw_spectra, draw_statistics
 from .layers import AttentionLayer, LayerCall, capture
-from .matrices import query_token, weight_maps
+from .matrices import LayerWeights, WeightMap, query_token
 from .measure import LayerResult, LayerSummary, Measures, measure_layer, summarise
 from .model import AnalysedModel
 
 JSON, STATISTICS_FIGURE, SPECTRA_FIGURE = "analysis.json", "statistics.png", "spectra.png"
-CENTRE = (0.5, 0.5)
-
-
-@dataclass(frozen=True)
-class Options:
-    """What to measure and to draw."""
-
-    measures: Measures = field(default_factory=Measures)
-    points: tuple[tuple[float, float], ...] = (CENTRE,)  # (x, y) of the queries drawn, 0 to 1
-    map_heads: tuple[int, ...] = (0,)  # heads drawn
-    drawn: int = 1  # of the images, which get maps and spectra; statistics are of all
 
 
 @dataclass(frozen=True)
 class Analysis:
     """All results."""
 
-    images: list[str]  # paths, in order, of those that can be read
-    results: list[list[LayerResult]]  # for each of these images, of each layer
+    results: list[list[LayerResult]]  # of each layer, for each image that can be read
     summaries: list[LayerSummary]  # of each layer over these images
     unreadable: list[str]  # one line for each other image
 
@@ -46,7 +36,7 @@ def layers_with_heads(
     layers: Sequence[AttentionLayer], heads: Sequence[int] | None
 ) -> list[AttentionLayer]:
     """The layers that have at least one of the heads; None: all. UserError for a head that no layer has."""
-    counts = {layer.name: head_count(layer) for layer in layers}
+    counts = {layer.name: layer.heads for layer in layers}
     for head in heads or ():
         if not 0 <= head < max(counts.values()):
             there = ", ".join(f"{count} in {name}" for name, count in counts.items())
@@ -54,18 +44,11 @@ def layers_with_heads(
     return [layer for layer in layers if heads is None or min(heads) < counts[layer.name]]
 
 
-def head_count(layer: AttentionLayer) -> int:
-    """Heads of a layer."""
-    if hasattr(layer.module, "num_heads"):
-        return layer.module.num_heads
-    return layer.module.heads_per_branch * len(layer.module.lepe)
-
-
 def analyse(
     model: AnalysedModel,
     layers: Sequence[AttentionLayer],
     images: Sequence[str],
-    options: Options,
+    measures: Measures,
     out_dir: Path,
     about: dict[str, Any],
     advance: Callable[[str], None] = lambda what: None,
@@ -76,7 +59,7 @@ def analyse(
     image once. UserError if no image can be read, or a result would overwrite one.
     """
     names = output_names(images, reserved=(JSON, STATISTICS_FIGURE))
-    drawn = [out_dir / names[image] / figure for image in images for figure in _figures(options)]
+    drawn = [out_dir / names[image] / figure for image in images for figure in _figures(measures)]
     refuse_overwriting(images, [out_dir / JSON, out_dir / STATISTICS_FIGURE, *drawn], "--out-dir")
     read, results, unreadable = [], [], []
     for image in images:
@@ -85,17 +68,17 @@ def analyse(
         except ImageError as error:
             unreadable.append(str(error))
             continue
-        is_drawn = len(read) < options.drawn
+        is_drawn = len(read) < measures.drawn
         read.append(image)
-        measures = options.measures if is_drawn else replace(options.measures, spectra=False)
+        own = measures if is_drawn else replace(measures, spectra=False)
         calls = capture(model.backbone, layers, pixels)
         of_image = []
         for call in calls:
-            of_image.append(measure_layer(call, measures))
+            of_image.append(measure_layer(call, own))
             advance(f"{names[image]}, layer {call.layer.name}")
         results.append(of_image)
         if is_drawn:
-            _draw_image(grey, calls, of_image, options, out_dir / names[image])
+            _draw_image(grey, calls, of_image, measures, out_dir / names[image])
     if not read:
         raise left_out(unreadable, len(images))
     summaries = summarise(result for of_image in results for result in of_image)
@@ -109,12 +92,12 @@ def analyse(
         unreadable=unreadable,
     )
     write_json(about | record, out_dir / JSON)
-    return Analysis(read, results, summaries, unreadable)
+    return Analysis(results, summaries, unreadable)
 
 
-def _figures(options: Options) -> list[str]:
-    maps = (_map_figure(h, n) for h in options.map_heads for n in range(1, len(options.points) + 1))
-    return [SPECTRA_FIGURE, *maps]
+def _figures(measures: Measures) -> list[str]:
+    points = range(1, len(measures.points) + 1)
+    return [SPECTRA_FIGURE, *(_map_figure(h, n) for h in measures.heads or (0,) for n in points)]
 
 
 def _map_figure(head: int, point: int) -> str:
@@ -125,16 +108,18 @@ def _draw_image(
     grey: np.ndarray,
     calls: Sequence[LayerCall],
     results: Sequence[LayerResult],
-    options: Options,
+    measures: Measures,
     folder: Path,
 ) -> None:
-    if options.measures.spectra:
+    if measures.spectra:
         draw_spectra(results, folder / SPECTRA_FIGURE)
-    for head in options.map_heads:
-        for number, point in enumerate(options.points, 1):
-            rows = {
-                call.layer.name: weight_maps(call, head, query_token(point, call.hw_shape))
-                for call in calls
-                if head < head_count(call.layer)
-            }
-            draw_maps(grey, rows, point, folder / _map_figure(head, number))
+    maps: dict[tuple[int, int], dict[str, list[WeightMap]]] = defaultdict(dict)
+    for call in calls:
+        weights = LayerWeights(call)
+        for head, number in product(measures.heads or (0,), range(len(measures.points))):
+            if head < call.layer.heads:
+                token = query_token(measures.points[number], call.hw_shape)
+                maps[head, number][call.layer.name] = weights.maps(head, token)
+    for (head, number), rows in maps.items():
+        path = folder / _map_figure(head, number + 1)
+        draw_maps(grey, rows, measures.points[number], path)

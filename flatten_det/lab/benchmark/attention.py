@@ -22,9 +22,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...attention import FocusedLinearAttention, focused_linear_attention
 from ...errors import UserError, describe_failure
+from ..output import number
 from .figures import draw_bars
 from .machine import DTYPES
-from .report import number, time_cells
+from .report import time_cells
 from .run import Benchmark, Check, Comparison, Result, Setting, Work
 from .timing import clock_of
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import logging
 import math
 import os
 import statistics
@@ -29,9 +28,10 @@ from ...errors import UserError
 from ...files.images import pixel_limit
 from ...train.optimizer import use_amp_of_cpu
 from ...train.run import use_our_components
+from ..output import Shown, write_json
 from .machine import busy_remark, describe_machine, device_name
-from .report import JSON, Shown, show_tables, write_json, write_markdown
-from .sources import build_whole
+from .report import JSON, show_tables, write_markdown
+from .sources import build_whole, quiet_logs
 from .timing import clock_of
 
 REST = "index, checks and batches"
@@ -233,11 +233,8 @@ def _measure_step(cfg: Config, loader: DataLoader, rounds: int, device: torch.de
     model = build_whole(cfg).to(device).train()
     if device.type == "cpu":
         use_amp_of_cpu(cfg)
-    logging.disable(logging.INFO)  # Of the groups of parameters.
-    try:
+    with quiet_logs():  # The groups of parameters.
         optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
-    finally:
-        logging.disable(logging.NOTSET)
     clock = clock_of(device)
     return [
         (count, clock(partial(model.train_step, batch, optim_wrapper))) for count, batch in batches

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatter, LogLocator, NullFormatter, NullLocator
 
+from ..output import line_style, number, save_figure
 from .growth import QUANTITIES, Growth, is_flatten
-from .report import number, save_figure
 from .run import Comparison, Result
 
 # In inches: of the bars.
@@ -28,8 +28,6 @@ _UNITS = {
     "peak memory": ("MiB per call", 2**20),
     "multiply-adds": ("GMACs per image", 1e9),
 }
-# Told apart without colour too.
-_MARKERS, _LINES = "os^DvPX*<>", ("-", "--", "-.", ":")
 _ROOM = 0.028  # of the axis for a character of a tick's label
 
 
@@ -125,13 +123,7 @@ def draw_curves(growth: Growth, title: str, path: Path) -> None:
     kinds, names = growth.kinds, growth.names
     quantities = [q for q in QUANTITIES if any(QUANTITIES[q](r) for r in growth.results)]
     styles = {
-        name: dict(
-            color=f"C{index}",
-            marker=_MARKERS[index % len(_MARKERS)],
-            markersize=3.5,
-            linestyle=_LINES[index % len(_LINES)],
-            linewidth=1.6 if is_flatten(name) else 1,
-        )
+        name: line_style(index) | dict(markersize=3.5, linewidth=1.6 if is_flatten(name) else 1)
         for index, name in enumerate(names)
     }
     rows = max(len(quantities), 1)

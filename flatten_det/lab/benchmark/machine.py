@@ -4,13 +4,12 @@ import argparse
 import os
 import platform
 import re
-from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
-from ...cli import add_debug_option
+from ...cli import add_debug_option, check_least
 from ...errors import UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -41,12 +40,17 @@ def add_measuring_options(
         default=warmup,
         help=f"calls before the first round (default: {warmup})",
     )
+    add_device_options(parser)
+    parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
+    add_debug_option(parser)
+
+
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--device`` and ``--threads``, for :func:`find_device`."""
     parser.add_argument(
         "--device", help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)"
     )
     parser.add_argument("--threads", type=int, help="threads on the CPU (default: torch's)")
-    parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
-    add_debug_option(parser)
 
 
 def add_out_option(parser: argparse.ArgumentParser, files: str) -> None:
@@ -65,18 +69,13 @@ def add_precision_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check_measuring_options(
-    parser: argparse.ArgumentParser, args: argparse.Namespace, least: Mapping[str, int]
+    parser: argparse.ArgumentParser, args: argparse.Namespace, **least: float
 ) -> None:
     """Exit with a usage error for ``--amp`` of fp32, and for numbers too small.
 
     ``least`` are the least values of options besides those above.
     """
-    for name, bound in ({"rounds": 1, "warmup": 0, "threads": 1} | least).items():
-        value = getattr(args, name)
-        if value is not None and value < bound:
-            parser.error(
-                f"argument --{name.replace('_', '-')}: must be at least {bound}, got {value}"
-            )
+    check_least(parser, args, {"rounds": 1, "warmup": 0, "threads": 1} | least)
     if args.amp and "fp32" in args.dtype:
         parser.error("argument --amp: needs --dtype bf16 or fp16, or both")
 

@@ -12,11 +12,12 @@ import torch
 from ...backbones.cuda import replay_forward
 from ...errors import OUT_OF_MEMORY, UserError, describe_failure
 from ..complexity import SAMPLING, count_backbone, count_model
+from ..output import number
 from .figures import draw_curves
 from .growth import COMPILED, GRAPHS, Growth
 from .machine import device_name
 from .memory import Peak
-from .report import milliseconds, number, time_cells
+from .report import milliseconds, time_cells
 from .run import Benchmark, BenchmarkPlan, Cost, Result, Setting, Work
 from .sources import Size, find_source, loss_call, network_call, short_name
 

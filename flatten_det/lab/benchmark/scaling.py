@@ -29,9 +29,9 @@ from ...distributed import connect
 from ...errors import UserError
 from ...train.optimizer import use_amp_of_cpu
 from ...train.run import use_our_components
+from ..output import number
 from .data import without_workers
 from .memory import peak_of_this_process
-from .report import number
 from .timing import clock_of, paired_speedup
 
 # DDP reduces while the backward pass goes on, which has two thirds of a step's multiply-adds, all but the

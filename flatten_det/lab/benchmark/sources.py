@@ -1,9 +1,10 @@
 """Where models come from: flatten_det's names, MMDetection, timm, torchvision, and config files."""
 
+import contextlib
 import inspect
 import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -204,16 +205,22 @@ def build_whole(cfg: Config) -> nn.Module:
     model_cfg.pop("pretrained", None)
     for part in (model_cfg, model_cfg.backbone):
         part.init_cfg = None
-    before = logging.root.manager.disable
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope", "mmdet")):
         model = MODELS.build(model_cfg)
-        # mmengine logs how it initialised each of hundreds of parameters.
-        logging.disable(logging.INFO)
-        try:
+        with quiet_logs():  # How each of hundreds of parameters was initialised.
             model.init_weights()
-        finally:
-            logging.disable(before)
     return model
+
+
+@contextlib.contextmanager
+def quiet_logs() -> Iterator[None]:
+    """No log of any logger below warnings."""
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def network_call(model: nn.Module, images: Tensor) -> Callable[[], object]:

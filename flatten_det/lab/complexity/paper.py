@@ -22,7 +22,7 @@ a fixed size need (Mask R-CNN: 2 G more). Not the cause are
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -101,16 +101,35 @@ def find_published(config: str) -> Published | None:
 
 @dataclass(frozen=True)
 class PaperCount:
-    """One model, counted in both styles."""
+    """One model, counted in both styles, beside what the paper reports for it."""
 
     size: tuple[int, int]  # (H, W) of the image in pixels
     complete: Complexity  # everything that runs
     modules: int  # what mmcv's counter, which follows modules, finds
     softmax: int  # the two products of the softmax baseline's attention in the backbone
+    title: str = ""
+    published: Published | None = None  # None: the paper reports nothing for it, at this size
 
     @property
     def paper_style(self) -> int:
         return self.modules + self.softmax
+
+    @property
+    def explanation(self) -> str | None:
+        """What a difference of more than 3 % to the complete count is made of; None: there is none."""
+        if self.published is None:
+            return None
+        gflops = self.published.gflops
+        counts = (self.complete.macs, self.modules, self.softmax, self.paper_style)
+        macs, modules, softmax, style = (value / 1e9 for value in counts)
+        if abs(macs / gflops - 1) <= _EXPLAINED_FROM:
+            return None
+        return (
+            f"{self.title}: {gflops} G published = {macs:.1f} G complete {modules - macs:+.1f} G (products "
+            "of linear attention, which a counter of modules misses, less norms and biases, which it has) "
+            f"{softmax:+.1f} G (products of softmax attention, which this model has not, but FLOPs scripts "
+            f"add for every block) {gflops - style:+.1f} G not explained"
+        )
 
 
 def count_as_published(cfg: Config, size: tuple[int, int], **backbone: Any) -> PaperCount:
@@ -158,41 +177,15 @@ def _modules_counted(model: nn.Module) -> Iterator[dict[str, int]]:
             handle.remove()
 
 
-@dataclass(frozen=True)
-class PaperComparison:
-    """One model beside what the paper reports for it."""
-
-    title: str
-    published: Published | None  # None: the paper reports nothing for it, at this size
-    count: PaperCount
-
-    @property
-    def explanation(self) -> str | None:
-        """What a difference of more than 3 % to the complete count is made of; None: there is none."""
-        if self.published is None:
-            return None
-        count, gflops = self.count, self.published.gflops
-        counts = (count.complete.macs, count.modules, count.softmax, count.paper_style)
-        macs, modules, softmax, style = (value / 1e9 for value in counts)
-        if abs(macs / gflops - 1) <= _EXPLAINED_FROM:
-            return None
-        return (
-            f"{self.title}: {gflops} G published = {macs:.1f} G complete {modules - macs:+.1f} G (products "
-            "of linear attention, which a counter of modules misses, less norms and biases, which it has) "
-            f"{softmax:+.1f} G (products of softmax attention, which this model has not, but FLOPs scripts "
-            f"add for every block) {gflops - style:+.1f} G not explained"
-        )
-
-
-def compare_published() -> Iterator[PaperComparison]:
+def compare_published() -> Iterator[PaperCount]:
     """All models of the paper's Tables 1 and 2, from their configs."""
     for published in PUBLISHED:
         cfg = load_config(Path(published.config).stem)
         count = count_as_published(cfg, published.size, **published.changes)
-        yield PaperComparison(published.title, published, count)
+        yield replace(count, title=published.title, published=published)
 
 
-def compare_config(target: Target, size: tuple[int, int] | None) -> PaperComparison:
+def compare_config(target: Target, size: tuple[int, int] | None) -> PaperCount:
     """A config beside what the paper reports for it, at the paper's size, or else the config's own.
 
     UserError for the name of a backbone, or a model that cannot be counted.
@@ -210,4 +203,4 @@ def compare_config(target: Target, size: tuple[int, int] | None) -> PaperCompari
     with blame_config(target.cfg):
         count = count_as_published(target.cfg, size)
     title = published.title if published else Path(target.name).name
-    return PaperComparison(title, published, count)
+    return replace(count, title=title, published=published)

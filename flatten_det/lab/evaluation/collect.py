@@ -28,6 +28,7 @@ from ...errors import UserError, warn_once
 from ...files.images import pixel_limit
 from ...files.user_files import read_text
 from ...predict.evaluate import KeptResults, Tested
+from ...results.rle import run_lengths
 from .detections import KEYS
 from .pixels import PixelCounts
 
@@ -287,7 +288,10 @@ def _is_mask(mask: Any, image: dict) -> bool:
     if isinstance(counts, list):
         is_run = all(isinstance(n, int) and n >= 0 for n in counts)
         return is_run and sum(counts) == math.prod(mask["size"])
-    return isinstance(counts, str | bytes)
+    try:
+        return isinstance(counts, str | bytes) and bool(run_lengths(mask))
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from pycocotools.cocoeval import COCOeval
 
 POSITIVE = 0.5  # the IoU from which a detection is right
 KEYS = {"bbox": "bbox", "segm": "segmentation"}  # by kind of IoU: what of an annotation is compared
-SIZES = ("small", "medium", "large")  # of objects: below 32², to 96², above, in pixels
+# AP over the thresholds of IoU, at 0.5, at 0.75; of objects below 32², to 96² and above, in pixels; recall.
+MEASURES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar")
 IOUS = tuple(np.linspace(0.5, 0.95, 10).tolist())
 MAX_DETECTIONS = (100, 300, 1000)  # of a class in an image, as mmdet's CocoMetric has them
 
@@ -51,14 +52,10 @@ class Matches:
 class Evaluation:
     """What COCOeval measures, by class in the order of the categories asked for.
 
-    Values are from 0 to 1, NaN for classes without objects. AP is the mean over the thresholds of IoU.
+    Values are from 0 to 1, NaN for classes without objects.
     """
 
-    ap: np.ndarray
-    ap50: np.ndarray
-    ap75: np.ndarray
-    by_size: np.ndarray  # (classes, 3) AP of objects of SIZES
-    ar: np.ndarray  # recall, mean over the thresholds
+    measures: dict[str, np.ndarray]  # (classes,) by name in MEASURES
     recalls: np.ndarray  # (101,) the axis of the curves
     curves: np.ndarray  # (2, classes, 101) precision at IoU 0.5, and its mean over the thresholds
     matches: Matches
@@ -105,18 +102,20 @@ def evaluate_detections(
     precision = np.where(measured.eval["precision"] < 0, np.nan, measured.eval["precision"])
     recall = np.where(measured.eval["recall"] < 0, np.nan, measured.eval["recall"])
     precision, recall = precision[:, :, order], recall[:, order]
-    at = {iou: int(np.argmin(np.abs(used - iou))) for iou in (POSITIVE, 0.75)}
-    ap75 = precision[at[0.75], :, :, 0, -1].mean(0)
+    right, exact = (
+        precision[int(np.argmin(np.abs(used - x))), :, :, 0, -1] for x in (POSITIVE, 0.75)
+    )
+    values = (
+        precision[thresholds, :, :, 0, first].mean((0, 1)),
+        right.mean(0),
+        exact.mean(0) if np.isclose(used, 0.75).any() else np.full(len(order), np.nan),
+        *precision[thresholds][:, :, :, 1:, -1].mean((0, 1)).T,
+        recall[thresholds][:, :, 0, -1].mean(0),
+    )
     return Evaluation(
-        ap=precision[thresholds, :, :, 0, first].mean((0, 1)),
-        ap50=precision[at[POSITIVE], :, :, 0, -1].mean(0),
-        ap75=ap75 if np.isclose(used, 0.75).any() else np.full(len(order), np.nan),
-        by_size=precision[thresholds][:, :, :, 1:, -1].mean((0, 1)),
-        ar=recall[thresholds][:, :, 0, -1].mean(0),
+        measures=dict(zip(MEASURES, values, strict=True)),
         recalls=params.recThrs,
-        curves=np.stack(
-            [precision[at[POSITIVE], :, :, 0, -1].T, precision[thresholds][..., 0, -1].mean(0).T]
-        ),
+        curves=np.stack([right.T, precision[thresholds][..., 0, -1].mean(0).T]),
         matches=_matches(measured, order),
     )
 
@@ -225,13 +224,8 @@ def best_threshold(
 ) -> dict[str, float] | None:
     """The score from which on detections are kept for the largest F1, with F1, precision and recall there.
 
-    Args:
-        scores: (D,) in descending order, of one class, without ignored ones.
-        is_right: (D,) whether each has found an object.
-        objects: that are to be found.
-
-    Returns:
-        None if none is right.
+    ``scores`` (D,) are in descending order, of one class, without ignored ones; ``is_right`` (D,) says which
+    have found one of the ``objects``. None if none has.
     """
     if not is_right.any():
         return None

@@ -69,12 +69,9 @@ def find_errors(matches: Matches, threshold: float = -np.inf) -> Errors:
 
 
 def average_precision(scores: np.ndarray, is_right: np.ndarray, objects: int) -> float:
-    """AP of one class at one IoU, over 101 recalls as COCOeval has it.
+    """AP of one class at one IoU, over 101 recalls as COCOeval has it; 1 where there are no objects to find.
 
-    Args:
-        scores: (D,) in any order.
-        is_right: (D,) whether each has found an object.
-        objects: that are to be found; none: 1, nothing is left to find.
+    ``scores`` (D,) are in any order; ``is_right`` (D,) says which have found an object.
     """
     if objects == 0:
         return 1.0
@@ -119,14 +116,10 @@ def _mean_ap(matches: Matches, kinds: np.ndarray, labels: np.ndarray, objects: n
     used = np.flatnonzero(kinds != UNUSED)
     used = used[np.argsort(labels[used], kind="stable")]
     starts = np.searchsorted(labels[used], np.arange(matches.classes + 1))
-    values = [
-        average_precision(
-            matches.scores[used[starts[label] : starts[label + 1]]],
-            kinds[used[starts[label] : starts[label + 1]]] == RIGHT,
-            objects[label],
-        )
-        for label in np.flatnonzero(matches.counts())
-    ]
+    values = []
+    for label in np.flatnonzero(matches.counts()):
+        own = used[starts[label] : starts[label + 1]]
+        values.append(average_precision(matches.scores[own], kinds[own] == RIGHT, objects[label]))
     return float(np.mean(values)) if values else float("nan")
 
 
@@ -135,10 +128,7 @@ def confusion_matrix(matches: Matches, errors: Errors) -> np.ndarray:
 
     Objects that were found stand on the diagonal. The others belong to the surest detection that found no
     object and overlaps them by at least 0.5, whatever its class, or to the background, as do all other
-    detections, duplicates among them.
-
-    Returns:
-        ``(classes + 1, classes + 1)`` of int.
+    detections, duplicates among them. ``(classes + 1, classes + 1)`` of int.
     """
     size = matches.classes + 1
     free_objects = ~errors.found

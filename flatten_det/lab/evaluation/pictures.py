@@ -1,6 +1,5 @@
 """Pictures of the images with most errors: truth beside prediction, what is wrong marked by its kind."""
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
-from ...files.atomic import write_atomically
+from ..output import save_figure
 from .error_kinds import KINDS, RIGHT
-from .figures import FONT, TINY_FONT, shown
+from .figures import DPI, FONT, TINY_FONT, shown
 
 _SIDE = 4.4  # inches of a panel's longer side
-_DPI = 150
 # Short names, colours, dashes and widths: told apart without colour too.
 _STYLES = {
     RIGHT: ("", "#5fd35f", "-", 0.9),
@@ -65,13 +63,9 @@ def mask_outline(mask: np.ndarray) -> list[np.ndarray]:
 def draw_detections(
     image: np.ndarray, objects: Sequence[Shape], detections: Sequence[Shape], path: Path
 ) -> None:
-    """A PNG of the objects beside the detections; names are written where something is wrong.
+    """A PNG of an RGB image with the objects, and with the detections that count; what is wrong is named.
 
-    Args:
-        image: RGB (H, W, 3).
-        objects: of the truth; those that were not found are of the kind of what was nearly them, or missed.
-        detections: those that count.
-        path: where it goes.
+    Objects that were not found are of the kind of what was nearly them, or missed.
     """
     figure, panels = _panels(image, 1, 2)
     kinds = set()
@@ -98,7 +92,7 @@ def draw_detections(
         frameon=False,
         handlelength=4,
     )
-    _save(figure, path)
+    save_figure(figure, path, DPI, colours=None)
 
 
 def _legend(kind: int) -> str:
@@ -146,13 +140,6 @@ def _panels(image: np.ndarray, rows: int, columns: int) -> tuple[Figure, list[Ax
     return figure, panels
 
 
-def _save(figure: Figure, path: Path) -> None:
-    """With all colours, which photographs need."""
-    content = io.BytesIO()
-    figure.savefig(content, dpi=_DPI)
-    write_atomically(path, content.getvalue(), durable=False)
-
-
 def class_colours(palette: Sequence | None, classes: int) -> np.ndarray:
     """RGB (classes, 3) of uint8: a data set's palette, or one of matplotlib's if it has none that fits."""
     given = np.array(palette) if palette else np.zeros(0)
@@ -172,15 +159,9 @@ def draw_labels(
     colours: np.ndarray,
     path: Path,
 ) -> None:
-    """A PNG of an image, its true and predicted labels, and where these differ.
+    """A PNG of an RGB image of any size, its true and predicted labels (H, W), and where these differ.
 
-    Args:
-        image: RGB, of any size.
-        truth, predicted: labels (H, W); large classes are named in them.
-        ignored: true label of pixels that do not count.
-        names: of the classes.
-        colours: RGB of the classes.
-        path: where it goes.
+    Large classes are named. Pixels whose true label is ``ignored`` do not count.
     """
     image = cv2.resize(image, truth.shape[::-1], interpolation=cv2.INTER_AREA)
     figure, panels = _panels(image, 2, 2)
@@ -194,7 +175,7 @@ def draw_labels(
         axes.imshow(_painted(labels, colours), interpolation="nearest")
         _name_classes(axes, labels, names)
     panels[3].imshow(errors, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    _save(figure, path)
+    save_figure(figure, path, DPI, colours=None)
 
 
 def _painted(labels: np.ndarray, colours: np.ndarray) -> np.ndarray:
@@ -213,13 +194,5 @@ def _name_classes(axes: Axes, labels: np.ndarray, names: Sequence[str]) -> None:
         inside = np.pad(labels == label, 1).astype(np.uint8)
         depth = cv2.distanceTransform(inside, cv2.DIST_L2, 3)
         y, x = np.unravel_index(depth.argmax(), depth.shape)
-        axes.text(
-            x - 1,
-            y - 1,
-            shown(names[label], 16),
-            fontsize=TINY_FONT,
-            ha="center",
-            va="center",
-            bbox=_TEXT_BOX,
-            clip_on=True,
-        )
+        style = dict(fontsize=TINY_FONT, ha="center", va="center", bbox=_TEXT_BOX, clip_on=True)
+        axes.text(x - 1, y - 1, shown(names[label], 16), **style)

@@ -11,15 +11,10 @@ BAND = 0.01  # of an image's diagonal: how far from a boundary its band reaches
 def pixel_confusion(
     truth: np.ndarray, predicted: np.ndarray, classes: int, ignored: int = 255
 ) -> np.ndarray:
-    """Pixels by true label (rows) and predicted label (columns).
+    """Pixels by true label (rows) and predicted label (columns): ``(classes + 1, classes + 1)`` of int64.
 
-    Args:
-        truth, predicted: labels (H, W).
-        classes: labels from 0 below this are classes.
-        ignored: true label of pixels that do not count.
-
-    Returns:
-        ``(classes + 1, classes + 1)`` of int64; the last row and column are all other labels.
+    ``truth`` and ``predicted`` are labels (H, W); those that are no classes have the last row and column.
+    Pixels whose true label is ``ignored`` do not count.
     """
     counted = truth != ignored
     size = classes + 1
@@ -33,11 +28,7 @@ def pixel_confusion(
 def class_measures(confusion: np.ndarray) -> dict[str, np.ndarray]:
     """Per class ``iou``, ``accuracy`` (mmseg's Acc, which is recall), ``precision``, and true ``pixels``.
 
-    Args:
-        confusion: from :func:`pixel_confusion`.
-
-    Returns:
-        Arrays (classes,), from 0 to 1 but for the pixels; NaN where there is nothing to divide by.
+    Of :func:`pixel_confusion`. Arrays (classes,), NaN where there is nothing to divide by.
     """
     right = np.diag(confusion)[:-1].astype(float)
     pixels, predicted = confusion.sum(1)[:-1], confusion.sum(0)[:-1]

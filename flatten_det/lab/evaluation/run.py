@@ -12,11 +12,10 @@ from mmengine.hooks import Hook
 from ...config import find_field
 from ...errors import UserError
 from ...predict.evaluate import Tested, run_test
-from ..benchmark.report import write_json
+from ..output import write_json
 from .collect import DETECTION, PANOPTIC, find_task, predict_detections, read_predictions
 from .detection_report import report_detection
-from .page import write_page
-from .report import JSON, PAGE, Report, ReportOptions
+from .report import JSON, PAGE, Report, ReportOptions, write_page
 from .segmentation_report import report_panoptic, report_segmentation
 
 

@@ -1,26 +1,29 @@
 """The reports on a semantic segmentor, and on a panoptic one."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
 from ...predict.evaluate import Tested
-from .collect import CollectPanoptic, CollectPixels, ImageFiles
+from .collect import CollectPanoptic, CollectPixels, ImageFiles, WorstLabels
 from .detections import mean_of
 from .figures import draw_classes, draw_confusion
-from .page import PagePicture, Rows, Section
 from .pictures import class_colours, draw_labels
 from .pixels import BAND, class_measures
 from .report import (
+    PagePicture,
     Report,
     ReportOptions,
+    Rows,
+    Section,
+    WorstImage,
     left_out_note,
     matrix_caption,
     nan_last,
     number_text,
     pairs_table,
-    picture_name,
-    read_or_warn,
+    worst_section,
 )
 
 
@@ -33,12 +36,9 @@ def report_segmentation(
     """
     hook = CollectPixels(options.worst, check)
     tested = test([hook])
-    counts, names = hook.counts, [str(name) for name in hook.classes]
-    measures = class_measures(counts.confusion)
-    total = counts.confusion.sum()
-    accuracy = float(np.trace(counts.confusion[:-1, :-1])) / max(
-        int(counts.confusion[:-1].sum()), 1
-    )
+    confusion, names = hook.counts.confusion, [str(name) for name in hook.classes]
+    measures = class_measures(confusion)
+    accuracy = float(np.trace(confusion[:-1, :-1])) / max(int(confusion[:-1].sum()), 1)
     classes = [
         {
             "name": name,
@@ -47,37 +47,13 @@ def report_segmentation(
         }
         for label, name in enumerate(names)
     ]
-    shown = [entry for entry in classes if not np.isnan(entry["iou"])]
-    boundary = counts.boundary()
     means = {f"mean_{key}": mean_of(measures[key]) for key in ("iou", "accuracy", "precision")}
-    has_others = bool(counts.confusion[-1].sum() + counts.confusion[:, -1].sum())
-    drawn_names = [*names, "other labels"] if has_others else names
-    title = "Pixels by class"
-    series = {
-        "IoU": measures["iou"],
-        "recall": measures["accuracy"],
-        "precision": measures["precision"],
-    }
-    draw_classes(names, series, "IoU", options.out_dir / "classes.png")
-    path = options.out_dir / "confusion.png"
-    draw_confusion(drawn_names, counts.confusion, len(names), title, path)
-    colours = class_colours(hook.palette, len(names))
-    worst = []
-    for found in hook.worst():
-        entry = {"image": found.path, "wrong": found.wrong, "mean_iou": found.iou}
-        caption = f"{found.path}: {found.wrong:.1%} of the pixels wrong, mean IoU {found.iou:.2f}"
-        image = read_or_warn(hook.images, found.path)
-        if image is None or image.shape[:2] != found.shape:
-            worst.append((entry, PagePicture(None, caption)))
-            continue
-        name = picture_name(len(worst) + 1)
-        labels = found.truth, found.predicted
-        draw_labels(image, *labels, counts.ignored, names, colours, options.out_dir / name)
-        worst.append((entry | {"picture": name}, PagePicture(name, caption)))
+    boundary = hook.counts.boundary()
+    shown = [entry for entry in classes if not np.isnan(entry["iou"])]
     rows = [
         [
             entry["name"],
-            f"{entry['pixels'] / max(total, 1):.2%}",
+            f"{entry['pixels'] / max(confusion.sum(), 1):.2%}",
             *(number_text(entry[key]) for key in ("iou", "accuracy", "precision")),
         ]
         for entry in sorted(shown, key=lambda entry: entry["iou"])
@@ -88,6 +64,21 @@ def report_segmentation(
         ("class", "of all pixels", "IoU", "accuracy (recall)", "precision"),
         rows,
     )
+    _draw_pixels(names, measures, confusion, options.out_dir)
+    parts = [
+        table,
+        PagePicture("classes.png", "IoU, recall and precision of each class."),
+        pairs_table(confusion, names, "pixels"),
+        PagePicture("confusion.png", matrix_caption(len(names), "")),
+    ]
+    colours = class_colours(hook.palette, len(names))
+    entries, section = worst_section(
+        "Images with most wrong pixels",
+        "By the share of the pixels that count. Classes of more than 1 % of the image are named in it.",
+        [_worst_image(found, hook.counts.ignored, names, colours) for found in hook.worst()],
+        hook.images,
+        options.out_dir,
+    )
     content = {
         "images": len(hook.scores),
         "classes": names,
@@ -95,31 +86,41 @@ def report_segmentation(
         **means,
         "boundary": boundary | {"reach": f"{BAND:g} of an image's diagonal"},
         "per_class": classes,
-        "confusion": counts.confusion.tolist(),
+        "confusion": confusion.tolist(),
         "per_image": [
             {"image": path, "wrong": wrong, "mean_iou": iou}
             for path, (wrong, iou) in hook.scores.items()
         ],
-        "worst": [entry for entry, _ in worst],
+        "worst": entries,
     }
-    sections = [
-        Section(
-            "Classes",
-            _boundary_text(boundary),
-            [
-                table,
-                PagePicture("classes.png", "IoU, recall and precision of each class."),
-                pairs_table(counts.confusion, names, "pixels"),
-                PagePicture("confusion.png", matrix_caption(len(names), "")),
-            ],
-        ),
-        Section(
-            "Images with most wrong pixels",
-            "By the share of the pixels that count. Classes of more than 1 % of the image are named in it.",
-            [picture for _, picture in worst],
-        ),
-    ]
+    sections = [Section("Classes", _boundary_text(boundary), parts), section]
     return Report(content, sections, [table], tested.unreadable)
+
+
+def _draw_pixels(
+    names: list[str], measures: dict[str, np.ndarray], confusion: np.ndarray, folder: Path
+) -> None:
+    keys = {"IoU": "iou", "recall": "accuracy", "precision": "precision"}
+    series = {name: measures[key] for name, key in keys.items()}
+    draw_classes(names, series, "IoU", folder / "classes.png")
+    has_others = bool(confusion[-1].sum() + confusion[:, -1].sum())
+    drawn = [*names, "other labels"] if has_others else names
+    draw_confusion(drawn, confusion, len(names), "Pixels by class", folder / "confusion.png")
+
+
+def _worst_image(
+    found: WorstLabels, ignored: int, names: list[str], colours: np.ndarray
+) -> WorstImage:
+    def draw(image: np.ndarray, path: Path) -> None:
+        draw_labels(image, found.truth, found.predicted, ignored, names, colours, path)
+
+    return WorstImage(
+        {"image": found.path, "wrong": found.wrong, "mean_iou": found.iou},
+        found.path,
+        f"{found.path}: {found.wrong:.1%} of the pixels wrong, mean IoU {found.iou:.2f}",
+        draw,
+        found.shape,
+    )
 
 
 def _boundary_text(boundary: dict[str, float | None]) -> str:

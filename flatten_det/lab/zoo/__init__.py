@@ -11,15 +11,17 @@ from rich.progress import track
 
 from ...files.atomic import write_atomically
 from . import estimates
-from .configs import find_configs, metafile_of, read_config
 from .metafiles import (
     HEADER,
     METAFILES,
     MODEL_INDEX,
     changes,
     dump,
+    find_configs,
     make_entry,
+    metafile_of,
     misfits,
+    read_config,
     read_metafile,
 )
 from .page import PAGE, dead_links, render_page

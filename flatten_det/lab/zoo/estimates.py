@@ -11,6 +11,7 @@ from typing import Any
 
 from ...errors import UserError
 from ..benchmark.scaling import ring_seconds, step_seconds
+from ..output import markdown_table
 
 PAGE = "docs/scaling.md"
 GPUS = (1, 8, 64)
@@ -90,9 +91,9 @@ def with_estimates(page: str, metafiles: Mapping[str, dict[str, Any]]) -> str:
     entries = {
         entry["Name"]: entry["Metadata"] for c in metafiles.values() for entry in c["Models"]
     }
-    head = ["estimates", "batch", *[f"hours, {gpus} GPU{'s' * (gpus > 1)}" for gpus in GPUS]]
+    head = ["batch", *[f"hours, {gpus} GPU{'s' * (gpus > 1)}" for gpus in GPUS]]
     head += ["GB of 1 GPU", "GB of each of several"]
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
+    rows = []
     for name, step in STEPS.items():
         metadata = entries[name]
         ranges = [
@@ -100,9 +101,9 @@ def with_estimates(page: str, metafiles: Mapping[str, dict[str, Any]]) -> str:
             for gpus in GPUS
         ]
         sizes = [_short(memory(metadata["Parameters"], step, gpus) / 1e9) for gpus in (1, 8)]
-        lines.append([name, str(step.batch), *ranges, *sizes])
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    text, count = _GENERATED.subn(rf"\1\n{table}\n\n\2", page)
+        rows.append([name, str(step.batch), *ranges, *sizes])
+    table = markdown_table({"estimates": "left", **dict.fromkeys(head, "right")}, rows)
+    text, count = _GENERATED.subn(rf"\1\n{table}\n\2", page)
     if not count:
         raise UserError(
             f"{PAGE}: the comments between which the table of estimates belongs are missing"

@@ -7,7 +7,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ...backbones import BACKBONES
-from .configs import DATASETS, METHODS, NOT_RELEASED, backbone_of
+from ..output import markdown_table
+from .metafiles import DATASETS, METHODS, NOT_RELEASED, backbone_of
 
 PAGE = "configs/README.md"
 _METRICS = ("box AP", "mask AP", "mIoU", "mAcc")
@@ -58,8 +59,7 @@ def render_page(metafiles: dict[str, dict[str, Any]]) -> str:
         for method, rows in groupby(
             of_data, key=lambda entry: entry["Metadata"]["Architecture"][1]
         ):
-            lines = [_HEADINGS, ["---"] * len(_HEADINGS), *map(_row, rows)]
-            table = "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+            table = markdown_table(dict.fromkeys(_HEADINGS, "left"), map(_row, rows))
             parts += [f"### {method}\n", table]
     return "\n".join(parts)
 

@@ -28,7 +28,7 @@ from triton.backends.nvidia.compiler import get_ptxas
 from flatten_det.attention import gpu
 from flatten_det.attention.gpu import plan as plans
 from flatten_det.attention.gpu.plan import plan_for
-from flatten_det.lab.benchmark.report import make_table, number
+from flatten_det.lab.output import make_table, number
 
 Size = Callable[[Mapping[str, Any]], int]
 

@@ -11,7 +11,7 @@ import torch
 from machine_code import compile_attention, make_code_table, missing_tool, programs_of_a_large_map
 
 from flatten_det.attention.gpu import launch
-from flatten_det.lab.benchmark.report import make_console
+from flatten_det.cli import make_console
 
 pytestmark = [
     pytest.mark.slow,

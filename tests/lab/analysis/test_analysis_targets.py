@@ -5,10 +5,9 @@ import torch
 
 from flatten_det.attention import FocusedLinearAttention
 from flatten_det.backbones.weights import load_backbone
-from flatten_det.errors import UserError
 from flatten_det.lab.analysis.layers import attention_layers, capture, choose_layers
 from flatten_det.lab.analysis.measure import Measures, measure_layer
-from flatten_det.lab.analysis.model import DEIT_ABLATION, build_named, named_target
+from flatten_det.lab.analysis.model import DEIT_ABLATION, build_named
 
 
 @pytest.mark.parametrize(("name", "power", "kernel_size"), [("deit-t-linear", 1, 0),
@@ -54,8 +53,3 @@ def test_all_take_the_weights_of_one_deit():
         report = load_backbone(backbone, state, "deit.pth")
         assert report.dropped == ["cls_token"]
         assert torch.equal(backbone.blocks[2].attn.proj.weight, deit.blocks[2].attn.proj.weight)
-
-
-def test_unknown_names():
-    with pytest.raises(UserError, match=r"did you mean deit-t-linear\? Names are flatten-pvt-t, "):
-        named_target("deit-t-linar")

@@ -9,7 +9,6 @@ from torch import nn
 from flatten_det.errors import UserError
 from flatten_det.lab.analysis.layers import attention_layers, capture, choose_layers
 from flatten_det.lab.analysis.measure import Measures, measure_layer
-from flatten_det.lab.analysis.run import head_count
 
 
 @pytest.mark.parametrize("attn_types", ["LLLL", "SSSS"])
@@ -30,7 +29,7 @@ def test_matrices_of_whole_backbones(family, attn_types):
         assert result.error < 1e-5
         assert [measured.is_own for measured in result.variants].count(True) == 1
         for measured in result.variants:
-            assert sorted(measured.heads) == list(range(head_count(call.layer)))
+            assert sorted(measured.heads) == list(range(call.layer.heads))
             # The mask of shifted windows cuts them into up to four parts, each with a rank of its own.
             parts = 4 if getattr(call.layer.module, "shift_size", 0) else 1
             is_linear = measured.variant.power is not None and not measured.variant.convolution

@@ -8,7 +8,7 @@ from nano_backbones import build_nano
 
 from flatten_det.lab.analysis.figures import draw_focus, fan
 from flatten_det.lab.analysis.layers import attention_layers, capture
-from flatten_det.lab.analysis.matrices import query_token, weight_maps
+from flatten_det.lab.analysis.matrices import LayerWeights, query_token
 
 
 def first_call(family, **options):
@@ -26,7 +26,8 @@ def test_query_token():
 
 def test_convolution_is_around_the_query():
     call = first_call("FLattenPVT")
-    maps = {m.variant.name: m for m in weight_maps(call, 0, query_token((0.5, 0.5), call.hw_shape))}
+    found = LayerWeights(call).maps(0, query_token((0.5, 0.5), call.hw_shape))
+    maps = {m.variant.name: m for m in found}
     assert list(maps) == ["softmax", "plain linear", "focused linear", "focused + conv."]
     for name in ("softmax", "focused linear"):
         assert maps[name].weights.shape == (16, 18)
@@ -40,18 +41,18 @@ def test_convolution_is_around_the_query():
 
 def test_windows_leave_the_rest_empty_and_reduced_keys_have_their_own_map():
     call = first_call("FLattenSwin", attn_types="SSSS")
-    softmax = weight_maps(call, 0, query_token((0, 0), call.hw_shape))[0].weights
+    softmax = LayerWeights(call).maps(0, query_token((0, 0), call.hw_shape))[0].weights
     assert softmax.shape == (16, 18)
     seen = ~np.isnan(softmax)
     assert 0 < seen.sum() <= 49
     assert np.nansum(softmax) == pytest.approx(1)
     reduced = first_call("FLattenPVT", attn_types="SSSS")
-    assert weight_maps(reduced, 0, 5)[0].weights.shape == (2, 3)
+    assert LayerWeights(reduced).maps(0, 5)[0].weights.shape == (2, 3)
 
 
 def test_heads_that_are_not_there():
     with pytest.raises(ValueError, match=r"layer 1\.2 has no head 3"):
-        weight_maps(first_call("FLattenPVT"), 3, 0)
+        LayerWeights(first_call("FLattenPVT")).maps(3, 0)
 
 
 def test_the_fan_has_unit_vectors_off_the_axes_and_the_diagonal():

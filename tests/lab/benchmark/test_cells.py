@@ -12,7 +12,7 @@ from flatten_det.lab.benchmark.attention import CORE, MODES, AttentionBenchmark,
 from flatten_det.lab.benchmark.growth import Growth
 from flatten_det.lab.benchmark.memory import LINUX_ONLY, Peak
 from flatten_det.lab.benchmark.models import ModelBenchmark, make_candidates
-from flatten_det.lab.benchmark.report import make_table, tables
+from flatten_det.lab.benchmark.report import tables
 from flatten_det.lab.benchmark.run import (
     BenchmarkPlan,
     Comparison,
@@ -21,6 +21,7 @@ from flatten_det.lab.benchmark.run import (
     benchmark_setting,
 )
 from flatten_det.lab.benchmark.sources import Size
+from flatten_det.lab.output import make_table
 
 CASE = find_case("32,2,5,7", CORE)
 ATTENTION, MODELS = AttentionBenchmark(bandwidth=1e9), ModelBenchmark()

@@ -9,15 +9,9 @@ from rich.console import Console
 from flatten_det.errors import UserError
 from flatten_det.lab.benchmark.memory import Peak
 from flatten_det.lab.benchmark.models import FORMAT, load_results, to_record
-from flatten_det.lab.benchmark.report import (
-    make_markdown,
-    make_table,
-    number,
-    write_csv,
-    write_json,
-)
 from flatten_det.lab.benchmark.run import Cost, Result, Setting
 from flatten_det.lab.benchmark.sources import Size
+from flatten_det.lab.output import make_markdown, make_table, number, write_csv, write_json
 
 COLUMNS = {"size": "left", "empty": "right", "ms": "right", "note": "left"}
 ROWS = [["64", "", "1.5", ""], ["64", "", "2", "a | b"], ["128", "", "", "too slow"]]

@@ -1,5 +1,6 @@
 """Counting as the published numbers do, against them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,6 @@ from flatten_det.errors import UserError
 from flatten_det.lab.complexity import build_without_values, count_backbone, count_model
 from flatten_det.lab.complexity.paper import (
     PUBLISHED,
-    PaperComparison,
     compare_config,
     count_as_published,
     find_published,
@@ -65,16 +65,7 @@ def test_counting_both_does_not_change_the_complete_count():
 
 
 # The rest of the tables is counted by the README's command.
-@pytest.mark.parametrize(
-    "title",
-    [
-        "PVT-T, Mask R-CNN",
-        "FLatten-PVT-T, Mask R-CNN",
-        "Swin-S, Cascade Mask R-CNN",
-        "PVT-T, Semantic FPN",
-        "FLatten-Swin-T, UperNet",
-    ],
-)
+@pytest.mark.parametrize("title", ["FLatten-PVT-T, Mask R-CNN", "Swin-S, Cascade Mask R-CNN"])
 def test_paper_style_gives_the_published_figures(title):
     published = next(p for p in PUBLISHED if p.title == title)
     cfg = load_config(ROOT / published.config)
@@ -86,7 +77,7 @@ def test_paper_style_gives_the_published_figures(title):
 def explanation(name: str) -> str | None:
     published = find_published(SEMANTIC_FPN.format(name))
     counted = count(published.config, published.size)
-    return PaperComparison("model", published, counted).explanation
+    return replace(counted, title="model", published=published).explanation
 
 
 def test_larger_differences_are_explained():
@@ -122,7 +113,7 @@ def test_models_without_attention_types():
     target = find_target(str(ROOT / MASK_RCNN.format("pvt-t")))
     target.cfg.model.backbone = dict(type="ResNet", depth=18, out_indices=(0, 1, 2, 3))
     target.cfg.model.neck.in_channels = [64, 128, 256, 512]
-    counted = compare_config(target, (64, 96)).count
+    counted = compare_config(target, (64, 96))
     assert counted.softmax == 0
     assert counted.paper_style > counted.complete.macs
 

@@ -29,9 +29,8 @@ def test_the_numbers_are_those_of_coco(seed):
     truth, results = random_case(seed)
     expected = of_pycocotools(truth, results)
     found = evaluate_detections(truth, results, "bbox", max_detections=(1, 10, 100))
-    means = [mean_of(each) for each in (found.ap, found.ap50, found.ap75, *found.by_size.T)]
-    assert means == pytest.approx(expected[:6], abs=1e-9)
-    assert mean_of(found.ar) == pytest.approx(expected[8], abs=1e-9)
+    means = [mean_of(each) for each in found.measures.values()]
+    assert means == pytest.approx(expected[[*range(6), 8]], abs=1e-9)
     assert found.curves[0].mean() == pytest.approx(expected[1])
     assert found.curves[1].mean() == pytest.approx(expected[0])
     assert 0.1 < expected[0] < 0.9
@@ -45,9 +44,9 @@ def test_masks_have_their_own_area():
     mask = truth.annToRLE(truth.anns[1])
     results = [{**make_results((1, (0, 0, 40, 40), 0.9))[0], "segmentation": mask}]
     found = evaluate_detections(truth, results, "segm")
-    assert found.ap == pytest.approx([1.0])
-    assert found.by_size[0, 0] == pytest.approx(1.0)
-    assert np.isnan(found.by_size[0, 1:]).all()
+    assert found.measures["ap"] == pytest.approx([1.0])
+    assert found.measures["ap_small"] == pytest.approx([1.0])
+    assert np.isnan([found.measures[f"ap_{size}"] for size in ("medium", "large")]).all()
 
 
 def test_results_are_left_as_they_are():
@@ -62,11 +61,11 @@ def test_categories_and_images_asked_for():
     truth = make_truth([(1, A), (2, B), (2, B, 2)], 3, images=2)
     results = make_results((1, A, 0.9))
     found = evaluate_detections(truth, results, "bbox", [3, 2, 1], [1])
-    assert np.isnan(found.ap[0])
-    assert found.ap[1:] == pytest.approx([0, 1])
+    assert np.isnan(found.measures["ap"][0])
+    assert found.measures["ap"][1:] == pytest.approx([0, 1])
     assert found.matches.counts().tolist() == [0, 1, 1]
     assert found.matches.images == [1]
-    assert mean_of(found.ap) == pytest.approx(0.5)
+    assert mean_of(found.measures["ap"]) == pytest.approx(0.5)
 
 
 def test_other_thresholds_of_iou():
@@ -74,15 +73,15 @@ def test_other_thresholds_of_iou():
     truth = make_truth([(1, A)], 1)
     results = make_results((1, (0, 0, 10, 8), 0.9))  # IoU 0.8
     found = evaluate_detections(truth, results, "bbox", ious=[0.7, 0.9])
-    assert found.ap == pytest.approx([0.5])
-    assert found.ap50 == pytest.approx([1.0])
-    assert np.isnan(found.ap75).all()
+    assert found.measures["ap"] == pytest.approx([0.5])
+    assert found.measures["ap50"] == pytest.approx([1.0])
+    assert np.isnan(found.measures["ap75"]).all()
 
 
 def test_no_predictions():
     truth = make_truth([(1, A), (2, B)])
     found = evaluate_detections(truth, [], "bbox")
-    assert found.ap.tolist() == found.ar.tolist() == [0, 0]
+    assert found.measures["ap"].tolist() == found.measures["ar"].tolist() == [0, 0]
     assert found.matches.scores.shape == (0,)
     assert found.matches.own.shape == (0, 2)
 
@@ -90,8 +89,8 @@ def test_no_predictions():
 def test_no_objects():
     truth = make_truth([])
     found = evaluate_detections(truth, make_results((1, A, 0.9)), "bbox")
-    assert np.isnan(found.ap).all()
-    assert np.isnan(mean_of(found.ap))
+    assert np.isnan(found.measures["ap"]).all()
+    assert np.isnan(mean_of(found.measures["ap"]))
     assert found.matches.matched.tolist() == [-1]
 
 

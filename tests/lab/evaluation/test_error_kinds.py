@@ -16,6 +16,7 @@ from flatten_det.lab.evaluation.error_kinds import (
 )
 
 A, B, FAR = (0, 0, 10, 10), (100, 100, 10, 10), (300, 300, 10, 10)
+CROWD = (0, 0, 200, 200)
 BESIDE_A = (5, 0, 10, 10)  # IoU 1/3
 HALF = 51 / 101  # AP of precision 1 up to a recall of 0.5: 51 of the 101 recalls
 
@@ -27,7 +28,8 @@ def analysed(objects, found, classes=2, threshold=-np.inf, images=1):
     return matches, find_errors(matches, threshold)
 
 
-def check(objects, found, counts: dict, base: float, gained: dict, classes: int = 2) -> None:
+def check(objects, found, counts: dict, base: float, gained: dict) -> None:
+    classes = max((label for label, *_ in (*objects, *found)), default=2)
     matches, errors = analysed(objects, found, classes)
     assert errors.counts() == dict.fromkeys(KINDS, 0) | counts
     ap, mended = gains(matches)
@@ -35,74 +37,68 @@ def check(objects, found, counts: dict, base: float, gained: dict, classes: int 
     assert mended == pytest.approx(dict.fromkeys(KINDS, 0) | gained)
 
 
-def test_all_is_right():
-    check([(1, A), (2, B)], [(1, A, 0.9), (2, B, 0.8)], {}, 1, {})
+ONE_OF_THREE = (51 + 50 * 2 / 3) / 101  # AP with a wrong one between two right ones
 
 
-def test_localisation():
-    """The object is not missed: a better place would find it."""
-    found = [(1, BESIDE_A, 0.9)]
-    check([(1, A)], found, {"localisation": 1}, 0, {"localisation": 1}, classes=1)
-
-
-def test_classification():
-    """Class 1 goes from 0 to 1, and class 2, without the wrong one before the right one, from 0.5 to 1."""
-    found = [(2, A, 0.9), (2, B, 0.5)]
-    check([(1, A), (2, B)], found, {"classification": 1}, 0.25, {"classification": 0.75})
-
-
-def test_both():
-    """It is dropped, for what it was about is not known; the object is missed."""
-    found = [(2, BESIDE_A, 0.9), (2, B, 0.5)]
-    gained = {"both": 0.25, "missed": 0.5}
-    check([(1, A), (2, B)], found, {"both": 1, "missed": 1}, 0.25, gained)
-
-
-def test_duplicate():
-    found = [(1, A, 0.9), (1, A, 0.8), (1, B, 0.7)]
-    base = (51 + 50 * 2 / 3) / 101
-    check([(1, A), (1, B)], found, {"duplicate": 1}, base, {"duplicate": 1 - base}, classes=1)
-
-
-def test_background():
-    found = [(1, FAR, 0.9), (1, A, 0.8)]
-    check([(1, A)], found, {"background": 1}, 0.5, {"background": 0.5}, classes=1)
-
-
-def test_little_overlap_is_background():
-    """IoU 1/19."""
-    found = [(1, (9, 0, 10, 10), 0.9), (1, A, 0.8)]
-    check([(1, A)], found, {"background": 1}, 0.5, {"background": 0.5}, classes=1)
-
-
-def test_missed():
-    check([(1, A), (1, B)], [(1, A, 0.9)], {"missed": 1}, HALF, {"missed": 1 - HALF}, classes=1)
-
-
-def test_of_wrong_places_the_surest_is_mended_alone():
-    """The other one, on an object that is found then, is dropped, as is one on an object that is found."""
-    found = [(1, BESIDE_A, 0.9), (1, BESIDE_A, 0.8)]
-    check([(1, A)], found, {"localisation": 2}, 0, {"localisation": 1}, classes=1)
-    found = [(1, BESIDE_A, 0.9), (1, A, 0.8)]
-    check([(1, A)], found, {"localisation": 1}, 0.5, {"localisation": 0.5}, classes=1)
+@pytest.mark.parametrize(
+    ("objects", "found", "counts", "base", "gained"),
+    [
+        # All is right.
+        ([(1, A), (2, B)], [(1, A, 0.9), (2, B, 0.8)], {}, 1, {}),
+        # The object is not missed: a better place would find it.
+        ([(1, A)], [(1, BESIDE_A, 0.9)], {"localisation": 1}, 0, {"localisation": 1}),
+        # Class 1 goes from 0 to 1, and class 2, without the wrong one before the right one, from 0.5 to 1.
+        (
+            *([(1, A), (2, B)], [(2, A, 0.9), (2, B, 0.5)]),
+            *({"classification": 1}, 0.25, {"classification": 0.75}),
+        ),
+        # It is dropped, for what it was about is not known; the object is missed.
+        (
+            *([(1, A), (2, B)], [(2, BESIDE_A, 0.9), (2, B, 0.5)]),
+            *({"both": 1, "missed": 1}, 0.25, {"both": 0.25, "missed": 0.5}),
+        ),
+        (
+            *([(1, A), (1, B)], [(1, A, 0.9), (1, A, 0.8), (1, B, 0.7)]),
+            *({"duplicate": 1}, ONE_OF_THREE, {"duplicate": 1 - ONE_OF_THREE}),
+        ),
+        ([(1, A)], [(1, FAR, 0.9), (1, A, 0.8)], {"background": 1}, 0.5, {"background": 0.5}),
+        # Little overlap, IoU 1/19, is background.
+        (
+            *([(1, A)], [(1, (9, 0, 10, 10), 0.9), (1, A, 0.8)]),
+            *({"background": 1}, 0.5, {"background": 0.5}),
+        ),
+        ([(1, A), (1, B)], [(1, A, 0.9)], {"missed": 1}, HALF, {"missed": 1 - HALF}),
+        # Of wrong places the surest alone is mended: the other one is on an object that is found then.
+        (
+            *([(1, A)], [(1, BESIDE_A, 0.9), (1, BESIDE_A, 0.8)]),
+            *({"localisation": 2}, 0, {"localisation": 1}),
+        ),
+        (
+            *([(1, A)], [(1, BESIDE_A, 0.9), (1, A, 0.8)]),
+            *({"localisation": 1}, 0.5, {"localisation": 0.5}),
+        ),
+        # A crowd is one of its own class only.
+        (
+            *([(1, CROWD, 1, 1), (2, FAR)], [(2, A, 0.9), (2, FAR, 0.8)]),
+            *({"background": 1}, 0.5, {"background": 0.5}),
+        ),
+        # No predictions.
+        ([(1, A), (2, B)], [], {"missed": 2}, 0, {"missed": 1}),
+        # A class without objects does not count in the mean.
+        ([(1, A)], [(1, A, 0.9), (3, FAR, 0.8)], {"background": 1}, 1, {}),
+    ],
+)
+def test_errors_and_what_mending_them_gains(objects, found, counts, base, gained):
+    check(objects, found, counts, base, gained)
 
 
 def test_a_detection_on_a_crowd_is_no_error():
-    objects = [(1, (0, 0, 200, 200), 1, 1), (1, FAR)]
+    objects = [(1, CROWD, 1, 1), (1, FAR)]
     found = [(1, A, 0.9), (1, B, 0.8), (1, FAR, 0.7)]
-    check(objects, found, {}, 1, {}, classes=1)
+    check(objects, found, {}, 1, {})
     matches, errors = analysed(objects, found, 1)
     assert errors.kinds.tolist() == [UNUSED, UNUSED, RIGHT]
     assert confusion_matrix(matches, errors).tolist() == [[1, 0], [0, 0]]
-
-
-def test_of_another_class_than_the_crowd_it_is_one():
-    objects, found = [(1, (0, 0, 200, 200), 1, 1), (2, FAR)], [(2, A, 0.9), (2, FAR, 0.8)]
-    check(objects, found, {"background": 1}, 0.5, {"background": 0.5})
-
-
-def test_no_predictions():
-    check([(1, A), (2, B)], [], {"missed": 2}, 0, {"missed": 1})
 
 
 def test_no_objects():
@@ -111,10 +107,6 @@ def test_no_objects():
     base, gained = gains(matches)
     assert np.isnan([base, *gained.values()]).all()
     assert confusion_matrix(matches, errors).tolist() == [[0, 0, 0], [0, 0, 0], [1, 0, 0]]
-
-
-def test_a_class_without_objects_does_not_count_in_the_mean():
-    check([(1, A)], [(1, A, 0.9), (3, FAR, 0.8)], {"background": 1}, 1, {}, classes=3)
 
 
 def test_images_are_apart():
@@ -137,7 +129,7 @@ def test_ap_before_mending_is_cocos(seed):
     truth, results = random_case(seed)
     found = evaluate_detections(truth, results, "bbox")
     base, gained = gains(found.matches)
-    assert base == pytest.approx(mean_of(found.ap50), abs=1e-9)
+    assert base == pytest.approx(mean_of(found.measures["ap50"]), abs=1e-9)
     assert min(gained.values()) > -1e-9
     counts = find_errors(found.matches).counts()
     assert all(counts.values())
@@ -154,11 +146,7 @@ def test_confusion_matrix():
     objects = [(1, A), (2, B), (2, FAR)]
     found = [(1, A, 0.9), (1, A, 0.8), (1, B, 0.7), (2, (500, 0, 10, 10), 0.6)]
     matrix = confusion_matrix(*analysed(objects, found))
-    assert matrix.tolist() == [
-        [1, 0, 0],
-        [1, 0, 1],
-        [1, 1, 0],
-    ]
+    assert matrix.tolist() == [[1, 0, 0], [1, 0, 1], [1, 1, 0]]
 
 
 def test_in_the_matrix_an_object_is_confused_once():

@@ -17,7 +17,6 @@ from flatten_det.lab.evaluation.figures import (
     draw_kinds,
     shown,
 )
-from flatten_det.lab.evaluation.page import PagePicture, Rows, Section, write_page
 from flatten_det.lab.evaluation.pictures import (
     Shape,
     box_outline,
@@ -26,6 +25,7 @@ from flatten_det.lab.evaluation.pictures import (
     draw_labels,
     mask_outline,
 )
+from flatten_det.lab.evaluation.report import PagePicture, Rows, Section, write_page
 
 HOSTILE = '<script>"$x$"\n\x1b[2J'
 
@@ -41,10 +41,12 @@ def test_figures(tmp_path, classes):
     """Names are hostile; the last class has no object."""
     found = evaluate_detections(*random_case(0, 6, classes), "bbox")
     names = [HOSTILE] * classes
-    values = found.ap.copy()
+    values = found.measures["ap"].copy()
     if classes > 1:
         values[-1] = np.nan
-    draw_classes(names, {"AP": values, "AP50": found.ap50}, "AP", tmp_path / "classes.png")
+    draw_classes(
+        names, {"AP": values, "AP50": found.measures["ap50"]}, "AP", tmp_path / "classes.png"
+    )
     draw_curves(names, found.recalls, found.curves, "PR", tmp_path / "curves.png")
     matrix = np.arange((classes + 1) ** 2).reshape(classes + 1, -1)
     draw_confusion([*names, "background"], matrix, classes, "matrix", tmp_path / "confusion.png")
