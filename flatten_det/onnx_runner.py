@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from .errors import UserError, reason_of
 from .results import Prediction
-from .results.picture import nearest
+from .results.picture import nearest, read_rgb
 from .results.prediction import label_type
 from .results.rle import encode
 
@@ -197,10 +197,7 @@ def read_pixels(image: Picture) -> np.ndarray:
             )
         return image
     try:
-        if isinstance(image, Image.Image):
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-        with Image.open(image) as file:
-            return np.asarray(ImageOps.exif_transpose(file).convert("RGB"))
+        return read_rgb(image)
     except Exception as error:  # Decoders of damaged files raise anything.
         raise UserError(f"image {image} cannot be read: {reason_of(error)}") from error
 

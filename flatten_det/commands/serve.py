@@ -1,7 +1,6 @@
 """Answer requests for predictions: ``flatten-det serve CONFIG [CHECKPOINT]``."""
 
 import argparse
-import sys
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +13,7 @@ from ..cli import (
     use_matplotlib_without_display,
 )
 from ..config import load_config
-from ..errors import UserError
+from ..errors import UserError, warn_once
 from ..predict.predictor import PRECISIONS, PredictionWarning, Predictor
 from . import run_command
 
@@ -101,20 +100,14 @@ def run(args: argparse.Namespace) -> None:
     with open_socket(args.host, args.port) as opened:
         predictor = Predictor(cfg, args.checkpoint, args.device, args.precision, bgr=True)
         if args.checkpoint is None:
-            print(
-                "warning: no checkpoint given: weights, and so predictions, are random",
-                file=sys.stderr,
-            )
+            warn_once("no checkpoint given: weights, and so predictions, are random")
         served = ServedModel(predictor, Path(cfg.filename or args.config).stem)
         hosts = (args.host, *LOOPBACK_NAMES) if is_loopback(args.host) else ("*",)
         app = make_app(served, limits, hosts)
         opened.listen()
         print(f"{served.name}: {address_of(opened)} (Ctrl-C ends)", flush=True)
         if not is_loopback(args.host):
-            print(
-                "warning: whoever reaches this address may send images: there is no password",
-                file=sys.stderr,
-            )
+            warn_once("whoever reaches this address may send images: there is no password")
         run_server(app, opened, limits)
     print("stopped")
 

@@ -17,7 +17,7 @@ from ..errors import UserError, warn_once
 from ..files.atomic import partial_folder, replace_file
 from ..files.user_files import why_not_read
 from ..results import Prediction
-from .predictions import write_png
+from ..results.picture import write_png
 from .predictor import Predictor
 
 # The first one that this OpenCV writes is taken: H.264 plays everywhere but is in few builds, VP9 in browsers
@@ -77,15 +77,9 @@ class FrameSource:
                 f"{self.name} cannot be opened: "
                 + ("check its number and who may use it" if self.is_camera else "get it again")
             )
-        width, height, rate, total = (
-            self._capture.get(key)
-            for key in (
-                cv2.CAP_PROP_FRAME_WIDTH,
-                cv2.CAP_PROP_FRAME_HEIGHT,
-                cv2.CAP_PROP_FPS,
-                cv2.CAP_PROP_FRAME_COUNT,
-            )
-        )
+        get = self._capture.get
+        width, height = get(cv2.CAP_PROP_FRAME_WIDTH), get(cv2.CAP_PROP_FRAME_HEIGHT)
+        rate, total = get(cv2.CAP_PROP_FPS), get(cv2.CAP_PROP_FRAME_COUNT)
         if width * height > max_pixels:
             raise UserError(
                 f"{self.name} has frames of {width:.0f} x {height:.0f} pixels, and at most {max_pixels} "

@@ -3,11 +3,13 @@
 import colorsys
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from ..files.atomic import write_atomically
 from .rle import Rle, decode
 
 # Larger pictures are reduced: they take seconds, the frameworks' drawing gigabytes, and nobody sees the
@@ -65,11 +67,24 @@ def nearest(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return values[np.ix_(rows, columns)]
 
 
+def read_rgb(image: str | Path | Image.Image) -> np.ndarray:
+    """A file's or Pillow's image as (H, W, 3) uint8, turned as its metadata say; decoders raise anything."""
+    if not isinstance(image, Image.Image):
+        with Image.open(image) as file:
+            return read_rgb(file)
+    return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+
+
 def encoded(picture: Image.Image, kind: str = "png", **options: object) -> bytes:
     """The content of a picture's file, of a kind and with options of Pillow's."""
     content = io.BytesIO()
     picture.save(content, kind, **options)
     return content.getvalue()
+
+
+def write_png(path: Path, pixels: np.ndarray) -> None:
+    """Write pixels (H, W) or RGB (H, W, 3); the folder is made."""
+    write_atomically(path, encoded(Image.fromarray(pixels)), durable=False)
 
 
 class Drawing:

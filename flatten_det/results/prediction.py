@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ..errors import UserError
 from ..files.atomic import write_atomically
-from .picture import Drawing, default_palette, encoded
+from .picture import Drawing, default_palette, encoded, read_rgb, write_png
 from .rle import Rle, decode
 
 PICTURES = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp"}
@@ -112,8 +112,7 @@ class Prediction:
         if self.pixels is not None:
             return self.pixels
         try:
-            with Image.open(self.source) as image:
-                pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            pixels = read_rgb(self.source)
         except Exception as error:  # Decoders of damaged files raise anything.
             raise UserError(
                 f"image {self.source} cannot be read to draw into it: {error}"
@@ -157,9 +156,8 @@ class Prediction:
         if suffix == ".json":
             content = self.above(score).to_dict()
             for key, pixels in self.maps().items():
-                file = path.with_suffix(".png")
-                write_atomically(file, encoded(Image.fromarray(pixels)), durable=False)
-                content[key] = file.name
+                write_png(path.with_suffix(".png"), pixels)
+                content[key] = path.with_suffix(".png").name
             write_atomically(path, json.dumps(content).encode(), durable=False)
         elif suffix in PICTURES:
             picture = encoded(self.draw(score), PICTURES[suffix], quality=90)

@@ -9,7 +9,7 @@ from mmengine.structures import InstanceData, PixelData
 from mmseg.structures import SegDataSample
 from pycocotools import mask as coco_mask
 
-from flatten_det.predict.drawing import shrink
+from flatten_det.predict.drawing import fitted
 
 BOX = (100, 40, 180, 120)
 
@@ -32,7 +32,7 @@ def test_detections(kind):
     found = InstanceData(bboxes=torch.tensor([BOX]).float(), labels=torch.tensor([3]))
     found.masks = MASKS[kind](whole_mask())
     sample = DetDataSample(pred_instances=found)
-    image, small = shrink(np.zeros((200, 400, 3), np.uint8), sample, max_pixels=100 * 200)
+    image, small = fitted(np.zeros((200, 400, 3), np.uint8), sample, max_pixels=100 * 200)
     assert image.shape == (100, 200, 3)
     assert small.pred_instances.bboxes.tolist() == [[50, 20, 90, 60]]
     expected = torch.zeros(1, 100, 200, dtype=torch.bool)
@@ -46,7 +46,7 @@ def test_label_map():
     sample = SegDataSample(
         pred_sem_seg=PixelData(data=labels), seg_logits=PixelData(data=torch.zeros(5, 200, 400))
     )
-    image, small = shrink(np.zeros((200, 400, 3), np.uint8), sample, max_pixels=5000)
+    image, small = fitted(np.zeros((200, 400, 3), np.uint8), sample, max_pixels=5000)
     assert image.shape == (50, 100, 3)
     assert torch.equal(small.pred_sem_seg.data, labels[:, 2::4, 2::4])
     assert "seg_logits" not in small
@@ -54,9 +54,9 @@ def test_label_map():
 
 
 def test_long_image_keeps_a_row():
-    image, _ = shrink(np.zeros((2, 100000, 3), np.uint8), DetDataSample(), max_pixels=1000)
+    image, _ = fitted(np.zeros((2, 100000, 3), np.uint8), DetDataSample(), max_pixels=1000)
     assert image.shape[0] == 1
-    image, _ = shrink(
+    image, _ = fitted(
         np.zeros((70000, 8, 3), np.uint8), DetDataSample()
     )  # JPEG has no more than 65,535.
     assert image.shape[:2] == (16384, 1)
@@ -66,7 +66,7 @@ def test_long_image_keeps_a_row():
 def test_small_images_stay_as_they_are(kind):
     found = InstanceData(bboxes=torch.tensor([BOX]).float(), masks=MASKS[kind](whole_mask()))
     given = np.zeros((200, 400, 3), np.uint8)
-    image, same = shrink(given, DetDataSample(pred_instances=found))
+    image, same = fitted(given, DetDataSample(pred_instances=found))
     assert image is given
     assert same.pred_instances.bboxes.tolist() == [list(BOX)]
     masks = same.pred_instances.masks

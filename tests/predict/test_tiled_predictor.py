@@ -61,9 +61,8 @@ def test_batches_of_tiles_and_progress(tmp_path):
     done = []
     cfg = config(max_per_img=10)
     path = paint(tmp_path / "image.png", [(0, (5, 5, 50, 50))])
-    tiled = TiledPredictor(
-        cfg, None, "cpu", Tiling(300, 0), True, lambda *progress: done.append(progress)
-    )
+    tell = lambda *progress: done.append(progress)  # noqa: E731
+    tiled = TiledPredictor(cfg, None, "cpu", Tiling(300, 0), tell, full_size=True)
     (predicted,) = tiled([given(path)], batch_size=4)
     assert predicted.milliseconds > 0
     assert tiled.model.batch_sizes == [4, 2]
@@ -74,7 +73,7 @@ def test_batches_of_tiles_and_progress(tmp_path):
 def test_as_many_as_the_config_allows(tmp_path, test_cfg):
     path = paint(tmp_path / "image.png", rectangles(np.random.default_rng(0)))
     cfg = config(**test_cfg)
-    (predicted,) = TiledPredictor(cfg, None, "cpu", Tiling(200), True)([given(path)])
+    (predicted,) = TiledPredictor(cfg, None, "cpu", Tiling(200), full_size=True)([given(path)])
     assert len(predicted.sample.pred_instances) == 7
 
 
@@ -96,7 +95,7 @@ def test_files(tmp_path):
     image = paint(tmp_path / "image.png", objects)
     cfg = config(max_per_img=1000)
     options = InferOptions(str(tmp_path / "out"))
-    infer(cfg, None, [image], options, "cpu", 2, True, Tiling(200, 0.4))
+    infer(cfg, None, [image], options, device="cpu", full_size=True, tiling=Tiling(200, 0.4))
     found = json.loads((tmp_path / "out" / "preds" / "image.json").read_text())
     assert (found["height"], found["width"]) == (HEIGHT, WIDTH)
     boxes = [tuple(map(int, box)) for box in found["bboxes"]]
