@@ -22,8 +22,9 @@ from .results.rle import encode
 Picture = str | Path | Image.Image | np.ndarray
 # Numbers of a band of logits: 64 MB.
 _BAND_VALUES = 1 << 24
-_SEGMENTATION = "semantic-segmentation"
-_DETECTION = ("detection", "instance-segmentation")
+# What a file is for.
+BACKBONE, SEGMENTATION = "backbone", "semantic-segmentation"
+DETECTION, INSTANCES = "detection", "instance-segmentation"
 
 
 class _Prepared(NamedTuple):
@@ -66,8 +67,8 @@ class OnnxRunner:
             raise UserError(f"{path} cannot be run by onnxruntime: {reason_of(error)}") from error
         self.metadata = read_metadata(self.session.get_modelmeta().custom_metadata_map)
         task = self.metadata.get("task")
-        if task not in (_SEGMENTATION, *_DETECTION):
-            what = "a backbone, which predicts nothing" if task == "backbone" else "no such model"
+        if task not in (SEGMENTATION, DETECTION, INSTANCES):
+            what = "a backbone, which predicts nothing" if task == BACKBONE else "no such model"
             raise UserError(
                 f"{path} holds {what}: give a detector or segmentor that flatten-det export wrote"
             )
@@ -123,7 +124,7 @@ class OnnxRunner:
     ) -> Prediction:
         size = item.pixels.shape[:2]
         input_size = item.resized.shape[1:]
-        if self.metadata["task"] == _SEGMENTATION:
+        if self.metadata["task"] == SEGMENTATION:
             found: dict[str, Any] = {"label_map": self._label_map(outputs, input_size, size)}
         else:
             found = self._detections(outputs, input_size, size)

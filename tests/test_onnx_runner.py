@@ -20,10 +20,10 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from flatten_det.errors import UserError
-from flatten_det.export.description import SEGMENTATION
 from flatten_det.export.exporters import with_metadata
 from flatten_det.export.graphs import of_segmentor
 from flatten_det.onnx_runner import (
+    SEGMENTATION,
     OnnxRunner,
     _resized_rows,
     paste,
@@ -56,20 +56,12 @@ def test_resize_is_opencvs(size):
 
 @pytest.mark.parametrize("keep_ratio", [True, False])
 @pytest.mark.parametrize("size", [(480, 640), (333, 1999), (1080, 50)])
-@pytest.mark.parametrize("scale", [(1333, 800), (512, 2048), (128, 128)])
+@pytest.mark.parametrize("scale", [(1333, 800), (512, 2048), (128, 128), 0.4])
 def test_sizes_by_the_rule(size, scale, keep_ratio):
-    pipeline = mmcv.transforms.Resize(scale=scale, keep_ratio=keep_ratio)
-    results = {"img": np.zeros((*size, 3), np.uint8)}
-    wanted = pipeline(results)["img"].shape[:2]
-    assert size_by_rule(size, {"scale": list(scale), "keep_ratio": keep_ratio}) == wanted
-
-
-def test_size_by_a_factor():
-    wanted = mmcv.transforms.Resize(scale_factor=0.4, keep_ratio=True)(
-        {"img": np.zeros((333, 517, 3), np.uint8)}
-    )["img"].shape[:2]
-    assert size_by_rule((333, 517), {"scale_factor": 0.4, "keep_ratio": True}) == wanted
-    assert size_by_rule((333, 517), None) == (333, 517)
+    rule = {"scale_factor" if scale == 0.4 else "scale": scale, "keep_ratio": keep_ratio}
+    resized = mmcv.transforms.Resize(**rule)({"img": np.zeros((*size, 3), np.uint8)})
+    assert size_by_rule(size, rule) == resized["img"].shape[:2]
+    assert size_by_rule(size, None) == size
 
 
 @pytest.mark.parametrize("align_corners", [False, True])

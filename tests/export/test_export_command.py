@@ -15,7 +15,7 @@ from readme_commands import save_random_weights
 from flatten_det.backbones import build_backbone
 from flatten_det.commands.export import main, parse_args
 from flatten_det.export import exporters
-from flatten_det.export.quantisation import kept_in_float
+from flatten_det.export.exporters import kept_in_float
 from flatten_det.onnx_runner import OnnxRunner
 from flatten_det.predict.predictor import Predictor
 

@@ -66,17 +66,23 @@ def nano_segmentor(head: str, family: str = "FLattenPVT", num_classes: int = 5) 
     return model.eval()
 
 
+def let_find(model: nn.Module) -> nn.Module:
+    """A detector with random heads that find something in noise: all scores, boxes near anchors."""
+    for name, parameter in model.named_parameters():
+        is_head = "head" in name and "norm" not in name
+        if is_head and parameter.dim() > 1:
+            nn.init.kaiming_normal_(parameter, a=20 if "reg" in name else 0)
+        elif is_head:
+            nn.init.normal_(parameter, std=0.3)
+    return model
+
+
 def save_finding_detector(config: str, path: Path) -> None:
     """Weights with which a detector finds something in noise, which random ones do not."""
     torch.manual_seed(0)
     cfg = load_config(config)
     with DefaultScope.overwrite_default_scope("mmdet"):
-        model = MODELS.build(cfg.model)
-    for name, parameter in model.named_parameters():
-        if "head" in name and parameter.dim() > 1:
-            nn.init.kaiming_normal_(parameter, a=20 if "reg" in name else 0)
-        elif "head" in name:
-            nn.init.normal_(parameter, std=0.3)
+        model = let_find(MODELS.build(cfg.model))
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"state_dict": model.state_dict()}, path)
 
