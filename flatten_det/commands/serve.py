@@ -5,8 +5,6 @@ import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
-from PIL import Image
-
 from ..cli import (
     add_common_options,
     add_trust_option,
@@ -14,6 +12,7 @@ from ..cli import (
 )
 from ..config import load_config
 from ..errors import UserError, warn_once
+from ..files.images import set_pixel_limit
 from ..predict.predictor import PRECISIONS, PredictionWarning, Predictor
 from . import run_command
 
@@ -87,15 +86,15 @@ def run(args: argparse.Namespace) -> None:
     from ..serving.uploads import Limits
 
     use_matplotlib_without_display()
-    # Clients are told, and there is a limit of the server's own.
-    for kind in (PredictionWarning, Image.DecompressionBombWarning):
-        warnings.simplefilter("ignore", kind)
+    warnings.simplefilter("ignore", PredictionWarning)  # Clients are told.
     limits = Limits(
         upload_bytes=round(args.max_upload_mb * (1 << 20)),
         pixels=args.max_pixels,
         waiting=args.queue,
         seconds=args.timeout,
     )
+    # The server's own limit decides: Pillow's would refuse headers below it, and in other words.
+    set_pixel_limit(2 * limits.pixels)
     cfg = load_config(args.config, args.cfg_options)
     with open_socket(args.host, args.port) as opened:
         predictor = Predictor(cfg, args.checkpoint, args.device, args.precision, bgr=True)
