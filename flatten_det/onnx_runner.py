@@ -7,6 +7,7 @@ resized as by OpenCV, masks pasted and logits resized as by torch.
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,15 +110,9 @@ class OnnxRunner:
 
     @staticmethod
     def _batches(items: Iterable[_Prepared], batch_size: int) -> Iterator[list[_Prepared]]:
-        batch: list[_Prepared] = []
-        for item in items:
-            is_other = batch and batch[0].resized.shape != item.resized.shape
-            if len(batch) == batch_size or is_other:
+        for _, alike in groupby(items, key=lambda item: item.resized.shape):
+            while batch := list(islice(alike, batch_size)):
                 yield batch
-                batch = []
-            batch.append(item)
-        if batch:
-            yield batch
 
     def _prediction(
         self, item: _Prepared, outputs: Mapping[str, np.ndarray], milliseconds: float

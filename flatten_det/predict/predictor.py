@@ -108,6 +108,9 @@ class Predictor:
                     "the data set of its test_dataloader"
                 )
             self.names = tuple(names)
+        self.model, self.device = self._engine.model, self._engine.device
+        self.max_pixels = self._engine.max_pixels
+        self.broken: list[str] = []
         self._palette = _palette(self._engine.dataset_meta.get("palette"), len(self.names))
         self._batch_size = batch_size
         self._bgr = bgr
@@ -118,22 +121,6 @@ class Predictor:
                 PredictionWarning,
                 stacklevel=2,
             )
-
-    @property
-    def model(self) -> torch.nn.Module:
-        return self._engine.model
-
-    @property
-    def device(self) -> torch.device:
-        return self._engine.device
-
-    @property
-    def max_pixels(self) -> int:
-        return self._engine.max_pixels
-
-    @property
-    def broken(self) -> list[str]:
-        return self._engine.broken
 
     def __call__(self, images: Images) -> list[Prediction]:
         """Predict for one or more images.
@@ -149,8 +136,8 @@ class Predictor:
         Raises:
             UserError: in the end, for none of them there is a prediction.
         """
-        self._engine.broken = broken = []
-        given = given_images(images, self._bgr, self._engine.max_pixels)
+        self.broken = self._engine.broken = broken = []
+        given = given_images(images, self._bgr, self.max_pixels)
         count = warned = 0
         with blame_config(self._cfg) as stage:
             stage.has_begun = self._has_begun

@@ -92,11 +92,11 @@ class TiledPredictor(SamplePredictor):
         height, width = data["img"].shape[:2]
         windows = self._tiling.windows(height, width)
         self._on_tile(0, len(windows))
-        tiles = (self._transformed(image, _cut(data, window)) for window in windows)
+        tiles = ((image, self._transformed(image, _cut(data, window))) for window in windows)
         found: list[InstanceData] = []
         total = 0.0
         predicted = self._predict(tiles, batch_size)
-        for window, (sample, milliseconds) in zip(windows, predicted, strict=True):
+        for window, (_, sample, milliseconds) in zip(windows, predicted, strict=True):
             found.append(move_to_image(sample.pred_instances, window, height, width))
             total += milliseconds
             self._on_tile(len(found), len(windows))

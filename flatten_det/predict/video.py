@@ -166,7 +166,7 @@ def _line(number: int, prediction: Prediction, rate: float, output: VideoOutput)
     return {"frame": number, "seconds": round(number / rate, 3)} | content
 
 
-class _Writer:
+class _Writer(contextlib.AbstractContextManager):
     """Draws and writes frames in a thread of its own, while the model computes the next ones."""
 
     def __init__(self, path: Path, frames: FrameSource, output: VideoOutput) -> None:
@@ -175,9 +175,6 @@ class _Writer:
         self._size = (0, 0)
         self._pool = ThreadPoolExecutor(1)
         self._waiting: deque[Future] = deque()
-
-    def __enter__(self) -> "_Writer":
-        return self
 
     def __exit__(self, *error) -> None:
         self._pool.shutdown(cancel_futures=True)

@@ -132,9 +132,11 @@ class Prediction:
         drawing = Drawing(self.image(), self.palette or default_palette(len(self.names)), factor)
         shown = self.above(score)
         if self.segments is not None:
-            drawing.add_segments(self.segment_ids, self.segments, self.names)
+            labels = {segment.id: segment.label for segment in self.segments}
+            drawing.add_regions(self.segment_ids, labels, self.names)
         elif self.label_map is not None:
-            drawing.add_label_map(self.label_map, self.names)
+            labels = {label: label for label in range(len(self.names))}
+            drawing.add_regions(self.label_map, labels, self.names)
         if self.segments is None and shown.boxes is not None:
             texts = [
                 f"{self.names[label]} {score:.2f}"
@@ -233,25 +235,26 @@ class Prediction:
             UserError: the package is not installed.
         """
         try:
-            from supervision import Detections
+            from supervision import Detections, mask_to_xyxy
         except ImportError as error:
             raise UserError(
                 "to_supervision needs the package supervision: pip install 'flatten-det[supervision]'"
             ) from error
-        if self.segments is not None:
-            masks = [self.segment_ids == segment.id for segment in self.segments]
+        of_objects = self.segments is None and self.label_map is None
+        if of_objects:
+            labels, masks = self.labels, self.bitmaps()
+        elif self.segments is not None:
             labels = np.array([segment.label for segment in self.segments], np.int64)
-        elif self.label_map is not None:
+            masks = [self.segment_ids == segment.id for segment in self.segments]
+        else:
             labels = np.unique(self.label_map[self.label_map < len(self.names)]).astype(np.int64)
             masks = [self.label_map == label for label in labels]
-        else:
-            labels, masks = self.labels, self.masks and self.bitmaps()
-        of_objects = self.segments is None and self.label_map is None
-        masks = np.stack(masks) if masks is not None and len(masks) else None
-        boxes = self.boxes if of_objects else boxes_around(masks)
+        masks = np.array(masks, bool).reshape(-1, *self.size)
+        # Theirs end at the last pixel, and boxes of objects after it.
+        around = (mask_to_xyxy(masks) + [0, 0, 1, 1]).astype(np.float32)
         return Detections(
-            xyxy=boxes,
-            mask=masks,
+            xyxy=self.boxes if of_objects else around,
+            mask=masks if len(masks) else None,
             confidence=self.scores if of_objects else None,
             class_id=labels,
             data={"class_name": np.array([self.names[label] for label in labels], dtype=str)},
@@ -268,12 +271,3 @@ class Prediction:
 def label_type(count: int) -> type[np.integer]:
     """What holds the labels of so many classes."""
     return np.uint8 if count <= 256 else np.uint16
-
-
-def boxes_around(masks: np.ndarray | None) -> np.ndarray:
-    """The boxes (n, 4) around masks (n, H, W) that are not empty, as x1, y1, x2, y2 of their borders."""
-    boxes = np.zeros((0 if masks is None else len(masks), 4), np.float32)
-    for box, mask in zip(boxes, () if masks is None else masks, strict=True):
-        (top, bottom), (left, right) = (np.flatnonzero(mask.any(axis))[[0, -1]] for axis in (1, 0))
-        box[:] = left, top, right + 1, bottom + 1
-    return boxes

@@ -4,7 +4,6 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 from matplotlib import colormaps
@@ -16,6 +15,7 @@ from ..files.images import decoded
 from ..lab.analysis.layers import AttentionLayer, LayerCall, attention_layers, calls_during
 from ..lab.analysis.matrices import LayerWeights, own_attention, query_token
 from ..lab.analysis.run import head_count
+from ..predict.predictor import Predictor
 from ..results import Prediction
 from ..results.picture import default_palette
 
@@ -34,14 +34,6 @@ class ImageRefused(Exception):
 
 class UnknownImage(Exception):
     """An image that was named, and is not remembered."""
-
-
-class PredictsInMemory(Protocol):
-    """A :class:`~flatten_det.Predictor` that takes BGR."""
-
-    model: nn.Module
-
-    def __call__(self, images: list[np.ndarray]) -> list[Prediction]: ...
 
 
 @dataclass(frozen=True)
@@ -89,9 +81,7 @@ class ServedModel:
         UserError: the model fails on an image.
     """
 
-    def __init__(
-        self, predictor: PredictsInMemory, name: str, cache_bytes: int = CACHE_BYTES
-    ) -> None:
+    def __init__(self, predictor: Predictor, name: str, cache_bytes: int = CACHE_BYTES) -> None:
         self.name = name
         self._predictor = predictor
         self._cache_bytes = cache_bytes

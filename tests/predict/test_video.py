@@ -165,7 +165,7 @@ class FakeCamera:
         pass
 
 
-@pytest.mark.parametrize(("most", "count"), [(5, 5), (None, 16)])
+@pytest.mark.parametrize(("most", "count"), [(5, 5), (None, 20)])
 def test_a_camera_ends_after_its_frames_or_with_an_interruption(
     run, monkeypatch, tmp_path, most, count
 ):
