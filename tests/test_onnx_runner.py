@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from exported_models import exported, nano_segmentor
 from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
-from onnx import TensorProto, helper
 from PIL import Image
 
 from flatten_det.errors import UserError
@@ -171,26 +170,17 @@ def test_bands_of_large_maps(tmp_path, monkeypatch):
 
 def detector_file(path: Path) -> Path:
     """Returns one object and two rows of none for each image, whatever is in it."""
-    boxes = np.array([[[8, 16, 40, 32], [0, 0, 0, 0], [0, 0, 0, 0]]], np.float32)
-    outputs = {
-        "boxes": boxes,
-        "scores": np.array([[0.9, 0, 0]], np.float32),
-        "labels": np.array([[1, 0, 0]], np.int64),
-        "masks": np.ones((1, 3, 4, 4), np.float32),
-    }
-    nodes = [
-        helper.make_node("Constant", [], [name], value=onnx.numpy_helper.from_array(value))
-        for name, value in outputs.items()
-    ]
-    image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["n", 3, "h", "w"])
-    infos = [
-        helper.make_tensor_value_info(
-            name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape
-        )
-        for name, value in outputs.items()
-    ]
-    graph = helper.make_graph(nodes, "detector", [image], infos)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 9, opset_import: ["" : 18]>
+        detector (uint8[n, 3, h, w] image) => (
+            float[1, 3, 4] boxes, float[1, 3] scores, int64[1, 3] labels, float[1, 3, 4, 4] masks
+        ) {{
+            boxes = Constant <value = float[1, 3, 4] {{8, 16, 40, 32, 0, 0, 0, 0, 0, 0, 0, 0}}> ()
+            scores = Constant <value = float[1, 3] {{0.9, 0, 0}}> ()
+            labels = Constant <value = int64[1, 3] {{1, 0, 0}}> ()
+            masks = Constant <value = float[1, 3, 4, 4] {{{", ".join("1" * 48)}}}> ()
+        }}"""
+    )
     metadata = dict(task="instance-segmentation", names=["a", "b"], palette=[[1, 2, 3], [4, 5, 6]])
     metadata |= dict(resize={"scale": [64, 64], "keep_ratio": False}, mask_threshold=0.5)
     path.write_bytes(with_metadata(model, metadata))

@@ -86,8 +86,7 @@ def infer(
             done); or one of the predictor's.
     """
     images, videos = _sorted_out(inputs)
-    names = output_names([*images, *(each for each in videos if isinstance(each, str))])
-    names |= {each: f"camera{each}" for each in videos if isinstance(each, int)}
+    names = result_names(images, videos)
     _refuse_overwriting(cfg, checkpoint, images, videos, names, options)
     if options.as_coco and is_segmentor(cfg):
         raise UserError("--format coco is of objects, and a segmentor's label maps know none")
@@ -128,6 +127,18 @@ def _sorted_out(inputs: Sequence[str]) -> tuple[list[str], list[str | int]]:
     videos = [path for path in found if path.lower().endswith(VIDEO_SUFFIXES)]
     images = [path for path in found if path not in videos]
     return images, [*videos, *map(int, dict.fromkeys(cameras))]
+
+
+def result_names(images: Sequence[str], videos: Sequence[str | int]) -> dict[str | int, str]:
+    """A name for the results of each input; a video's is also that of the folder with its maps."""
+    names: dict[str | int, str] = {}
+    names |= output_names([*images, *(each for each in videos if isinstance(each, str))])
+    names |= {each: f"camera{each}" for each in videos if isinstance(each, int)}
+    for video in videos:
+        others = [name for each, name in names.items() if each != video]
+        while any(f"{name}/".startswith(f"{names[video]}/") for name in others):
+            names[video] += "_"
+    return names
 
 
 def _refuse_overwriting(

@@ -171,8 +171,13 @@ class Prediction:
 
     def maps(self) -> dict[str, np.ndarray]:
         """``label_map`` and ``panoptic_map``, if there are such, as :meth:`save` writes them as PNG."""
-        maps = {"label_map": self.label_map, "panoptic_map": self._ids_as_rgb()}
-        return {key: pixels for key, pixels in maps.items() if pixels is not None}
+        maps = {}
+        if self.label_map is not None:
+            maps["label_map"] = self.label_map
+        if self.segment_ids is not None:
+            parts = [self.segment_ids >> shift & 255 for shift in (0, 8, 16)]
+            maps["panoptic_map"] = np.stack(parts, -1).astype(np.uint8)
+        return maps
 
     def to_dict(self) -> dict[str, Any]:
         """All but the maps as numbers and texts, for JSON; lists are parallel, named as in MMDetection."""
@@ -258,13 +263,6 @@ class Prediction:
             confidence=self.scores if of_objects else None,
             class_id=labels,
             data={"class_name": np.array([self.names[label] for label in labels], dtype=str)},
-        )
-
-    def _ids_as_rgb(self) -> np.ndarray | None:
-        if self.segment_ids is None:
-            return None
-        return np.stack([self.segment_ids >> shift & 255 for shift in (0, 8, 16)], -1).astype(
-            np.uint8
         )
 
 

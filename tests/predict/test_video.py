@@ -9,7 +9,7 @@ from colour_finder import COLOURS, ColourFinder, config
 
 from flatten_det.errors import UserError
 from flatten_det.predict import video as video_module
-from flatten_det.predict.infer import InferOptions, infer
+from flatten_det.predict.infer import InferOptions, infer, result_names
 
 SIZE, RATE = (160, 120), 24.0
 ON_CPU = dict(device="cpu", batch_size=4, full_size=True)
@@ -231,3 +231,16 @@ def test_results_do_not_replace_the_video(tmp_path):
     clip = clip.rename(tmp_path / "vis" / "clip.mp4")
     with pytest.raises(UserError, match="would overwrite the input"):
         infer(config(), None, [str(clip)], InferOptions(str(tmp_path)), **ON_CPU)
+
+
+@pytest.mark.parametrize(
+    ("images", "videos", "names"),
+    [
+        (["d/clip.jpg"], ["d/clip.mp4"], ["clip.jpg", "clip.mp4"]),
+        (["d/clip/000000.jpg"], ["d/clip.mp4"], ["clip/000000", "clip_"]),
+        ([], ["d/camera0.mp4", 0], ["camera0_", "camera0"]),
+    ],
+)
+def test_results_of_several_inputs_stay_apart(images, videos, names):
+    """A video's maps lie in a folder of its name, where the image's map may lie, too."""
+    assert list(result_names(images, videos).values()) == names

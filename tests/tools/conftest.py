@@ -48,6 +48,12 @@ def run_infer(infer_tool, tmp_path) -> Callable[..., int]:
     return lambda config, *arguments: infer_tool.main([str(config), *options, *map(str, arguments)])
 
 
+@pytest.fixture
+def told(tmp_path) -> Callable[[str], dict]:
+    """``told(name)``: what ``run_infer`` has written of an image as JSON."""
+    return lambda name: json.loads((tmp_path / "out" / "preds" / f"{name}.json").read_text())
+
+
 def _train(tool: ModuleType, config: Path, *options: str) -> Trained:
     work_dir = config.with_suffix("")
     assert tool.main([str(config), "--work-dir", str(work_dir), *options]) == 0

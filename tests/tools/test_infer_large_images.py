@@ -1,6 +1,5 @@
 """tools/infer.py on images larger than a test pipeline's size."""
 
-import json
 import re
 import subprocess
 import sys
@@ -27,11 +26,6 @@ def picture(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (HEIGHT // 20, WIDTH // 20, 3), np.uint8)
     cv2.imwrite(str(path), cv2.resize(pixels, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC))
     return path
-
-
-@pytest.fixture
-def found(tmp_path):
-    return lambda: json.loads((tmp_path / "out" / "preds" / "picture.json").read_text())
 
 
 def label_map(folder) -> np.ndarray:
@@ -123,20 +117,20 @@ def test_memory_of_the_whole_process(tmp_path):
     assert cv2.imread(str(tmp_path / "preds" / "image.png"), -1).shape == (2048, 4096)
 
 
-def test_full_size_detection(run_infer, trained_detector, picture, found):
+def test_full_size_detection(run_infer, trained_detector, picture, told):
     arguments = [trained_detector.checkpoint, picture, "--score-thr", 0]
     assert run_infer(trained_detector.config, *arguments) == 0
-    small = found()
+    small = told("picture")
     assert run_infer(trained_detector.config, *arguments, "--full-size") == 0
-    assert found()["bboxes"] != small["bboxes"]
+    assert told("picture")["bboxes"] != small["bboxes"]
 
 
 @pytest.mark.parametrize("options", [[], ["--tile-overlap", 0.5, "--full-size", "--batch-size", 4]])
-def test_tiles(run_infer, trained_detector, picture, found, tmp_path, capsys, options):
+def test_tiles(run_infer, trained_detector, picture, told, tmp_path, capsys, options):
     arguments = [trained_detector.checkpoint, picture, "--score-thr", 0, "--tile", 128, *options]
     assert run_infer(trained_detector.config, *arguments) == 0
     assert "Tiles of image" in capsys.readouterr().out
-    content = found()
+    content = told("picture")
     # As many as the config allows for one picture, of hundreds in the tiles.
     assert len(content["scores"]) == 10
     boxes = np.array(content["bboxes"])

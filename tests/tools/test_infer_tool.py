@@ -24,14 +24,14 @@ def run(run_infer):
     return lambda trained, *arguments: run_infer(trained.config, *arguments)
 
 
-def test_detector(run, trained_detector, coco_folder, tmp_path, capsys):
+def test_detector(run, told, trained_detector, coco_folder, tmp_path, capsys):
     images = coco_folder / "val2017"
     arguments = [trained_detector.checkpoint, images, "--score-thr", 0, "--batch-size", 2]
     assert run(trained_detector, *arguments) == 0
     assert "3 images: pictures in" in capsys.readouterr().out
     for number, (height, width) in enumerate([(61, 97), (97, 61), (50, 75)], start=1):
         name = f"{number:012d}"
-        found = json.loads((tmp_path / "out" / "preds" / f"{name}.json").read_text())
+        found = told(name)
         assert found["image"] == str(images / f"{name}.jpg")
         assert (found["height"], found["width"]) == (height, width)
         count = len(found["scores"])
@@ -46,10 +46,10 @@ def test_detector(run, trained_detector, coco_folder, tmp_path, capsys):
         assert cv2.imread(str(tmp_path / "out" / "vis" / f"{name}.jpg")) is not None
 
 
-def test_score_threshold(run, trained_detector, coco_folder, tmp_path):
+def test_score_threshold(run, told, trained_detector, coco_folder):
     image = coco_folder / "val2017" / f"{1:012d}.jpg"
     assert run(trained_detector, trained_detector.checkpoint, image, "--score-thr", 1) == 0
-    found = json.loads((tmp_path / "out" / "preds" / f"{1:012d}.json").read_text())
+    found = told(f"{1:012d}")
     assert found["scores"] == []
     assert found["masks"] == []
 
@@ -68,12 +68,11 @@ def test_batches_do_not_change_a_segmentation(run, trained_segmentor, ade20k_fol
         np.testing.assert_array_equal(one, many)
 
 
-def test_segmentor(run, trained_segmentor, ade20k_folder, tmp_path):
+def test_segmentor(run, told, trained_segmentor, ade20k_folder, tmp_path):
     image = ade20k_folder / "images" / "training" / "ADE_train_00000001.jpg"
     assert run(trained_segmentor, trained_segmentor.checkpoint, image) == 0
-    folder = tmp_path / "out" / "preds"
-    found = json.loads((folder / "ADE_train_00000001.json").read_text())
-    label_map = cv2.imread(str(folder / found["label_map"]), cv2.IMREAD_UNCHANGED)
+    found = told("ADE_train_00000001")
+    label_map = cv2.imread(str(tmp_path / "out" / "preds" / found["label_map"]), -1)
     assert label_map.shape == (found["height"], found["width"]) == (61, 97)
     assert len(found["classes"]) == 150
     assert found["classes"][0]["name"] == "wall"
@@ -81,11 +80,11 @@ def test_segmentor(run, trained_segmentor, ade20k_folder, tmp_path):
         assert entry["share"] == pytest.approx((label_map == entry["label"]).mean())
 
 
-def test_random_weights_come_with_a_warning(run, trained_detector, coco_folder, tmp_path, capsys):
+def test_random_weights_come_with_a_warning(run, told, trained_detector, coco_folder, capsys):
     image = coco_folder / "val2017" / f"{1:012d}.jpg"
     assert run(trained_detector, image, "--score-thr", 0) == 0
     assert "warning: no checkpoint given" in capsys.readouterr().err
-    found = json.loads((tmp_path / "out" / "preds" / f"{1:012d}.json").read_text())
+    found = told(f"{1:012d}")
     classes = CocoDataset.METAINFO["classes"]
     assert found["class_names"] == [classes[label] for label in found["labels"]]
 
@@ -187,14 +186,14 @@ def test_addresses_and_predictions_alone(run, trained_segmentor, ade20k_folder, 
 
 
 @pytest.mark.parametrize("options", [[], ["--full-size"], ["--tile", "40"]])
-def test_config_of_classes(run, trained_detector, coco_folder, tmp_path, options):
+def test_config_of_classes(run, told, trained_detector, coco_folder, tmp_path, options):
     config = write_pure_python_config(tmp_path / "pure.py", trained_detector.config)
     image = coco_folder / "val2017" / f"{1:012d}.jpg"
     arguments = [trained_detector.checkpoint, image, "--score-thr", 0, *options]
     contents = []
     for trained in (trained_detector, trained_detector._replace(config=config)):
         assert run(trained, *arguments) == 0
-        contents.append((tmp_path / "out" / "preds" / f"{1:012d}.json").read_text())
+        contents.append(told(f"{1:012d}"))
     assert contents[0] == contents[1]
 
 
