@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import onnxruntime
 import torch
 from mmengine.config import ConfigDict
 from mmengine.registry import MODELS, DefaultScope
@@ -10,7 +9,8 @@ from nano_backbones import build_nano
 from torch import Tensor, nn
 
 from flatten_det.config import load_config
-from flatten_det.export.exporters import to_onnx
+from flatten_det.export.check import runner_of
+from flatten_det.export.exporters import ONNX, to_onnx
 from flatten_det.export.graphs import prepared
 
 # Batches, heights and widths: maps within one of Swin's windows, of sizes that no stride divides, of several
@@ -88,10 +88,7 @@ def save_finding_detector(config: str, path: Path) -> None:
 
 
 def run_onnx(content: bytes, image: Tensor) -> list[Tensor]:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    return [torch.from_numpy(out) for out in session.run(None, {"image": image.numpy()})]
+    return runner_of(content, ONNX)(image)
 
 
 def exported(graph: nn.Module, legacy: bool = True, precision: str = "fp32") -> bytes:

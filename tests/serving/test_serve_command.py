@@ -33,6 +33,12 @@ from flatten_det.serving.uploads import check_header
 CONFIG = "mask-rcnn_flatten-pvt-nano_fpn_shapes"
 
 
+@pytest.fixture(autouse=True)
+def limit_of_pixels(monkeypatch):
+    """Pillow's, which the command sets for its process, is that of before after each test."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -69,7 +75,6 @@ def test_missing_packages_are_named(monkeypatch, capsys):
 
 
 def test_more_pixels_than_pillow_takes_can_be_allowed(tmp_path, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # To be restored.
     monkeypatch.setattr(server, "run_server", lambda app, opened, limits: None)
     run(parse_args([CONFIG, "--port", "0", "--device", "cpu", "--max-pixels", "200000000"]))
     for side, is_taken in ((14_000, True), (15_000, False)):

@@ -10,6 +10,7 @@ import pytest
 from bombs import png_bomb
 from fixtures import write_detector_config
 from mmengine.config import Config
+from tool_modules import only_error
 
 from flatten_det.data.loading import blame_annotation_files
 from flatten_det.errors import UserError
@@ -23,13 +24,6 @@ def folder(coco_folder, tmp_path) -> Path:
 @pytest.fixture
 def config(folder, tmp_path) -> str:
     return str(write_detector_config(tmp_path / "tiny.py", folder))
-
-
-def only_error(capsys) -> str:
-    text = capsys.readouterr().err
-    assert "Traceback" not in text
-    (line,) = [line for line in text.splitlines() if line.startswith("error: ")]
-    return line
 
 
 def first_image_is(folder: Path, split: str, name: str) -> None:

@@ -7,6 +7,7 @@ import torch
 from fixtures import write_detector_config
 from malicious_files import OwnClass, save_command, save_text, served
 from mmengine.config import Config
+from tool_modules import only_error
 from toy_training import make_config
 
 from flatten_det.lab.benchmark.sources import build_whole
@@ -30,13 +31,6 @@ def toy(tmp_path) -> list[str]:
 @pytest.fixture
 def detector(tmp_path, coco_folder) -> Path:
     return write_detector_config(tmp_path / "tiny.py", coco_folder)
-
-
-def only_error(capsys) -> str:
-    text = capsys.readouterr().err
-    assert "Traceback" not in text
-    (line,) = [line for line in text.splitlines() if line.startswith("error: ")]
-    return line
 
 
 def assert_refused(capsys, name: str) -> None:
