@@ -7,23 +7,25 @@ resized as by OpenCV, masks pasted and logits resized as by torch.
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from .errors import UserError, reason_of
 from .results import Prediction
-from .results.picture import nearest
+from .results.picture import nearest, read_rgb
 from .results.prediction import label_type
 from .results.rle import encode
 
 Picture = str | Path | Image.Image | np.ndarray
 # Numbers of a band of logits: 64 MB.
 _BAND_VALUES = 1 << 24
-_SEGMENTATION = "semantic-segmentation"
-_DETECTION = ("detection", "instance-segmentation")
+# What a file is for.
+BACKBONE, SEGMENTATION = "backbone", "semantic-segmentation"
+DETECTION, INSTANCES = "detection", "instance-segmentation"
 
 
 class _Prepared(NamedTuple):
@@ -66,8 +68,8 @@ class OnnxRunner:
             raise UserError(f"{path} cannot be run by onnxruntime: {reason_of(error)}") from error
         self.metadata = read_metadata(self.session.get_modelmeta().custom_metadata_map)
         task = self.metadata.get("task")
-        if task not in (_SEGMENTATION, *_DETECTION):
-            what = "a backbone, which predicts nothing" if task == "backbone" else "no such model"
+        if task not in (SEGMENTATION, DETECTION, INSTANCES):
+            what = "a backbone, which predicts nothing" if task == BACKBONE else "no such model"
             raise UserError(
                 f"{path} holds {what}: give a detector or segmentor that flatten-det export wrote"
             )
@@ -108,22 +110,16 @@ class OnnxRunner:
 
     @staticmethod
     def _batches(items: Iterable[_Prepared], batch_size: int) -> Iterator[list[_Prepared]]:
-        batch: list[_Prepared] = []
-        for item in items:
-            is_other = batch and batch[0].resized.shape != item.resized.shape
-            if len(batch) == batch_size or is_other:
+        for _, alike in groupby(items, key=lambda item: item.resized.shape):
+            while batch := list(islice(alike, batch_size)):
                 yield batch
-                batch = []
-            batch.append(item)
-        if batch:
-            yield batch
 
     def _prediction(
         self, item: _Prepared, outputs: Mapping[str, np.ndarray], milliseconds: float
     ) -> Prediction:
         size = item.pixels.shape[:2]
         input_size = item.resized.shape[1:]
-        if self.metadata["task"] == _SEGMENTATION:
+        if self.metadata["task"] == SEGMENTATION:
             found: dict[str, Any] = {"label_map": self._label_map(outputs, input_size, size)}
         else:
             found = self._detections(outputs, input_size, size)
@@ -197,10 +193,7 @@ def read_pixels(image: Picture) -> np.ndarray:
             )
         return image
     try:
-        if isinstance(image, Image.Image):
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-        with Image.open(image) as file:
-            return np.asarray(ImageOps.exif_transpose(file).convert("RGB"))
+        return read_rgb(image)
     except Exception as error:  # Decoders of damaged files raise anything.
         raise UserError(f"image {image} cannot be read: {reason_of(error)}") from error
 

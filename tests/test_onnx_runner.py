@@ -16,14 +16,13 @@ import torch
 import torch.nn.functional as F
 from exported_models import exported, nano_segmentor
 from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
-from onnx import TensorProto, helper
 from PIL import Image
 
 from flatten_det.errors import UserError
-from flatten_det.export.description import SEGMENTATION
 from flatten_det.export.exporters import with_metadata
 from flatten_det.export.graphs import of_segmentor
 from flatten_det.onnx_runner import (
+    SEGMENTATION,
     OnnxRunner,
     _resized_rows,
     paste,
@@ -56,20 +55,12 @@ def test_resize_is_opencvs(size):
 
 @pytest.mark.parametrize("keep_ratio", [True, False])
 @pytest.mark.parametrize("size", [(480, 640), (333, 1999), (1080, 50)])
-@pytest.mark.parametrize("scale", [(1333, 800), (512, 2048), (128, 128)])
+@pytest.mark.parametrize("scale", [(1333, 800), (512, 2048), (128, 128), 0.4])
 def test_sizes_by_the_rule(size, scale, keep_ratio):
-    pipeline = mmcv.transforms.Resize(scale=scale, keep_ratio=keep_ratio)
-    results = {"img": np.zeros((*size, 3), np.uint8)}
-    wanted = pipeline(results)["img"].shape[:2]
-    assert size_by_rule(size, {"scale": list(scale), "keep_ratio": keep_ratio}) == wanted
-
-
-def test_size_by_a_factor():
-    wanted = mmcv.transforms.Resize(scale_factor=0.4, keep_ratio=True)(
-        {"img": np.zeros((333, 517, 3), np.uint8)}
-    )["img"].shape[:2]
-    assert size_by_rule((333, 517), {"scale_factor": 0.4, "keep_ratio": True}) == wanted
-    assert size_by_rule((333, 517), None) == (333, 517)
+    rule = {"scale_factor" if scale == 0.4 else "scale": scale, "keep_ratio": keep_ratio}
+    resized = mmcv.transforms.Resize(**rule)({"img": np.zeros((*size, 3), np.uint8)})
+    assert size_by_rule(size, rule) == resized["img"].shape[:2]
+    assert size_by_rule(size, None) == size
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
@@ -179,26 +170,17 @@ def test_bands_of_large_maps(tmp_path, monkeypatch):
 
 def detector_file(path: Path) -> Path:
     """Returns one object and two rows of none for each image, whatever is in it."""
-    boxes = np.array([[[8, 16, 40, 32], [0, 0, 0, 0], [0, 0, 0, 0]]], np.float32)
-    outputs = {
-        "boxes": boxes,
-        "scores": np.array([[0.9, 0, 0]], np.float32),
-        "labels": np.array([[1, 0, 0]], np.int64),
-        "masks": np.ones((1, 3, 4, 4), np.float32),
-    }
-    nodes = [
-        helper.make_node("Constant", [], [name], value=onnx.numpy_helper.from_array(value))
-        for name, value in outputs.items()
-    ]
-    image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["n", 3, "h", "w"])
-    infos = [
-        helper.make_tensor_value_info(
-            name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape
-        )
-        for name, value in outputs.items()
-    ]
-    graph = helper.make_graph(nodes, "detector", [image], infos)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 9, opset_import: ["" : 18]>
+        detector (uint8[n, 3, h, w] image) => (
+            float[1, 3, 4] boxes, float[1, 3] scores, int64[1, 3] labels, float[1, 3, 4, 4] masks
+        ) {{
+            boxes = Constant <value = float[1, 3, 4] {{8, 16, 40, 32, 0, 0, 0, 0, 0, 0, 0, 0}}> ()
+            scores = Constant <value = float[1, 3] {{0.9, 0, 0}}> ()
+            labels = Constant <value = int64[1, 3] {{1, 0, 0}}> ()
+            masks = Constant <value = float[1, 3, 4, 4] {{{", ".join("1" * 48)}}}> ()
+        }}"""
+    )
     metadata = dict(task="instance-segmentation", names=["a", "b"], palette=[[1, 2, 3], [4, 5, 6]])
     metadata |= dict(resize={"scale": [64, 64], "keep_ratio": False}, mask_threshold=0.5)
     path.write_bytes(with_metadata(model, metadata))

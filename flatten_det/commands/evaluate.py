@@ -16,7 +16,7 @@ from ..cli import (
 from ..config import blame_config, load_config
 from ..lab.evaluation.report import JSON, PAGE, ReportOptions
 from ..lab.evaluation.run import evaluate_model
-from ..predict.console import TestConsoleHook
+from ..predict.evaluate import TestConsoleHook
 from ..predict.tiles import at_full_size
 from ..train.console import short_console
 from . import run_command

@@ -162,12 +162,12 @@ def run(args: argparse.Namespace) -> None:
         args.checkpoint,
         args.inputs,
         options,
-        args.device,
-        args.batch_size,
-        args.full_size,
-        args.tiling,
-        args.cuda_graphs,
-        args.precision,
+        device=args.device,
+        precision=args.precision,
+        batch_size=args.batch_size,
+        full_size=args.full_size,
+        tiling=args.tiling,
+        cuda_graphs=args.cuda_graphs,
     )
 
 

@@ -1,12 +1,9 @@
 """Answer requests for predictions: ``flatten-det serve CONFIG [CHECKPOINT]``."""
 
 import argparse
-import sys
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
-
-from PIL import Image
 
 from ..cli import (
     add_common_options,
@@ -14,7 +11,8 @@ from ..cli import (
     use_matplotlib_without_display,
 )
 from ..config import load_config
-from ..errors import UserError
+from ..errors import UserError, warn_once
+from ..files.images import set_pixel_limit
 from ..predict.predictor import PRECISIONS, PredictionWarning, Predictor
 from . import run_command
 
@@ -88,33 +86,27 @@ def run(args: argparse.Namespace) -> None:
     from ..serving.uploads import Limits
 
     use_matplotlib_without_display()
-    # Clients are told, and there is a limit of the server's own.
-    for kind in (PredictionWarning, Image.DecompressionBombWarning):
-        warnings.simplefilter("ignore", kind)
+    warnings.simplefilter("ignore", PredictionWarning)  # Clients are told.
     limits = Limits(
         upload_bytes=round(args.max_upload_mb * (1 << 20)),
         pixels=args.max_pixels,
         waiting=args.queue,
         seconds=args.timeout,
     )
+    # The server's own limit decides: Pillow's would refuse headers below it, and in other words.
+    set_pixel_limit(2 * limits.pixels)
     cfg = load_config(args.config, args.cfg_options)
     with open_socket(args.host, args.port) as opened:
         predictor = Predictor(cfg, args.checkpoint, args.device, args.precision, bgr=True)
         if args.checkpoint is None:
-            print(
-                "warning: no checkpoint given: weights, and so predictions, are random",
-                file=sys.stderr,
-            )
+            warn_once("no checkpoint given: weights, and so predictions, are random")
         served = ServedModel(predictor, Path(cfg.filename or args.config).stem)
         hosts = (args.host, *LOOPBACK_NAMES) if is_loopback(args.host) else ("*",)
         app = make_app(served, limits, hosts)
         opened.listen()
         print(f"{served.name}: {address_of(opened)} (Ctrl-C ends)", flush=True)
         if not is_loopback(args.host):
-            print(
-                "warning: whoever reaches this address may send images: there is no password",
-                file=sys.stderr,
-            )
+            warn_once("whoever reaches this address may send images: there is no password")
         run_server(app, opened, limits)
     print("stopped")
 

@@ -13,8 +13,7 @@ from ..cli import (
     use_matplotlib_without_display,
 )
 from ..config import blame_config, load_config
-from ..predict.console import TestConsoleHook
-from ..predict.evaluate import evaluate
+from ..predict.evaluate import TestConsoleHook, evaluate
 from ..predict.tiles import at_full_size
 from ..predict.tta import enable_tta
 from ..train.console import short_console

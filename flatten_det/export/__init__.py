@@ -1,5 +1,5 @@
 """Models as files that run without flatten_det: ONNX, and programs of ``torch.export``.
 
-``graphs`` are what is exported, from the image to the result; ``exporters`` make files of them,
-``quantisation`` the INT8 ones, and ``check`` compares a file with torch. ``run`` is the command.
+``graphs`` are what is exported, from the image to the result; ``exporters`` make files of them, and ``check``
+compares a file with torch. ``run`` is the command.
 """

@@ -2,45 +2,23 @@
 
 import io
 import time
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..errors import UserError
 from .exporters import ONNX, example
+from .graphs import FULL, HALF, LABELS
 
 # Images, height and width: more and fewer than those of the export, and no multiples of a stride.
 SHAPES = ((1, 320, 480), (3, 200, 333), (1, 448, 640))
 _RUNS = 3
-
-
-class Agreement(NamedTuple):
-    """An exported file and torch on one batch.
-
-    Attributes:
-        shape: images, height and width.
-        difference: the largest one, as a part of the largest value; of the output in which it is largest.
-        equal_labels: the share of pixels or objects with the same label; None: there are no labels.
-        is_finite: whether all numbers of the file's are.
-        milliseconds: of the file, for the batch.
-        torch_milliseconds: of torch.
-    """
-
-    shape: tuple[int, int, int]
-    difference: float
-    equal_labels: float | None
-    is_finite: bool
-    milliseconds: float
-    torch_milliseconds: float
-
-    def line(self, runtime: str) -> str:
-        """For people."""
-        labels = "" if self.equal_labels is None else f", labels equal {self.equal_labels:.3%}"
-        return (
-            f"{' x '.join(map(str, self.shape))}: differs by {self.difference:.1e}{labels}; {runtime} "
-            f"{self.milliseconds:.1f} ms, torch {self.torch_milliseconds:.1f} ms"
-        )
+# Differences that rounding explains, as parts of the largest value.
+_TOLERANCES = {FULL: 1e-3, HALF: 2e-2}
+# The least share of pixels, if labels are all there is.
+_LEAST_EQUAL = {FULL: 0.999, HALF: 0.99}
 
 
 def runner_of(content: bytes, kind: str) -> Callable[[Tensor], list[Tensor]]:
@@ -59,15 +37,25 @@ def runner_of(content: bytes, kind: str) -> Callable[[Tensor], list[Tensor]]:
     return lambda image: _as_list(program(image))
 
 
-def compare(
-    graph: nn.Module, run: Callable[[Tensor], list[Tensor]], dtype: torch.dtype
-) -> Iterator[Agreement]:
-    """Compare a file with the ``graph`` of the model as it is, on noise of each of :data:`SHAPES`.
+def check(
+    graph: nn.Module,
+    run: Callable[[Tensor], list[Tensor]],
+    dtype: torch.dtype,
+    settings: Any,
+    tell: Callable[[str], object],
+) -> None:
+    """Compare a file with the ``graph`` of the model as it is, on noise of each of :data:`SHAPES`; tell it.
 
     Args:
         run: of :func:`runner_of`.
         dtype: of the images.
+        settings: those of :class:`.run.Settings`.
+        tell: takes a line for each shape.
+
+    Raises:
+        UserError: the file computes what rounding does not explain.
     """
+    names, runtime = graph.output_names, "onnxruntime" if settings.kind == ONNX else "exported"
     for count, *size in SHAPES:
         image = example(dtype, (count, 3, *size))
         with torch.no_grad():
@@ -75,19 +63,26 @@ def compare(
             found, milliseconds = _timed(run, image)
         numbers = [
             (own, other)
-            for name, own, other in zip(graph.output_names, found, wanted, strict=True)
+            for name, own, other in zip(names, found, wanted, strict=True)
             # Of detectors the scores: where two are equal but for rounding, all else changes places.
-            if other.is_floating_point()
-            and ("scores" not in graph.output_names or name == "scores")
+            if other.is_floating_point() and ("scores" not in names or name == "scores")
         ]
-        yield Agreement(
-            (count, *size),
-            max((relative_difference(*pair) for pair in numbers), default=0.0),
-            _equal_labels(graph.output_names, found, wanted),
-            all(bool(pair[0].isfinite().all()) for pair in numbers),
-            milliseconds,
-            torch_milliseconds,
+        difference = max((relative_difference(*pair) for pair in numbers), default=0.0)
+        equal_labels = _equal_labels(names, found, wanted)
+        labels = "" if equal_labels is None else f", labels equal {equal_labels:.3%}"
+        tell(
+            f"{' x '.join(map(str, (count, *size)))}: differs by {difference:.1e}{labels}; {runtime} "
+            f"{milliseconds:.1f} ms, torch {torch_milliseconds:.1f} ms"
         )
+        is_rounding = difference <= _TOLERANCES[settings.precision] and (
+            settings.output != LABELS or equal_labels >= _LEAST_EQUAL[settings.precision]
+        )
+        is_finite = all(bool(own.isfinite().all()) for own, _ in numbers)
+        if not (is_finite and (is_rounding or settings.calibration)):
+            raise UserError(
+                "the exported model differs from torch by more than rounding: nothing was written; report "
+                "this model"
+            )
 
 
 def relative_difference(found: Tensor, wanted: Tensor) -> float:

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torchvision  # noqa: F401  (registers torch.ops.torchvision)
 from mmcv.ops import RoIAlign
 from mmdet.models.dense_heads import RetinaHead, RPNHead
 from mmdet.models.detectors import (
@@ -34,9 +33,8 @@ from mmdet.models.task_modules import AnchorGenerator, DeltaXYWHBBoxCoder
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .detector_parts import DetectorGraph, check_class, refusal, rows, top
+from .detector_parts import DetectorGraph, check_class, kept_scores, refusal, rows, top
 from .dino import DinoGraph
-from .operators import kept_scores
 
 _BOX_HEADS = (Shared2FCBBoxHead, Shared4Conv1FCBBoxHead, ConvFCBBoxHead)
 # MMDetection's coder takes no other when it predicts.
@@ -55,7 +53,7 @@ def end_to_end(model: nn.Module) -> DetectorGraph:
     - masks ``(B, K, m, m)``: the object's probability in each cell of its box; of instance segmentors
 
     They are what the detector's ``predict`` says. ``torch.onnx.export`` takes it with
-    :func:`.operators.translations`.
+    :func:`.detector_parts.translations`.
 
     Raises:
         UserError: for a part that may predict in another way than is known here; the message names it.

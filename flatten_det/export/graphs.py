@@ -32,11 +32,11 @@ class Features(nn.Module):
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone, self.strides = backbone, backbone.strides
 
     @property
     def output_names(self) -> list[str]:
-        return [f"stride{stride}" for stride in self.backbone.strides]
+        return [f"stride{stride}" for stride in self.strides]
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         outs = self.backbone(image.to(next(self.backbone.parameters()).dtype))
@@ -245,9 +245,9 @@ def prepared(graph: nn.Module, precision: str = FULL, legacy: bool = False) -> n
         for name, part in graph.named_children():
             if name != "backbone":
                 _replace(part, _pads_zeros, _PaddedFirst)
-    if precision == HALF and isinstance(graph, Detection):
+    if precision == HALF and isinstance(graph, Detection):  # Pixels of boxes need more.
         _to_half(graph.detector.backbone)
-        graph.detector.backbone = _InHalf(graph.detector.backbone)
+        graph.detector.backbone = Features(graph.detector.backbone)
     elif precision == HALF:
         _to_half(graph)
     return graph
@@ -266,18 +266,6 @@ def _enlarges(module: nn.Module) -> bool:
     factor = getattr(module, "scale_factor", None)
     is_whole = isinstance(factor, float) and factor.is_integer()
     return type(module) is Upsample and not module.size and is_whole
-
-
-class _InHalf(nn.Module):
-    """A detector's backbone in half precision; pixels of boxes need more."""
-
-    def __init__(self, backbone: nn.Module) -> None:
-        super().__init__()
-        self.strides = backbone.strides
-        self.backbone = backbone
-
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        return tuple(out.float() for out in self.backbone(image.half()))
 
 
 def _to_half(graph: nn.Module) -> None:

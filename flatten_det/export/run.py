@@ -1,7 +1,8 @@
 """Make a file of a config's model or of a backbone: ``flatten-det export``."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +12,34 @@ from torch import Tensor, nn
 
 from ..backbones import build_backbone
 from ..backbones.weights import load_backbone
-from ..config import blame_config, is_segmentor
+from ..config import (
+    blame_config,
+    datasets_under_test,
+    find_field,
+    is_segmentor,
+    loads_annotations,
+    type_name,
+)
 from ..errors import UserError, in_one_line, warn_once
 from ..files.atomic import refuse_overwriting, write_atomically
 from ..files.checkpoints import read_checkpoint
+from ..onnx_runner import BACKBONE, DETECTION, INSTANCES, SEGMENTATION
 from ..predict.engine import SamplePredictor
-from .check import compare, runner_of
-from .description import BACKBONE, DETECTION, INSTANCES, SEGMENTATION, describe
+from .check import check, runner_of
 from .exporters import (
     ONNX,
     SUFFIXES,
     TORCH_EXPORT,
     check_opset,
+    quantised,
     to_onnx,
     to_program,
     with_metadata,
 )
-from .graphs import FULL, HALF, LABELS, LOGITS, of_backbone, of_detector, of_segmentor, prepared
-from .quantisation import quantised
+from .graphs import LOGITS, of_backbone, of_detector, of_segmentor, prepared
 
-# Differences that rounding explains, as parts of the largest value.
-_TOLERANCES = {FULL: 1e-3, HALF: 2e-2}
-# The least share of pixels, if labels are all there is.
-_LEAST_EQUAL = {FULL: 0.999, HALF: 0.99}
+# Steps of a test pipeline that leave pixels alone.
+_KEEPING = ("LoadImageFromFile", "PackDetInputs", "PackSegInputs")
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,7 @@ def export(
         content = to_program(ready, dtype, metadata)
     run = _loaded(content, settings)
     if settings.check:
-        _check(graph, run, settings, dtype, tell)
+        check(graph, run, dtype, settings, tell)
     write_atomically(out, content)
     tell(f"{metadata['task']}: {len(content) / 1e6:.1f} MB written to {out}")
 
@@ -167,22 +173,72 @@ def _loaded(content: bytes, settings: Settings) -> Callable[[Tensor], list[Tenso
         ) from error
 
 
-def _check(
-    graph: nn.Module,
-    run: Callable[[Tensor], list[Tensor]],
-    settings: Settings,
-    dtype: torch.dtype,
-    tell: Callable[[str], object],
-) -> None:
-    """Compare with torch and tell it; a UserError for more than rounding."""
-    runtime = "onnxruntime" if settings.kind == ONNX else "exported"
-    for found in compare(graph, run, dtype):
-        tell(found.line(runtime))
-        is_rounding = found.difference <= _TOLERANCES[settings.precision] and (
-            settings.output != LABELS or found.equal_labels >= _LEAST_EQUAL[settings.precision]
-        )
-        if not (found.is_finite and (is_rounding or settings.calibration)):
+def describe(
+    name: str, graph: nn.Module, task: str, cfg: Config | None, dataset_meta: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The metadata of a file, for :class:`flatten_det.onnx_runner.OnnxRunner` and other readers.
+
+    Args:
+        name: of the config or backbone.
+        graph: what is exported.
+        task: one of those above.
+        cfg: of the whole model; None: a backbone alone.
+        dataset_meta: ``classes`` and maybe ``palette``.
+
+    Raises:
+        UserError: the test pipeline does something to images that the file's readers would not.
+    """
+    found: dict[str, Any] = {"flatten_det": version("flatten-det"), "model": name, "task": task}
+    if task == BACKBONE:
+        return found
+    normalised = graph.normalised
+    found |= {
+        "names": [str(name) for name in dataset_meta["classes"]],
+        "palette": _palette(dataset_meta),
+        "channel_order": "rgb",
+        # Inside the file; for who wants to know.
+        "mean": normalised.mean.flatten().tolist(),
+        "std": normalised.std.flatten().tolist(),
+        "resize": _resize_rule(cfg),
+    }
+    if task == SEGMENTATION:
+        head = graph.head
+        return found | {
+            "output": graph.output,
+            "align_corners": bool(head.align_corners),
+            "threshold": head.threshold,
+        }
+    size_divisor = cfg.model.data_preprocessor.get("pad_size_divisor", 1)
+    found["size_divisor"] = size_divisor
+    if task == INSTANCES:
+        found["mask_threshold"] = find_field(cfg.model.test_cfg, "mask_thr_binary")
+    return found
+
+
+def _palette(dataset_meta: Mapping[str, Any]) -> list[list[int]] | None:
+    palette = dataset_meta.get("palette")
+    # Other than colours, MMDetection has names of palettes there.
+    if palette is None or isinstance(palette, str):
+        return None
+    return [[int(part) for part in colour] for colour in palette]
+
+
+def _resize_rule(cfg: Config) -> dict[str, Any] | None:
+    rule = None
+    for step in datasets_under_test(cfg)[0].pipeline:
+        kind = type_name(step)
+        if kind in _KEEPING or loads_annotations(step):
+            continue
+        if kind != "Resize" or rule is not None:
             raise UserError(
-                "the exported model differs from torch by more than rounding: nothing was written; report "
-                "this model"
+                f"config file {cfg.filename}: exported files prepare images by one Resize, and the test "
+                f"pipeline has {kind}, too: leave it out, or export the --backbone alone"
             )
+        rule = {"keep_ratio": bool(step.get("keep_ratio", False))}
+        scale = step.get("scale")
+        if scale is not None:
+            both = [scale, scale] if isinstance(scale, int) else scale
+            rule["scale"] = [int(side) for side in both]
+        else:
+            rule["scale_factor"] = float(step["scale_factor"])
+    return rule

@@ -1,6 +1,7 @@
 """Draw predictions and annotations into their images, with the visualizers of mmdet and mmseg."""
 
 import contextlib
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -74,7 +75,7 @@ def draw_ground_truth(
         samplelist_boxtype2tensor([sample])
         if "gt_sem_seg" in sample and "masks" in sample.get("gt_instances", ()):
             _leave_things_to_masks(sample)
-        image, sample = _enlarged(*shrink(image, sample), MIN_SIDE)
+        image, sample = fitted(image, sample, min_side=MIN_SIDE)
         visualizer.add_datasample(
             out_file.name, image, sample, draw_pred=False, out_file=str(out_file)
         )
@@ -117,7 +118,7 @@ def _draw(
         # mmseg's visualizer indexes with it, and a tensor of one pixel is an index, not a mask.
         sample = sample.clone()
         sample.pred_sem_seg = PixelData(data=sample.pred_sem_seg.data.cpu().numpy())
-    image, sample = shrink(mmcv.imread(sample.img_path, channel_order="rgb"), sample)
+    image, sample = fitted(mmcv.imread(sample.img_path, channel_order="rgb"), sample)
     visualizer.add_datasample(
         options.pop("name", Path(sample.img_path).name),
         image,
@@ -127,39 +128,32 @@ def _draw(
     )
 
 
-def shrink(
-    image: np.ndarray, sample: BaseDataElement, max_pixels: int = MAX_PIXELS
-) -> tuple[np.ndarray, BaseDataElement]:
-    """Reduce an image, the annotations and the predictions to a size that can be drawn.
+def fitted(
+    image: np.ndarray,
+    sample: BaseDataElement | None,
+    max_pixels: float = MAX_PIXELS,
+    min_side: int = 1,
+) -> tuple[np.ndarray, BaseDataElement | None]:
+    """An image at a size that can be drawn, aspect ratio kept, and a copy of its sample to go with it.
 
     Args:
         image: (H, W, 3).
         sample: Masks may be tensors, COCO's RLE or mmdet's structures.
         max_pixels: the largest H times W that is left as it is.
+        min_side: shorter ones are enlarged, see :class:`EnlargingDetVisualizer`.
 
     Returns:
-        The image of at most ``max_pixels``, and sides of which a picture is possible, aspect ratio kept, and
-        a copy of the sample to go with it. It has no ``seg_logits`` if it is smaller, and no RLE.
+        The image, and a sample without RLE, and without ``seg_logits`` if the size is another one.
     """
     height, width = image.shape[:2]
     factor = reduction(height, width, max_pixels)
+    if factor == 1:
+        factor = enlargement(height, width, min_side)
     size = (max(int(height * factor), 1), max(int(width * factor), 1))
-    if factor < 1:
-        image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
-    return image, _resized(sample, (height, width), size)
-
-
-def _enlarged(
-    image: np.ndarray, sample: BaseDataElement | None, min_size: int
-) -> tuple[np.ndarray, BaseDataElement | None]:
-    """An image, and what goes with it, enlarged as :class:`EnlargingDetVisualizer` says."""
-    height, width = image.shape[:2]
-    factor = enlargement(height, width, min_size)
-    if factor > 1:
-        size = (factor * height, factor * width)
-        image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_CUBIC)
-        sample = sample and _resized(sample, (height, width), size)
-    return image, sample
+    if factor != 1:
+        method = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+        image = cv2.resize(image, size[::-1], interpolation=method)
+    return image, None if sample is None else _resized(sample, (height, width), size)
 
 
 class ValidationPicturesHook(Hook):
@@ -234,7 +228,7 @@ class EnlargingDetVisualizer(DetLocalVisualizer):
         **kwargs,
     ) -> None:
         """Draw a sample, see ``DetLocalVisualizer.add_datasample``; ``image`` is ``(H, W, 3)``."""
-        image, data_sample = _enlarged(image, data_sample, self.min_size)
+        image, data_sample = fitted(image, data_sample, math.inf, self.min_size)
         super().add_datasample(name, image, data_sample, *args, **kwargs)
 
 

@@ -1,11 +1,11 @@
 """A trained model with its test pipeline, for images outside any data set: the frameworks' data samples."""
 
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
+from itertools import groupby, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -122,32 +122,31 @@ class SamplePredictor:
 
         Segmentation splits batches at a change of the input size.
         """
-        waiting: deque[GivenImage] = deque()
+        return self._predict(self._packed(images), batch_size)
 
-        def packed() -> Iterator[dict]:
-            for image, data in self._load(images):
-                try:
-                    item = self._transformed(image, data)
-                except ImageError as error:
-                    self.broken.append(str(error))
-                else:
-                    waiting.append(image)
-                    yield item
-
-        for sample, milliseconds in self._predict(packed(), batch_size):
-            yield Predicted(waiting.popleft(), sample, milliseconds)
+    def _packed(
+        self, images: Iterable[GivenImage | ImageError]
+    ) -> Iterator[tuple[GivenImage, dict]]:
+        """Each image with what the test pipeline makes of it."""
+        for image, data in self._load(images):
+            try:
+                item = self._transformed(image, data)
+            except ImageError as error:
+                self.broken.append(str(error))
+            else:
+                yield image, item
 
     def _predict(
-        self, items: Iterable[dict], batch_size: int
-    ) -> Iterator[tuple[BaseDataElement, float]]:
-        """Predict for what the test pipeline gives; with each one's share of the time."""
+        self, items: Iterable[tuple[GivenImage, dict]], batch_size: int
+    ) -> Iterator[Predicted]:
+        """Predict for what :meth:`_packed` gives; with each one's share of the time."""
         for batch in self._batches(items, batch_size):
             begin = self._now()
             with torch.inference_mode(), self._autocast():
-                samples = self._test_step(pseudo_collate(batch))
+                samples = self._test_step(pseudo_collate([item for _, item in batch]))
             milliseconds = (self._now() - begin) * 1000 / len(batch)
-            for sample in samples:
-                yield sample.cpu(), milliseconds
+            for (image, _), sample in zip(batch, samples, strict=True):
+                yield Predicted(image, sample.cpu(), milliseconds)
 
     def _now(self) -> float:
         if self.device.type == "cuda":
@@ -215,16 +214,12 @@ class SamplePredictor:
                 raise ImageError(reason) from error
             raise
 
-    def _batches(self, items: Iterable[dict], batch_size: int) -> Iterator[list[dict]]:
-        batch: list[dict] = []
-        for item in items:
-            other_shape = batch and batch[0]["inputs"].shape != item["inputs"].shape
-            if len(batch) == batch_size or (self._equal_shapes and other_shape):
+    def _batches(
+        self, items: Iterable[tuple[GivenImage, dict]], batch_size: int
+    ) -> Iterator[list[tuple[GivenImage, dict]]]:
+        for _, alike in groupby(items, lambda pair: self._equal_shapes and pair[1]["inputs"].shape):
+            while batch := list(islice(alike, batch_size)):
                 yield batch
-                batch = []
-            batch.append(item)
-        if batch:
-            yield batch
 
 
 def _usable(device: str | torch.device) -> torch.device:

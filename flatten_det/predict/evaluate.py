@@ -1,19 +1,23 @@
-"""Test a detector or a segmentor: metrics, dumped predictions, drawn pictures."""
+"""Test a detector or a segmentor: metrics, dumped predictions, drawn pictures, and its progress."""
 
+import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import mmengine
 from mmdet.evaluation import DumpDetResults
 from mmengine.config import Config
+from mmengine.dist import master_only
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 
+from ..cli import as_shown
 from ..config import blame_config, build_runner, is_segmentor
 from ..data.loading import (
     CheckFilesHook,
@@ -25,9 +29,12 @@ from ..errors import UserError
 from ..files.atomic import refuse_overwriting, write_atomically
 from ..files.checkpoints import CheckFitHook, check_checkpoint
 from ..files.images import output_names
+from ..results.picture import write_png
+from ..results.prediction import label_type
+from ..train.console import ConsoleHook, describe_data, describe_device, describe_model
+from ..train.run import log_file
 from .drawing import draw_prediction
 from .engine import replay_cuda_graphs
-from .predictions import write_label_map
 from .segmentation import PredictLargeImagesInBands
 
 
@@ -197,5 +204,47 @@ class SavePredictionsHook(Hook):
             if maps:
                 labels = sample.pred_sem_seg.data.squeeze(0).cpu().numpy()
                 shift = int(bool(sample.get("reduce_zero_label", False)))
-                count = len(runner.test_dataloader.dataset.metainfo["classes"])
-                write_label_map(maps[sample.img_path], labels + shift, count + shift)
+                count = len(runner.test_dataloader.dataset.metainfo["classes"]) + shift
+                write_png(maps[sample.img_path], (labels + shift).astype(label_type(count)))
+
+
+class TestConsoleHook(ConsoleHook):
+    """Prints a summary before a test, its progress in images, and the tables that the metrics log.
+
+    For arguments see :class:`~flatten_det.train.console.ConsoleHook`.
+    """
+
+    shows_tables = True
+
+    @master_only
+    def before_test_epoch(self, runner: Runner) -> None:
+        """Print what is tested on what."""
+        self._images, self._begin = 0, time.perf_counter()
+        self._total = len(runner.test_dataloader.dataset)
+        self._introduce(runner, _describe_test(runner, self._config), "test", self._total)
+
+    @master_only
+    def after_test_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence = ()
+    ) -> None:
+        """Show speed and remaining time, of all ranks together."""
+        # The last batches of the ranks may repeat images.
+        self._images = min(self._images + runner.world_size * len(outputs), self._total)
+        rate = self._images / max(time.perf_counter() - self._begin, 1e-9)
+        left = timedelta(seconds=round((self._total - self._images) / rate))
+        is_last = batch_idx + 1 == len(runner.test_dataloader)
+        numbers = [f"{rate:.3g} images/s", "computing metrics" if is_last else f"eta {left}"]
+        self._show(batch_idx + 1, is_last, self._images, self._total, numbers)
+
+
+def _describe_test(runner: Runner, config: str) -> dict[str, str]:
+    metrics = [m for m in runner.test_evaluator.metrics if not isinstance(m, DumpDetResults)]
+    return {
+        "config": config,
+        "model": describe_model(runner),
+        "weights": str(runner.cfg.load_from),
+        "test": describe_data(runner.test_dataloader, runner.world_size),
+        "metrics": ", ".join(type(metric).__name__ for metric in metrics),
+        "device": describe_device(runner),
+        "log": as_shown(log_file(runner)),
+    }

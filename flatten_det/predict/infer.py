@@ -1,7 +1,6 @@
 """Predict for image files, videos and cameras: pictures and data."""
 
 import os
-import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -15,8 +14,7 @@ from rich.progress import Progress
 
 from ..config import is_segmentor
 from ..data.loading import left_out
-from ..data.tiling import Tiling
-from ..errors import UserError
+from ..errors import UserError, warn_once
 from ..files.atomic import refuse_overwriting
 from ..files.images import IMAGE_SUFFIXES, VIDEO_SUFFIXES, find_images, output_names, read_image
 from ..results import Prediction
@@ -72,12 +70,7 @@ def infer(
     checkpoint: str | None,
     inputs: Sequence[str],
     options: InferOptions,
-    device: str = "auto",
-    batch_size: int = 1,
-    full_size: bool = False,
-    tiling: Tiling | None = None,
-    cuda_graphs: bool = False,
-    precision: str = "auto",
+    **of_predictor: Any,
 ) -> None:
     """Write drawn pictures and predictions.
 
@@ -86,49 +79,31 @@ def infer(
         checkpoint: Weights; None for random ones, with a warning.
         inputs: Image and video files, folders, glob patterns, addresses of images, numbers of cameras.
         options: What to write.
-        device: Where to run, such as ``cpu`` or ``cuda:0``.
-        batch_size: Images, frames or tiles per forward pass.
-        full_size: Leave images, or tiles, at their own size.
-        tiling: How to cut images into tiles, for a detector; None: take them as a whole.
-        cuda_graphs: Replay the backbone from CUDA graphs, see :mod:`flatten_det.backbones.cuda`.
-        precision: What the model computes in, see :class:`.predictor.Predictor`.
+        **of_predictor: Of :class:`.predictor.Predictor`, such as ``device``.
 
     Raises:
         UserError: No images; results would overwrite them; some cannot be read (after all others are
-            done); a checkpoint that does not fit; tiles for a model that finds no boxes; CUDA graphs
-            for one with another backbone than ours.
+            done); or one of the predictor's.
     """
     images, videos = _sorted_out(inputs)
-    names = output_names([*images, *(each for each in videos if isinstance(each, str))])
-    names |= {each: f"camera{each}" for each in videos if isinstance(each, int)}
+    names = result_names(images, videos)
     _refuse_overwriting(cfg, checkpoint, images, videos, names, options)
     if options.as_coco and is_segmentor(cfg):
         raise UserError("--format coco is of objects, and a segmentor's label maps know none")
     if options.as_coco and videos:
         raise UserError("--format coco is of images: predict for videos and cameras without it")
     progress = Progress()
-    more: dict[str, Any] = {}
-    if tiling is not None:
+    if of_predictor.get("tiling") is not None:
         of_image = progress.add_task("Tiles of image")
-        more["on_tile"] = lambda done, total: progress.update(of_image, completed=done, total=total)
+        of_predictor["on_tile"] = lambda done, total: progress.update(
+            of_image, completed=done, total=total
+        )
     with warnings.catch_warnings():
         # Told once, in the command's own words.
         warnings.simplefilter("ignore", PredictionWarning)
-        predictor = Predictor(
-            cfg,
-            checkpoint,
-            device,
-            precision,
-            batch_size=batch_size,
-            full_size=full_size,
-            tiling=tiling,
-            bgr=True,
-            cuda_graphs=cuda_graphs,
-            **more,
-        )
+        predictor = Predictor(cfg, checkpoint, bgr=True, **of_predictor)
         if checkpoint is None:
-            warning = "warning: no checkpoint given: weights, and so predictions, are random"
-            print(warning, file=sys.stderr)
+            warn_once("no checkpoint given: weights, and so predictions, are random")
         works = [partial(_predict_images, images=images, names=names)] if images else []
         works += [partial(_predict_video, source=each, name=names[each]) for each in videos]
         failures = []
@@ -152,6 +127,18 @@ def _sorted_out(inputs: Sequence[str]) -> tuple[list[str], list[str | int]]:
     videos = [path for path in found if path.lower().endswith(VIDEO_SUFFIXES)]
     images = [path for path in found if path not in videos]
     return images, [*videos, *map(int, dict.fromkeys(cameras))]
+
+
+def result_names(images: Sequence[str], videos: Sequence[str | int]) -> dict[str | int, str]:
+    """A name for the results of each input; a video's is also that of the folder with its maps."""
+    names: dict[str | int, str] = {}
+    names |= output_names([*images, *(each for each in videos if isinstance(each, str))])
+    names |= {each: f"camera{each}" for each in videos if isinstance(each, int)}
+    for video in videos:
+        others = [name for each, name in names.items() if each != video]
+        while any(f"{name}/".startswith(f"{names[video]}/") for name in others):
+            names[video] += "_"
+    return names
 
 
 def _refuse_overwriting(

@@ -6,17 +6,22 @@ from itertools import chain
 from os import PathLike
 from typing import Any
 
+import numpy as np
 import torch
+from mmdet.structures import INSTANCE_OFFSET
+from mmdet.structures.mask import encode_mask_results
 from mmengine.config import Config
+from mmengine.structures import BaseDataElement, InstanceData
 
+from ..compat.panoptic_api import VOID
 from ..config import StageHook, blame_config, load_config
 from ..data.loading import ImageError, left_out
 from ..data.tiling import Tiling
 from ..errors import UserError, did_you_mean
-from ..results import Prediction
-from .engine import SamplePredictor, replay_cuda_graphs
+from ..results import Prediction, Segment
+from ..results.prediction import label_type
+from .engine import Predicted, SamplePredictor, replay_cuda_graphs
 from .inputs import GivenImage, Images, given_images
-from .predictions import as_prediction
 from .tiles import TiledPredictor
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -103,6 +108,9 @@ class Predictor:
                     "the data set of its test_dataloader"
                 )
             self.names = tuple(names)
+        self.model, self.device = self._engine.model, self._engine.device
+        self.max_pixels = self._engine.max_pixels
+        self.broken: list[str] = []
         self._palette = _palette(self._engine.dataset_meta.get("palette"), len(self.names))
         self._batch_size = batch_size
         self._bgr = bgr
@@ -113,22 +121,6 @@ class Predictor:
                 PredictionWarning,
                 stacklevel=2,
             )
-
-    @property
-    def model(self) -> torch.nn.Module:
-        return self._engine.model
-
-    @property
-    def device(self) -> torch.device:
-        return self._engine.device
-
-    @property
-    def max_pixels(self) -> int:
-        return self._engine.max_pixels
-
-    @property
-    def broken(self) -> list[str]:
-        return self._engine.broken
 
     def __call__(self, images: Images) -> list[Prediction]:
         """Predict for one or more images.
@@ -144,8 +136,8 @@ class Predictor:
         Raises:
             UserError: in the end, for none of them there is a prediction.
         """
-        self._engine.broken = broken = []
-        given = given_images(images, self._bgr, self._engine.max_pixels)
+        self.broken = self._engine.broken = broken = []
+        given = given_images(images, self._bgr, self.max_pixels)
         count = warned = 0
         with blame_config(self._cfg) as stage:
             stage.has_begun = self._has_begun
@@ -189,3 +181,58 @@ def _palette(colours: Any, count: int) -> Sequence[Sequence[int]] | None:
     """The data set's colours if it has one for each class; it may name a palette of its framework instead."""
     is_list = isinstance(colours, Sequence) and not isinstance(colours, str)
     return colours if is_list and len(colours) >= count else None
+
+
+def as_prediction(
+    predicted: Predicted, names: Sequence[str], palette: Sequence[Sequence[int]] | None
+) -> Prediction:
+    """What a model gave for an image, with the names and colours of its classes."""
+    image, sample, milliseconds = predicted
+    fields: dict[str, Any] = {}
+    if "pred_instances" in sample:
+        fields |= _objects(sample.pred_instances)
+    if "pred_panoptic_seg" in sample:
+        fields |= _segments(sample, len(names))
+    if "pred_sem_seg" in sample:
+        # Those of a model with one channel are floats.
+        labels = sample.pred_sem_seg.data.squeeze(0).numpy()
+        fields["label_map"] = labels.astype(label_type(len(names)))
+    return Prediction(
+        image.source,
+        tuple(map(int, sample.ori_shape[:2])),
+        tuple(names),
+        **fields,
+        palette=palette,
+        milliseconds=milliseconds,
+        pixels=None if image.pixels is None else image.pixels[..., ::-1],
+    )
+
+
+def _objects(found: InstanceData) -> dict[str, Any]:
+    # Most models give the best first. A stable order leaves theirs as it is.
+    found = found[found.scores.argsort(descending=True, stable=True)]
+    fields = {
+        "boxes": found.bboxes.float().numpy().reshape(-1, 4),
+        "scores": found.scores.float().numpy(),
+        "labels": found.labels.numpy().astype(np.int64),
+    }
+    if "masks" in found:
+        masks = found.masks
+        rles = masks if isinstance(masks, list) else encode_mask_results(masks.numpy())
+        fields["masks"] = [
+            {"size": list(rle["size"]), "counts": rle["counts"].decode()} for rle in rles
+        ]
+    return fields
+
+
+def _segments(sample: BaseDataElement, count: int) -> dict[str, Any]:
+    ids = sample.pred_panoptic_seg.sem_seg.squeeze(0).numpy()
+    # mmdet's ids are label + 1000 · number, and the label after the last one is void.
+    ids = np.where(ids % INSTANCE_OFFSET < count, ids, VOID)
+    areas = zip(*map(np.ndarray.tolist, np.unique(ids, return_counts=True)), strict=True)
+    return {
+        "segment_ids": ids.astype(np.int32),
+        "segments": [
+            Segment(id_, id_ % INSTANCE_OFFSET, area) for id_, area in areas if id_ != VOID
+        ],
+    }

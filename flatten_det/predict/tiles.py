@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from mmseg.models.segmentors import BaseSegmentor
 from pycocotools import mask as coco_mask
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.ops import nms
 
 from ..config import datasets_under_test
@@ -59,12 +59,10 @@ class TiledPredictor(SamplePredictor):
         checkpoint: str | None,
         device: str | torch.device,
         tiling: Tiling,
-        full_size: bool = False,
         on_tile: Callable[[int, int], None] = lambda done, total: None,
-        model: nn.Module | None = None,
-        precision: torch.dtype | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(cfg, checkpoint, device, full_size, model, precision)
+        super().__init__(cfg, checkpoint, device, **options)
         _check_finds_boxes(self.model)
         (load,) = self._read.transforms
         if not isinstance(load, LoadImageFromFile):
@@ -94,11 +92,11 @@ class TiledPredictor(SamplePredictor):
         height, width = data["img"].shape[:2]
         windows = self._tiling.windows(height, width)
         self._on_tile(0, len(windows))
-        tiles = (self._transformed(image, _cut(data, window)) for window in windows)
+        tiles = ((image, self._transformed(image, _cut(data, window))) for window in windows)
         found: list[InstanceData] = []
         total = 0.0
         predicted = self._predict(tiles, batch_size)
-        for window, (sample, milliseconds) in zip(windows, predicted, strict=True):
+        for window, (_, sample, milliseconds) in zip(windows, predicted, strict=True):
             found.append(move_to_image(sample.pred_instances, window, height, width))
             total += milliseconds
             self._on_tile(len(found), len(windows))

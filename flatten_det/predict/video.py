@@ -17,7 +17,7 @@ from ..errors import UserError, warn_once
 from ..files.atomic import partial_folder, replace_file
 from ..files.user_files import why_not_read
 from ..results import Prediction
-from .predictions import write_png
+from ..results.picture import write_png
 from .predictor import Predictor
 
 # The first one that this OpenCV writes is taken: H.264 plays everywhere but is in few builds, VP9 in browsers
@@ -77,15 +77,9 @@ class FrameSource:
                 f"{self.name} cannot be opened: "
                 + ("check its number and who may use it" if self.is_camera else "get it again")
             )
-        width, height, rate, total = (
-            self._capture.get(key)
-            for key in (
-                cv2.CAP_PROP_FRAME_WIDTH,
-                cv2.CAP_PROP_FRAME_HEIGHT,
-                cv2.CAP_PROP_FPS,
-                cv2.CAP_PROP_FRAME_COUNT,
-            )
-        )
+        get = self._capture.get
+        width, height = get(cv2.CAP_PROP_FRAME_WIDTH), get(cv2.CAP_PROP_FRAME_HEIGHT)
+        rate, total = get(cv2.CAP_PROP_FPS), get(cv2.CAP_PROP_FRAME_COUNT)
         if width * height > max_pixels:
             raise UserError(
                 f"{self.name} has frames of {width:.0f} x {height:.0f} pixels, and at most {max_pixels} "
@@ -172,7 +166,7 @@ def _line(number: int, prediction: Prediction, rate: float, output: VideoOutput)
     return {"frame": number, "seconds": round(number / rate, 3)} | content
 
 
-class _Writer:
+class _Writer(contextlib.AbstractContextManager):
     """Draws and writes frames in a thread of its own, while the model computes the next ones."""
 
     def __init__(self, path: Path, frames: FrameSource, output: VideoOutput) -> None:
@@ -181,9 +175,6 @@ class _Writer:
         self._size = (0, 0)
         self._pool = ThreadPoolExecutor(1)
         self._waiting: deque[Future] = deque()
-
-    def __enter__(self) -> "_Writer":
-        return self
 
     def __exit__(self, *error) -> None:
         self._pool.shutdown(cancel_futures=True)

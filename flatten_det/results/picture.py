@@ -2,12 +2,13 @@
 
 import colorsys
 import io
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from ..files.atomic import write_atomically
 from .rle import Rle, decode
 
 # Larger pictures are reduced: they take seconds, the frameworks' drawing gigabytes, and nobody sees the
@@ -21,13 +22,6 @@ MIN_SIDE = 384
 MAX_ENLARGED_SIDE = 4096
 OPACITY = 0.45
 _GOLDEN_RATIO = 0.618034
-
-
-class HasLabel(Protocol):
-    """A segment: its id in the map, and its label."""
-
-    id: int
-    label: int
 
 
 def default_palette(count: int) -> list[tuple[int, int, int]]:
@@ -65,11 +59,24 @@ def nearest(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return values[np.ix_(rows, columns)]
 
 
+def read_rgb(image: str | Path | Image.Image) -> np.ndarray:
+    """A file's or Pillow's image as (H, W, 3) uint8, turned as its metadata say; decoders raise anything."""
+    if not isinstance(image, Image.Image):
+        with Image.open(image) as file:
+            return read_rgb(file)
+    return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+
+
 def encoded(picture: Image.Image, kind: str = "png", **options: object) -> bytes:
     """The content of a picture's file, of a kind and with options of Pillow's."""
     content = io.BytesIO()
     picture.save(content, kind, **options)
     return content.getvalue()
+
+
+def write_png(path: Path, pixels: np.ndarray) -> None:
+    """Write pixels (H, W) or RGB (H, W, 3); the folder is made."""
+    write_atomically(path, encoded(Image.fromarray(pixels)), durable=False)
 
 
 class Drawing:
@@ -116,17 +123,18 @@ class Drawing:
             self._boxes.append((corners, colour))
             self._labels.append((texts[place], tuple(corners), colour))
 
-    def add_label_map(self, label_map: np.ndarray, names: Sequence[str]) -> None:
-        """Labels (H, W) of pixels, in their colours, each named once; those beyond ``names`` are left out."""
-        labels = self._resized(label_map)
-        shown = np.unique(labels[labels < len(names)]).tolist()
-        self._add_regions(labels, [(label, label) for label in shown], names)
-
-    def add_segments(
-        self, ids: np.ndarray, segments: Sequence[HasLabel], names: Sequence[str]
+    def add_regions(
+        self, regions: np.ndarray, labels: Mapping[int, int], names: Sequence[str]
     ) -> None:
-        """Segments of a map (H, W) of ids, in their labels' colours, each named and with its border."""
-        self._add_regions(self._resized(ids), [(each.id, each.label) for each in segments], names)
+        """The parts of a map (H, W) whose values have labels, in their colours, bordered and named."""
+        regions = self._resized(regions)
+        for value, label in labels.items():
+            mask, colour = regions == value, self._colour(label)
+            if not mask.any():  # In a reduced picture, a few pixels are not there.
+                continue
+            self._blend(mask, colour)
+            x, y = _inner_point(mask)
+            self._labels.append((names[label], (x, y, x, y), colour))
 
     def picture(self) -> Image.Image:
         """The picture, RGB; texts that find no place beside others are left out, the last ones first."""
@@ -154,18 +162,6 @@ class Drawing:
                 origin, text, fill=(0, 0, 0) if is_bright else (255, 255, 255), font=self._font
             )
         return image
-
-    def _add_regions(
-        self, regions: np.ndarray, parts: Sequence[tuple[int, int]], names: Sequence[str]
-    ) -> None:
-        for value, label in parts:
-            mask = regions == value
-            if not mask.any():  # In a reduced picture, a few pixels are not there.
-                continue
-            colour = self._colour(label)
-            self._blend(mask, colour)
-            x, y = _inner_point(mask)
-            self._labels.append((names[label], (x, y, x, y), colour))
 
     def _find_place(
         self, target: Sequence[float], size: tuple[float, float], taken: Sequence[Sequence[float]]

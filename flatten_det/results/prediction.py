@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ..errors import UserError
 from ..files.atomic import write_atomically
-from .picture import Drawing, default_palette, encoded
+from .picture import Drawing, default_palette, encoded, read_rgb, write_png
 from .rle import Rle, decode
 
 PICTURES = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp"}
@@ -112,8 +112,7 @@ class Prediction:
         if self.pixels is not None:
             return self.pixels
         try:
-            with Image.open(self.source) as image:
-                pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            pixels = read_rgb(self.source)
         except Exception as error:  # Decoders of damaged files raise anything.
             raise UserError(
                 f"image {self.source} cannot be read to draw into it: {error}"
@@ -133,9 +132,11 @@ class Prediction:
         drawing = Drawing(self.image(), self.palette or default_palette(len(self.names)), factor)
         shown = self.above(score)
         if self.segments is not None:
-            drawing.add_segments(self.segment_ids, self.segments, self.names)
+            labels = {segment.id: segment.label for segment in self.segments}
+            drawing.add_regions(self.segment_ids, labels, self.names)
         elif self.label_map is not None:
-            drawing.add_label_map(self.label_map, self.names)
+            labels = {label: label for label in range(len(self.names))}
+            drawing.add_regions(self.label_map, labels, self.names)
         if self.segments is None and shown.boxes is not None:
             texts = [
                 f"{self.names[label]} {score:.2f}"
@@ -157,9 +158,8 @@ class Prediction:
         if suffix == ".json":
             content = self.above(score).to_dict()
             for key, pixels in self.maps().items():
-                file = path.with_suffix(".png")
-                write_atomically(file, encoded(Image.fromarray(pixels)), durable=False)
-                content[key] = file.name
+                write_png(path.with_suffix(".png"), pixels)
+                content[key] = path.with_suffix(".png").name
             write_atomically(path, json.dumps(content).encode(), durable=False)
         elif suffix in PICTURES:
             picture = encoded(self.draw(score), PICTURES[suffix], quality=90)
@@ -171,8 +171,13 @@ class Prediction:
 
     def maps(self) -> dict[str, np.ndarray]:
         """``label_map`` and ``panoptic_map``, if there are such, as :meth:`save` writes them as PNG."""
-        maps = {"label_map": self.label_map, "panoptic_map": self._ids_as_rgb()}
-        return {key: pixels for key, pixels in maps.items() if pixels is not None}
+        maps = {}
+        if self.label_map is not None:
+            maps["label_map"] = self.label_map
+        if self.segment_ids is not None:
+            parts = [self.segment_ids >> shift & 255 for shift in (0, 8, 16)]
+            maps["panoptic_map"] = np.stack(parts, -1).astype(np.uint8)
+        return maps
 
     def to_dict(self) -> dict[str, Any]:
         """All but the maps as numbers and texts, for JSON; lists are parallel, named as in MMDetection."""
@@ -235,47 +240,32 @@ class Prediction:
             UserError: the package is not installed.
         """
         try:
-            from supervision import Detections
+            from supervision import Detections, mask_to_xyxy
         except ImportError as error:
             raise UserError(
                 "to_supervision needs the package supervision: pip install 'flatten-det[supervision]'"
             ) from error
-        if self.segments is not None:
-            masks = [self.segment_ids == segment.id for segment in self.segments]
+        of_objects = self.segments is None and self.label_map is None
+        if of_objects:
+            labels, masks = self.labels, self.bitmaps()
+        elif self.segments is not None:
             labels = np.array([segment.label for segment in self.segments], np.int64)
-        elif self.label_map is not None:
+            masks = [self.segment_ids == segment.id for segment in self.segments]
+        else:
             labels = np.unique(self.label_map[self.label_map < len(self.names)]).astype(np.int64)
             masks = [self.label_map == label for label in labels]
-        else:
-            labels, masks = self.labels, self.masks and self.bitmaps()
-        of_objects = self.segments is None and self.label_map is None
-        masks = np.stack(masks) if masks is not None and len(masks) else None
-        boxes = self.boxes if of_objects else boxes_around(masks)
+        masks = np.array(masks, bool).reshape(-1, *self.size)
+        # Theirs end at the last pixel, and boxes of objects after it.
+        around = (mask_to_xyxy(masks) + [0, 0, 1, 1]).astype(np.float32)
         return Detections(
-            xyxy=boxes,
-            mask=masks,
+            xyxy=self.boxes if of_objects else around,
+            mask=masks if len(masks) else None,
             confidence=self.scores if of_objects else None,
             class_id=labels,
             data={"class_name": np.array([self.names[label] for label in labels], dtype=str)},
-        )
-
-    def _ids_as_rgb(self) -> np.ndarray | None:
-        if self.segment_ids is None:
-            return None
-        return np.stack([self.segment_ids >> shift & 255 for shift in (0, 8, 16)], -1).astype(
-            np.uint8
         )
 
 
 def label_type(count: int) -> type[np.integer]:
     """What holds the labels of so many classes."""
     return np.uint8 if count <= 256 else np.uint16
-
-
-def boxes_around(masks: np.ndarray | None) -> np.ndarray:
-    """The boxes (n, 4) around masks (n, H, W) that are not empty, as x1, y1, x2, y2 of their borders."""
-    boxes = np.zeros((0 if masks is None else len(masks), 4), np.float32)
-    for box, mask in zip(boxes, () if masks is None else masks, strict=True):
-        (top, bottom), (left, right) = (np.flatnonzero(mask.any(axis))[[0, -1]] for axis in (1, 0))
-        box[:] = left, top, right + 1, bottom + 1
-    return boxes

@@ -106,12 +106,9 @@ def make_app(served: ServedModel, limits: Limits, hosts: Sequence[str] = ("*",))
         """What a work of the model answers, unless the client goes before."""
 
         def measured(waited: float) -> Response:
-            begins = time.perf_counter()
             metrics.waiting_seconds.observe(waited)
-            try:
+            with metrics.model_seconds.time():
                 return work(waited)
-            finally:
-                metrics.model_seconds.observe(time.perf_counter() - begins)
 
         try:
             return await _unless_gone(request, thread.do(measured))

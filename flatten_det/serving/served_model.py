@@ -4,8 +4,6 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Protocol
 
 import numpy as np
 from matplotlib import colormaps
@@ -16,6 +14,7 @@ from ..errors import UserError
 from ..files.images import decoded
 from ..lab.analysis.layers import AttentionLayer, LayerCall, attention_layers, calls_during
 from ..lab.analysis.matrices import LayerWeights, own_attention, query_token
+from ..predict.predictor import Predictor
 from ..results import Prediction
 from ..results.picture import default_palette
 
@@ -36,26 +35,16 @@ class UnknownImage(Exception):
     """An image that was named, and is not remembered."""
 
 
-class PredictsInMemory(Protocol):
-    """A :class:`~flatten_det.Predictor` that takes BGR."""
-
-    model: nn.Module
-
-    def __call__(self, images: list[np.ndarray]) -> list[Prediction]: ...
-
-
 @dataclass(frozen=True)
 class AttentionMap:
     """What a query gives to all keys.
 
     Attributes:
         weights: (height, width) of the map of the keys, NaN outside of the query's window.
-        image_size: height and width of the image.
-        query: x and y in it.
+        query: x and y in the image.
     """
 
     weights: np.ndarray
-    image_size: tuple[int, int]
     query: tuple[int, int]
 
     def range(self) -> tuple[float, float]:
@@ -91,9 +80,7 @@ class ServedModel:
         UserError: the model fails on an image.
     """
 
-    def __init__(
-        self, predictor: PredictsInMemory, name: str, cache_bytes: int = CACHE_BYTES
-    ) -> None:
+    def __init__(self, predictor: Predictor, name: str, cache_bytes: int = CACHE_BYTES) -> None:
         self.name = name
         self._predictor = predictor
         self._cache_bytes = cache_bytes
@@ -148,7 +135,7 @@ class ServedModel:
             self._last = None  # Its memory, before the next one's.
             self._last = (call, LayerWeights(call, own_attention))
         (found,) = self._last[1].maps(head, token)
-        return AttentionMap(found.weights, features.image_size, query)
+        return AttentionMap(found.weights, query)
 
     def _features(self, image: bytes | str) -> "_Features":
         key = image if isinstance(image, str) else digest(image)
@@ -164,9 +151,10 @@ class ServedModel:
 
     def _look_at(self, content: bytes) -> "_Features":
         predictions: list[Prediction] = []
-        run = partial(self._predict_into, predictions, content)
         try:
-            calls = calls_during(run, self.layers.values())
+            calls = calls_during(
+                lambda: predictions.append(self.predict(content)), self.layers.values()
+            )
         except ValueError as error:
             raise ImageRefused(
                 f"the model looks at parts of this image one by one, so that none attends to all: {error}"
@@ -175,9 +163,6 @@ class ServedModel:
         # What the layers give is not needed.
         kept = {call.layer.name: replace(call, output=call.output[:0].clone()) for call in calls}
         return _Features(prediction.size, kept)
-
-    def _predict_into(self, predictions: list[Prediction], content: bytes) -> None:
-        predictions.append(self.predict(content))
 
 
 @dataclass(frozen=True)

@@ -49,10 +49,9 @@ def open_socket(host: str, port: int) -> socket.socket:
         opened.bind(address)
     except OSError as error:
         opened.close()
+        hint = "choose another --port; 0 takes any that is free"
         if error.errno == errno.EADDRNOTAVAIL:
             hint = "give an address of this machine with --host"
-        else:
-            hint = "choose another --port; 0 takes any that is free"
         raise UserError(f"{host}, port {port}: {error.strerror}: {hint}") from error
     return opened
 

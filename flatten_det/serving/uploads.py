@@ -77,7 +77,7 @@ class Uploads:
         try:
             content = await self._read(request, count)
             if content:
-                await anyio.to_thread.run_sync(_check, content, self._limits.pixels)
+                await anyio.to_thread.run_sync(check_header, content, self._limits.pixels)
             yield content
         finally:
             self.held -= counted
@@ -159,7 +159,7 @@ def _bad_form(reason: str) -> HTTPException:
     )
 
 
-def _check(content: bytes, max_pixels: int) -> None:
+def check_header(content: bytes, max_pixels: int) -> None:
     """HTTPException unless it begins like an image of a kind that is taken, and of so many pixels at most."""
     try:
         with Image.open(io.BytesIO(content), formats=KINDS) as image:

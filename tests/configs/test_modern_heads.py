@@ -115,7 +115,7 @@ def test_panoptic_prediction_as_files(least_score, data_root, tmp_path):
     DATASETS.build(cfg.val_dataloader.dataset)
     options = InferOptions(str(tmp_path))
     torch.manual_seed(0)  # Of random weights, some see nothing but void.
-    infer(cfg, None, [str(data_root / "val" / "images")], options, "cpu", batch_size=2)
+    infer(cfg, None, [str(data_root / "val" / "images")], options, device="cpu", batch_size=2)
     found = sorted((tmp_path / "preds").glob("*.json"))
     assert len(found) == 4
     for path in found:

@@ -9,13 +9,12 @@ import onnx
 import pytest
 import torch
 from exported_models import nano_segmentor
-from onnx import TensorProto, helper
 from readme_commands import save_random_weights
 
 from flatten_det.backbones import build_backbone
 from flatten_det.commands.export import main, parse_args
 from flatten_det.export import exporters
-from flatten_det.export.quantisation import kept_in_float
+from flatten_det.export.exporters import kept_in_float
 from flatten_det.onnx_runner import OnnxRunner
 from flatten_det.predict.predictor import Predictor
 
@@ -112,18 +111,16 @@ def test_int8(here, weights, capsys):
 
 def test_products_of_activations_stay_in_float():
     """And the first and last convolution."""
-    weight = helper.make_tensor("w", TensorProto.FLOAT, [1], [0.0])
-    nodes = [
-        helper.make_node(kind, [source, other], [name], name=name)
-        for kind, source, other, name in (
-            ("Conv", "x", "w", "first"),
-            ("MatMul", "first", "w", "projection"),
-            ("MatMul", "projection", "first", "attention"),
-            ("Conv", "attention", "w", "middle"),
-            ("Conv", "middle", "w", "last"),
-        )
-    ]
-    model = helper.make_model(helper.make_graph(nodes, "g", [], [], [weight]))
+    graph = onnx.parser.parse_graph(
+        """g (float[n] x, float[n] w) => (float[n] y) <float[1] w = {0}> {
+            [first] a = Conv (x, w)
+            [projection] b = MatMul (a, w)
+            [attention] c = MatMul (b, a)
+            [middle] d = Conv (c, w)
+            [last] y = Conv (d, w)
+        }"""
+    )
+    model = onnx.helper.make_model(graph)
     assert set(kept_in_float(model)) == {"attention", "first", "last"}
 
 

@@ -32,6 +32,14 @@ def assert_computes(run, wanted, dtype=torch.float32, shapes=SHAPES, tolerance=1
             assert relative_difference(own, other) < tolerance
 
 
+AXES = {"image": {0: "batch", 2: "height", 3: "width"}}
+
+
+def export_as_users_do(backbone, *file, **options):
+    inputs = (torch.randn(2, 3, 128, 160),)
+    return torch.onnx.export(OneInput(backbone), inputs, *file, input_names=["image"], **options)
+
+
 # Both attentions in one model.
 @pytest.mark.parametrize(
     ("family", "types"),
@@ -46,14 +54,7 @@ def assert_computes(run, wanted, dtype=torch.float32, shapes=SHAPES, tolerance=1
 def test_users_export_a_backbone_by_the_older_exporter(family, types):
     backbone = build_nano(family, types).eval()
     content = io.BytesIO()
-    torch.onnx.export(
-        OneInput(backbone),
-        (torch.randn(2, 3, 128, 160),),
-        content,
-        dynamo=False,
-        input_names=["image"],
-        dynamic_axes={"image": {0: "batch", 2: "height", 3: "width"}},
-    )
+    export_as_users_do(backbone, content, dynamo=False, dynamic_axes=AXES)
     assert_computes(lambda image: run_onnx(content.getvalue(), image), backbone)
 
 
@@ -65,14 +66,7 @@ def test_users_export_a_backbone_by_the_older_exporter(family, types):
 def test_users_export_a_backbone(family, types):
     """In standard operators, without a variable."""
     backbone = build_nano(family, types).eval()
-    program = torch.onnx.export(
-        OneInput(backbone),
-        (torch.randn(2, 3, 128, 160),),
-        dynamo=True,
-        input_names=["image"],
-        dynamic_shapes={"image": {0: "batch", 2: "height", 3: "width"}},
-        verbose=False,
-    )
+    program = export_as_users_do(backbone, dynamo=True, dynamic_shapes=AXES, verbose=False)
     model = program.model_proto
     assert {node.domain for node in model.graph.node} == {""}
     assert not model.functions
@@ -82,39 +76,35 @@ def test_users_export_a_backbone(family, types):
 
 
 @pytest.mark.slow
-def test_windows_of_linear_attention():
-    backbone = build_nano("FLattenSwin", la_window_size=7).eval()
-    content = exported(of_backbone(backbone))
-    assert_computes(lambda image: run_onnx(content, image), backbone)
-
-
-@pytest.mark.slow
-def test_reduced_keys_of_linear_attention():
-    backbone = build_nano("FLattenPVT", la_sr_ratios=(4, 2, 1, 1)).eval()
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [("FLattenSwin", {"la_window_size": 7}), ("FLattenPVT", {"la_sr_ratios": (4, 2, 1, 1)})],
+)
+def test_windows_and_reduced_keys_of_linear_attention(family, options):
+    backbone = build_nano(family, **options).eval()
     content = exported(of_backbone(backbone))
     assert_computes(lambda image: run_onnx(content, image), backbone)
 
 
 @pytest.mark.parametrize(
-    ("head", "precision"),
+    ("head", "precision", "legacy"),
     [
-        ("FPNHead", "fp32"),
-        ("UPerHead", "fp16"),
-        pytest.param("UPerHead", "fp32", marks=pytest.mark.slow),
-        pytest.param("SegformerHead", "fp32", marks=pytest.mark.slow),
+        ("FPNHead", "fp32", True),
+        ("UPerHead", "fp16", True),
+        pytest.param("UPerHead", "fp16", False, marks=pytest.mark.slow),
+        pytest.param("UPerHead", "fp32", True, marks=pytest.mark.slow),
+        pytest.param("SegformerHead", "fp32", True, marks=pytest.mark.slow),
     ],
 )
-def test_segmentors_by_the_older_exporter(head, precision):
-    """The labels too, and what mmseg's own model returns."""
+def test_segmentors(head, precision, legacy):
+    """What mmseg's own model returns."""
     model = nano_segmentor(head)
-    graph = of_segmentor(model, "resized")
-    content = exported(graph, precision=precision)
-    tolerance = 1e-5 if precision == "fp32" else 2e-2
+    content = exported(of_segmentor(model, "resized"), legacy, precision)
     assert_computes(
         lambda image: run_onnx(content, image),
         lambda image: [predicted_logits(model, image)],
         torch.uint8,
-        tolerance=tolerance,
+        tolerance=1e-5 if precision == "fp32" else 2e-2,
     )
 
 
@@ -123,18 +113,6 @@ def predicted_logits(model, image):
     data = model.data_preprocessor({"inputs": list(image.flip(1))})
     samples = model.predict(data["inputs"])
     return torch.stack([sample.seg_logits.data for sample in samples])
-
-
-@pytest.mark.slow
-def test_segmentors_in_half_precision():
-    model = nano_segmentor("UPerHead")
-    content = exported(of_segmentor(model, "resized"), legacy=False, precision="fp16")
-    assert_computes(
-        lambda image: run_onnx(content, image),
-        lambda image: [predicted_logits(model, image)],
-        torch.uint8,
-        tolerance=2e-2,
-    )
 
 
 @pytest.mark.parametrize("num_classes", [1, 5])
@@ -240,26 +218,21 @@ def test_exporting_changes_nothing_of_the_model():
         assert torch.equal(value, before[name])
 
 
-@pytest.mark.parametrize("size", [(3, 5), (7, 7), (8, 6), (20, 16)])
-@pytest.mark.parametrize("shift", [0, 3])
-def test_shifted_windows_of_symbols(size, shift, monkeypatch):
+def test_shifted_windows_and_stripes_of_symbols(monkeypatch):
     """What a graph computes, without a graph."""
-    attention = ShiftedWindowAttention(8, 2, 7, shift).eval()
-    x = torch.randn(2, size[0] * size[1], 8)
-    wanted = attention(x, size)
+    cases = [
+        (ShiftedWindowAttention(8, 2, 7, shift).eval(), size)
+        for size in ((3, 5), (7, 7), (8, 6), (20, 16))
+        for shift in (0, 3)
+    ]
+    cases += [(CrossShapedAttention(8, 2, 7).eval(), size) for size in ((3, 5), (7, 14), (8, 20))]
     name = "flatten_det.backbones.softmax_attention.are_numbers"
-    monkeypatch.setattr(name, lambda sizes: False)
-    torch.testing.assert_close(attention(x, size), wanted)
-
-
-@pytest.mark.parametrize("size", [(3, 5), (7, 14), (8, 20)])
-def test_stripes_of_symbols(size, monkeypatch):
-    attention = CrossShapedAttention(8, 2, 7).eval()
-    x = torch.randn(2, size[0] * size[1], 8)
-    wanted = attention(x, size)
-    name = "flatten_det.backbones.softmax_attention.are_numbers"
-    monkeypatch.setattr(name, lambda sizes: False)
-    torch.testing.assert_close(attention(x, size), wanted)
+    for attention, size in cases:
+        x = torch.randn(2, size[0] * size[1], 8)
+        wanted = attention(x, size)
+        with monkeypatch.context() as patch:
+            patch.setattr(name, lambda sizes: False)
+            torch.testing.assert_close(attention(x, size), wanted)
 
 
 def test_torch_export_keeps_the_operator_for_users():
@@ -277,14 +250,11 @@ def test_torch_export_keeps_the_operator_for_users():
         (lambda model: setattr(model, "decode_head", nn.Identity()), "Identity cannot be exported"),
     ],
 )
-def test_segmentors_that_predict_otherwise_are_refused(change, message):
+def test_what_predicts_otherwise_is_refused(change, message):
     model = nano_segmentor("FPNHead")
     change(model)
     with pytest.raises(UserError, match=message):
         of_segmentor(model, "logits")
-
-
-def test_backbones_of_others_are_refused():
     with pytest.raises(UserError, match="Conv2d cannot be exported alone"):
         of_backbone(nn.Conv2d(1, 1, 1))
 

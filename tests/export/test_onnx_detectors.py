@@ -6,6 +6,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from exported_models import let_find
 from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
@@ -17,8 +18,8 @@ from torch.export import Dim
 
 from flatten_det.config import find_config
 from flatten_det.errors import UserError
+from flatten_det.export.detector_parts import kept_scores, translations
 from flatten_det.export.detectors import end_to_end
-from flatten_det.export.operators import kept_scores, translations
 
 RETINANET = "retinanet_flatten-pvt-nano_fpn_shapes"
 MASK_RCNN = "mask-rcnn_flatten-pvt-nano_fpn_shapes"
@@ -80,13 +81,7 @@ def build(model) -> nn.Module:
         for parameter in detector.parameters():
             nn.init.normal_(parameter, std=0.2)
         return detector
-    for name, parameter in detector.named_parameters():
-        is_head = "head" in name and "norm" not in name
-        if is_head and parameter.dim() > 1:
-            nn.init.kaiming_normal_(parameter, a=20 if "reg" in name else 0)
-        elif is_head:
-            nn.init.normal_(parameter, std=0.3)
-    return detector
+    return let_find(detector)
 
 
 def images(count: int, height: int, width: int) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import onnxruntime
 import torch
 from mmengine.config import ConfigDict
 from mmengine.registry import MODELS, DefaultScope
@@ -10,7 +9,8 @@ from nano_backbones import build_nano
 from torch import Tensor, nn
 
 from flatten_det.config import load_config
-from flatten_det.export.exporters import to_onnx
+from flatten_det.export.check import runner_of
+from flatten_det.export.exporters import ONNX, to_onnx
 from flatten_det.export.graphs import prepared
 
 # Batches, heights and widths: maps within one of Swin's windows, of sizes that no stride divides, of several
@@ -66,26 +66,29 @@ def nano_segmentor(head: str, family: str = "FLattenPVT", num_classes: int = 5) 
     return model.eval()
 
 
+def let_find(model: nn.Module) -> nn.Module:
+    """A detector with random heads that find something in noise: all scores, boxes near anchors."""
+    for name, parameter in model.named_parameters():
+        is_head = "head" in name and "norm" not in name
+        if is_head and parameter.dim() > 1:
+            nn.init.kaiming_normal_(parameter, a=20 if "reg" in name else 0)
+        elif is_head:
+            nn.init.normal_(parameter, std=0.3)
+    return model
+
+
 def save_finding_detector(config: str, path: Path) -> None:
     """Weights with which a detector finds something in noise, which random ones do not."""
     torch.manual_seed(0)
     cfg = load_config(config)
     with DefaultScope.overwrite_default_scope("mmdet"):
-        model = MODELS.build(cfg.model)
-    for name, parameter in model.named_parameters():
-        if "head" in name and parameter.dim() > 1:
-            nn.init.kaiming_normal_(parameter, a=20 if "reg" in name else 0)
-        elif "head" in name:
-            nn.init.normal_(parameter, std=0.3)
+        model = let_find(MODELS.build(cfg.model))
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"state_dict": model.state_dict()}, path)
 
 
 def run_onnx(content: bytes, image: Tensor) -> list[Tensor]:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    return [torch.from_numpy(out) for out in session.run(None, {"image": image.numpy()})]
+    return runner_of(content, ONNX)(image)
 
 
 def exported(graph: nn.Module, legacy: bool = True, precision: str = "fp32") -> bytes:

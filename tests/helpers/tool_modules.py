@@ -47,3 +47,11 @@ def load_tool(name: str) -> ModuleType:
 def tool_fixture(name: str) -> Callable:
     """A fixture that loads a tool once for all tests."""
     return pytest.fixture(scope="session")(lambda: load_tool(name))
+
+
+def only_error(capsys) -> str:
+    """The one line with which a tool has ended."""
+    text = capsys.readouterr().err
+    assert "Traceback" not in text
+    (line,) = [line for line in text.splitlines() if line.startswith("error: ")]
+    return line

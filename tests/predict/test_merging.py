@@ -31,49 +31,43 @@ def merged(left: list, right: list, max_count: int = 100) -> list[tuple[list[flo
     return list(zip(found.bboxes.tolist(), scores, found.labels.tolist(), strict=True))
 
 
-def test_both_tiles_show_it_as_a_whole():
-    assert merged([([84, 10, 95, 20], 0.8, 0)], [([84, 10, 96, 20], 0.9, 0)]) == [
-        ([84, 10, 96, 20], 0.9, 0)
-    ]
+WHOLE, CUT = ([84, 10, 110, 30], 0.6, 0), ([84, 10, 100, 30], 0.9, 0)
+OF_ANOTHER_CLASS = (WHOLE[0], 0.6, 1)
+DOUBTFUL, ITS_PART = ([84, 10, 140, 30], 0.1, 0), ([78, 10, 100, 30], 0.9, 0)
+ENDS, BEGINS = ([50, 10, 89, 60], 0.7, 0), ([91, 12, 120, 61], 0.8, 0)
+ABOVE, BELOW = ([50, 10, 100, 40], 0.7, 0), ([80, 45, 120, 80], 0.8, 0)
+LARGE, SMALL = ([0, 0, 60, 40], 0.5, 0), ([0, 0, 30, 40], 0.6, 0)
+# Along a border: within the overlap of the tiles, each of them covers most of the next one.
+CROWD_LEFT = [([50, 10, 100, 40], 0.9, 0), ([75, 18, 100, 48], 0.8, 0), ([50, 26, 100, 56], 0.7, 0)]
+CROWD_RIGHT = [
+    ([80, 11, 125, 41], 0.6, 0),
+    ([80, 19, 108, 49], 0.5, 0),
+    ([80, 27, 125, 57], 0.4, 0),
+]
+CROWD = [([50, 10, 125, 41], 0.9, 0), ([75, 18, 108, 49], 0.8, 0), ([50, 26, 125, 57], 0.7, 0)]
+CASES = {
+    "both tiles show it as a whole": (
+        [([84, 10, 95, 20], 0.8, 0)], [([84, 10, 96, 20], 0.9, 0)], [([84, 10, 96, 20], 0.9, 0)],
+    ),
+    "a whole box replaces a cut one": ([CUT], [WHOLE], [WHOLE]),
+    "not that of another class": ([CUT], [OF_ANOTHER_CLASS], [CUT, OF_ANOTHER_CLASS]),
+    "not one that is hardly sure": ([ITS_PART], [DOUBTFUL], [ITS_PART, DOUBTFUL]),
+    "parts are joined": (
+        [([50, 10, 100, 60], 0.7, 0)], [([80, 12, 120, 61], 0.8, 0)], [([50, 10, 120, 61], 0.8, 0)],
+    ),
+    "crowds are joined one to one": (CROWD_LEFT, CROWD_RIGHT, CROWD),
+    "one ends in the overlap where the other begins": (
+        [ENDS, ([91, 12, 100, 61], 0.6, 0)], [BEGINS], [BEGINS, ENDS],
+    ),
+    "neighbours are not": ([ABOVE], [BELOW], [BELOW, ABOVE]),
+    "the border of the image cuts nothing": ([LARGE, SMALL], [], [SMALL, LARGE]),
+}  # fmt: skip
 
 
-def test_a_whole_box_replaces_a_cut_one():
-    whole, cut = ([84, 10, 110, 30], 0.6, 0), ([84, 10, 100, 30], 0.9, 0)
-    assert merged([cut], [whole]) == [whole]
-
-
-def test_not_that_of_another_class():
-    whole, cut = ([84, 10, 110, 30], 0.6, 1), ([84, 10, 100, 30], 0.9, 0)
-    assert merged([cut], [whole]) == [cut, whole]
-
-
-def test_not_one_that_is_hardly_sure():
-    doubtful, cut = ([84, 10, 140, 30], 0.1, 0), ([78, 10, 100, 30], 0.9, 0)
-    assert merged([cut], [doubtful]) == [cut, doubtful]
-
-
-def test_parts_are_joined():
-    left, right = ([50, 10, 100, 60], 0.7, 0), ([80, 12, 120, 61], 0.8, 0)
-    assert merged([left], [right]) == [([50, 10, 120, 61], 0.8, 0)]
-
-
-def test_crowds_along_a_border_are_joined_one_to_one():
-    """Within the overlap of the tiles, each of them covers most of the next one."""
-    left = [
-        ([50, 10, 100, 40], 0.9, 0),
-        ([75, 18, 100, 48], 0.8, 0),
-        ([50, 26, 100, 56], 0.7, 0),
-    ]
-    right = [
-        ([80, 11, 125, 41], 0.6, 0),
-        ([80, 19, 108, 49], 0.5, 0),
-        ([80, 27, 125, 57], 0.4, 0),
-    ]
-    assert merged(left, right) == [
-        ([50, 10, 125, 41], 0.9, 0),
-        ([75, 18, 108, 49], 0.8, 0),
-        ([50, 26, 125, 57], 0.7, 0),
-    ]
+@pytest.mark.parametrize("case", CASES)
+def test_two_tiles(case):
+    left, right, expected = CASES[case]
+    assert merged(left, right) == expected
 
 
 @pytest.mark.parametrize("missing", ["left", "right"])
@@ -116,20 +110,6 @@ def test_an_object_over_many_tiles_is_one():
     found = merge(tiles, 10)
     assert found.bboxes.tolist() == [[30, 19, 310, 52]]
     assert found.scores.tolist() == pytest.approx([0.8])
-
-
-def test_neighbours_are_not():
-    """One ends where the tiles overlap, the other begins."""
-    left, right = ([50, 10, 89, 60], 0.7, 0), ([91, 12, 120, 61], 0.8, 0)
-    cut = ([91, 12, 100, 61], 0.6, 0)
-    assert merged([left, cut], [right]) == [right, left]
-    above, below = ([50, 10, 100, 40], 0.7, 0), ([80, 45, 120, 80], 0.8, 0)
-    assert merged([above], [below]) == [below, above]
-
-
-def test_the_border_of_the_image_cuts_nothing():
-    box, smaller = ([0, 0, 60, 40], 0.5, 0), ([0, 0, 30, 40], 0.6, 0)
-    assert merged([box, smaller], []) == [smaller, box]
 
 
 def test_best_first_and_no_more_than_allowed():

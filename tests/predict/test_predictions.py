@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 
 from flatten_det.predict.engine import Predicted
 from flatten_det.predict.inputs import GivenImage
-from flatten_det.predict.predictions import as_prediction
+from flatten_det.predict.predictor import as_prediction
 
 SIZE = (6, 8)
 FILE = GivenImage("a.jpg", "a.jpg")

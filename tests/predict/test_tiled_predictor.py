@@ -1,17 +1,17 @@
 """Tiles through the whole engine, with a detector that finds coloured rectangles exactly."""
 
 import json
+from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
+from coco_cases import make_truth
 from colour_finder import HEIGHT, WIDTH, ColourFinder, config, paint
 from pycocotools import mask as coco_mask
 
 from flatten_det.errors import UserError
 from flatten_det.predict.evaluate import evaluate
-from flatten_det.predict.infer import InferOptions, infer
 from flatten_det.predict.inputs import GivenImage
 from flatten_det.predict.tiles import TiledPredictor, Tiling, at_full_size
 
@@ -61,9 +61,8 @@ def test_batches_of_tiles_and_progress(tmp_path):
     done = []
     cfg = config(max_per_img=10)
     path = paint(tmp_path / "image.png", [(0, (5, 5, 50, 50))])
-    tiled = TiledPredictor(
-        cfg, None, "cpu", Tiling(300, 0), True, lambda *progress: done.append(progress)
-    )
+    tell = lambda *progress: done.append(progress)  # noqa: E731
+    tiled = TiledPredictor(cfg, None, "cpu", Tiling(300, 0), tell, full_size=True)
     (predicted,) = tiled([given(path)], batch_size=4)
     assert predicted.milliseconds > 0
     assert tiled.model.batch_sizes == [4, 2]
@@ -74,7 +73,7 @@ def test_batches_of_tiles_and_progress(tmp_path):
 def test_as_many_as_the_config_allows(tmp_path, test_cfg):
     path = paint(tmp_path / "image.png", rectangles(np.random.default_rng(0)))
     cfg = config(**test_cfg)
-    (predicted,) = TiledPredictor(cfg, None, "cpu", Tiling(200), True)([given(path)])
+    (predicted,) = TiledPredictor(cfg, None, "cpu", Tiling(200), full_size=True)([given(path)])
     assert len(predicted.sample.pred_instances) == 7
 
 
@@ -91,22 +90,6 @@ def test_nothing_to_find_and_a_broken_image(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_files(tmp_path):
-    objects = rectangles(np.random.default_rng(0))
-    image = paint(tmp_path / "image.png", objects)
-    cfg = config(max_per_img=1000)
-    options = InferOptions(str(tmp_path / "out"))
-    infer(cfg, None, [image], options, "cpu", 2, True, Tiling(200, 0.4))
-    found = json.loads((tmp_path / "out" / "preds" / "image.json").read_text())
-    assert (found["height"], found["width"]) == (HEIGHT, WIDTH)
-    boxes = [tuple(map(int, box)) for box in found["bboxes"]]
-    assert sorted(zip(found["labels"], boxes, strict=True)) == sorted(objects)
-    areas = [(right - left) * (bottom - top) for left, top, right, bottom in boxes]
-    assert coco_mask.area(found["masks"]).tolist() == areas
-    assert cv2.imread(str(tmp_path / "out" / "vis" / "image.jpg")).shape == (HEIGHT, WIDTH, 3)
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("tiling", [Tiling(200, 0.4), None])
 def test_evaluation_at_full_size(tmp_path, monkeypatch, tiling):
     """Of two images of a COCO file; the whole ones are the model's own business."""
@@ -119,31 +102,15 @@ def test_evaluation_at_full_size(tmp_path, monkeypatch, tiling):
 
     monkeypatch.setattr(ColourFinder, "forward", note)
     truth = [rectangles(np.random.default_rng(seed)) for seed in range(2)]
-    for number, objects in enumerate(truth):
-        paint(tmp_path / f"{number}.png", objects)
+    for number, objects in enumerate(truth, start=1):  # Exact colours, by the names of make_truth.
+        Path(paint(tmp_path / f"{number}.png", objects)).rename(tmp_path / f"{number}.jpg")
     boxes = [
-        (number, label, [left, top, right - left, bottom - top])
-        for number, objects in enumerate(truth)
+        (label + 1, [left, top, right - left, bottom - top], number)
+        for number, objects in enumerate(truth, start=1)
         for label, (left, top, right, bottom) in objects
     ]
-    content = {
-        "images": [
-            {"id": number, "file_name": f"{number}.png", "height": HEIGHT, "width": WIDTH}
-            for number in range(2)
-        ],
-        "annotations": [
-            {
-                "id": index,
-                "image_id": number,
-                "category_id": label,
-                "bbox": box,
-                "area": box[2] * box[3],
-                "iscrowd": 0,
-            }
-            for index, (number, label, box) in enumerate(boxes, 1)
-        ],
-        "categories": [{"id": 0, "name": "blue"}, {"id": 1, "name": "green"}],
-    }
+    names = [{"id": 1, "name": "blue"}, {"id": 2, "name": "green"}]
+    content = make_truth(boxes, images=2, size=(HEIGHT, WIDTH)).dataset | {"categories": names}
     path = tmp_path / "truth.json"
     path.write_text(json.dumps(content))
     cfg = config(max_per_img=1000)

@@ -9,9 +9,10 @@ from colour_finder import COLOURS, ColourFinder, config
 
 from flatten_det.errors import UserError
 from flatten_det.predict import video as video_module
-from flatten_det.predict.infer import InferOptions, infer
+from flatten_det.predict.infer import InferOptions, infer, result_names
 
 SIZE, RATE = (160, 120), 24.0
+ON_CPU = dict(device="cpu", batch_size=4, full_size=True)
 pytestmark = pytest.mark.filterwarnings("ignore:no weights given")
 
 
@@ -48,7 +49,7 @@ def run(tmp_path, capsys):
 
     def run(*inputs, **options):
         options = {"out_dir": str(tmp_path / "out"), "video_codec": "mp4v"} | options
-        infer(config(), None, list(map(str, inputs)), InferOptions(**options), "cpu", 4, True)
+        infer(config(), None, list(map(str, inputs)), InferOptions(**options), **ON_CPU)
         name = f"camera{inputs[0]}" if str(inputs[0]).isdecimal() else inputs[0].stem
         lines = (tmp_path / "out" / "preds" / f"{name}.jsonl").read_text().splitlines()
         written = tmp_path / "out" / "vis" / f"{name}.mp4"
@@ -164,7 +165,7 @@ class FakeCamera:
         pass
 
 
-@pytest.mark.parametrize(("most", "count"), [(5, 5), (None, 16)])
+@pytest.mark.parametrize(("most", "count"), [(5, 5), (None, 20)])
 def test_a_camera_ends_after_its_frames_or_with_an_interruption(
     run, monkeypatch, tmp_path, most, count
 ):
@@ -188,7 +189,7 @@ def test_videos_that_cannot_be_read_and_others_that_can(tmp_path, capsys):
     inputs = [str(moov), str(playlist), str(tmp_path / "empty.avi"), str(good), "17"]
     options = InferOptions(str(tmp_path / "out"), video_codec="mp4v")
     with pytest.raises(UserError) as error:
-        infer(config(), None, inputs, options, "cpu", 1, True)
+        infer(config(), None, inputs, options, **ON_CPU)
     message = str(error.value)
     assert f"video {moov} cannot be opened" in message
     assert f"video {playlist} is a text or an image" in message
@@ -212,7 +213,7 @@ def test_an_interrupted_video_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(ColourFinder, "forward", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        infer(config(), None, [str(clip)], InferOptions(str(tmp_path / "out")), "cpu", 1, True)
+        infer(config(), None, [str(clip)], InferOptions(str(tmp_path / "out")), **ON_CPU)
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
@@ -221,7 +222,7 @@ def test_frames_that_are_too_large(tmp_path):
     cfg.max_image_pixels = 1000
     clip = write_clip(tmp_path / "clip.mp4", 2)
     with pytest.raises(UserError, match="frames of 160 x 120 pixels, and at most 1000"):
-        infer(cfg, None, [str(clip)], InferOptions(str(tmp_path / "out")), "cpu")
+        infer(cfg, None, [str(clip)], InferOptions(str(tmp_path / "out")), **ON_CPU)
 
 
 def test_results_do_not_replace_the_video(tmp_path):
@@ -229,4 +230,17 @@ def test_results_do_not_replace_the_video(tmp_path):
     (tmp_path / "vis").mkdir()
     clip = clip.rename(tmp_path / "vis" / "clip.mp4")
     with pytest.raises(UserError, match="would overwrite the input"):
-        infer(config(), None, [str(clip)], InferOptions(str(tmp_path)), "cpu")
+        infer(config(), None, [str(clip)], InferOptions(str(tmp_path)), **ON_CPU)
+
+
+@pytest.mark.parametrize(
+    ("images", "videos", "names"),
+    [
+        (["d/clip.jpg"], ["d/clip.mp4"], ["clip.jpg", "clip.mp4"]),
+        (["d/clip/000000.jpg"], ["d/clip.mp4"], ["clip/000000", "clip_"]),
+        ([], ["d/camera0.mp4", 0], ["camera0_", "camera0"]),
+    ],
+)
+def test_results_of_several_inputs_stay_apart(images, videos, names):
+    """A video's maps lie in a folder of its name, where the image's map may lie, too."""
+    assert list(result_names(images, videos).values()) == names

@@ -11,6 +11,7 @@ import sys
 import urllib.error
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from time import sleep
 from urllib.request import Request, urlopen
@@ -18,13 +19,24 @@ from urllib.request import Request, urlopen
 import cv2
 import numpy as np
 import pytest
+from bombs import png_bomb
+from fastapi import HTTPException
+from PIL import Image
 from readme_commands import PYTHON, REQUESTS, run_python, save_random_weights
 
 from flatten_det.commands import main
-from flatten_det.commands.serve import parse_args
+from flatten_det.commands.serve import parse_args, run
+from flatten_det.serving import server
 from flatten_det.serving.server import open_socket
+from flatten_det.serving.uploads import check_header
 
 CONFIG = "mask-rcnn_flatten-pvt-nano_fpn_shapes"
+
+
+@pytest.fixture(autouse=True)
+def limit_of_pixels(monkeypatch):
+    """Pillow's, which the command sets for its process, is that of before after each test."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
 
 
 @pytest.mark.parametrize(
@@ -62,6 +74,15 @@ def test_missing_packages_are_named(monkeypatch, capsys):
     assert "pip install 'flatten-det[serve]'" in capsys.readouterr().err
 
 
+def test_more_pixels_than_pillow_takes_can_be_allowed(tmp_path, monkeypatch):
+    monkeypatch.setattr(server, "run_server", lambda app, opened, limits: None)
+    run(parse_args([CONFIG, "--port", "0", "--device", "cpu", "--max-pixels", "200000000"]))
+    for side, is_taken in ((14_000, True), (15_000, False)):
+        header = png_bomb(tmp_path / "bomb.png", side, side).read_bytes()
+        with nullcontext() if is_taken else pytest.raises(HTTPException, match="200000000 pixels"):
+            check_header(header, 200_000_000)
+
+
 @pytest.mark.slow
 def test_server(tmp_path):
     weights = tmp_path / "weights" / "random.pth"
@@ -74,17 +95,17 @@ def test_server(tmp_path):
     code = f"from flatten_det.commands import main; raise SystemExit(main({words!r}))"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=tmp_path
-    ) as server:
+    ) as process:
         try:
-            address = re.search(r"http://\S+", server.stdout.readline())[0].rstrip("/")
+            address = re.search(r"http://\S+", process.stdout.readline())[0].rstrip("/")
             _ask_as_the_manual_does(address, tmp_path)
             _flood(address, tmp_path)
             _open_the_page(address)
-            server.send_signal(signal.SIGTERM)
-            assert server.wait(60) == 0
-            assert server.stdout.read() == "stopped\n"
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+            assert process.stdout.read() == "stopped\n"
         finally:
-            server.kill()
+            process.kill()
 
 
 def _ask_as_the_manual_does(address: str, cwd: Path) -> None:

@@ -1,6 +1,7 @@
 """The tools as modules, and one tiny training of each kind for all tests to build on."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -10,7 +11,7 @@ import torch
 from fixtures import write_detector_config, write_segmentor_config
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
-from tool_modules import load_tool
+from tool_modules import tool_fixture
 
 from flatten_det.config import load_config
 
@@ -29,49 +30,28 @@ def impatient_with_workers(monkeypatch):
     monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
 
 
-@pytest.fixture(scope="session")
-def train_tool() -> ModuleType:
-    return load_tool("train")
+train_tool = tool_fixture("train")
+test_tool = tool_fixture("test")
+infer_tool = tool_fixture("infer")
+convert_tool = tool_fixture("convert_checkpoint")
+update_zoo_tool = tool_fixture("update_zoo")
+get_flops_tool = tool_fixture("get_flops")
+benchmark_tool = tool_fixture("benchmark")
+check_data_tool = tool_fixture("check_data")
+prepare_tool = tool_fixture("prepare_data")
 
 
-@pytest.fixture(scope="session")
-def test_tool() -> ModuleType:
-    return load_tool("test")
+@pytest.fixture
+def run_infer(infer_tool, tmp_path) -> Callable[..., int]:
+    """``run_infer(config, *arguments)`` predicts into the folder ``out``; returns the exit code."""
+    options = ["--out-dir", str(tmp_path / "out"), "--device", "cpu"]
+    return lambda config, *arguments: infer_tool.main([str(config), *options, *map(str, arguments)])
 
 
-@pytest.fixture(scope="session")
-def infer_tool() -> ModuleType:
-    return load_tool("infer")
-
-
-@pytest.fixture(scope="session")
-def convert_tool() -> ModuleType:
-    return load_tool("convert_checkpoint")
-
-
-@pytest.fixture(scope="session")
-def update_zoo_tool() -> ModuleType:
-    return load_tool("update_zoo")
-
-
-@pytest.fixture(scope="session")
-def get_flops_tool() -> ModuleType:
-    return load_tool("get_flops")
-
-
-@pytest.fixture(scope="session")
-def benchmark_tool() -> ModuleType:
-    return load_tool("benchmark")
-
-
-@pytest.fixture(scope="session")
-def check_data_tool() -> ModuleType:
-    return load_tool("check_data")
-
-
-@pytest.fixture(scope="session")
-def prepare_tool() -> ModuleType:
-    return load_tool("prepare_data")
+@pytest.fixture
+def told(tmp_path) -> Callable[[str], dict]:
+    """``told(name)``: what ``run_infer`` has written of an image as JSON."""
+    return lambda name: json.loads((tmp_path / "out" / "preds" / f"{name}.json").read_text())
 
 
 def _train(tool: ModuleType, config: Path, *options: str) -> Trained:

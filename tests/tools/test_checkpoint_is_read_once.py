@@ -27,11 +27,10 @@ def test_to_test(test_tool, trained_segmentor, reads, tmp_path):
     assert reads == [str(checkpoint)]
 
 
-def test_to_infer(infer_tool, trained_segmentor, ade20k_folder, reads, tmp_path):
+def test_to_infer(run_infer, trained_segmentor, ade20k_folder, reads):
     config, checkpoint, _ = trained_segmentor
     image = next((ade20k_folder / "images" / "validation").iterdir())
-    options = ["--device", "cpu", "--out-dir", str(tmp_path)]
-    assert infer_tool.main([str(config), str(checkpoint), str(image), *options]) == 0
+    assert run_infer(config, checkpoint, image) == 0
     assert reads == [str(checkpoint)]
 
 

@@ -1,6 +1,5 @@
 """tools/infer.py on images larger than a test pipeline's size."""
 
-import json
 import re
 import subprocess
 import sys
@@ -29,20 +28,6 @@ def picture(tmp_path):
     return path
 
 
-@pytest.fixture
-def run(infer_tool, tmp_path):
-    def run(config: object, *arguments: object) -> int:
-        options = ["--out-dir", str(tmp_path / "out"), "--device", "cpu"]
-        return infer_tool.main([str(config), *options, *map(str, arguments)])
-
-    return run
-
-
-@pytest.fixture
-def found(tmp_path):
-    return lambda: json.loads((tmp_path / "out" / "preds" / "picture.json").read_text())
-
-
 def label_map(folder) -> np.ndarray:
     return cv2.imread(str(folder / "out" / "preds" / "picture.png"), cv2.IMREAD_UNCHANGED)
 
@@ -61,10 +46,10 @@ def input_sizes(monkeypatch) -> list[tuple[int, int]]:
     return sizes
 
 
-def test_full_size_segmentation(run, trained_segmentor, picture, tmp_path, input_sizes):
+def test_full_size_segmentation(run_infer, trained_segmentor, picture, tmp_path, input_sizes):
     for options in ([], ["--full-size"]):
         arguments = [trained_segmentor.checkpoint, picture, *options]
-        assert run(trained_segmentor.config, *arguments) == 0
+        assert run_infer(trained_segmentor.config, *arguments) == 0
         assert label_map(tmp_path).shape == (HEIGHT, WIDTH)
     assert input_sizes == [(64, 90), (HEIGHT, WIDTH)]
 
@@ -84,12 +69,12 @@ def bands_always(monkeypatch) -> list[bool]:
 
 
 @pytest.mark.parametrize("options", [[], ["--full-size"]])
-def test_in_bands(run, trained_segmentor, picture, tmp_path, request, options):
+def test_in_bands(run_infer, trained_segmentor, picture, tmp_path, request, options):
     arguments = [trained_segmentor.config, trained_segmentor.checkpoint, picture, *options]
-    assert run(*arguments) == 0
+    assert run_infer(*arguments) == 0
     whole = label_map(tmp_path)
     banded = request.getfixturevalue("bands_always")
-    assert run(*arguments) == 0
+    assert run_infer(*arguments) == 0
     assert banded == [True]
     assert (whole != label_map(tmp_path)).mean() < 1e-4
 
@@ -132,20 +117,20 @@ def test_memory_of_the_whole_process(tmp_path):
     assert cv2.imread(str(tmp_path / "preds" / "image.png"), -1).shape == (2048, 4096)
 
 
-def test_full_size_detection(run, trained_detector, picture, found):
+def test_full_size_detection(run_infer, trained_detector, picture, told):
     arguments = [trained_detector.checkpoint, picture, "--score-thr", 0]
-    assert run(trained_detector.config, *arguments) == 0
-    small = found()
-    assert run(trained_detector.config, *arguments, "--full-size") == 0
-    assert found()["bboxes"] != small["bboxes"]
+    assert run_infer(trained_detector.config, *arguments) == 0
+    small = told("picture")
+    assert run_infer(trained_detector.config, *arguments, "--full-size") == 0
+    assert told("picture")["bboxes"] != small["bboxes"]
 
 
 @pytest.mark.parametrize("options", [[], ["--tile-overlap", 0.5, "--full-size", "--batch-size", 4]])
-def test_tiles(run, trained_detector, picture, found, tmp_path, capsys, options):
+def test_tiles(run_infer, trained_detector, picture, told, tmp_path, capsys, options):
     arguments = [trained_detector.checkpoint, picture, "--score-thr", 0, "--tile", 128, *options]
-    assert run(trained_detector.config, *arguments) == 0
+    assert run_infer(trained_detector.config, *arguments) == 0
     assert "Tiles of image" in capsys.readouterr().out
-    content = found()
+    content = told("picture")
     # As many as the config allows for one picture, of hundreds in the tiles.
     assert len(content["scores"]) == 10
     boxes = np.array(content["bboxes"])
@@ -161,27 +146,13 @@ def test_tiles(run, trained_detector, picture, found, tmp_path, capsys, options)
     )
 
 
-def test_tiles_are_for_detectors(run, trained_segmentor, picture, capsys):
-    assert run(trained_segmentor.config, picture, "--tile", 128) == 2
+def test_tiles_are_for_detectors(run_infer, trained_segmentor, picture, capsys):
+    assert run_infer(trained_segmentor.config, picture, "--tile", 128) == 2
     error = capsys.readouterr().err
     assert "error: --tile is for detectors: a segmentor takes large images as a whole" in error
 
 
-def test_not_for_panoptic_models(run, picture, capsys):
+def test_not_for_panoptic_models(run_infer, picture, capsys):
     small = ["--cfg-options", "model.backbone.init_cfg=None"]
-    assert run(PANOPTIC, picture, "--tile", 128, *small) == 2
+    assert run_infer(PANOPTIC, picture, "--tile", 128, *small) == 2
     assert "error: --tile merges boxes and instance masks, not" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--tile-overlap", "0.3"], "--tile-overlap: give --tile, too"),
-        (["--tile", "0"], "a side of at least 1 pixel, got 0"),
-        (["--tile", "64", "--tile-overlap", "1"], "0 to less than 1 of their side, got 1.0"),
-    ],
-)
-def test_usage_errors(infer_tool, capsys, options, message):
-    with pytest.raises(SystemExit, match="2"):
-        infer_tool.main(["config.py", "a.jpg", *options])
-    assert message in capsys.readouterr().err

@@ -9,7 +9,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 from fixtures import write_pure_python_config
 from graph_recorder import CpuRecorder
 from rich.console import Console
@@ -20,7 +19,11 @@ from flatten_det.train import console
 
 def printed_metrics(capsys) -> dict[str, float]:
     """The table after the log: one name and value a line."""
-    pairs = re.findall(r"^(\S+) +(-?\d+\.\d{4})$", capsys.readouterr().out, re.MULTILINE)
+    return metrics_in(capsys.readouterr().out)
+
+
+def metrics_in(printed: str) -> dict[str, float]:
+    pairs = re.findall(r"^(\S+) +(-?\d+\.\d{4})$", printed, re.MULTILINE)
     return {name: float(value) for name, value in pairs}
 
 
@@ -141,14 +144,6 @@ def test_cuda_graphs(run, random_segmentor, monkeypatch, capsys):
     assert printed_metrics(capsys)["aAcc"] >= 0
 
 
-def test_tta_without_a_recipe_for_segmentation(run, trained_segmentor, tmp_path, capsys):
-    text = trained_segmentor.config.read_text()
-    own = tmp_path / "no-recipe.py"
-    own.write_text(text + "\ntta_pipeline = None\ntta_model = None\n")
-    assert run(trained_segmentor._replace(config=own), "--tta") == 0
-    assert printed_metrics(capsys)["aAcc"] > 0
-
-
 def test_one_channel(run, one_channel, tmp_path):
     """Test-time augmentation changes no more than pixels close to the threshold."""
     maps = []
@@ -216,9 +211,8 @@ def test_broken_image_is_left_out_and_named(run, kind, request, tmp_path, capsys
                 file.write_text(json.dumps(content))
             assert run(trained._replace(config=config)) == 0
             printed = capsys.readouterr().out
-        pairs = re.findall(r"^(\S+) +(-?\d+\.\d{4})$", printed, re.MULTILINE)
-        metrics.append(dict(pairs))
-    assert metrics[0].pop("unreadable_images") == "1.0000"
+        metrics.append(metrics_in(printed))
+    assert metrics[0].pop("unreadable_images") == 1
     assert metrics[0] == metrics[1]
     assert len(list((tmp_path / "drawn").iterdir())) == 2
 
@@ -250,49 +244,40 @@ def test_no_image_can_be_read(run, trained_segmentor, ade20k_folder, tmp_path, c
         (["test_dataloader.dataset.pipeline.1.scale=None"], "can not both be `None`"),
         (["test_evaluator.metric=foo"], "but got foo"),
         (["model.test_cfg.rcnn.nms=3"], "'int' object has no attribute"),
+        (["model.backbone.foo=1", "infer"], "unexpected keyword argument 'foo'"),
+        (["test_dataloader=None", "infer"], "has no attribute 'dataset'"),
+        (["test_dataloader.dataset.pipeline.1.scale=None", "infer"], "can not both be `None`"),
+        (["model.test_cfg.rcnn.nms=3", "infer"], "'int' object has no attribute"),
     ],
 )
-def test_config_that_cannot_be_built(run, trained_detector, capsys, options, reason):
-    assert run(trained_detector, "--cfg-options", *options) == 2
+def test_config_that_cannot_be_built(
+    run, run_infer, trained_detector, coco_folder, capsys, options, reason
+):
+    if options[-1] == "infer":
+        arguments = [trained_detector.checkpoint, coco_folder / "val2017"]
+        options = ["--cfg-options", *options[:-1]]
+        assert run_infer(trained_detector.config, *arguments, *options) == 2
+    else:
+        assert run(trained_detector, "--cfg-options", *options) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     about = f"error: config file {trained_detector.config}: what it says cannot be built: "
     assert error.startswith(about)
     assert reason in error
 
 
-def test_missing_checkpoint(run, trained_detector, tmp_path, capsys):
-    path = tmp_path / "no-such.pth"
-    assert run(trained_detector._replace(checkpoint=path)) == 2
-    assert f"error: checkpoint {path} not found" in capsys.readouterr().err
-
-
-def test_checkpoint_of_another_model(run, trained_detector, trained_segmentor, capsys):
-    path = trained_segmentor.checkpoint
-    assert run(trained_detector._replace(checkpoint=path)) == 2
-    error = capsys.readouterr().err
-    assert f"error: checkpoint {path} does not fit the config" in error
-    assert "neck.lateral_convs.0.conv.bias" not in error  # it fits: only what does not is named
-
-
-def test_damaged_checkpoint(run, trained_detector, tmp_path, capsys):
-    path = tmp_path / "half.pth"
-    path.write_bytes(trained_detector.checkpoint.read_bytes()[:5000])
-    assert run(trained_detector._replace(checkpoint=path)) == 2
-    assert f"error: checkpoint {path} cannot be read" in capsys.readouterr().err
-
-
-def test_checkpoint_with_code_is_refused(run, trained_detector, tmp_path, capsys):
-    trap = tmp_path / "trap"
-
-    class Payload:
-        def __reduce__(self):
-            return Path.touch, (trap,)
-
-    path = tmp_path / "payload.pth"
-    torch.save({"state_dict": {}, "payload": Payload()}, path)
-    assert run(trained_detector._replace(checkpoint=path)) == 2
-    assert f"error: checkpoint {path} cannot be read" in capsys.readouterr().err
-    assert not trap.exists()
+def test_checkpoints_that_are_none(run, trained_detector, trained_segmentor, tmp_path, capsys):
+    """One is not there, one is cut off, and one is of another model: of this, what fits is not named."""
+    half = tmp_path / "half.pth"
+    half.write_bytes(trained_detector.checkpoint.read_bytes()[:5000])
+    for path, reason in (
+        (tmp_path / "no-such.pth", "not found"),
+        (half, "cannot be read"),
+        (trained_segmentor.checkpoint, "does not fit the config"),
+    ):
+        assert run(trained_detector._replace(checkpoint=path)) == 2
+        error = capsys.readouterr().err
+        assert f"error: checkpoint {path} {reason}" in error
+    assert "neck.lateral_convs.0.conv.bias" not in error
 
 
 def test_out_of_the_wrong_kind(run, trained_detector, trained_segmentor, tmp_path, capsys):

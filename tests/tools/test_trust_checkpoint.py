@@ -7,6 +7,7 @@ import torch
 from fixtures import write_detector_config
 from malicious_files import OwnClass, save_command, save_text, served
 from mmengine.config import Config
+from tool_modules import only_error
 from toy_training import make_config
 
 from flatten_det.lab.benchmark.sources import build_whole
@@ -30,13 +31,6 @@ def toy(tmp_path) -> list[str]:
 @pytest.fixture
 def detector(tmp_path, coco_folder) -> Path:
     return write_detector_config(tmp_path / "tiny.py", coco_folder)
-
-
-def only_error(capsys) -> str:
-    text = capsys.readouterr().err
-    assert "Traceback" not in text
-    (line,) = [line for line in text.splitlines() if line.startswith("error: ")]
-    return line
 
 
 def assert_refused(capsys, name: str) -> None:
@@ -94,37 +88,22 @@ def test_train_with_init_cfg(train_tool, detector, of, tmp_path, marker, capsys)
 
 
 @pytest.mark.parametrize("way", ["local", "download"])
-def test_test(test_tool, detector, way, tmp_path, marker, capsys, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    path = str(save_command(tmp_path / "evil.pth", marker))
-    with served(tmp_path) as address:
-        source = path if way == "local" else f"{address}/evil.pth"
-        command = [str(detector), source, "--work-dir", str(tmp_path / "run")]
-        assert test_tool.main(command) == 2
-    assert_refused(capsys, f"checkpoint {source}")
-
-
-@pytest.mark.parametrize("way", ["local", "download"])
-def test_infer(infer_tool, detector, way, coco_folder, tmp_path, marker, capsys, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    path = str(save_command(tmp_path / "evil.pth", marker))
+@pytest.mark.parametrize("tool", ["test", "infer", "convert"])
+def test_other_readers(tool, way, request, detector, coco_folder, tmp_path, marker, capsys):
+    main = request.getfixturevalue(f"{tool}_tool").main
+    out = str(tmp_path / "out.pth")
     image = str(next((coco_folder / "val2017").iterdir()))
-    with served(tmp_path) as address:
-        source = path if way == "local" else f"{address}/evil.pth"
-        command = [str(detector), source, image, "--out-dir", str(tmp_path / "out")]
-        assert infer_tool.main(command) == 2
-    assert_refused(capsys, f"checkpoint {source}")
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("way", ["local", "download"])
-def test_convert(convert_tool, way, tmp_path, marker, capsys, monkeypatch):
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     path = str(save_command(tmp_path / "evil.pth", marker))
-    with served(tmp_path) as address:
+    with served(tmp_path) as address, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_HOME", str(tmp_path / "torch"))
         source = path if way == "local" else f"{address}/evil.pth"
-        assert convert_tool.main([source, str(tmp_path / "out.pth")]) == 2
-    assert_refused(capsys, "evil.pth")
+        command = {
+            "test": [str(detector), source, "--work-dir", str(tmp_path / "run")],
+            "infer": [str(detector), source, image, "--out-dir", out],
+            "convert": [source, out],
+        }[tool]
+        assert main(command) == 2
+    assert_refused(capsys, "evil.pth" if tool == "convert" else f"checkpoint {source}")
     assert not (tmp_path / "out.pth").exists()
 
 
