@@ -38,26 +38,6 @@ class PatchMerging(nn.Module):
         return self.reduction(x), (height, width)
 
 
-class SwinStage(nn.Module):
-    """Blocks on one map, and the step down to the next.
-
-    Args:
-        blocks: the stage's blocks.
-        downsample: to the next stage; None for the last one.
-    """
-
-    def __init__(self, blocks: nn.ModuleList, downsample: nn.Module | None) -> None:
-        super().__init__()
-        self.blocks = blocks
-        self.downsample = downsample
-
-    def forward(self, x: Tensor, hw_shape: tuple[int, int], inplace: bool = False) -> Tensor:
-        """``(B, N, C)`` -> ``(B, N, C)``: the blocks alone; with ``inplace``, x may be overwritten."""
-        for block in self.blocks:
-            x = block(x, hw_shape, inplace)
-        return x
-
-
 @MODELS.register_module()
 class FLattenSwin(DenseBackbone):
     """Swin Transformer with focused linear attention in its first stages (arXiv 2308.00442; 2103.14030).
@@ -98,9 +78,9 @@ class FLattenSwin(DenseBackbone):
         self.patch_embed = PatchEmbed(self.in_channels, self.feature_dims[0], stride=4)
         self.layers = nn.ModuleList()
         for stage, dim in enumerate(self.feature_dims):
-            blocks = self.make_blocks(stage, mlp_ratio)
-            is_last = stage == self.num_stages - 1
-            self.layers.append(SwinStage(blocks, None if is_last else PatchMerging(dim)))
+            self.layers.append(nn.ModuleDict({"blocks": self.make_blocks(stage, mlp_ratio)}))
+            if stage < self.num_stages - 1:
+                self.layers[stage]["downsample"] = PatchMerging(dim)
         for stage in self.out_indices:
             setattr(self, f"norm{stage}", nn.LayerNorm(self.feature_dims[stage]))
         self.finish()
@@ -117,12 +97,13 @@ class FLattenSwin(DenseBackbone):
         x, hw_shape = self.patch_embed(x)
         outs = []
         for stage, layer in enumerate(self.layers):
-            x = layer(x, hw_shape, inplace)
+            for block in layer["blocks"]:
+                x = block(x, hw_shape, inplace)
             if stage in self.out_indices:
                 out = layer_norm(x, getattr(self, f"norm{stage}"))
                 outs.append(as_contiguous_image(out, hw_shape))
-            if layer.downsample is not None:
-                x, hw_shape = layer.downsample(x, hw_shape)
+            if "downsample" in layer:
+                x, hw_shape = layer["downsample"](x, hw_shape)
         return tuple(outs)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

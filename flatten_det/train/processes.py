@@ -33,15 +33,14 @@ _START = "import sys; from flatten_det.commands import main; sys.exit(main())"
 def in_processes(
     command: str,
     work: Callable[[argparse.Namespace], int | None],
-    args: argparse.Namespace,
     argv: Sequence[str] | None = None,
 ) -> Callable[[argparse.Namespace], int | None]:
     """What a command has to do: its work, or, with ``--processes``, start the processes that do it.
 
     Args:
         command: its name.
-        work: gets the arguments, and may return an exit code.
-        args: of the command line, those of :func:`~flatten_det.cli.add_launcher_options` among them.
+        work: gets the arguments, and may return an exit code; those of
+            :func:`~flatten_det.cli.add_launcher_options` are among them.
         argv: the command line; None: this process's.
     """
 

@@ -10,7 +10,7 @@ import torch
 from fixtures import write_detector_config, write_segmentor_config
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
-from tool_modules import load_tool
+from tool_modules import tool_fixture
 
 from flatten_det.config import load_config
 
@@ -23,55 +23,15 @@ class Trained(NamedTuple):
     metrics: dict[str, float]
 
 
-@pytest.fixture(autouse=True)
-def impatient_with_workers(monkeypatch):
-    """Workers of a failed training, which normally end with the process, are waited for."""
-    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
-
-
-@pytest.fixture(scope="session")
-def train_tool() -> ModuleType:
-    return load_tool("train")
-
-
-@pytest.fixture(scope="session")
-def test_tool() -> ModuleType:
-    return load_tool("test")
-
-
-@pytest.fixture(scope="session")
-def infer_tool() -> ModuleType:
-    return load_tool("infer")
-
-
-@pytest.fixture(scope="session")
-def convert_tool() -> ModuleType:
-    return load_tool("convert_checkpoint")
-
-
-@pytest.fixture(scope="session")
-def update_zoo_tool() -> ModuleType:
-    return load_tool("update_zoo")
-
-
-@pytest.fixture(scope="session")
-def get_flops_tool() -> ModuleType:
-    return load_tool("get_flops")
-
-
-@pytest.fixture(scope="session")
-def benchmark_tool() -> ModuleType:
-    return load_tool("benchmark")
-
-
-@pytest.fixture(scope="session")
-def check_data_tool() -> ModuleType:
-    return load_tool("check_data")
-
-
-@pytest.fixture(scope="session")
-def prepare_tool() -> ModuleType:
-    return load_tool("prepare_data")
+train_tool = tool_fixture("train")
+test_tool = tool_fixture("test")
+infer_tool = tool_fixture("infer")
+convert_tool = tool_fixture("convert_checkpoint")
+update_zoo_tool = tool_fixture("update_zoo")
+get_flops_tool = tool_fixture("get_flops")
+benchmark_tool = tool_fixture("benchmark")
+check_data_tool = tool_fixture("check_data")
+prepare_tool = tool_fixture("prepare_data")
 
 
 def _train(tool: ModuleType, config: Path, *options: str) -> Trained:

@@ -6,12 +6,12 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from forked_ranks import wait_for
 from kubernetes_validate import ValidationError, validate
 from readme_commands import ROOT
 
@@ -98,13 +98,6 @@ def test_pods_run_a_training_whose_options_exist():
         args = parse_args(words[words.index("flatten-det", words.index("--no-python")) + 2 :])
         assert args.work_dir
         assert args.cfg_options == {"resume": True}
-
-
-def wait_for(condition, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def steps(work_dir: Path) -> list[int]:

@@ -101,10 +101,8 @@ WORKERS = {"train_dataloader.num_workers": 1, "train_dataloader.persistent_worke
     ],
     ids=str,
 )
-def test_resumed_run_equals_uninterrupted_run(tmp_path, by_epoch, moments, changes, monkeypatch):
+def test_resumed_run_equals_uninterrupted_run(tmp_path, by_epoch, moments, changes):
     """The config sets no seed, as most do not: the resumed run takes over the first one's."""
-    # The workers of an interrupted run, which normally end with the process, are waited for.
-    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
     entries, weights = train_and_resume(tmp_path, by_epoch, moments, changes)
     (tmp_path / "reference").mkdir()
     cfg = make_config(tmp_path / "reference", by_epoch, changes)

@@ -61,7 +61,9 @@ def in_ranks(folder: Path, count: int, work: Callable[[int], Any]) -> list[Any]:
     store = folder / f"store-{len(os.listdir(folder))}"
 
     def rank_of(rank: int, pipe: Any) -> None:
-        INHERITED.extend(mappings())  # Some ranks may collect what an earlier test left, and others not.
+        INHERITED.extend(
+            mappings()
+        )  # Some ranks may collect what an earlier test left, and others not.
         os.environ["RANK"] = str(rank)  # Where warnings look.
         try:
             torch.distributed.init_process_group(
