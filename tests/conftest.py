@@ -11,11 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from fixtures import make_ade20k_folder, make_cityscapes_folder, make_coco_folder
+from fixtures import (
+    add_panoptic_annotations,
+    make_ade20k_folder,
+    make_cityscapes_folder,
+    make_coco_folder,
+)
 from forked_ranks import Forker
 from golden_values import Golden, load_golden
 from mmengine.config import utils as config_utils
-from panoptic_fixture import add_panoptic_annotations
 from timm.layers import weight_init
 from tool_modules import forget_named_instances
 from yapf.yapflib import yapf_api

@@ -11,7 +11,7 @@ import pytest
 import readme_commands as manual
 import torch
 from custom_folder import make_custom_folder
-from readme_commands import ROOT, run, run_python, save_random_weights, workspace
+from readme_commands import ROOT, few_images, run, run_python, save_random_weights, workspace
 
 from flatten_det.backbones import FLattenPVT
 
@@ -32,15 +32,6 @@ COCO_AT_TEST_SIZE = [
     # Six images teach nothing: keep every guess, so that there is something to evaluate.
     "model.test_cfg.rcnn.score_thr=0.0",
 ]
-
-
-def few_images(number: int) -> list[str]:
-    """Options for so many rendered images, in training and validation."""
-    return [
-        f"{split}_dataloader.dataset.num_images.{part}={number}"
-        for split in ("train", "val", "test")
-        for part in ("train", "val")
-    ]
 
 
 def last_metrics(printed: str) -> dict[str, float]:

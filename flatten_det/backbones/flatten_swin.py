@@ -16,11 +16,7 @@ from .softmax_attention import ShiftedWindowAttention
 
 
 class PatchMerging(nn.Module):
-    """Halve the map: the four tokens of each 2x2 patch become one of twice the channels.
-
-    Args:
-        dim: input channels C.
-    """
+    """Halve the map: the four tokens of each 2x2 patch become one of twice the channels."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()

@@ -242,15 +242,10 @@ BACKBONES = _all_names()
 
 
 def backbone_config(name: str, **changes: Any) -> dict[str, Any]:
-    """The config of a backbone by its short name.
+    """The config of a backbone by its short name, with arguments that replace or extend those of the name.
 
-    Args:
-        name: ``flatten-pvt-t``, ``flatten-swin-b-384``, …, or ``pvt-t``, ``cswin-s``, … for the softmax
-            baselines; :data:`BACKBONES` has all of them.
-        changes: arguments that replace or extend those of the name.
-
-    Raises:
-        ValueError: if there is no such name.
+    ``flatten-pvt-t``, ``flatten-swin-b-384``, …, or ``pvt-t``, ``cswin-s``, … for the softmax baselines;
+    :data:`BACKBONES` has all of them. A ValueError if there is no such name.
     """
     if name not in BACKBONES:
         raise ValueError(f"unknown backbone {name!r}; choose one of {', '.join(BACKBONES)}")

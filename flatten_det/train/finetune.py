@@ -23,8 +23,7 @@ _METRICS = {
 def main_metric(cfg: Config) -> str:
     """The metric that a config's models are compared by: ``coco/segm_mAP``, ``mIoU`` and the like.
 
-    Raises:
-        UserError: The config has no evaluator, or none of the known ones.
+    A UserError if the config has no evaluator, or none of the known ones.
     """
     evaluators = cfg.get("val_evaluator") or []
     for evaluator in evaluators if isinstance(evaluators, list | tuple) else [evaluators]:
@@ -83,11 +82,7 @@ def fine_tune(
 
 
 class TakeWhatFitsHook(Hook):
-    """Leaves out of a loaded checkpoint what does not fit the model, such as a head for other classes.
-
-    Args:
-        path: of the checkpoint, for messages.
-    """
+    """Leaves out of a loaded checkpoint what does not fit the model, such as a head for other classes."""
 
     priority = "VERY_HIGH"  # Before averages are made of the weights.
 
@@ -97,8 +92,7 @@ class TakeWhatFitsHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Keep what fits, and say once what is left out and what begins with random weights.
 
-        Raises:
-            UserError: No weight of the backbone fits.
+        A UserError if no weight of the backbone fits.
         """
         model = unwrapped(runner.model)
         own, state = model.state_dict(), checkpoint.get("state_dict", checkpoint)
@@ -144,11 +138,7 @@ class StopEarlyHook(Hook):
         self._metric, self._patience = metric, patience
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """End the training if the time has come.
-
-        Raises:
-            UserError: The validation has no such metric.
-        """
+        """End the training if the time has come; a UserError if the validation has no such metric."""
         if self._metric not in (metrics or {}):
             raise UserError(
                 f"--early-stopping: there is no metric {self._metric}, only {listed(metrics or {}, 10)}: "

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from forked_ranks import wait_for
 from kubernetes_validate import ValidationError, validate
-from readme_commands import ROOT
+from readme_commands import ROOT, few_images
 
 from flatten_det.commands.train import parse_args
 from flatten_det.files.checkpoints import load_as_data
@@ -109,9 +109,7 @@ def steps(work_dir: Path) -> list[int]:
 
 @pytest.mark.slow
 def test_a_batch_job_that_gets_sigusr1_saves_comes_again_and_goes_on(tmp_path):
-    few = [f"train_dataloader.dataset.num_images.{part}=8" for part in ("train", "val")]
-    few += [few[i].replace("train_data", f"{s}_data") for s in ("val", "test") for i in (0, 1)]
-    options = [*few, "train_dataloader.batch_size=2", "default_hooks.logger.interval=1"]
+    options = [*few_images(8), "train_dataloader.batch_size=2", "default_hooks.logger.interval=1"]
     work_dir = tmp_path / "work_dirs" / "17"
     environment = os.environ | {
         "PATH": os.pathsep.join(map(str, (SLURM, SCRIPTS, os.environ["PATH"]))),
