@@ -12,14 +12,17 @@ from typing import Any
 
 import pytest
 import torch
-from fixtures import make_ade20k_folder, make_cityscapes_folder, make_coco_folder
+from fixtures import (
+    add_panoptic_annotations,
+    make_ade20k_folder,
+    make_cityscapes_folder,
+    make_coco_folder,
+)
+from forked_ranks import Forker
 from golden_values import Golden, load_golden
 from mmengine.config import utils as config_utils
-from mmengine.logging import MessageHub, MMLogger
-from mmengine.registry import DefaultScope
-from mmengine.visualization import Visualizer
-from panoptic_fixture import add_panoptic_annotations
 from timm.layers import weight_init
+from tool_modules import forget_named_instances
 from yapf.yapflib import yapf_api
 
 from flatten_det.files import atomic as atomic_files
@@ -63,18 +66,35 @@ def pytest_unconfigure() -> None:
 
 
 @pytest.fixture(autouse=True)
-def forget_named_instances() -> Iterator[None]:
+def named_instances_are_forgotten() -> Iterator[None]:
     """A later run of the same name must not write into this test's folder, which is gone by then.
 
-    mmengine keeps its visualizers, loggers and message hubs by name for as long as the process
-    lives, and pytest gives the names of removed folders to later tests. It keeps the scope of registries
-    too, by which a test could depend on the one that ran before.
+    pytest gives the names of removed folders to later tests; and by the scope of registries, a test could
+    depend on the one that ran before.
     """
     yield
-    kinds = [Visualizer, MessageHub, MMLogger, DefaultScope]
-    for kind in kinds:
-        kind._instance_dict.clear()
-        kinds.extend(kind.__subclasses__())
+    forget_named_instances()
+
+
+@pytest.fixture(autouse=True)
+def impatient_with_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers of a failed training, which normally end with the process, are waited for."""
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
+
+
+@pytest.fixture(scope="session")
+def forker() -> Iterator[Forker]:
+    """Starts commands whose processes need not import the frameworks anew."""
+    with Forker() as forker:
+        yield forker
+
+
+@pytest.fixture
+def marker(tmp_path: Path) -> Iterator[Path]:
+    """What must not come into being: a command in a file that is read would make it."""
+    path = tmp_path / "marker"
+    yield path
+    assert not path.exists()
 
 
 @pytest.fixture

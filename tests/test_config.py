@@ -15,7 +15,6 @@ from flatten_det.config import (
 )
 from flatten_det.errors import UserError
 from flatten_det.train.optimizer import enable_amp, use_amp_of_cpu
-from flatten_det.train.resume import resume_from
 
 
 def write(folder: Path, text: str) -> Path:
@@ -48,73 +47,49 @@ def test_broken_config_is_named(tmp_path, text):
     assert "\n" not in str(caught.value)
 
 
-def test_amp_on_cpu_casts_to_bf16(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    cfg = Config({"optim_wrapper": {"type": "AmpOptimWrapper", "loss_scale": 512.0}})
-    enable_amp(cfg)
-    assert cfg.optim_wrapper == {"type": "CPUAmpOptimWrapper"}
+CPU, CUDA = {"type": "CPUAmpOptimWrapper"}, {"type": "AmpOptimWrapper"}
+FP16, BF16 = {"dtype": "float16"}, {"dtype": "bfloat16"}
+SCALED, DYNAMIC, NO_SCALE = ({"loss_scale": s} for s in (8.0, "dynamic", {"enabled": False}))
+ON_CPU = [
+    (CUDA | SCALED, None, {}),
+    ({}, "fp16", FP16),
+    ({}, "bf16", BF16),
+    (FP16 | SCALED, None, FP16 | SCALED),
+    (FP16 | SCALED, "bf16", BF16),
+    (CPU, "fp16", FP16),
+    (CUDA | {"use_fsdp": True}, None, {}),
+]
+ON_CUDA = [
+    ({}, "fp16", FP16 | DYNAMIC),
+    ({}, "bf16", BF16 | NO_SCALE),
+    (SCALED, "fp16", FP16 | SCALED),
+    (SCALED, None, SCALED),
+    (BF16, None, BF16 | DYNAMIC),
+    (CUDA, None, DYNAMIC),
+]
+OF_GPU = {"with bf16": BF16 | NO_SCALE, "without": FP16 | DYNAMIC}
 
 
 @pytest.mark.parametrize(
-    ("wrapper", "dtype", "expected"),
+    ("gpu", "wrapper", "dtype", "expected"),
     [
-        ({}, "fp16", {"dtype": "float16"}),
-        ({}, "bf16", {"dtype": "bfloat16"}),
-        ({"dtype": "float16", "loss_scale": 8.0}, None, {"dtype": "float16", "loss_scale": 8.0}),
-        ({"dtype": "float16", "loss_scale": 8.0}, "bf16", {"dtype": "bfloat16"}),
-        ({"type": "CPUAmpOptimWrapper"}, "fp16", {"dtype": "float16"}),
-        ({"type": "AmpOptimWrapper", "use_fsdp": True}, None, {}),
+        *((None, *case) for case in ON_CPU),
+        *((gpu, *case) for gpu in OF_GPU for case in ON_CUDA),
+        *((gpu, w, None, e) for gpu, e in OF_GPU.items() for w in ({"type": "OptimWrapper"}, CPU)),
     ],
+    ids=str,
 )
-def test_amp_dtype_on_cpu(monkeypatch, wrapper, dtype, expected):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    cfg = Config({"optim_wrapper": wrapper})
-    enable_amp(cfg, dtype)
-    assert cfg.optim_wrapper == {"type": "CPUAmpOptimWrapper", **expected}
-
-
-@pytest.mark.parametrize(
-    ("wrapper", "dtype", "expected"),
-    [
-        ({}, "fp16", {"dtype": "float16", "loss_scale": "dynamic"}),
-        ({}, "bf16", {"dtype": "bfloat16", "loss_scale": {"enabled": False}}),
-        ({"loss_scale": 8.0}, "fp16", {"dtype": "float16", "loss_scale": 8.0}),
-        ({"loss_scale": 8.0}, None, {"loss_scale": 8.0}),
-        ({"dtype": "bfloat16"}, None, {"dtype": "bfloat16", "loss_scale": "dynamic"}),
-        ({"type": "AmpOptimWrapper"}, None, {"loss_scale": "dynamic"}),
-    ],
-)
-@pytest.mark.parametrize("has_bf16", [True, False])
-def test_amp_dtype_on_cuda(monkeypatch, wrapper, dtype, expected, has_bf16):
-    pretend_cuda(monkeypatch, has_bf16)
-    cfg = Config({"optim_wrapper": wrapper})
-    enable_amp(cfg, dtype)
-    assert cfg.optim_wrapper == {"type": "AmpOptimWrapper", **expected}
-
-
-@pytest.mark.parametrize(
-    ("has_bf16", "expected"),
-    [
-        (True, {"dtype": "bfloat16", "loss_scale": {"enabled": False}}),
-        (False, {"dtype": "float16", "loss_scale": "dynamic"}),
-    ],
-)
-@pytest.mark.parametrize("kind", ["OptimWrapper", "CPUAmpOptimWrapper"])
-def test_amp_on_cuda_is_bf16_where_the_gpu_has_it(monkeypatch, kind, has_bf16, expected):
-    pretend_cuda(monkeypatch, has_bf16)
-    cfg = Config({"optim_wrapper": {"type": kind}})
-    enable_amp(cfg)
-    assert cfg.optim_wrapper == {"type": "AmpOptimWrapper", **expected}
-
-
-def pretend_cuda(monkeypatch, has_bf16: bool) -> None:
-    """A GPU that computes in bf16, or only emulates it."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+def test_what_amp_makes_of_a_wrapper(monkeypatch, gpu, wrapper, dtype, expected):
+    """Without a dtype of the user's or the config's, it is what a GPU has, and does not only emulate."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
     monkeypatch.setattr(
         torch.cuda,
         "is_bf16_supported",
-        lambda including_emulation=True: has_bf16 or including_emulation,
+        lambda including_emulation=True: gpu == "with bf16" or including_emulation,
     )
+    cfg = Config({"optim_wrapper": dict(wrapper)})
+    enable_amp(cfg, dtype)
+    assert cfg.optim_wrapper == (CUDA if gpu else CPU) | expected
 
 
 def test_only_mmengines_wrapper_is_replaced_on_a_cpu():
@@ -137,12 +112,6 @@ def test_auto_scale_lr_needs_a_base_batch_size():
     for incomplete in ({}, {"auto_scale_lr": {"enable": False}}):
         with pytest.raises(UserError, match="base_batch_size"):
             enable_auto_scale_lr(Config(incomplete))
-
-
-def test_resume_from_nothing(tmp_path):
-    cfg = Config({"work_dir": str(tmp_path)})
-    with pytest.raises(UserError, match=f"no checkpoint to resume in work dir {tmp_path}"):
-        resume_from(cfg, "auto")
 
 
 def test_datasets_under_test_looks_into_wrappers():

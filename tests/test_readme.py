@@ -13,53 +13,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import readme_commands as manual
 import torch
 from exported_models import save_finding_detector
-from readme_commands import (
-    ABLATE,
-    ANALYSE,
-    BENCHMARK,
-    BENCHMARK_ATTENTION,
-    BENCHMARK_DATA,
-    CHECK_COCO,
-    COMMANDS,
-    EXPORTS,
-    FINE_TUNE,
-    FLOPS,
-    FLOPS_OF_PAPER,
-    IN_CI,
-    INSTALL,
-    INSTALLED,
-    LOGGED,
-    MODELS_COMMAND,
-    ON_COCO,
-    ON_GPU,
-    ON_LARGE_IMAGES,
-    ON_MIXED_SIZES,
-    ON_PHOTOS,
-    ON_QUICKSTART,
-    ON_TREES,
-    ON_WEIGHTS,
-    OTHER,
-    OWN_DATA,
-    PACKAGE,
-    PAGES,
-    PREPARE_MASKS,
-    PYTHON,
-    QUICKSTART,
-    README,
-    REQUESTS,
-    ROOT,
-    SCALING,
-    SEVERAL,
-    TESTS,
-    TRAIN_MASKS,
-    UPDATE_ZOO,
-    run,
-    save_random_weights,
-    words_of,
-    workspace,
-)
+from readme_commands import ROOT, run, save_random_weights, words_of, workspace
 from tool_modules import forget_named_instances
 from zoo_fixture import make_small_zoo
 
@@ -87,65 +44,38 @@ def run_here(tmp_path, monkeypatch, capsys):
 
 
 def test_first_screen_has_the_two_commands():
-    assert QUICKSTART == "pip install uv && uv run tools/train.py " + (
+    assert manual.QUICKSTART == "pip install uv && uv run tools/train.py " + (
         "configs/quickstart/mask-rcnn_flatten-pvt-nano_fpn_shapes.py"
     )
-    assert TESTS == "pip install uv && uv run pytest"
-    assert README.index(TESTS) < README.index("\n## ")
-    assert len(README.encode()) <= 8000
+    assert manual.TESTS == "pip install uv && uv run pytest"
+    assert manual.README.index(manual.TESTS) < manual.README.index("\n## ")
+    assert len(manual.README.encode()) <= 8000
 
 
 def test_every_command_is_run():
-    covered = {
-        QUICKSTART,
-        TESTS,
-        PACKAGE,
-        INSTALL,
-        MODELS_COMMAND,
-        CHECK_COCO,
-        FINE_TUNE,
-        LOGGED,
-        PREPARE_MASKS,
-        TRAIN_MASKS,
-        BENCHMARK,
-        BENCHMARK_ATTENTION,
-        BENCHMARK_DATA,
-        SCALING,
-        FLOPS,
-        FLOPS_OF_PAPER,
-        ON_GPU,
-        SEVERAL,
-        UPDATE_ZOO,
-        *INSTALLED,
-        *OWN_DATA,
-        *ON_QUICKSTART,
-        *ON_LARGE_IMAGES,
-        *ON_MIXED_SIZES,
-        *ON_PHOTOS,
-        *ON_TREES,
-        *EXPORTS,
-        *ON_COCO,
-        *ON_WEIGHTS,
-        *ABLATE,
-        *ANALYSE,
-        *REQUESTS,
-        *IN_CI,
-    }
-    assert {command for commands in COMMANDS.values() for command in commands} == covered
+    """By a name of readme_commands, alone or in a list, that a test uses."""
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    used = {manual.PACKAGE}  # Which installs from a registry what test_installed.py builds.
+    for name, value in vars(manual).items():
+        if re.search(rf"(?:manual\.|from readme_commands import .*\b){name}\b", tests):
+            used |= {value} if isinstance(value, str) else set(value if type(value) is list else ())
+    assert {command for commands in manual.COMMANDS.values() for command in commands} <= used
     steps = (ROOT / ".ci" / "run").read_text()
-    assert all(command in steps for command in IN_CI)
+    assert all(command in steps for command in manual.IN_CI)
 
 
 def test_every_file_and_config_it_names_exists():
     names = our_configs()
-    for page, text in PAGES.items():
+    for page, text in manual.PAGES.items():
         for path in re.findall(r"(?:configs|tools|tests)/[\w./-]*\.(?:py|md)", text):
             assert (ROOT / path).is_file(), (page, path)
         for name in re.findall(r"\b[\w-]+_(?:shapes|coco|trees)\b[\w-]*(?=[ \"`]|\.py)", text):
             assert name in names, (page, name)
 
 
-@pytest.mark.parametrize("line", sorted(set(re.findall(r"flatten-det .*", "\n".join(OTHER)))))
+@pytest.mark.parametrize(
+    "line", sorted(set(re.findall(r"flatten-det .*", "\n".join(manual.OTHER))))
+)
 def test_options_of_commands_that_need_a_cluster(line):
     """They cannot be run here; their options exist."""
     command, *arguments = shlex.split(line)[1:]
@@ -166,7 +96,7 @@ def test_options_of_commands_that_need_a_cluster(line):
 def test_python_example(page, number, printed, tmp_path, monkeypatch, capsys):
     """The first of the page on Python needs a training, and is run after it."""
     monkeypatch.chdir(tmp_path)
-    exec(PYTHON[page][number], {})
+    exec(manual.PYTHON[page][number], {})
     assert printed in capsys.readouterr().out
     for picture in tmp_path.glob("*.png"):
         assert cv2.imread(str(picture)).shape[1] > 500
@@ -174,7 +104,7 @@ def test_python_example(page, number, printed, tmp_path, monkeypatch, capsys):
 
 def test_every_python_example_is_run():
     """Above, after the quickstart's training, after exports, and with a server."""
-    counts = {page: len(blocks) for page, blocks in PYTHON.items() if blocks}
+    counts = {page: len(blocks) for page, blocks in manual.PYTHON.items() if blocks}
     assert counts == {
         "predict": 1,
         "python": 3,
@@ -186,14 +116,14 @@ def test_every_python_example_is_run():
 
 
 def test_models_command(run_here):
-    assert QUICKSTART.split("/")[-1].removesuffix(".py") in run_here(MODELS_COMMAND)
+    assert manual.QUICKSTART.split("/")[-1].removesuffix(".py") in run_here(manual.MODELS_COMMAND)
 
 
 def test_missing_data_command(run_here):
-    assert "data/coco" in run_here(CHECK_COCO, code=1)
+    assert "data/coco" in run_here(manual.CHECK_COCO, code=1)
 
 
-@pytest.mark.parametrize("command", ON_WEIGHTS)
+@pytest.mark.parametrize("command", manual.ON_WEIGHTS)
 def test_weights_command(command, run_here, tmp_path):
     source, destination = (tmp_path / word for word in command.split()[-2:])
     source.parent.mkdir()
@@ -202,7 +132,7 @@ def test_weights_command(command, run_here, tmp_path):
     assert destination.stat().st_size > 0
 
 
-@pytest.mark.parametrize("command", ON_LARGE_IMAGES)
+@pytest.mark.parametrize("command", manual.ON_LARGE_IMAGES)
 def test_large_images(command, run_here, tmp_path):
     config, checkpoint, image = command.split()[2:5]
     save_random_weights(config, tmp_path / checkpoint)
@@ -215,7 +145,7 @@ def test_large_images(command, run_here, tmp_path):
 @pytest.fixture
 def photos(tmp_path) -> list[str]:
     """What the page on prediction is about, and random weights."""
-    config, checkpoint = ON_PHOTOS[0].split()[2:4]
+    config, checkpoint = manual.ON_PHOTOS[0].split()[2:4]
     save_random_weights(config, tmp_path / checkpoint)
     pixels = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
     (tmp_path / "my_photos").mkdir()
@@ -231,7 +161,7 @@ def photos(tmp_path) -> list[str]:
 
 
 def test_predictions_in_the_shell(photos, run_here, tmp_path):
-    pictures, as_coco, video = ON_PHOTOS
+    pictures, as_coco, video = manual.ON_PHOTOS
     run_here(pictures)
     assert all((tmp_path / "outputs" / name).is_file() for name in photos)
     run_here(as_coco)
@@ -242,7 +172,7 @@ def test_predictions_in_the_shell(photos, run_here, tmp_path):
 
 def test_predictions_in_python(photos, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    exec(PYTHON["predict"][0], {})
+    exec(manual.PYTHON["predict"][0], {})
     assert capsys.readouterr().out.startswith("my_image.jpg [[")
     assert cv2.imread(str(tmp_path / "drawn.png")).shape == (420, 630, 3)
 
@@ -251,7 +181,7 @@ def test_predictions_in_python(photos, tmp_path, monkeypatch, capsys):
 def test_benchmark_of_the_attention(tmp_path):
     cwd = workspace(tmp_path)
     less = ["--shape", "32,2,9,7", "--rounds", "1", "--candidates", "flatten_det", "eager"]
-    assert "flatten_det" in run(BENCHMARK_ATTENTION, cwd, *less)
+    assert "flatten_det" in run(manual.BENCHMARK_ATTENTION, cwd, *less)
     names = {path.name for path in (cwd / "outputs" / "attention").iterdir()}
     assert names >= {"results.json", "results.csv", "figure.png"}
 
@@ -259,7 +189,7 @@ def test_benchmark_of_the_attention(tmp_path):
 @pytest.mark.slow
 def test_benchmark(tmp_path):
     cwd = workspace(tmp_path)
-    printed = run(BENCHMARK, cwd, "--sizes", "64", "128", "--rounds", "2")
+    printed = run(manual.BENCHMARK, cwd, "--sizes", "64", "128", "--rounds", "2")
     assert "speed-up over flatten-pvt-t" in printed
     names = {path.name for path in (cwd / "outputs" / "speed").iterdir()}
     assert names == {"results.json", "results.csv", "table.md", "figure.png"}
@@ -272,7 +202,7 @@ def test_benchmark(tmp_path):
 def test_benchmark_of_the_data(tmp_path):
     cwd = workspace(tmp_path)
     few = ["train_dataloader.dataset.num_images.train=20", "train_dataloader.batch_size=2"]
-    printed = run(BENCHMARK_DATA, cwd, "--rounds", "2", "--cfg-options", *few)
+    printed = run(manual.BENCHMARK_DATA, cwd, "--rounds", "2", "--cfg-options", *few)
     assert "The model limits" in printed or "The data limit" in printed
     names = {path.name for path in (cwd / "outputs" / "feeding").iterdir()}
     assert names == {"results.json", "table.md"}
@@ -281,7 +211,7 @@ def test_benchmark_of_the_data(tmp_path):
 @pytest.mark.slow
 def test_exports(run_here, tmp_path, monkeypatch, capsys):
     """The quickstarts' models with random weights, in each form, and what reads them."""
-    segmentor, detector, *others = EXPORTS
+    segmentor, detector, *others = manual.EXPORTS
     save_random_weights(*segmentor.split()[2:3], tmp_path / segmentor.split()[3])
     config, checkpoint = detector.split()[2:4]
     save_finding_detector(config, tmp_path / checkpoint)
@@ -304,7 +234,7 @@ def test_exports(run_here, tmp_path, monkeypatch, capsys):
         same = (own.labels == other.labels) & (np.abs(own.boxes - other.boxes) < 0.01).all(1)
         assert same.mean() > 0.9  # Others have a twin in the score.
         assert (own.bitmaps()[same] == other.bitmaps()[same]).mean() > 0.999
-    with_runner, with_openvino, own_script, with_torch, _ = PYTHON["export"]
+    with_runner, with_openvino, own_script, with_torch, _ = manual.PYTHON["export"]
     for block, printed in (
         (with_runner, "(128, 128) ('background', "),
         (with_openvino, "(2, 7, 32, 40)"),
@@ -325,13 +255,13 @@ def test_exports(run_here, tmp_path, monkeypatch, capsys):
 
 
 def test_flops(run_here):
-    assert "11.64 M parameters, 41.57 G multiply-adds" in run_here(FLOPS)
+    assert "11.64 M parameters, 41.57 G multiply-adds" in run_here(manual.FLOPS)
 
 
 @pytest.mark.slow
 def test_tests_of_a_card():
     """They pass on a card, and are skipped without one."""
-    words = [*shlex.split(ON_GPU.removeprefix("uv run ")), "-n", "0", "tests/test_gpu.py"]
+    words = [*shlex.split(manual.ON_GPU.removeprefix("uv run ")), "-n", "0", "tests/test_gpu.py"]
     done = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]
     assert re.search(r"\d+ (passed|skipped)", done.stdout)
@@ -341,7 +271,7 @@ def test_tests_of_a_card():
 def test_flops_of_the_paper(tmp_path):
     """Its own style of counting is within 1 % of all figures but one."""
     cwd = workspace(tmp_path)
-    printed = run(FLOPS_OF_PAPER, cwd, "--json", "rows.json")
+    printed = run(manual.FLOPS_OF_PAPER, cwd, "--json", "rows.json")
     rows = json.loads((cwd / "rows.json").read_text())
     assert len(rows) == 14
     for row in rows:
@@ -355,7 +285,7 @@ def test_flops_of_the_paper(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ANALYSE)
+@pytest.mark.parametrize("command", manual.ANALYSE)
 def test_analysis(command, tmp_path):
     """With random weights, of one small image."""
     cwd = workspace(tmp_path)
@@ -375,7 +305,7 @@ def test_analysis(command, tmp_path):
 def test_updating_the_zoo_finds_nothing_to_change(tmp_path):
     """In a part of this checkout; all of it is counted by the zoo's own test."""
     root = make_small_zoo(tmp_path / "checkout")
-    assert "0 differences" in run(UPDATE_ZOO, ROOT, "--root", str(root))
+    assert "0 differences" in run(manual.UPDATE_ZOO, ROOT, "--root", str(root))
 
 
 @pytest.mark.slow
@@ -385,7 +315,7 @@ def test_install_beside_the_packages_that_are_there(tmp_path):
     python = tmp_path / "env" / "bin" / "python"
     site = next((tmp_path / "env").glob("lib/python*/site-packages"))
     (site / "openmmlab.pth").write_text(sysconfig.get_path("purelib"))
-    for step in INSTALL.split(" && "):
+    for step in manual.INSTALL.split(" && "):
         subprocess.run(
             [str(python), "-m", *step.split()], cwd=ROOT, check=True, capture_output=True
         )

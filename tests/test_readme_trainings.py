@@ -8,27 +8,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import readme_commands as manual
 import torch
 from custom_folder import make_custom_folder
-from readme_commands import (
-    ABLATE,
-    FINE_TUNE,
-    LOGGED,
-    ON_COCO,
-    ON_MIXED_SIZES,
-    ON_QUICKSTART,
-    ON_TREES,
-    OWN_DATA,
-    PREPARE_MASKS,
-    PYTHON,
-    QUICKSTART,
-    ROOT,
-    TRAIN_MASKS,
-    run,
-    run_python,
-    save_random_weights,
-    workspace,
-)
+from readme_commands import ROOT, few_images, run, run_python, save_random_weights, workspace
 
 from flatten_det.backbones import FLattenPVT
 
@@ -51,15 +34,6 @@ COCO_AT_TEST_SIZE = [
 ]
 
 
-def few_images(number: int) -> list[str]:
-    """Options for so many rendered images, in training and validation."""
-    return [
-        f"{split}_dataloader.dataset.num_images.{part}={number}"
-        for split in ("train", "val", "test")
-        for part in ("train", "val")
-    ]
-
-
 def last_metrics(printed: str) -> dict[str, float]:
     """Of the last validation that a training printed a table of."""
     rows = re.findall(
@@ -80,7 +54,7 @@ def test_mixed_sizes(tmp_path):
     cwd = workspace(tmp_path)
     few = few_images(16)
     few.append("model.test_cfg.score_thr=0.0")  # It has learned nothing that it could be sure of.
-    train, test = ON_MIXED_SIZES
+    train, test = manual.ON_MIXED_SIZES
     short = ("train_cfg.max_iters=4", "train_cfg.val_interval=4")
     run(train, cwd, "--cfg-options", *few, *short)
     # 16 images, eight at a time, and here one at a time.
@@ -95,7 +69,7 @@ def test_log_for_others(tmp_path):
     """A short training, of which the log is read by what shows it."""
     cwd = workspace(tmp_path)
     short = ["train_cfg.max_iters=4", "train_cfg.val_interval=4", *few_images(16)]
-    run(LOGGED, cwd, "--cfg-options", *short)
+    run(manual.LOGGED, cwd, "--cfg-options", *short)
     assert list((cwd / "work_dirs" / "logged").rglob("events.out.tfevents.*"))
 
 
@@ -104,13 +78,13 @@ def test_log_for_others(tmp_path):
 def test_quickstart_and_what_follows_it(tmp_path):
     """Train, test, predict, and the Python example, in the README's order."""
     cwd = workspace(tmp_path)
-    trained = run(QUICKSTART, cwd)
+    trained = run(manual.QUICKSTART, cwd)
     metrics = last_metrics(trained)
     assert metrics["coco/bbox_mAP_50"] >= 0.60
     assert metrics["coco/segm_mAP_50"] >= 0.55
     pictures = list((cwd / "work_dirs").rglob("vis_image/*.png"))
     assert len(pictures) >= 10
-    for command in ON_QUICKSTART:
+    for command in manual.ON_QUICKSTART:
         # For what looks at single images, a tenth of them is enough.
         looks = "--tta" in command or command.startswith("flatten-det evaluate ")
         few = ["--cfg-options", "test_dataloader.dataset.indices=20"] if looks else []
@@ -121,7 +95,7 @@ def test_quickstart_and_what_follows_it(tmp_path):
             for name, value in again.items():
                 assert float(value) == pytest.approx(metrics[name], abs=1e-3)
     assert len(list((cwd / "outputs").rglob("*.jpg"))) == 200
-    assert "bboxes" in run_python(PYTHON["python"][0], cwd)
+    assert "bboxes" in run_python(manual.PYTHON["python"][0], cwd)
 
 
 @pytest.mark.nightly
@@ -148,7 +122,7 @@ def test_the_other_quickstarts(name, metric, least, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ON_COCO)
+@pytest.mark.parametrize("command", manual.ON_COCO)
 def test_coco_command(command, coco_folder, tmp_path):
     cwd = workspace(tmp_path)
     (cwd / "data").mkdir()
@@ -168,19 +142,19 @@ def test_own_data(tmp_path):
     """Of the 600 steps, 120 smaller ones are enough to learn twelve images; then few, from other weights."""
     cwd = workspace(tmp_path)
     make_custom_folder(cwd / "my_data", num_train=12, num_val=4)
-    assert f"{OWN_DATA[1]}\n" in run(OWN_DATA[0], cwd)
+    assert f"{manual.OWN_DATA[1]}\n" in run(manual.OWN_DATA[0], cwd)
     less = (
         "train_cfg.max_iters=120",
         "train_cfg.val_interval=120",
         "train_dataloader.batch_size=4",
     )
-    printed = run(OWN_DATA[1], cwd, "--cfg-options", *less)
+    printed = run(manual.OWN_DATA[1], cwd, "--cfg-options", *less)
     for kind in ("bbox", "segm"):
         assert last_metrics(printed)[f"coco/{kind}_mAP_50"] >= 0.8
     assert list((cwd / "work_dirs" / "my_config").glob("iter_120.pth"))
-    save_random_weights("mask-rcnn_flatten-pvt-nano_fpn_shapes", cwd / FINE_TUNE.split()[4])
+    save_random_weights("mask-rcnn_flatten-pvt-nano_fpn_shapes", cwd / manual.FINE_TUNE.split()[4])
     few = ("train_cfg.max_iters=4", "train_cfg.val_interval=1", "model.test_cfg.rcnn.score_thr=0.0")
-    assert "bbox_head.fc_cls" in run(FINE_TUNE, cwd, "--cfg-options", *few, *less[2:])
+    assert "bbox_head.fc_cls" in run(manual.FINE_TUNE, cwd, "--cfg-options", *few, *less[2:])
     assert list((cwd / "work_dirs" / "fine-tuned").glob("best_coco_segm_mAP_*.pth"))
 
 
@@ -197,9 +171,9 @@ def test_own_label_maps(tmp_path):
             cv2.circle(drawn, (20 + 7 * number, 30), 14, colour, -1)
         cv2.imwrite(str(cwd / "my_masks" / "images" / f"{number}.jpg"), picture)
         cv2.imwrite(str(cwd / "my_masks" / "masks" / f"{number}.png"), label_map)
-    assert f"{TRAIN_MASKS}\n" in run(PREPARE_MASKS, cwd)
+    assert f"{manual.TRAIN_MASKS}\n" in run(manual.PREPARE_MASKS, cwd)
     less = ("train_cfg.max_iters=60", "train_cfg.val_interval=60", "train_dataloader.batch_size=4")
-    assert last_metrics(run(TRAIN_MASKS, cwd, "--cfg-options", *less))["mIoU"] >= 70
+    assert last_metrics(run(manual.TRAIN_MASKS, cwd, "--cfg-options", *less))["mIoU"] >= 70
 
 
 @pytest.mark.slow
@@ -207,7 +181,7 @@ def test_trees(tmp_path):
     """On parts of the photographs, of which few steps teach little."""
     cwd = workspace(tmp_path)
     shutil.copytree(ROOT / "tests" / "trees", cwd / "data" / "trees")
-    prepare, train, *rest = ON_TREES
+    prepare, train, *rest = manual.ON_TREES
     assert "44 objects" in run(prepare, cwd)
     short = ["train_cfg.max_iters=4", "train_cfg.val_interval=4"]
     unsure = ["--cfg-options", "model.test_cfg.rcnn.score_thr=0.0"]
@@ -221,7 +195,7 @@ def test_trees(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ABLATE)
+@pytest.mark.parametrize("command", manual.ABLATE)
 def test_ablation(command, tmp_path):
     """All variants, with one seed and trainings of two iterations."""
     cwd = workspace(tmp_path)

@@ -3,10 +3,9 @@
 from .base import use_cuda_graphs
 from .flatten_cswin import FLattenCSwin
 from .flatten_deit import FLattenDeiT
-from .flatten_pvt import FLattenPVT
-from .flatten_pvt_v2 import FLattenPVTv2
+from .flatten_pvt import FLattenPVT, FLattenPVTv2
 from .flatten_swin import FLattenSwin
-from .names import BACKBONES, backbone_config, build_backbone
+from .options import BACKBONES, backbone_config, build_backbone
 
 __all__ = [
     "BACKBONES",

@@ -37,11 +37,11 @@ from .blocks import (
 from .cuda import AutocastWeights, replay_forward
 from .options import (
     check_attn_types,
-    check_frozen_stages,
     check_options,
     check_out_indices,
     checkpoint_policies,
     drop_path_rates,
+    is_count,
     map_sizes,
     resolve_arch,
     stage_dims,
@@ -286,7 +286,9 @@ class DenseBackbone(ExplainedModule):
         self.feature_dims = stage_dims(self.fields)[: self.num_stages]
         self.grid_sizes = map_sizes(pretrain_img_size, self.stage_strides)
         self.in_channels, self.qkv_bias = in_channels, qkv_bias
-        self.frozen_stages = check_frozen_stages(frozen_stages, total)
+        if not is_count(frozen_stages, total, -1):
+            raise ValueError(f"frozen_stages must be from -1 to {total}; got {frozen_stages!r}")
+        self.frozen_stages = frozen_stages
         self.norm_eval, self.mask_padding = norm_eval, mask_padding
         self._linear_options = dict(focusing_factor=focusing_factor, kernel_size=kernel_size)
         self._cp_policies = checkpoint_policies(with_cp, total)

@@ -351,10 +351,7 @@ def compile_blocks(backbone: nn.Module, options: bool | Mapping[str, Any]) -> No
     The blocks, not the whole: they are all but a few percent of the time, equal blocks compile once, and
     sizes that vary stay simple expressions, while those of a whole pyramid (padded, halved, padded, ...)
     keep the compiler busy for minutes. State dict, copies and pickles are those of the plain module.
-
-    Args:
-        backbone: with :class:`TransformerBlock` in it.
-        options: False: nothing; True: ``dynamic=True``; or the options of ``torch.compile``.
+    ``options`` are those of ``torch.compile``; True: ``dynamic=True``; False: nothing is compiled.
     """
     if options is False:
         return

@@ -16,11 +16,7 @@ from .softmax_attention import ShiftedWindowAttention
 
 
 class PatchMerging(nn.Module):
-    """Halve the map: the four tokens of each 2x2 patch become one of twice the channels.
-
-    Args:
-        dim: input channels C.
-    """
+    """Halve the map: the four tokens of each 2x2 patch become one of twice the channels."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -36,26 +32,6 @@ class PatchMerging(nn.Module):
         x = x.view(B, height, 2, width, 2, C).permute(0, 1, 3, 4, 2, 5)
         x = layer_norm(x.reshape(B, height * width, 4 * C), self.norm, for_product=True)
         return self.reduction(x), (height, width)
-
-
-class SwinStage(nn.Module):
-    """Blocks on one map, and the step down to the next.
-
-    Args:
-        blocks: the stage's blocks.
-        downsample: to the next stage; None for the last one.
-    """
-
-    def __init__(self, blocks: nn.ModuleList, downsample: nn.Module | None) -> None:
-        super().__init__()
-        self.blocks = blocks
-        self.downsample = downsample
-
-    def forward(self, x: Tensor, hw_shape: tuple[int, int], inplace: bool = False) -> Tensor:
-        """``(B, N, C)`` -> ``(B, N, C)``: the blocks alone; with ``inplace``, x may be overwritten."""
-        for block in self.blocks:
-            x = block(x, hw_shape, inplace)
-        return x
 
 
 @MODELS.register_module()
@@ -98,9 +74,9 @@ class FLattenSwin(DenseBackbone):
         self.patch_embed = PatchEmbed(self.in_channels, self.feature_dims[0], stride=4)
         self.layers = nn.ModuleList()
         for stage, dim in enumerate(self.feature_dims):
-            blocks = self.make_blocks(stage, mlp_ratio)
-            is_last = stage == self.num_stages - 1
-            self.layers.append(SwinStage(blocks, None if is_last else PatchMerging(dim)))
+            self.layers.append(nn.ModuleDict({"blocks": self.make_blocks(stage, mlp_ratio)}))
+            if stage < self.num_stages - 1:
+                self.layers[stage]["downsample"] = PatchMerging(dim)
         for stage in self.out_indices:
             setattr(self, f"norm{stage}", nn.LayerNorm(self.feature_dims[stage]))
         self.finish()
@@ -117,12 +93,13 @@ class FLattenSwin(DenseBackbone):
         x, hw_shape = self.patch_embed(x)
         outs = []
         for stage, layer in enumerate(self.layers):
-            x = layer(x, hw_shape, inplace)
+            for block in layer["blocks"]:
+                x = block(x, hw_shape, inplace)
             if stage in self.out_indices:
                 out = layer_norm(x, getattr(self, f"norm{stage}"))
                 outs.append(as_contiguous_image(out, hw_shape))
-            if layer.downsample is not None:
-                x, hw_shape = layer.downsample(x, hw_shape)
+            if "downsample" in layer:
+                x, hw_shape = layer["downsample"](x, hw_shape)
         return tuple(outs)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

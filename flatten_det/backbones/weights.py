@@ -25,7 +25,7 @@ from ..attention import resize_grid
 from ..errors import CheckpointError, listed
 from ..files.atomic import write_atomically
 from ..files.checkpoints import load_as_data, read_checkpoint
-from .names import BACKBONES, build_backbone
+from .options import BACKBONES, build_backbone
 
 
 @dataclass
@@ -265,7 +265,6 @@ def convert_checkpoint(
     # Output norms that the file does not have stay at identity; leaving them out keeps that visible.
     values = model.state_dict()
     weights = {name: values[name].contiguous() for name in report.loaded}
-    destination.parent.mkdir(parents=True, exist_ok=True)
     if destination.suffix == ".safetensors":
         content = save(weights, _MARK)
     else:

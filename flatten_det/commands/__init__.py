@@ -48,11 +48,7 @@ outlive_readers()
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run ``flatten-det COMMAND ...``; returns the exit code.
-
-    Args:
-        argv: what comes after the program's name; None: this process's.
-    """
+    """Run ``flatten-det COMMAND ...``, with what comes after the program's name; returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
     width = max(map(len, COMMANDS))
     parser = argparse.ArgumentParser(
@@ -80,11 +76,7 @@ def run_command(work: Callable[[argparse.Namespace], int | None], args: argparse
     """Do a command's work; returns the exit code.
 
     Files that mmengine writes are whole or not there, no checkpoint is read twice, and those of
-    ``--trust-checkpoint`` are trusted.
-
-    Args:
-        work: gets the arguments, and may return an exit code.
-        args: of the command line; ``debug`` is among them.
+    ``--trust-checkpoint`` are trusted. The work gets the arguments, and may return an exit code.
     """
     codes: list[int] = []
     trust = getattr(args, "trust_checkpoint", False)

@@ -31,11 +31,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print the table.
-
-    Raises:
-        UserError: no name has all the words.
-    """
+    """Print the table; a UserError if no name has all the words."""
     configs = {
         name: path
         for name, path in our_configs().items()

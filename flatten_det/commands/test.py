@@ -79,4 +79,4 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     args = parse_args(argv)
-    return run_command(in_processes("test", run, args, argv), args)
+    return run_command(in_processes("test", run, argv), args)

@@ -3,9 +3,6 @@
 import argparse
 from contextlib import nullcontext
 
-from mmengine.config import Config
-from mmengine.hooks import Hook
-
 from ..cli import (
     RankParser,
     add_common_options,
@@ -19,8 +16,8 @@ from ..cli import (
 from ..config import blame_config, enable_auto_scale_lr, load_config
 from ..data.doctor.check import check_command
 from ..predict.drawing import ValidationPicturesHook
-from ..train import finetune
 from ..train.console import short_console
+from ..train.finetune import fine_tune
 from ..train.logs import LOGS
 from ..train.optimizer import AMP_DTYPES, enable_amp
 from ..train.processes import in_processes
@@ -131,7 +128,9 @@ def run(args: argparse.Namespace) -> None:
             enable_amp(cfg, None if args.amp == "auto" else args.amp)
         if args.auto_scale_lr:
             enable_auto_scale_lr(cfg)
-        own_hooks = fine_tune(cfg, args)
+        own_hooks = fine_tune(
+            cfg, args.weights, args.freeze, args.ema, args.save_best, args.early_stopping
+        )
     resume_from(cfg, args.resume)
     with nullcontext([]) if args.verbose else short_console(args.config) as hooks:
         train(
@@ -144,25 +143,7 @@ def run(args: argparse.Namespace) -> None:
         )
 
 
-def fine_tune(cfg: Config, args: argparse.Namespace) -> list[Hook]:
-    """Apply the options for fine-tuning to the config; returns the hooks that they need."""
-    hooks: list[Hook] = []
-    if args.weights:
-        hooks.append(finetune.start_from(cfg, args.weights))
-    if args.freeze is not None:
-        finetune.freeze(cfg, args.freeze)
-    if args.ema:
-        finetune.average_weights(cfg)
-    if args.save_best or args.early_stopping:
-        named = args.save_best not in (None, "auto")
-        metric = args.save_best if named else finetune.main_metric(cfg)
-        finetune.save_best(cfg, metric)
-        if args.early_stopping:
-            hooks.append(finetune.StopEarlyHook(metric, args.early_stopping))
-    return hooks
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     args = parse_args(argv)
-    return run_command(in_processes("train", run, args, argv), args)
+    return run_command(in_processes("train", run, argv), args)

@@ -194,11 +194,7 @@ def replace_folder(new: Path, target: Path) -> None:
 
 
 def replace_file(new: Path, target: Path) -> None:
-    """Move a file out of a :func:`partial_folder` to its place, in the same file system.
-
-    Raises:
-        UnwritableError: It cannot be moved; what was there is as it was.
-    """
+    """As :func:`replace_folder`, for a file; in the same file system."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(new, target)

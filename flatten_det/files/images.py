@@ -24,8 +24,6 @@ from ..errors import UserError
 from .user_files import files_below, why_not_read
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-
-
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv")
 
 
@@ -61,16 +59,12 @@ def _expand(given: str, suffixes: Sequence[str]) -> list[Path]:
     if path.is_file():
         return [path]  # Named by the user: whatever its suffix.
     candidates = path.iterdir() if path.is_dir() else map(Path, glob.glob(given, recursive=True))
-    return _of_kinds(candidates, suffixes)
+    return sorted(p for p in candidates if p.suffix.lower() in suffixes and p.is_file())
 
 
 def images_below(folder: Path) -> list[Path]:
     """All images in a folder and below it, by suffix, of the files that are no program's own."""
-    return _of_kinds(files_below(folder, *IMAGE_SUFFIXES), IMAGE_SUFFIXES)
-
-
-def _of_kinds(candidates: Iterable[Path], suffixes: Sequence[str]) -> list[Path]:
-    return sorted(p for p in candidates if p.suffix.lower() in suffixes and p.is_file())
+    return [path for path in files_below(folder, *IMAGE_SUFFIXES) if path.is_file()]
 
 
 def output_names(paths: Iterable[str], reserved: Sequence[str] = ()) -> dict[str, str]:

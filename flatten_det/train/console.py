@@ -38,12 +38,8 @@ _OF_NO_USE = (
 def short_console(config: str, kind: "type[ConsoleHook] | None" = None) -> Iterator[list[Hook]]:
     """Keep a run's log and what libraries print in its log file, and show a person what matters.
 
-    Yields:
-        The hooks that the run needs for it.
-
-    Args:
-        config: what the run is called, as the user wrote it.
-        kind: what shows it; None: :class:`TrainConsoleHook`.
+    Yields the hooks that the run needs for it. ``config`` is what it is called; ``kind`` what shows it, a
+    :class:`TrainConsoleHook` by default.
     """
     kind = kind or TrainConsoleHook
     console, printed = make_console(), _PrintedLines()
@@ -108,18 +104,10 @@ class ConsoleHook(Hook):
 
     On a terminal the progress is one line that is written anew; elsewhere it is one line for each interval
     of the run's LoggerHook. It is a context manager, which ends the line when something fails.
-
-    Args:
-        config: what the run is called.
-        console: to print on.
-        printed: gets the run's logger.
-
-    Attributes:
-        shows_tables: whether tables in the log are printed, too.
     """
 
     priority = "LOWEST"
-    shows_tables = False
+    shows_tables = False  # Those of the log, too.
 
     def __init__(self, config: str, console: Console, printed: _PrintedLines) -> None:
         self._config, self._console, self._printed = config, console, printed

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -22,8 +23,7 @@ _METRICS = {
 def main_metric(cfg: Config) -> str:
     """The metric that a config's models are compared by: ``coco/segm_mAP``, ``mIoU`` and the like.
 
-    Raises:
-        UserError: The config has no evaluator, or none of the known ones.
+    A UserError if the config has no evaluator, or none of the known ones.
     """
     evaluators = cfg.get("val_evaluator") or []
     for evaluator in evaluators if isinstance(evaluators, list | tuple) else [evaluators]:
@@ -36,25 +36,53 @@ def main_metric(cfg: Config) -> str:
     )
 
 
-def start_from(cfg: Config, checkpoint: str) -> Hook:
-    """Have a training start from what fits of a checkpoint; returns the hook that it needs.
+def fine_tune(
+    cfg: Config,
+    weights: str | None = None,
+    freeze: int | None = None,
+    ema: bool = False,
+    best: str | None = None,
+    patience: int | None = None,
+) -> list[Hook]:
+    """Have a training start from another model; returns the hooks that it needs.
+
+    Args:
+        cfg: of the training; it is changed.
+        weights: a checkpoint, of which is taken what fits.
+        freeze: the first stages of the backbone to keep, with what comes before them, as they are.
+        ema: evaluate and save an exponential moving average of the weights.
+        best: keep the checkpoint with the highest value of this metric, as ``best_*.pth``; ``"auto"``: by
+            the :func:`main_metric`.
+        patience: end after so many validations in a row that are not better, by the same metric.
 
     Raises:
-        UserError: The checkpoint is not there, or cannot be read.
+        UserError: The checkpoint is not there, or cannot be read; or the config has no backbone or metric.
     """
-    check_checkpoint(checkpoint)
-    cfg.load_from, cfg.resume = checkpoint, False
-    if "backbone" in cfg.model and cfg.model.backbone.get("init_cfg"):
-        cfg.model.backbone.init_cfg = None  # The checkpoint has other weights for it.
-    return TakeWhatFitsHook(checkpoint)
+    hooks: list[Hook] = []
+    if weights:
+        check_checkpoint(weights)
+        cfg.load_from, cfg.resume = weights, False
+        if "backbone" in cfg.model and cfg.model.backbone.get("init_cfg"):
+            cfg.model.backbone.init_cfg = None  # The checkpoint has other weights for it.
+        hooks.append(TakeWhatFitsHook(weights))
+    if freeze is not None:
+        if "backbone" not in cfg.model:
+            raise UserError(f"config file {cfg.filename}: --freeze needs a model with a backbone")
+        cfg.model.backbone.frozen_stages = freeze
+    if ema:  # With RTMDet's and timm's momentum.
+        average = dict(type="EMAHook", ema_type="mmdet.ExpMomentumEMA", momentum=2e-4)
+        average |= dict(update_buffers=True, priority=49)
+        cfg.custom_hooks = [*(cfg.get("custom_hooks") or []), average]
+    if best or patience:
+        metric = main_metric(cfg) if best in (None, "auto") else best
+        cfg.default_hooks.checkpoint.update(save_best=metric, rule="greater")
+        if patience:
+            hooks.append(StopEarlyHook(metric, patience))
+    return hooks
 
 
 class TakeWhatFitsHook(Hook):
-    """Leaves out of a loaded checkpoint what does not fit the model, such as a head for other classes.
-
-    Args:
-        path: of the checkpoint, for messages.
-    """
+    """Leaves out of a loaded checkpoint what does not fit the model, such as a head for other classes."""
 
     priority = "VERY_HIGH"  # Before averages are made of the weights.
 
@@ -64,8 +92,7 @@ class TakeWhatFitsHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Keep what fits, and say once what is left out and what begins with random weights.
 
-        Raises:
-            UserError: No weight of the backbone fits.
+        A UserError if no weight of the backbone fits.
         """
         model = unwrapped(runner.model)
         own, state = model.state_dict(), checkpoint.get("state_dict", checkpoint)
@@ -97,30 +124,6 @@ def _part(name: str) -> str:
     return name.rpartition(".")[0] or name
 
 
-def freeze(cfg: Config, stages: int) -> None:
-    """Keep the first stages of the backbone, and what comes before them, as they are.
-
-    Raises:
-        UserError: The model has no backbone.
-    """
-    if "backbone" not in cfg.model:
-        raise UserError(f"config file {cfg.filename}: --freeze needs a model with a backbone")
-    cfg.model.backbone.frozen_stages = stages
-
-
-def average_weights(cfg: Config) -> None:
-    """Evaluate and save an exponential moving average of the weights, with RTMDet's and timm's momentum."""
-    average = dict(
-        type="EMAHook", ema_type="mmdet.ExpMomentumEMA", momentum=2e-4, update_buffers=True
-    )
-    cfg.custom_hooks = [*(cfg.get("custom_hooks") or []), {**average, "priority": 49}]
-
-
-def save_best(cfg: Config, metric: str) -> None:
-    """Keep the checkpoint with the highest value of a metric, as ``best_*.pth``."""
-    cfg.default_hooks.checkpoint.update(save_best=metric, rule="greater")
-
-
 class StopEarlyHook(Hook):
     """Ends a training after so many validations without a better one; after a resumption too.
 
@@ -135,11 +138,7 @@ class StopEarlyHook(Hook):
         self._metric, self._patience = metric, patience
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """End the training if the time has come.
-
-        Raises:
-            UserError: The validation has no such metric.
-        """
+        """End the training if the time has come; a UserError if the validation has no such metric."""
         if self._metric not in (metrics or {}):
             raise UserError(
                 f"--early-stopping: there is no metric {self._metric}, only {listed(metrics or {}, 10)}: "
@@ -147,6 +146,7 @@ class StopEarlyHook(Hook):
             )
         # Of the message hub, which checkpoints keep.
         values = runner.message_hub.get_scalar(f"val/{self._metric}").data[0]
+        values = np.nan_to_num(values, nan=-np.inf)  # Which would be the best for ever.
         since = len(values) - 1 - int(values.argmax())
         if since >= self._patience:
             runner.train_loop.stop_training = True

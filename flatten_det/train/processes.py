@@ -33,15 +33,14 @@ _START = "import sys; from flatten_det.commands import main; sys.exit(main())"
 def in_processes(
     command: str,
     work: Callable[[argparse.Namespace], int | None],
-    args: argparse.Namespace,
     argv: Sequence[str] | None = None,
 ) -> Callable[[argparse.Namespace], int | None]:
     """What a command has to do: its work, or, with ``--processes``, start the processes that do it.
 
     Args:
         command: its name.
-        work: gets the arguments, and may return an exit code.
-        args: of the command line, those of :func:`~flatten_det.cli.add_launcher_options` among them.
+        work: gets the arguments, and may return an exit code; those of
+            :func:`~flatten_det.cli.add_launcher_options` are among them.
         argv: the command line; None: this process's.
     """
 
@@ -72,13 +71,8 @@ def run_processes(command: str, argv: Sequence[str], count: int, max_restarts: i
     """Run a command of ``flatten-det`` in several processes, and say last why one of them failed.
 
     They find each other as those of torchrun, without its agent, which ends all with SIGKILL 30 seconds after
-    SIGTERM, and itself as failed. Signals that stop a training are passed on to all of them.
-
-    Args:
-        command: its name.
-        argv: its arguments.
-        count: of processes.
-        max_restarts: how often all are started again after one has failed.
+    SIGTERM, and itself as failed. Signals that stop a training are passed on to all of them. After one has
+    failed, all are started again, up to ``max_restarts`` times.
 
     Returns:
         0 if all have ended with it; else what the first that failed has ended with.

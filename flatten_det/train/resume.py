@@ -2,6 +2,7 @@
 
 import bisect
 import contextlib
+import copy
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -244,20 +245,10 @@ def with_positions(loader: DataLoader, seed: int, ranks: tuple[int, int] = (0, 1
         return loader
     if not isinstance(getattr(loader.dataset, "__getitems__", None), SeededItems):
         loader.dataset.__getitems__ = SeededItems(loader.dataset)
-    return DataLoader(
-        loader.dataset,
-        batch_sampler=PositionedBatches(loader.batch_sampler, seed, ranks),
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        timeout=loader.timeout,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context,
-        generator=loader.generator,
-        prefetch_factor=loader.prefetch_factor,
-        persistent_workers=loader.persistent_workers,
-        in_order=loader.in_order,
-    )
+    positioned, batches = copy.copy(loader), PositionedBatches(loader.batch_sampler, seed, ranks)
+    # Past a loader's own guard against changes; and not with the workers that it has begun with.
+    vars(positioned).update(batch_sampler=batches, _iterator=None)
+    return positioned
 
 
 class SeededIndex(int):

@@ -3,12 +3,11 @@
 import pytest
 import torch
 from attention_cases import make_layer, randomised, relative_error
+from nano_backbones import NANO, build_nano
 from torch import nn
 
-from flatten_det.backbones import build_backbone
 
-
-@pytest.mark.parametrize("implementation", ["tiled", "reference"])
+@pytest.mark.parametrize("implementation", ["tiled", "plain", "reference"])
 @pytest.mark.parametrize(
     "options",
     [
@@ -61,11 +60,9 @@ def test_training_ends_it_and_gradients_flow():
     assert not layer.is_fused
 
 
-@pytest.mark.parametrize("name", ["flatten-pvt-t", "flatten-swin-t", "flatten-cswin-t"])
-def test_backbones(name):
-    dims = dict(embed_dims=(16, 32, 64, 128)) if "pvt" in name else dict(embed_dims=16)
-    arch = dict(**dims, num_heads=(2, 2, 4, 8), depths=(1, 1, 1, 1))
-    backbone = randomised(build_backbone(name, arch=arch), std=0.1)
+@pytest.mark.parametrize("family", NANO)
+def test_backbones(family):
+    backbone = randomised(build_nano(family), std=0.1)
     image = torch.randn(1, 3, 75, 110)
     with torch.no_grad():
         before = backbone(image)

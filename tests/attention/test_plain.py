@@ -8,7 +8,6 @@ from attention_cases import (
     exact,
     exact_of_each,
     make_inputs,
-    make_layer,
     plain,
     reference,
     relative_error,
@@ -90,15 +89,6 @@ def test_padding(dtype, focusing_factor):
         assert relative_error(value, expected[name]) <= 3 * TOLERANCES[dtype], name
         if name in ("out", "inference", "q", "k", "v"):
             assert not value[expected[name] == 0].any(), name
-
-
-def test_folded_projections(monkeypatch):
-    monkeypatch.setenv("FLATTEN_DET_ATTENTION", "plain")
-    layer, x = make_layer(), torch.randn(2, 30, 32)
-    with torch.no_grad():
-        before = layer(x, (6, 5))
-        layer.fuse_for_inference()
-        assert relative_error(layer(x, (6, 5)), before) < 1e-6
 
 
 class _Bytes(TorchDispatchMode):

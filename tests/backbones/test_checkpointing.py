@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from nano_backbones import build_nano
 
-from flatten_det.backbones import FLattenPVT
 from flatten_det.backbones.options import checkpoint_policies
 
 
@@ -31,8 +31,7 @@ def test_mistakes_are_named(with_cp, message):
 
 def kept_bytes(with_cp) -> int:
     """Of different tensors that autograd keeps for the backward pass, parameters left out."""
-    arch = dict(embed_dims=(16, 32, 32, 32), num_heads=(1, 2, 2, 2), depths=(2, 1, 1, 1))
-    model = FLattenPVT(arch=arch, with_cp=with_cp)
+    model = build_nano("FLattenPVT", with_cp=with_cp)
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {}
 

@@ -22,9 +22,8 @@ def test_same_outputs(family, attn_types):
             found = model(image)
         with torch.inference_mode():
             model(image)
-        for a, b in zip(found, expected, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
-            assert a.is_contiguous()
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+        assert all(out.is_contiguous() for out in found)
         assert torch.equal(image, before)
 
 

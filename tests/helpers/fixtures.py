@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 import mmseg
 import numpy as np
-from mmdet.datasets import CocoDataset
+from mmdet.datasets import CityscapesDataset, CocoDataset, CocoPanopticDataset
 from mmengine.config import Config
 from mmengine.registry import Registry
 from pycocotools import mask as coco_mask
@@ -88,6 +88,59 @@ def _crowd(size: tuple[int, int], image_id: int) -> dict:
     }
 
 
+STUFF_CLASSES = CocoPanopticDataset.METAINFO["stuff_classes"]
+
+
+def add_panoptic_annotations(root: Path) -> Path:
+    """Write ``annotations/panoptic_{train,val}2017.json`` and the PNG files of their folders.
+
+    Beside the objects and crowds, every image has one stuff segment, and rows that are void.
+    """
+    for split in ("train2017", "val2017"):
+        content = json.loads((root / "annotations" / f"instances_{split}.json").read_text())
+        folder = root / "annotations" / f"panoptic_{split}"
+        folder.mkdir()
+        things = [{**category, "isthing": 1} for category in content["categories"]]
+        stuff = [{"id": 92 + i, "name": name, "isthing": 0} for i, name in enumerate(STUFF_CLASSES)]
+        panoptic = []
+        for image in content["images"]:
+            objects = [a for a in content["annotations"] if a["image_id"] == image["id"]]
+            ids, segments = _segments(image, objects, stuff[image["id"] % len(stuff)]["id"])
+            name = image["file_name"].replace(".jpg", ".png")
+            # OpenCV writes BGR; the red byte of an id is the lowest.
+            cv2.imwrite(str(folder / name), np.stack([ids * 0, ids // 256, ids % 256], axis=-1))
+            panoptic.append({"image_id": image["id"], "file_name": name, "segments_info": segments})
+        content |= {"annotations": panoptic, "categories": [*things, *stuff]}
+        (root / "annotations" / f"panoptic_{split}.json").write_text(json.dumps(content))
+    return root
+
+
+def _segments(
+    image: dict, objects: list[dict], stuff_category: int
+) -> tuple[np.ndarray, list[dict]]:
+    """Segment ids (H, W), and the segments of one image; ids use two bytes, as most of COCO's do."""
+    shape = (image["height"], image["width"])
+    stuff = {"id": 300, "category_id": stuff_category, "iscrowd": 0}
+    ids = np.full(shape, stuff["id"], np.int32)
+    ids[-3:] = 0
+    records = [stuff]
+    for number, annotation in enumerate(objects):
+        record = {key: annotation[key] for key in ("category_id", "iscrowd")}
+        record["id"] = 301 + number
+        if annotation["iscrowd"]:
+            rle = coco_mask.frPyObjects(annotation["segmentation"], *shape)
+            ids[coco_mask.decode(rle).astype(bool)] = record["id"]
+        else:
+            outline = np.reshape(annotation["segmentation"][0], (-1, 1, 2)).astype(np.int32)
+            cv2.fillPoly(ids, [outline], record["id"])
+        records.append(record)
+    for record in records:
+        mask = np.asfortranarray(ids == record["id"], np.uint8)
+        record["area"] = int(mask.sum())
+        record["bbox"] = coco_mask.toBbox(coco_mask.encode(mask)).tolist()
+    return ids, [record for record in records if record["area"]]
+
+
 def make_ade20k_folder(root: Path, num_train: int = 6, num_val: int = 3) -> Path:
     """Write ``images/{training,validation}/*.jpg`` and ``annotations/…/*.png`` like ADE20K's.
 
@@ -112,16 +165,7 @@ def make_ade20k_folder(root: Path, num_train: int = 6, num_val: int = 3) -> Path
     return root
 
 
-CITYSCAPES_INSTANCES = [
-    "person",
-    "rider",
-    "car",
-    "truck",
-    "bus",
-    "train",
-    "motorcycle",
-    "bicycle",
-]
+CITYSCAPES_CLASSES = CityscapesDataset.METAINFO["classes"]
 
 
 def make_cityscapes_folder(root: Path, num_train: int = 4, num_val: int = 2) -> Path:
@@ -149,7 +193,7 @@ def make_cityscapes_folder(root: Path, num_train: int = 4, num_val: int = 2) -> 
             cv2.imwrite(str(root / "gtFine" / split / f"{stem}_gtFine_labelTrainIds.png"), labels)
             name = f"{stem}_leftImg8bit.png"
             images.append({"id": index + 1, "file_name": name, "height": 64, "width": 128})
-        categories = [{"id": i + 1, "name": name} for i, name in enumerate(CITYSCAPES_INSTANCES)]
+        categories = [{"id": i + 1, "name": name} for i, name in enumerate(CITYSCAPES_CLASSES)]
         path = root / "annotations" / f"instancesonly_filtered_gtFine_{split}.json"
         path.write_text(
             json.dumps({"images": images, "annotations": annotations, "categories": categories})

@@ -1,19 +1,69 @@
-"""Commands of ``flatten-det`` in processes of their own that need not import the frameworks anew.
+"""Ranks, and commands of ``flatten-det``, in processes that need not import the frameworks anew.
 
 ``--processes`` starts its ranks with an import of ten seconds each. Here one process imports all and forks:
 itself for each command, and that for each rank.
 """
 
 import json
+import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
+import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 HELPERS = Path(__file__).parent
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    """Wait until a condition holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def in_ranks(folder: Path, count: int, work: Callable[[int], Any]) -> list[Any]:
+    """What ``work`` gives, or raises, in each of several connected processes; None for one that died.
+
+    They are forks of this one, and meet in the folder.
+    """
+    context, ranks = multiprocessing.get_context("fork"), []
+    store = folder / f"store-{len(os.listdir(folder))}"
+
+    def rank_of(rank: int, pipe: Any) -> None:
+        os.environ["RANK"] = str(rank)  # Where warnings look.
+        try:
+            torch.distributed.init_process_group(
+                "gloo", init_method=f"file://{store}", rank=rank, world_size=count
+            )
+            pipe.send_bytes(pickle.dumps(work(rank)))
+            torch.distributed.destroy_process_group()
+        except Exception as error:
+            pipe.send_bytes(pickle.dumps(error))
+        os._exit(0)
+
+    for rank in range(count):
+        receiver, sender = context.Pipe(duplex=False)
+        ranks.append((context.Process(target=rank_of, args=(rank, sender)), receiver))
+        ranks[-1][0].start()
+        sender.close()
+    results = []
+    for _, pipe in ranks:
+        try:
+            results.append(pickle.loads(pipe.recv_bytes()))
+        except EOFError:
+            results.append(None)
+    for process, _ in ranks:
+        process.join()
+    return results
 
 
 class Command(NamedTuple):

@@ -81,6 +81,15 @@ def workspace(folder: Path) -> Path:
     return folder
 
 
+def few_images(number: int) -> list[str]:
+    """Options for so many rendered images, in training and validation."""
+    return [
+        f"{split}_dataloader.dataset.num_images.{part}={number}"
+        for split in ("train", "val", "test")
+        for part in ("train", "val")
+    ]
+
+
 def save_random_weights(config: str, checkpoint: Path) -> None:
     """What a training of a README config leaves would take minutes."""
     cfg = Config.fromfile(find_config(config))

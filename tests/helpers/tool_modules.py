@@ -44,14 +44,15 @@ def load_tool(name: str) -> ModuleType:
     return module
 
 
-def tool_fixture(name: str) -> Callable:
-    """A fixture that loads a tool once for all tests."""
-    return pytest.fixture(scope="session")(lambda: load_tool(name))
-
-
-def only_error(capsys) -> str:
-    """The one line with which a tool has ended."""
+def one_line_error(capsys: pytest.CaptureFixture) -> str:
+    """The last line on stderr, the only one but for warnings of the frameworks."""
     text = capsys.readouterr().err
     assert "Traceback" not in text
     (line,) = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert text.endswith(f"{line}\n")
     return line
+
+
+def tool_fixture(name: str) -> Callable:
+    """A fixture that loads a tool once for all tests."""
+    return pytest.fixture(scope="session")(lambda: load_tool(name))

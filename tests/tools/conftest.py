@@ -24,12 +24,6 @@ class Trained(NamedTuple):
     metrics: dict[str, float]
 
 
-@pytest.fixture(autouse=True)
-def impatient_with_workers(monkeypatch):
-    """Workers of a failed training, which normally end with the process, are waited for."""
-    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
-
-
 train_tool = tool_fixture("train")
 test_tool = tool_fixture("test")
 infer_tool = tool_fixture("infer")

@@ -6,14 +6,14 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from forked_ranks import wait_for
 from kubernetes_validate import ValidationError, validate
-from readme_commands import ROOT
+from readme_commands import ROOT, few_images
 
 from flatten_det.commands.train import parse_args
 from flatten_det.files.checkpoints import load_as_data
@@ -100,13 +100,6 @@ def test_pods_run_a_training_whose_options_exist():
         assert args.cfg_options == {"resume": True}
 
 
-def wait_for(condition, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def steps(work_dir: Path) -> list[int]:
     """Iterations of the newest run in a work dir that were logged."""
     logs = sorted(work_dir.glob("*/vis_data/scalars.json"))
@@ -116,9 +109,7 @@ def steps(work_dir: Path) -> list[int]:
 
 @pytest.mark.slow
 def test_a_batch_job_that_gets_sigusr1_saves_comes_again_and_goes_on(tmp_path):
-    few = [f"train_dataloader.dataset.num_images.{part}=8" for part in ("train", "val")]
-    few += [few[i].replace("train_data", f"{s}_data") for s in ("val", "test") for i in (0, 1)]
-    options = [*few, "train_dataloader.batch_size=2", "default_hooks.logger.interval=1"]
+    options = [*few_images(8), "train_dataloader.batch_size=2", "default_hooks.logger.interval=1"]
     work_dir = tmp_path / "work_dirs" / "17"
     environment = os.environ | {
         "PATH": os.pathsep.join(map(str, (SLURM, SCRIPTS, os.environ["PATH"]))),

@@ -10,7 +10,7 @@ import pytest
 from bombs import png_bomb
 from fixtures import write_detector_config
 from mmengine.config import Config
-from tool_modules import only_error
+from tool_modules import one_line_error
 
 from flatten_det.data.loading import blame_annotation_files
 from flatten_det.errors import UserError
@@ -37,7 +37,7 @@ def test_bomb_to_predict(run_infer, config, folder, tmp_path, capsys):
     good = next((folder / "val2017").iterdir())
     bomb = png_bomb(tmp_path / "bomb.png")
     assert run_infer(config, bomb, good) == 2
-    error = only_error(capsys)
+    error = one_line_error(capsys)
     assert f"1 of 2 images: image {bomb} was not decoded: Image size (10000000000 pixels)" in error
     assert "--cfg-options max_image_pixels=" in error
     assert len(list((tmp_path / "out" / "preds").rglob("*.json"))) == 1
@@ -48,7 +48,7 @@ def test_bomb_to_train_on(train_tool, config, folder, tmp_path, capsys):
         png_bomb(path, kilobytes=1)
     command = [config, "--work-dir", str(tmp_path / "run"), "--cfg-options"]
     assert train_tool.main([*command, "default_hooks.visualization.draw=False"]) == 2
-    assert "was not decoded: Image size (10000000000 pixels)" in only_error(capsys)
+    assert "was not decoded: Image size (10000000000 pixels)" in one_line_error(capsys)
 
 
 def test_bomb_for_the_data_doctor(check_data_tool, config, folder, capsys):
@@ -69,13 +69,13 @@ def test_names_that_leave_the_folder(
     first_image_is(folder, "val2017", f"{tmp_path}/secret.jpg")
     command = [config, "--work-dir", str(tmp_path / "run")]
     assert train_tool.main(command) == 2
-    assert "leave" in only_error(capsys)
+    assert "leave" in one_line_error(capsys)
     assert train_tool.main([*command, "--no-data-check"]) == 2
-    assert "outside of its data folder" in only_error(capsys)
+    assert "outside of its data folder" in one_line_error(capsys)
     pictures = tmp_path / "deep" / "pictures"
     test = [config, str(trained_detector.checkpoint), "--show-dir", str(pictures), *command[1:]]
     assert test_tool.main(test) == 2
-    assert "outside of its data folder" in only_error(capsys)
+    assert "outside of its data folder" in one_line_error(capsys)
     assert not list(tmp_path.glob("deep/*.jpg"))
 
 
@@ -85,9 +85,9 @@ def test_json_that_is_very_deep(train_tool, config, folder, depth, tmp_path, cap
     path.write_text("[" * depth + "]" * depth)
     command = [config, "--work-dir", str(tmp_path / "run")]
     assert train_tool.main(command) == 2
-    assert "is not valid JSON" in only_error(capsys)
+    assert "is not valid JSON" in one_line_error(capsys)
     assert train_tool.main([*command, "--no-data-check"]) == 2
-    assert f"annotation file {path} is not valid JSON" in only_error(capsys)
+    assert f"annotation file {path} is not valid JSON" in one_line_error(capsys)
 
 
 def test_depth_is_told_with_its_file(tmp_path):

@@ -15,38 +15,38 @@ TRAIN_TOOL = Path(__file__).parents[2] / "tools" / "train.py"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("number", "exit_code", "name"),
-    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 0, "terminated (SIGTERM)")],
-    ids=["Ctrl-C", "SIGTERM"],
-)
-def test_stop_and_resume(coco_folder, tmp_path, number, exit_code, name):
+def test_stop_and_resume(coco_folder, tmp_path):
+    """By Ctrl-C, then by SIGTERM in the training that went on, and on to the end."""
     config = write_detector_config(tmp_path / "tiny.py", coco_folder)
-    command = [sys.executable, str(TRAIN_TOOL), config.name]
+    command, done = [sys.executable, str(TRAIN_TOOL), config.name], 0
     options = ["train_dataloader.num_workers=2", "train_dataloader.persistent_workers=True"]
-    endless = ["--cfg-options", *options, "train_cfg.max_epochs=10000"]
-    log = tmp_path / "log.txt"
-    with log.open("w") as stdout:
-        process = subprocess.Popen(
-            [*command, *endless],
-            cwd=tmp_path, stdout=stdout, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        )  # fmt: skip
-    try:
-        while " s/iter " not in log.read_text():
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.2)
-        os.killpg(process.pid, number)
-        _, errors = process.communicate(timeout=120)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == exit_code, errors
-    assert "Traceback" not in errors
     checkpoint = tmp_path / "work_dirs" / "tiny" / "interrupted.pth"
-    message = errors.splitlines()[-1]
-    assert message.startswith(f"{name} after iteration ")
-    assert f"saved {checkpoint}; to continue, repeat the command with --resume" in message
-    done = int(message.removeprefix(f"{name} after iteration ").split(",")[0])
+    for number, exit_code, name in (
+        (signal.SIGINT, 130, "interrupted"),
+        (signal.SIGTERM, 0, "terminated (SIGTERM)"),
+    ):
+        log, resume = tmp_path / f"{exit_code}.txt", ["--resume"] * (done > 0)
+        with log.open("w") as stdout:
+            process = subprocess.Popen(
+                [*command, *resume, "--cfg-options", *options, "train_cfg.max_epochs=10000"],
+                cwd=tmp_path, stdout=stdout, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            )  # fmt: skip
+        try:
+            while " s/iter " not in log.read_text():
+                assert process.poll() is None, process.stderr.read()
+                time.sleep(0.2)
+            os.killpg(process.pid, number)
+            _, errors = process.communicate(timeout=120)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+        assert process.returncode == exit_code, errors
+        assert "Traceback" not in errors
+        message = errors.splitlines()[-1]
+        assert message.startswith(f"{name} after iteration ")
+        assert f"saved {checkpoint}; to continue, repeat the command with --resume" in message
+        before, done = done, int(message.removeprefix(f"{name} after iteration ").split(",")[0])
+        assert done > before
 
     epochs = done // 3 + 1
     rest = ["--resume", "--cfg-options", *options, f"train_cfg.max_epochs={epochs}"]

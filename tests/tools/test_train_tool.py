@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 from fixtures import write_detector_config, write_segmentor_config
 from mmengine.config import Config
+from tool_modules import one_line_error
 
 
 @pytest.fixture
 def captured(train_tool, monkeypatch) -> dict:
-    """Stops the tool where the training would begin; the config it would use goes here."""
+    """Stops the tool where the training would begin: its config goes here, and the rest as ``options``."""
     captured = {}
-    monkeypatch.setattr(train_tool, "train", lambda cfg, **_: captured.update(cfg.to_dict()))
+    monkeypatch.setattr(
+        train_tool, "train", lambda cfg, **rest: captured.update(cfg.to_dict(), options=rest)
+    )
     return captured
 
 
@@ -23,30 +26,16 @@ def config(tmp_path, coco_folder) -> Path:
     return write_detector_config(tmp_path / "tiny.py", coco_folder)
 
 
-def one_line_error(capsys) -> str:
-    """The last line on stderr, the only one but for warnings of the frameworks."""
-    text = capsys.readouterr().err
-    assert "Traceback" not in text
-    (line,) = [line for line in text.splitlines() if line.startswith("error: ")]
-    assert text.endswith(f"{line}\n")
-    return line
-
-
-@pytest.mark.parametrize(("options", "checked"), [([], True), (["--no-data-check"], False)])
-def test_data_check_can_be_switched_off(train_tool, config, monkeypatch, options, checked):
-    calls = []
-    monkeypatch.setattr(train_tool, "train", lambda cfg, **kwargs: calls.append(kwargs))
-    assert train_tool.main([str(config), *options]) == 0
-    assert [call["check_data"] for call in calls] == [checked]
-
-
 def test_options_reach_the_config(train_tool, captured, config, tmp_path):
     work_dir = str(tmp_path / "run")
-    options = ["--work-dir", work_dir, "--amp", "--auto-scale-lr", "--launcher", "none"]
+    options = ["--work-dir", work_dir, "--amp", "bf16", "--auto-scale-lr", "--no-data-check"]
     fields = ["train_cfg.max_epochs=7", "model.rpn_head.loss_cls.loss_weight=0.5"]
-    assert train_tool.main([str(config), *options, "--cfg-options", *fields]) == 0
+    launcher = ["--launcher", "none", "--cfg-options", *fields]
+    assert train_tool.main([str(config), *options, *launcher]) == 0
     assert captured["work_dir"] == work_dir
     assert captured["optim_wrapper"]["type"] in ("AmpOptimWrapper", "CPUAmpOptimWrapper")
+    assert captured["optim_wrapper"]["dtype"] == "bfloat16"
+    assert captured["options"]["check_data"] is False
     assert captured["auto_scale_lr"]["enable"] is True
     assert captured["launcher"] == "none"
     assert captured["train_cfg"]["max_epochs"] == 7
@@ -67,22 +56,11 @@ def test_a_config_that_resumes_looks_for_the_newest_checkpoint(
     assert "none of the 1 checkpoints" in one_line_error(capsys)
 
 
-@pytest.mark.parametrize(("dtype", "field"), [("fp16", "float16"), ("bf16", "bfloat16")])
-def test_amp_takes_a_dtype(train_tool, captured, config, dtype, field):
-    assert train_tool.main([str(config), "--amp", dtype]) == 0
-    assert captured["optim_wrapper"]["dtype"] == field
-
-
-def test_an_unknown_amp_dtype(train_tool, config, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        train_tool.main([str(config), "--amp", "fp8"])
-    assert "argument --amp: invalid choice: 'fp8'" in capsys.readouterr().err
-
-
 def test_relative_config_from_another_folder(train_tool, captured, config, monkeypatch):
     monkeypatch.chdir(config.parent)
     assert train_tool.main([config.name]) == 0
     assert Path(captured["work_dir"]) == Path("work_dirs/tiny")
+    assert captured["options"]["check_data"] is True
 
 
 @pytest.mark.parametrize("given", ["auto", "path"])
@@ -127,36 +105,50 @@ def test_amp_training_is_finite_and_resumes(train_tool, trained_segmentor, tmp_p
     assert steps == [5, 6]
 
 
-def test_missing_config(train_tool, capsys, tmp_path):
-    path = tmp_path / "no-such.py"
-    assert train_tool.main([str(path)]) == 2
-    assert f"config file {path} not found" in one_line_error(capsys)
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["no-such.py"], "config file no-such.py not found"),
+        (["broken.py"], "config file broken.py cannot be read: SyntaxError"),
+        (
+            ["tiny.py", "--cfg-options", "train_pipeline.9.type=Resize"],
+            "--cfg-options does not fit config file tiny.py",
+        ),
+        (
+            ["tiny.py", "--cfg-options", "model.backbone.type=ResNext"],
+            "ResNext is not in the mmdet::model registry",
+        ),
+        (
+            ["tiny.py", "--work-dir", "empty", "--resume"],
+            "no checkpoint to resume in work dir empty",
+        ),
+        (["tiny.py", "--resume", "epoch_9.pth"], "checkpoint epoch_9.pth not found"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(train_tool, config, monkeypatch, capsys, command, message):
+    monkeypatch.chdir(config.parent)
+    Path("broken.py").write_text("model = dict(\n")
+    assert train_tool.main(command) == 2
+    assert message in one_line_error(capsys)
 
 
-def test_config_with_syntax_error(train_tool, capsys, tmp_path):
-    path = tmp_path / "broken.py"
-    path.write_text("model = dict(\n")
-    assert train_tool.main([str(path)]) == 2
-    assert f"config file {path} cannot be read: SyntaxError" in one_line_error(capsys)
-
-
-@pytest.mark.parametrize("option", ["max_epochs", "train_cfg.max_epochs=[1,(2]"])
-def test_bad_cfg_options(train_tool, capsys, config, option):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--amp", "fp8"], "argument --amp: invalid choice: 'fp8'"),
+        (["--cfg-options", "max_epochs"], "argument --cfg-options"),
+        (["--cfg-options", "train_cfg.max_epochs=[1,(2]"], "argument --cfg-options"),
+        (["--weights", "a.pth", "--resume"], "argument --weights: a training that goes on"),
+        (["--freeze", "-1"], "argument --freeze: must be at least 0"),
+        (["--early-stopping", "0"], "argument --early-stopping: must be at least 1"),
+        (["--log", "clearml"], "argument --log: invalid choice: 'clearml'"),
+        (["--log"], "argument --log: expected at least one argument"),
+    ],
+)
+def test_usage_errors(train_tool, options, message, capsys):
     with pytest.raises(SystemExit, match="2"):
-        train_tool.main([str(config), "--cfg-options", option])
-    assert "argument --cfg-options" in capsys.readouterr().err
-
-
-def test_cfg_options_that_do_not_fit(train_tool, capsys, config, tmp_path):
-    options = ["--work-dir", str(tmp_path), "--cfg-options", "train_pipeline.9.type=Resize"]
-    assert train_tool.main([str(config), *options]) == 2
-    assert f"--cfg-options does not fit config file {config}" in one_line_error(capsys)
-
-
-def test_unknown_component(train_tool, capsys, config, tmp_path):
-    options = ["--work-dir", str(tmp_path), "--cfg-options", "model.backbone.type=ResNext"]
-    assert train_tool.main([str(config), *options]) == 2
-    assert "ResNext is not in the mmdet::model registry" in one_line_error(capsys)
+        train_tool.main(["config.py", *options])
+    assert message in capsys.readouterr().err
 
 
 def test_debug_shows_the_traceback(train_tool, capsys, tmp_path):
@@ -175,37 +167,30 @@ def test_unexpected_errors_keep_their_traceback(train_tool, config, monkeypatch)
         train_tool.main([str(config)])
 
 
-def test_nothing_to_resume(train_tool, capsys, config, tmp_path):
-    work_dir = tmp_path / "empty"
-    assert train_tool.main([str(config), "--work-dir", str(work_dir), "--resume"]) == 2
-    assert f"no checkpoint to resume in work dir {work_dir}" in one_line_error(capsys)
-
-
-def test_missing_checkpoint_to_resume(train_tool, capsys, config, tmp_path):
-    path = tmp_path / "epoch_9.pth"
-    assert train_tool.main([str(config), "--resume", str(path)]) == 2
-    assert f"checkpoint {path} not found" in one_line_error(capsys)
-
-
 _NO_VAL = ["val_dataloader=None", "val_evaluator=None"]
 
 
-def test_options_are_repeated_where_all_errors_are_shown(train_tool, tmp_path, monkeypatch):
+def test_options_are_repeated_where_all_errors_are_shown(train_tool, captured, tmp_path):
     """The command that lists them all reads the same data."""
     config = tmp_path / "a config.py"
     config.write_text("x = 1\n")
-    commands = []
-    monkeypatch.setattr(
-        train_tool, "train", lambda cfg, check_command, **rest: commands.append(check_command)
-    )
     options = ["x=/my run/a b", "y='it''s'"]
-    assert train_tool.main([f"{config}", "--cfg-options", *options, "--no-data-check"]) == 0
-    assert train_tool.main([f"{config}"]) == 0
-    start = ["uv", "run", "flatten-det", "check", f"{config}"]
-    assert [shlex.split(command) for command in commands] == [
-        [*start, "--cfg-options", *options],
-        start,
-    ]
+    for given in (["--cfg-options", *options], []):
+        assert train_tool.main([f"{config}", *given]) == 0
+        start = ["uv", "run", "flatten-det", "check", f"{config}"]
+        assert shlex.split(captured["options"]["check_command"]) == [*start, *given]
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:700])
+
+
+def spoil(path: Path) -> None:
+    path.write_bytes(b"no image" * 99)
+
+
+ANNOTATIONS = "annotations/instances_train2017.json"
+IMAGE = f"train2017/{4:012d}.jpg"
 
 
 class TestBrokenData:
@@ -225,18 +210,6 @@ class TestBrokenData:
             return train_tool.main([str(config), "--work-dir", str(tmp_path / "run"), *options])
 
         return train
-
-    def test_missing_annotation_file(self, train, coco, tmp_path, capsys):
-        path = coco / "annotations" / "instances_train2017.json"
-        path.unlink()
-        assert train(write_detector_config(tmp_path / "tiny.py", coco)) == 2
-        assert f"{path} not found" in one_line_error(capsys)
-
-    def test_truncated_annotation_file(self, train, coco, tmp_path, capsys):
-        path = coco / "annotations" / "instances_train2017.json"
-        path.write_text(path.read_text()[:1000])
-        assert train(write_detector_config(tmp_path / "tiny.py", coco)) == 2
-        assert f"annotation file {path} is not valid JSON" in one_line_error(capsys)
 
     def test_missing_data_folder(self, train, ade20k, tmp_path, capsys):
         config = write_segmentor_config(tmp_path / "tiny.py", ade20k)
@@ -259,29 +232,29 @@ class TestBrokenData:
         assert train(config, "--no-data-check", "--cfg-options", "val_cfg=None", *_NO_VAL) == 0
 
     @pytest.mark.parametrize(
-        ("damage", "workers"),
-        [("garbage", 0), ("truncated", 0), ("empty", 0), ("missing", 0), ("garbage", 2)],
+        ("file", "damage", "workers", "message"),
+        [
+            (ANNOTATIONS, Path.unlink, 0, "{} not found"),
+            (ANNOTATIONS, cut, 0, "annotation file {} is not valid JSON"),
+            (IMAGE, spoil, 0, "image {} "),
+            (IMAGE, spoil, 2, "image {} "),
+            (IMAGE, cut, 0, "image {} "),
+            (IMAGE, lambda path: path.write_bytes(b""), 0, "image {} "),
+            (IMAGE, Path.unlink, 0, "image {} "),
+            (f"val2017/{2:012d}.jpg", spoil, 0, "image {} cannot be decoded"),
+        ],
     )
-    def test_broken_image(self, train, coco, tmp_path, capsys, damage, workers):
-        path = coco / "train2017" / f"{4:012d}.jpg"
-        content = path.read_bytes()
-        damaged = {"garbage": b"no image" * 99, "truncated": content[:700], "empty": b""}
-        path.unlink() if damage == "missing" else path.write_bytes(damaged[damage])
+    def test_broken_files(self, train, coco, tmp_path, capsys, file, damage, workers, message):
+        damage(coco / file)
         options = [f"train_dataloader.num_workers={workers}"]
         if workers:
             options.append("train_dataloader.persistent_workers=True")
         config = write_detector_config(tmp_path / "tiny.py", coco)
         assert train(config, "--cfg-options", *options) == 2
-        assert f"image {path} " in one_line_error(capsys)
-
-    def test_broken_validation_image(self, train, coco, tmp_path, capsys):
-        path = coco / "val2017" / f"{2:012d}.jpg"
-        path.write_bytes(b"no image" * 99)
-        assert train(write_detector_config(tmp_path / "tiny.py", coco)) == 2
-        assert f"image {path} cannot be decoded" in one_line_error(capsys)
+        assert message.format(coco / file) in one_line_error(capsys)
 
     def test_broken_label_map(self, train, ade20k, tmp_path, capsys):
         for path in (ade20k / "annotations" / "training").iterdir():
-            path.write_bytes(b"no image" * 99)
+            spoil(path)
         assert train(write_segmentor_config(tmp_path / "tiny.py", ade20k)) == 2
         assert f"image {ade20k / 'annotations' / 'training'}" in one_line_error(capsys)

@@ -10,8 +10,7 @@ chance. Here it is the loss of fewer and smaller steps, which chance moves less.
 from pathlib import Path
 
 import pytest
-from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
+from toy_training import Calling
 
 from flatten_det.config import load_config
 from flatten_det.train.optimizer import enable_amp
@@ -19,16 +18,6 @@ from flatten_det.train.run import train
 
 CONFIG = Path(__file__).parents[2] / "configs/quickstart/flatten-pvt-nano_semantic-fpn_shapes.py"
 ITERATIONS = 60
-
-
-@HOOKS.register_module()
-class LossJournal(Hook):
-    """Notes the loss of every iteration."""
-
-    losses: list[float]
-
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        self.losses.append(outputs["loss"].item())
 
 
 def losses(folder: Path, data: Path, precision: str) -> list[float]:
@@ -52,10 +41,12 @@ def losses(folder: Path, data: Path, precision: str) -> list[float]:
     cfg = load_config(CONFIG, options, str(folder / precision))
     if precision != "fp32":
         enable_amp(cfg, precision)
-    cfg.custom_hooks = [{"type": "LossJournal"}]
-    LossJournal.losses = []
-    train(cfg)
-    return LossJournal.losses
+    found = []
+    loss = Calling(
+        lambda runner: found.append(runner.message_hub.get_scalar("train/loss").current())
+    )
+    train(cfg, hooks=[loss])
+    return found
 
 
 @pytest.mark.slow

@@ -166,11 +166,11 @@ def options(*arguments: str) -> argparse.Namespace:
 def test_options_that_do_not_go_together(environment, monkeypatch):
     restarts = options("--max-restarts", "2")
     with pytest.raises(UserError, match="add that, or give it to torchrun"):
-        in_processes("train", lambda args: 0, restarts)(restarts)
+        in_processes("train", lambda args: 0)(restarts)
     environment.update(TORCHRUN)
     several = options("--processes", "2")
     with pytest.raises(UserError, match=r"started already \(pytorch\): leave it out"):
-        in_processes("train", lambda args: 0, several)(several)
+        in_processes("train", lambda args: 0)(several)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="needs GPUs, and there is none"):
         cli.set_launcher(Config(), options("--dist-backend", "nccl"))
@@ -262,7 +262,7 @@ def test_a_signal_that_comes_after_the_work_is_no_failure(environment, argv):
     before = {number: signal.getsignal(number) for number in numbers}
     args = argparse.Namespace(processes=None, max_restarts=0)
     try:
-        assert in_processes("train", lambda args: 3, args, argv)(args) == 3
+        assert in_processes("train", lambda args: 3, argv)(args) == 3
         changed = {n: now for n in numbers if (now := signal.getsignal(n)) != before[n]}
     finally:
         for number, handler in before.items():

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from forked_ranks import in_ranks
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -101,10 +102,8 @@ WORKERS = {"train_dataloader.num_workers": 1, "train_dataloader.persistent_worke
     ],
     ids=str,
 )
-def test_resumed_run_equals_uninterrupted_run(tmp_path, by_epoch, moments, changes, monkeypatch):
+def test_resumed_run_equals_uninterrupted_run(tmp_path, by_epoch, moments, changes):
     """The config sets no seed, as most do not: the resumed run takes over the first one's."""
-    # The workers of an interrupted run, which normally end with the process, are waited for.
-    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
     entries, weights = train_and_resume(tmp_path, by_epoch, moments, changes)
     (tmp_path / "reference").mkdir()
     cfg = make_config(tmp_path / "reference", by_epoch, changes)
@@ -112,8 +111,7 @@ def test_resumed_run_equals_uninterrupted_run(tmp_path, by_epoch, moments, chang
     cfg.randomness = {"seed": saved["meta"]["seed"]}
     expected_entries, expected = run(cfg, Journal([]))
     assert entries == expected_entries
-    for name, weight in expected.items():
-        assert torch.equal(weights[name], weight), name
+    torch.testing.assert_close(weights, expected, rtol=0, atol=0)
 
 
 def press_ctrl_c_twice() -> None:
@@ -229,34 +227,21 @@ def runner(tmp_path) -> SimpleNamespace:
     )
 
 
-def _train(rank: int, runner: SimpleNamespace, answers, number: int) -> None:
-    rendezvous = f"file://{runner.work_dir / 'rendezvous'}"
-    torch.distributed.init_process_group("gloo", rendezvous, rank=rank, world_size=2)
-    hook = InterruptHook()
-    hook.before_train(runner)
-    if number:
-        os.kill(os.getpid(), number)
-    try:
-        for runner.iter in range(1, 9):
-            hook.before_train_iter(runner, 0)
-    except TrainingInterrupted as stopped:
-        answers.put((type(stopped), runner.iter, stopped.exit_code))
-    torch.distributed.destroy_process_group()
-
-
 def train_on_two(runner: SimpleNamespace, *numbers: int) -> list[tuple]:
-    """What stops two ranks that get these signals, in the order of their exit codes."""
-    answers = FORK.Queue()
-    ranks = [
-        FORK.Process(target=_train, args=(rank, runner, answers, number))
-        for rank, number in enumerate(numbers)
-    ]
-    for rank in ranks:
-        rank.start()
-    stopped = [answers.get(timeout=60) for _ in ranks]
-    for rank in ranks:
-        rank.join(timeout=60)
-    return sorted(stopped, key=lambda answer: answer[-1])
+    """What stops two ranks that get these signals."""
+
+    def work(rank: int) -> tuple | None:
+        hook = InterruptHook()
+        hook.before_train(runner)
+        if numbers[rank]:
+            os.kill(os.getpid(), numbers[rank])
+        try:
+            for runner.iter in range(1, 9):
+                hook.before_train_iter(runner, 0)
+        except TrainingInterrupted as stopped:
+            return type(stopped), runner.iter, stopped.exit_code
+
+    return in_ranks(runner.work_dir, 2, work)
 
 
 def test_ranks_stop_at_the_same_iteration(runner):
@@ -270,7 +255,7 @@ def test_torchrun_of_a_machine_that_got_no_signal_starts_again(runner, monkeypat
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"):
         monkeypatch.setenv(name, "1")
     stopped = train_on_two(runner, 0, signal.SIGTERM)
-    assert stopped == [(TrainingPreempted, 5, 0), (TrainingPreempted, 5, 143)]
+    assert stopped == [(TrainingPreempted, 5, 143), (TrainingPreempted, 5, 0)]
 
 
 def test_a_supervised_training_says_nothing_and_saves_even_if_ctrl_c_comes_again(runner, capfd):

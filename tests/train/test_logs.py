@@ -145,13 +145,6 @@ def tool(tmp_path, monkeypatch):
     return load_tool("train")
 
 
-def test_options(tool, capsys):
-    for wrong in (["--log", "clearml"], ["--log"]):
-        with pytest.raises(SystemExit, match="2"):
-            tool.main(["tiny.py", *wrong])
-    assert "argument --log: expected at least one argument" in capsys.readouterr().err
-
-
 def test_the_same_few_pictures_of_each_validation(
     tool, tmp_path, ade20k_folder, monkeypatch, capsys
 ):

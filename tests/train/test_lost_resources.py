@@ -12,6 +12,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS
+from tool_modules import one_line_error
 from toy_training import IndexDataset, make_config
 
 from flatten_det.cli import run_tool
@@ -39,13 +40,7 @@ class DeadlyDataset(IndexDataset):
         return super().__getitem__(index)
 
 
-def one_line_error(capsys) -> str:
-    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
-    return line
-
-
-def test_a_killed_worker(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
+def test_a_killed_worker(tmp_path, capsys):
     changes = {
         "train_dataloader.num_workers": 1,
         "train_dataloader.prefetch_factor": 1,

@@ -10,7 +10,7 @@ import torch
 from mmengine.logging import MMLogger
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, DefaultScope
-from nano_backbones import DEIT, NANO
+from nano_backbones import ARCHS
 from timm.optim import param_groups_layer_decay
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -217,9 +217,6 @@ def test_settings_that_cannot_be_merged_are_named():
     wrapper = make_wrapper(model, ADAMW)
     with pytest.raises(UserError, match=r"different weight_decay for parameters .* treats alike"):
         fit_saved_optimizer({"optimizer": before}, wrapper, list(model.parameters()))
-
-
-ARCHS = NANO | {"FLattenDeiT": DEIT}
 
 
 class Detector(nn.Module):

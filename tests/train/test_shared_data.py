@@ -1,14 +1,13 @@
 """Ranks of one machine have the index of the data in memory once; and loaders feed well by default."""
 
-import multiprocessing
 import os
-import pickle
 import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forked_ranks
 import pytest
 import torch
 from coco_sized import CLASSES, write_coco_sized
@@ -56,34 +55,13 @@ def build(loader: dict) -> torch.utils.data.DataLoader:
 
 
 def in_ranks(folder: Path, count: int, work: Callable[[int], Any]) -> list[Any]:
-    """What ``work`` gives, or raises, in each of several connected processes; None for one that died."""
-    context, pipes = multiprocessing.get_context("fork"), []
-    store = folder / f"store-{len(os.listdir(folder))}"
+    """As by ranks that notice no mappings of this process: some may collect them, and others not."""
 
-    def rank_of(rank: int, pipe: Any) -> None:
-        INHERITED.extend(mappings())  # Some ranks may collect what an earlier test left, and others not.
-        os.environ["RANK"] = str(rank)  # Where warnings look.
-        try:
-            torch.distributed.init_process_group(
-                "gloo", init_method=f"file://{store}", rank=rank, world_size=count
-            )
-            pipe.send_bytes(pickle.dumps(work(rank)))
-        except Exception as error:
-            pipe.send_bytes(pickle.dumps(error))
-        os._exit(0)
+    def noted(rank: int) -> Any:
+        INHERITED.extend(mappings())
+        return work(rank)
 
-    for rank in range(count):
-        receiver, sender = context.Pipe(duplex=False)
-        context.Process(target=rank_of, args=(rank, sender)).start()
-        sender.close()
-        pipes.append(receiver)
-    results = []
-    for pipe in pipes:
-        try:
-            results.append(pickle.loads(pipe.recv_bytes()))
-        except EOFError:
-            results.append(None)
-    return results
+    return forked_ranks.in_ranks(folder, count, noted)
 
 
 def mappings() -> list[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked_ranks import in_ranks
 from mmengine.config import Config
 from toy_training import make_config
 
@@ -104,32 +105,18 @@ def test_an_ablation_leaves_the_record_of_a_run_under_way_alone(tmp_path, other)
     assert not (run.folder / RECORD).exists()
 
 
-def _rank(rank: int, folder: Path, answers) -> None:
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=2
-    )
-    for name in ("run", "free"):
-        try:
-            with locked_work_dir(folder / name):
-                answers.put((rank, name, ""))
-                torch.distributed.barrier()
-        except UserError as error:
-            answers.put((rank, name, str(error).split("(")[0]))
-    torch.distributed.destroy_process_group()
-
-
 def test_ranks_share_the_lock_and_its_refusal(tmp_path, other):
+    def work(rank: int) -> dict[str, str]:
+        told = {}
+        for name in ("run", "free"):
+            try:
+                with locked_work_dir(tmp_path / name):
+                    torch.distributed.barrier()
+                    told[name] = ""
+            except UserError as error:
+                told[name] = str(error).split("(")[0]
+        return told
+
     other()
-    answers = FORK.Queue()
-    ranks = [FORK.Process(target=_rank, args=(rank, tmp_path, answers)) for rank in range(2)]
-    for rank in ranks:
-        rank.start()
     refusal = f"work dir {tmp_path / 'run'} is in use by another training "
-    assert sorted(answers.get(timeout=60) for _ in range(4)) == [
-        (0, "free", ""),
-        (0, "run", refusal),
-        (1, "free", ""),
-        (1, "run", refusal),
-    ]
-    for rank in ranks:
-        rank.join(timeout=60)
+    assert in_ranks(tmp_path, 2, work) == [{"run": refusal, "free": ""}] * 2

@@ -3,10 +3,10 @@
 import os
 import signal
 import subprocess
-import time
 
 import pytest
 import torch
+from forked_ranks import wait_for
 from torch.utils.data import DataLoader, Dataset
 
 from flatten_det.train.stop import SurviveSigterm
@@ -46,7 +46,4 @@ def test_only_the_parents_sigterm_counts():
     items = iter(loader)
     pid = next(items)
     os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + 20
-    while not has_ended(pid):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for(lambda: has_ended(pid))
