@@ -30,6 +30,7 @@ from .tiles import (
     region_groups,
     region_tokens,
     row_offsets,
+    store_columns,
     store_matrix,
     store_tile,
     sum_split_block,
@@ -99,9 +100,9 @@ def load_kv(kv, lanes, inside, HEAD_DIM: tl.constexpr, OPERAND: tl.constexpr):
 
 
 @triton.jit
-def share(shares, batch, head, number, N, HEADS: tl.constexpr):
-    """Where a head has one of its four numbers of the rows: ``shares (B, h, 4, N)``."""
-    return shares + ((batch * HEADS + head) * 4 + number) * N
+def share(shares, batch, head, N, HEADS: tl.constexpr):
+    """Where a head has its four numbers of the rows: ``shares (B, h, N, 4)``."""
+    return shares + (batch * HEADS + head) * 4 * N
 
 
 @triton.jit
@@ -109,8 +110,8 @@ def sum_shares(shares, batch, number, tokens, live, N, HEADS: tl.constexpr):
     """A number of rows, summed over the heads, always in the same order."""
     total = tl.zeros(live.shape, tl.float32)
     for head in tl.static_range(HEADS):
-        own = share(shares, batch, head, number, N, HEADS)
-        total += tl.load(own + tokens, mask=live, other=0.0)
+        own = share(shares, batch, head, N, HEADS)
+        total += tl.load(own + tokens * 4 + number, mask=live, other=0.0)
     return total
 
 
@@ -128,7 +129,7 @@ def backward_queries(
     which is a small difference of large numbers.
 
     Of a single head also the gradient of q, and its part of that of the scale. Else what :func:`join_heads`
-    needs for them: of ``shares (B, h, 4, N)`` float32 the first three, 1 / den, d loss / ds, d loss / d floor.
+    needs for them: of ``shares (B, h, N, 4)`` float32 the first three, 1 / den, d loss / ds, d loss / d floor.
 
     Grid (B * h, splits). ``d_q (B, N, C)`` contiguous; ``d_kv (B, splits, h, d, d)``, ``d_k_mean (B, splits,
     h, d)`` and ``d_scale (B, splits, C)`` float32, the last without its factor.
@@ -175,9 +176,11 @@ def backward_queries(
             store_gradient(d_q, tokens * C, channels, live, inside, d_u, u, inverse, eps)
             scales = add_column_sums(scales, d_u * u, OPERAND, False)
         else:
-            tl.store(share(shares, batch, head, 0, N, HEADS) + tokens, reciprocal, mask=live)
-            tl.store(share(shares, batch, head, 1, N, HEADS) + tokens, d_sum, mask=live)
-            tl.store(share(shares, batch, head, 2, N, HEADS) + tokens, d_floor, mask=live)
+            column = tl.arange(0, 4)[None, :]
+            numbers = tl.where(column == 1, d_sum[:, None], d_floor[:, None])
+            numbers = tl.where(column == 0, reciprocal[:, None], numbers)
+            own = share(shares, batch, head, N, HEADS)
+            store_columns(own, tokens, live, numbers, column < 3)
         if OPERAND == tl.float16:
             unit, shrink = grow(unit, tl.where(live, reciprocal, 0.0), OPERAND)
             d_matrix *= shrink
@@ -257,8 +260,9 @@ def join_heads(
             grad_rows = row_offsets(tokens, grad_token)
             gradient = load_tile(grad, grad_rows, channels, live, inside).to(OPERAND)
             back = multiply(gradient, matrix) * factor
-            reciprocal = tl.load(share(shares, batch, head, 0, N, HEADS) + tokens, mask=live, other=0.0)
-            d_sum = tl.load(share(shares, batch, head, 1, N, HEADS) + tokens, mask=live, other=0.0)
+            own = share(shares, batch, head, N, HEADS) + tokens * 4
+            reciprocal = tl.load(own, mask=live, other=0.0)
+            d_sum = tl.load(own + 1, mask=live, other=0.0)
             d_floor = sum_shares(shares, batch, 2, tokens, live, N, HEADS)
             d_u = query_gradient(
                 u, cube(u, inverse_norm), back, inverse_norm, sixths, floor, reciprocal, d_sum,
@@ -286,7 +290,10 @@ def join_heads(
             v_rows = row_offsets(tokens, v_token)
             values, double = centred_values(v, v_rows, channels, live, inside, middle, OPERAND)
             _, _, product = key_head(u, inverse_norm, values, matrix, factor * double, vector)
-            tl.store(share(shares, batch, head, 3, N, HEADS) + tokens, product, mask=live)
+            own = share(shares, batch, head, N, HEADS)
+            column = tl.arange(0, 4)[None, :]
+            products = tl.broadcast_to(product[:, None], [BLOCK, 4])
+            store_columns(own, tokens, live, products, column == 3)
 
 
 @kernel

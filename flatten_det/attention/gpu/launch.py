@@ -230,7 +230,7 @@ def _backward_queries(
     """From the gradient of the result, :func:`strided`, and ``saved``: norms, means and kv of :func:`forward`."""
     plan, q = call.plan, call.inputs.q
     splits, tiles_per_split = call.splits(plan.query_block)
-    shares = empty(call.B, call.heads, 4, call.N, like=q) if call.heads > 1 else None
+    shares = empty(call.B, call.heads, call.N, 4, like=q) if call.heads > 1 else None
     d_q = _tokens(call, q.dtype)
     d_kv = empty(call.B, splits, call.heads, call.head_dim, call.head_dim, like=q)
     d_k_mean = empty(call.B, splits, call.C, like=q)

@@ -167,10 +167,15 @@ def load_norms(norms, tokens, live):
 
 
 @triton.jit
-def store_norms(norms, tokens, live, inverse_norm, sixths):
-    """Store what :func:`load_norms` loads."""
-    tl.store(norms + tokens * 2, inverse_norm, mask=live)
-    tl.store(norms + tokens * 2 + 1, sixths, mask=live)
+def store_columns(pointer, tokens, live, values, wanted):
+    """The wanted columns of ``values (tokens, columns)`` into ``(N, columns)``.
+
+    Where every thread has an element, those of a row stay in the warp that has the row in products: two
+    columns at least are stored without shared memory, a vector is not.
+    """
+    columns: tl.constexpr = values.shape[1]
+    places = tokens[:, None] * columns + tl.arange(0, columns)[None, :]
+    tl.store(pointer + places, values, mask=live[:, None] & wanted)
 
 
 @triton.jit
@@ -203,7 +208,8 @@ def focus(
             c = cube(us[g], inverse_norm)
             sixths += tl.sum(c * c, axis=1)
         sixths = tl.maximum(sixths, TINY, propagate_nan=tl.PropagateNan.ALL)
-        store_norms(norms, tokens, live, inverse_norm, sixths)
+        columns = tl.arange(0, 2)[None, :]
+        store_columns(norms, tokens, live, tl.join(inverse_norm, sixths), columns >= 0)
     else:
         inverse_norm, sixths = load_norms(norms, tokens, live)
     return us, inverse_norm, sixths
