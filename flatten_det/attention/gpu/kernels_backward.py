@@ -53,7 +53,7 @@ def query_head(u, inverse_norm, floor, grad, matrix, factor, mean, centre):
         centre: :func:`~.tiles.as_columns` of the centre.
 
     Returns:
-        c, G kv^T, 1 / den, and d loss / ds and d loss / d floor.
+        c, G kv^T, 1 / den, den * d loss / ds, and d loss / d floor.
     """
     c = cube(u, inverse_norm)
     back = multiply(grad, matrix) * factor
@@ -64,21 +64,20 @@ def query_head(u, inverse_norm, floor, grad, matrix, factor, mean, centre):
     centred = tl.sum(multiply(grad, columns), axis=1) * centre_factor
     # Each on its own: the difference of the two is `centred` / den, which is far larger than one of them
     # where the eps is negligible, and than the other where it rules.
-    square = reciprocal * reciprocal
-    d_sum = (centred * floor - product) * square
-    d_floor = -(centred * total + product) * square
-    return c, back, reciprocal, d_sum, d_floor
+    slope = (centred * floor - product) * reciprocal
+    d_floor = -(centred * total + product) * (reciprocal * reciprocal)
+    return c, back, reciprocal, slope, d_floor
 
 
 @triton.jit
-def query_gradient(u, c, back, inverse_norm, sixths, floor, reciprocal, d_sum, d_floor, mean):
+def query_gradient(u, c, back, inverse_norm, length, floor, reciprocal, d_sum, d_floor, mean):
     """d loss / du of one head of a tile of queries, from what :func:`query_head` returns.
 
     d_floor is the sum over the heads: the norms of a row are in the normalisers of all of them.
     """
     # d loss / du is 1 / n of d loss / dt. Of floor = eps ||c|| / n, d / dt is 3 t^2 c / ||c||^2 - t.
     d_length = d_floor * floor * inverse_norm
-    outer = d_length * (3.0 / sixths)
+    outer = (d_length / length) * (3.0 / length)
     t = u * inverse_norm[:, None]
     d_c = back * (3.0 * inverse_norm * reciprocal)[:, None]
     d_c += (3.0 * inverse_norm * d_sum)[:, None] * mean[None, :]
@@ -162,19 +161,20 @@ def backward_queries(
         tokens = tokens.to(tl.int64)
         rows = row_offsets(tokens, q_token)
         u = rectify(q, rows, q, rows, inverse, channels, lanes, live, inside, eps, False, True)
-        inverse_norm, sixths = load_norms(norms, tokens, live)
-        floor = eps * tl.sqrt(sixths) * inverse_norm
+        inverse_norm, length = load_norms(norms, tokens, live)
+        floor = eps * length * inverse_norm
         grad_rows = row_offsets(tokens, grad_token)
         gradient = load_tile(grad, grad_rows, channels, live, inside).to(OPERAND)
-        c, back, reciprocal, d_sum, d_floor = query_head(
+        c, back, reciprocal, slope, d_floor = query_head(
             u, inverse_norm, floor, gradient, matrix, factor, mean, centre
         )
+        d_sum = slope * reciprocal
         if HEADS == 1:
             d_u = query_gradient(
-                u, c, back, inverse_norm, sixths, floor, reciprocal, d_sum, d_floor, mean
+                u, c, back, inverse_norm, length, floor, reciprocal, d_sum, d_floor, mean
             )
             store_gradient(d_q, tokens * C, channels, live, inside, d_u, u, inverse, eps)
-            scales = add_column_sums(scales, d_u * u, OPERAND, False)
+            scales = add_column_sums(scales, d_u * u, OPERAND)
         else:
             column = tl.arange(0, 4)[None, :]
             numbers = tl.where(column == 1, d_sum[:, None], d_floor[:, None])
@@ -184,16 +184,21 @@ def backward_queries(
         if OPERAND == tl.float16:
             unit, shrink = grow(unit, tl.where(live, reciprocal, 0.0), OPERAND)
             d_matrix *= shrink
+            d_mean *= shrink
             reciprocal /= unit
         weighted = tl.trans((c * reciprocal[:, None]).to(OPERAND))
         d_matrix = multiply_add(weighted, gradient, d_matrix)
-        d_mean = add_column_sums(d_mean, c * d_sum[:, None], OPERAND, True)
+        slopes, slope_factor = as_columns(slope, OPERAND)
+        if OPERAND == tl.float16:
+            d_mean += multiply(weighted, slopes) * slope_factor
+        else:
+            d_mean = multiply_add(weighted, slopes, d_mean)
 
     # f(k) enters kv and k_mean divided by N.
-    d_matrix *= unit / count if OPERAND == tl.float16 else 1.0 / count
+    factor = unit / count if OPERAND == tl.float16 else 1.0 / count
     place = (batch * tl.num_programs(1) + split) * C + head * HEAD_DIM
-    store_matrix(d_kv + place * HEAD_DIM, lanes, inside, d_matrix, HEAD_DIM)
-    tl.store(d_k_mean + place + lanes, tl.sum(d_mean, axis=1) / count, mask=inside)
+    store_matrix(d_kv + place * HEAD_DIM, lanes, inside, d_matrix * factor, HEAD_DIM)
+    tl.store(d_k_mean + place + lanes, tl.sum(d_mean, axis=1) * factor, mask=inside)
     if HEADS == 1:
         tl.store(d_scale + place + lanes, tl.sum(scales, axis=1), mask=inside)
 
@@ -249,14 +254,15 @@ def join_heads(
         d_q += batch * N * C
         matrix, factor = load_kv(kv + place * HEAD_DIM, lanes, inside, HEAD_DIM, OPERAND)
         mean = tl.load(means + channels, mask=inside, other=0.0)
-        scales = tl.zeros([D, 16], tl.float32)
+        # There are registers enough for a tile of sums here: warps need not share them.
+        scales = tl.zeros([BLOCK, D], tl.float32)
         for query_tile in range(first, last):
             tokens, live = tile_tokens(query_tile, count, width, pitch, BLOCK, HAS_SIZES)
             tokens = tokens.to(tl.int64)
             rows = row_offsets(tokens, q_token)
             u = rectify(q, rows, q, rows, inverse, channels, lanes, live, inside, eps, False, True)
-            inverse_norm, sixths = load_norms(norms, tokens, live)
-            floor = eps * tl.sqrt(sixths) * inverse_norm
+            inverse_norm, length = load_norms(norms, tokens, live)
+            floor = eps * length * inverse_norm
             grad_rows = row_offsets(tokens, grad_token)
             gradient = load_tile(grad, grad_rows, channels, live, inside).to(OPERAND)
             back = multiply(gradient, matrix) * factor
@@ -265,13 +271,13 @@ def join_heads(
             d_sum = tl.load(own + 1, mask=live, other=0.0)
             d_floor = sum_shares(shares, batch, 2, tokens, live, N, HEADS)
             d_u = query_gradient(
-                u, cube(u, inverse_norm), back, inverse_norm, sixths, floor, reciprocal, d_sum,
+                u, cube(u, inverse_norm), back, inverse_norm, length, floor, reciprocal, d_sum,
                 d_floor, mean,
             )  # fmt: skip
             store_gradient(d_q, tokens * C, channels, live, inside, d_u, u, inverse, eps)
-            scales = add_column_sums(scales, d_u * u, OPERAND, False)
+            scales += d_u * u
         d_scale += (batch * tl.num_programs(1) + split) * C
-        tl.store(d_scale + channels, tl.sum(scales, axis=1), mask=inside)
+        tl.store(d_scale + channels, tl.sum(scales, axis=0), mask=inside)
     else:
         k += batch * k_batch * 8
         v += batch * v_batch * 8
@@ -340,7 +346,7 @@ def backward_keys(
             k, row_offsets(tokens, k_token), positions, row_offsets(tokens, positions_token),
             inverse, channels, lanes, live, inside, eps, HAS_POSITIONS, True,
         )  # fmt: skip
-        inverse_norm, sixths = load_norms(norms, tokens, live)
+        inverse_norm, length = load_norms(norms, tokens, live)
         v_rows = row_offsets(tokens, v_token)
         values, double = centred_values(v, v_rows, channels, live, inside, middle, OPERAND)
         c, d_focused, product = key_head(u, inverse_norm, values, matrix, factor * double, vector)
@@ -348,14 +354,14 @@ def backward_keys(
             product = sum_shares(shares, batch, 3, tokens, live, N, HEADS)
 
         # f = n c / ||c||: d loss / du is (3 t^2 d_f + product (t - 3 t^2 c / ||c||^2)) / ||c||.
-        ratio = tl.where(live, tl.rsqrt(sixths), 0.0)
+        ratio = tl.where(live, 1.0 / length, 0.0)
         along = product * ratio
-        outer = along * (3.0 / sixths)
+        outer = (along * ratio) * (3.0 * ratio)
         t = u * inverse_norm[:, None]
         d_u = d_focused * (3.0 * ratio)[:, None] - outer[:, None] * c
         d_u = d_u * (t * t) + along[:, None] * t
         store_gradient(d_k, tokens * C, channels, live, inside, d_u, u, inverse, eps)
-        scales = add_column_sums(scales, d_u * u, OPERAND, False)
+        scales = add_column_sums(scales, d_u * u, OPERAND)
         lengths = ratio / inverse_norm * (factor / headroom(OPERAND))
         d_values = multiply((c * headroom(OPERAND)).to(OPERAND), tl.trans(matrix))
         store_tile(d_v, tokens * C, channels, live, inside, d_values * lengths[:, None])

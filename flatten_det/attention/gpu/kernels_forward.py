@@ -43,7 +43,7 @@ def row_norms(
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr,
     HAS_POSITIONS: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_SIZES: tl.constexpr,
 ):  # fmt: skip
-    """1 / n and the sum of c^2 of queries and keys, where programs see one head only.
+    """1 / n and ||c|| of queries and keys, where programs see one head only.
 
     ``norms (B, 2, N, 2)`` float32, those of the queries first. Grid (tiles, B, 2).
     """
@@ -131,12 +131,12 @@ def reduce_keys(
     last = tl.minimum((split + 1) * tiles_per_split, tl.cdiv(count, BLOCK))
     for tile in range(split * tiles_per_split, last):
         tokens, live = tile_tokens(tile, count, width, pitch, BLOCK, HAS_SIZES)
-        us, inverse_norm, sixths = focus(
+        us, inverse_norm, length = focus(
             k, row_offsets(tokens, k_token), positions, row_offsets(tokens, positions_token),
             inverses, norms, tokens.to(tl.int64), first_head, lanes, live, inside, eps,
             HEADS, HEAD_DIM, GROUP, HAS_POSITIONS, False,
         )  # fmt: skip
-        lengths = tl.where(live, tl.rsqrt(sixths) / inverse_norm, 0.0)
+        lengths = tl.where(live, 1.0 / (length * inverse_norm), 0.0)
         shrink = 1.0
         if OPERAND == tl.float16:
             unit, shrink = grow(unit, lengths, OPERAND)
@@ -241,12 +241,12 @@ def attend(
         live = y + step < bottom
         tokens = ((y + step) * pitch + x).to(tl.int64)
         q_rows = row_offsets(tokens, q_token)
-        us, inverse_norm, sixths = focus(
+        us, inverse_norm, length = focus(
             q, q_rows, q, q_rows, inverses, norms, tokens, first_head, lanes, live, inside, eps,
             HEADS, HEAD_DIM, GROUP, False, True,
         )  # fmt: skip
         # A row's scale cancels between numerator and denominator but for this: eps, divided alike.
-        floor = eps * tl.sqrt(sixths) * inverse_norm * headroom(OPERAND)
+        floor = eps * length * inverse_norm * headroom(OPERAND)
         for g in tl.static_range(GROUP):
             cubes = (cube(us[g], inverse_norm) * headroom(OPERAND)).to(OPERAND)
             factor, mean_factor = factors[g]

@@ -145,14 +145,19 @@ def rectify(
         IN_PRODUCTS: the rows are to be combined with products of 16 bits.
     """
     dtype: tl.constexpr = pointer.dtype.element_ty
+    by_products: tl.constexpr = IN_PRODUCTS and dtype != tl.float32
+    are_alike: tl.constexpr = positions.dtype.element_ty == dtype
     x = load_tile(pointer, rows, channels, live, inside)
-    if IN_PRODUCTS and dtype != tl.float32:
+    if by_products:
         # Exact. Rows and products lie alike in the registers then, and nothing passes through shared
         # memory to get from the one arrangement into the other.
         identity = (lanes[:, None] == lanes[None, :]).to(tl.float32).to(dtype)
         x = multiply(x, identity)
+        if HAS_POSITIONS and are_alike:
+            added = load_tile(positions, position_rows, channels, live, inside)
+            x = multiply_add(added, identity, x)
     x = x.to(tl.float32)
-    if HAS_POSITIONS:
+    if HAS_POSITIONS and not (by_products and are_alike):
         x += load_tile(positions, position_rows, channels, live, inside).to(tl.float32)
     # NaN stays NaN, as in the reference.
     positive = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
@@ -161,7 +166,7 @@ def rectify(
 
 @triton.jit
 def load_norms(norms, tokens, live):
-    """1 / n and the sum of c^2 of rows, from ``norms (N, 2)`` of a batch entry."""
+    """1 / n and ||c|| of rows, from ``norms (N, 2)`` of a batch entry."""
     inverse_norm = tl.load(norms + tokens * 2, mask=live, other=1.0)
     return inverse_norm, tl.load(norms + tokens * 2 + 1, mask=live, other=1.0)
 
@@ -207,12 +212,12 @@ def focus(
         for g in tl.static_range(GROUP):
             c = cube(us[g], inverse_norm)
             sixths += tl.sum(c * c, axis=1)
-        sixths = tl.maximum(sixths, TINY, propagate_nan=tl.PropagateNan.ALL)
+        length = tl.sqrt(tl.maximum(sixths, TINY, propagate_nan=tl.PropagateNan.ALL))
         columns = tl.arange(0, 2)[None, :]
-        store_columns(norms, tokens, live, tl.join(inverse_norm, sixths), columns >= 0)
+        store_columns(norms, tokens, live, tl.join(inverse_norm, length), columns >= 0)
     else:
-        inverse_norm, sixths = load_norms(norms, tokens, live)
-    return us, inverse_norm, sixths
+        inverse_norm, length = load_norms(norms, tokens, live)
+    return us, inverse_norm, length
 
 
 @triton.jit
@@ -311,21 +316,18 @@ def as_columns(x, OPERAND: tl.constexpr):
 
 
 @triton.jit
-def add_column_sums(total, x, OPERAND: tl.constexpr, EXACT: tl.constexpr):
+def add_column_sums(total, x, OPERAND: tl.constexpr):
     """``total [D, 16]``, whose own columns are one sum in 16 parts, plus the sums of the columns of x.
 
     A product with ones: warps do not wait for each other at every tile, and no tile of sums stays in
-    registers. EXACT: of x with twice the digits of the operands.
+    registers.
     """
     if OPERAND == tl.float32:
         total += (tl.sum(x, axis=0) * (1.0 / 16))[:, None]
     else:
         ones = tl.full([x.shape[0], 16], 1.0 / 16, OPERAND)
-        high, low, factor = as_operands(x, OPERAND)
-        sums = multiply(tl.trans(high), ones)
-        if EXACT:
-            sums = multiply_add(tl.trans(low), ones, sums)
-        total += sums * factor
+        operand, factor = as_operand(x, OPERAND)
+        total += multiply(tl.trans(operand), ones) * factor
     return total
 
 
