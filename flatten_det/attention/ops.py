@@ -59,8 +59,8 @@ def attention(*arguments):
     "flatten_det::focused_linear_attention_backward",
     mutates_args=(),
     device_types="cpu",
-    schema=f"(Tensor grad, {_TENSORS}, Tensor kv, Tensor means, Tensor norms, {_SETTINGS}, bool[] needs, {_SIZES}) "
-    "-> Tensor[]",
+    schema=f"(Tensor grad, {_TENSORS}, Tensor kv, Tensor means, Tensor norms, {_SETTINGS}, "
+    f"bool[] needs, {_SIZES}) -> Tensor[]",
 )
 def attention_backward(*arguments):
     """Gradients of those of the seven tensor inputs that need one, in their order."""
@@ -115,7 +115,7 @@ def _attention_backward_cuda(*arguments):
 
 
 def _forward_by_kernels(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``gpu.forward``, or the plain operations if Triton cannot build it; but the output is unwritten then."""
+    """``gpu.forward``, or the plain operations if Triton cannot build it; all but the output is unwritten."""
     try:
         if not gpu.failure():
             return gpu.forward(inputs)

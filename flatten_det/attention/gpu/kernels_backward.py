@@ -1,4 +1,4 @@
-"""Backward kernels: queries, keys and values, depthwise weights, sums.
+"""Backward kernels: queries, what several heads share, keys and values, depthwise weights, sums.
 
 Notation as in :mod:`.tiles`; G is the gradient of the output. The length of a row may be treated as a
 constant where it is divided out, because the result does not depend on it. ``sizes`` as in
@@ -128,7 +128,8 @@ def backward_queries(
     which is a small difference of large numbers.
 
     Of a single head also the gradient of q, and its part of that of the scale. Else what :func:`join_heads`
-    needs for them: of ``shares (B, h, N, 4)`` float32 the first three, 1 / den, d loss / ds, d loss / d floor.
+    needs for them: of ``shares (B, h, N, 4)`` float32 the first three, which are 1 / den, d loss / ds and
+    d loss / d floor.
 
     Grid (B * h, splits). ``d_q (B, N, C)`` contiguous; ``d_kv (B, splits, h, d, d)``, ``d_k_mean (B, splits,
     h, d)`` and ``d_scale (B, splits, C)`` float32, the last without its factor.
@@ -455,7 +456,7 @@ def backward_depthwise(
     GROUPS: tl.constexpr, COLUMNS: tl.constexpr, K: tl.constexpr, HAS_SIZES: tl.constexpr,
     HAS_SUMS: tl.constexpr, SPLIT_BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Parts of :func:`depthwise_part`, and beside them, which is a launch less, :func:`~.tiles.sum_split_block`.
+    """:func:`depthwise_part`, and beside it, which is a launch less, :func:`~.tiles.sum_split_block`.
 
     Grid (sum_programs + splits of the former,). Without HAS_SUMS there are no sums.
     """

@@ -97,7 +97,7 @@ def reduce_keys(
     """Parts of ``f(k)^T (v - centre) / N`` and ``sum f(k) / N`` of one split, for GROUP heads.
 
     Both are sums over the same rounded f(k), so that the weights of the attention sum to one. GROUP is all
-    heads, or 1 with ``norms`` of :func:`row_norms`, which are written otherwise. Grid (B * h / GROUP, splits).
+    heads, which writes ``norms``, or 1 with those of :func:`row_norms`. Grid (B * h / GROUP, splits).
 
     ``kv (B, splits, h, d, d)`` and ``k_mean (B, splits, h, d)``, whose splits are ``k_mean_stride`` elements
     apart, float32. The centre goes into ``means (B, 2, C)``, beside where the mean of f(k) is to be.
@@ -197,7 +197,8 @@ def attend(
 ):  # fmt: skip
     """``out (B, N, C)``, contiguous: the queries' attention of a region, and, if K > 0, the convolution of v.
 
-    GROUP and ``norms`` as in :func:`reduce_keys`. Grid (B * h / GROUP, regions). ``moved_means (B, 2, C)`` and ``moved_kv (B, h, d, d)`` are those of another centre of the values.
+    GROUP and ``norms`` as in :func:`reduce_keys`. Grid (B * h / GROUP, regions). ``moved_means (B, 2, C)`` and
+    ``moved_kv (B, h, d, d)`` are those of another centre of the values.
     """
     batch, first_head = program_heads(HEADS, GROUP)
     lanes = tl.arange(0, D)

@@ -40,7 +40,7 @@ def interpreted() -> bool:
 
 
 class Sums(NamedTuple):
-    """Sums over splits ``(B, splits, ...)``: how many programs take them, their arguments, and the matrices."""
+    """Sums over splits: how many programs take them, arguments of theirs, and the matrices summed."""
 
     programs: int
     arguments: tuple[Any, ...]
@@ -59,8 +59,8 @@ def forward(inputs: Inputs, plan: Plan | None = None) -> tuple[Tensor, Tensor, T
 
     Returns:
         The result ``(B, N, C)`` in the dtype of v, and for :func:`backward`, in float32,
-        ``f(k)^T (v - centre) / N (B, h, d, d)``; ``(B, 2, C)``, the mean of f(k) and the centre of v; norms of
-        queries and keys, ``(B, 2, N, 2)``, see :func:`.tiles.load_norms`. They share no memory.
+        ``f(k)^T (v - centre) / N (B, h, d, d)``; ``(B, 2, C)``, the mean of f(k) and the centre of v; and
+        ``(B, 2, N, 2)``, norms of queries and keys, see :func:`.tiles.load_norms`. They share no memory.
 
     Raises:
         ValueError: if H * W is not N, or a parameter has another shape.
@@ -104,7 +104,8 @@ def backward(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of the seven tensors of the inputs of :func:`forward`; None for those without ``needs``.
 
-    They share no memory. ``kv``, ``means`` and ``norms`` are from :func:`forward`; ValueError if H * W is not N.
+    They share no memory. ``kv``, ``means`` and ``norms`` are from :func:`forward`; ValueError if H * W is
+    not N.
     """
     call = make_call(inputs, plan, is_backward=True)
     if plan is None:
@@ -227,7 +228,7 @@ class _Queries(NamedTuple):
 def _backward_queries(
     call: Call, grad: tuple[Tensor, int, int], saved: Sequence[Tensor]
 ) -> _Queries:
-    """From the gradient of the result, :func:`strided`, and ``saved``: norms, means and kv of :func:`forward`."""
+    """From the gradient of the result, :func:`strided`, and norms, means and kv of :func:`forward`."""
     plan, q = call.plan, call.inputs.q
     splits, tiles_per_split = call.splits(plan.query_block)
     shares = empty(call.B, call.heads, call.N, 4, like=q) if call.heads > 1 else None

@@ -145,19 +145,14 @@ def rectify(
         IN_PRODUCTS: the rows are to be combined with products of 16 bits.
     """
     dtype: tl.constexpr = pointer.dtype.element_ty
-    by_products: tl.constexpr = IN_PRODUCTS and dtype != tl.float32
-    are_alike: tl.constexpr = positions.dtype.element_ty == dtype
     x = load_tile(pointer, rows, channels, live, inside)
-    if by_products:
+    if IN_PRODUCTS and dtype != tl.float32:
         # Exact. Rows and products lie alike in the registers then, and nothing passes through shared
         # memory to get from the one arrangement into the other.
         identity = (lanes[:, None] == lanes[None, :]).to(tl.float32).to(dtype)
         x = multiply(x, identity)
-        if HAS_POSITIONS and are_alike:
-            added = load_tile(positions, position_rows, channels, live, inside)
-            x = multiply_add(added, identity, x)
     x = x.to(tl.float32)
-    if HAS_POSITIONS and not (by_products and are_alike):
+    if HAS_POSITIONS:
         x += load_tile(positions, position_rows, channels, live, inside).to(tl.float32)
     # NaN stays NaN, as in the reference.
     positive = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
@@ -349,7 +344,7 @@ def sum_split_block(
     """One block of two sums over the splits, always in the same order.
 
     ``matrix_parts (B, splits, h, d, d)`` and ``vector_parts (B, splits, C)``; vectors of the result are
-    ``vector_stride`` elements apart. Blocks of each batch entry are those of its matrices, then of its vector.
+    ``vector_stride`` elements apart. Of each batch entry the matrices' blocks are the first.
     """
     BLOCK_SPLITS: tl.constexpr = 32
     matrix_blocks: tl.constexpr = (C * HEAD_DIM + BLOCK - 1) // BLOCK
