@@ -33,12 +33,13 @@ _CPU = torch.device("cpu")
     "flatten_det::focused_linear_attention",
     mutates_args=(),
     device_types="cpu",
-    schema=f"({_TENSORS}, Tensor? floor, {_SETTINGS}, {_SIZES}) -> (Tensor, Tensor, Tensor)",
+    schema=f"({_TENSORS}, Tensor? floor, {_SETTINGS}, {_SIZES}) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 def attention(*arguments):
     """Output ``(B, N, C)``; for backward, the means of f(k)ᵀ v ``(B, h, d, d)`` and of f(k) ``(B, h, d)``.
 
-    On CUDA v is taken from a centre there, which the means have beside that of f(k), ``(B, 2, C)``.
+    On CUDA v is taken from a centre there, which the means have beside that of f(k), ``(B, 2, C)``; and the
+    last one has norms of the rows of q and k, ``(B, 2, N, 2)``, while it is empty on the CPU.
 
     Arguments are those of :class:`~flatten_det.attention.reference.Inputs`, with p = 3. Fewer keys than
     queries need ``dwc_weight=None``. With a floor, which is for the CPU alone, there is no backward pass;
@@ -51,19 +52,19 @@ def attention(*arguments):
         )
     # Autocast would send the products within an operator to half precision.
     with without_autocast(_CPU):
-        return tiled.forward(inputs)
+        return *tiled.forward(inputs), inputs.q.new_empty(0, dtype=torch.float32)
 
 
 @torch.library.custom_op(
     "flatten_det::focused_linear_attention_backward",
     mutates_args=(),
     device_types="cpu",
-    schema=f"(Tensor grad, {_TENSORS}, Tensor kv, Tensor means, {_SETTINGS}, bool[] needs, {_SIZES}) "
-    "-> Tensor[]",
+    schema=f"(Tensor grad, {_TENSORS}, Tensor kv, Tensor means, Tensor norms, {_SETTINGS}, "
+    f"bool[] needs, {_SIZES}) -> Tensor[]",
 )
 def attention_backward(*arguments):
     """Gradients of those of the seven tensor inputs that need one, in their order."""
-    grad, inputs, kv, means, needs = _pack_backward(*arguments)
+    grad, inputs, (kv, means, _), needs = _pack_backward(*arguments)
     with without_autocast(_CPU):
         return _needed(tiled.backward(grad, inputs, kv, means, needs), needs)
 
@@ -76,11 +77,11 @@ def _pack(
     return Inputs(*tensors, num_heads, (height, width), eps=eps, floor=floor, sizes=sizes)
 
 
-def _pack_backward(grad, *arguments) -> tuple[Tensor, Inputs, Tensor, Tensor, Sequence[bool]]:
+def _pack_backward(grad, *arguments) -> tuple[Tensor, Inputs, Sequence[Tensor], Sequence[bool]]:
     """The arguments of :func:`attention_backward`."""
-    kv, means, num_heads, height, width, eps, needs, *sizes = arguments[7:]
+    num_heads, height, width, eps, needs, *sizes = arguments[10:]
     inputs = _pack(*arguments[:7], None, num_heads, height, width, eps, *sizes)
-    return grad, inputs, kv, means, needs
+    return grad, inputs, arguments[7:10], needs
 
 
 def _unpack(inputs: Inputs) -> tuple:
@@ -113,28 +114,30 @@ def _attention_backward_cuda(*arguments):
     return _needed(_backward_by_kernels(*packed, tuple(needs)), needs)
 
 
-def _forward_by_kernels(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
-    """``gpu.forward``, or the plain operations if Triton cannot build it; the means are unwritten then."""
+def _forward_by_kernels(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``gpu.forward``, or the plain operations if Triton cannot build it; all but the output is unwritten."""
     try:
         if not gpu.failure():
             return gpu.forward(inputs)
     except Exception as error:
         gpu.give_up(error)
-    (B, _, C), h = inputs.q.shape, inputs.num_heads
-    kv, means = (
-        inputs.q.new_empty(shape, dtype=torch.float32)
-        for shape in ((B, h, C // h, C // h), (B, 2, C))
-    )
-    return plain.focused_linear_attention(inputs), kv, means
+    return plain.focused_linear_attention(inputs), *_new_saved(inputs)
+
+
+def _new_saved(inputs: Inputs) -> Iterable[Tensor]:
+    """Unwritten memory for what the kernels keep for backward."""
+    (B, N, C), h = inputs.q.shape, inputs.num_heads
+    shapes = ((B, h, C // h, C // h), (B, 2, C), (B, 2, N, 2))
+    return (inputs.q.new_empty(shape, dtype=torch.float32) for shape in shapes)
 
 
 def _backward_by_kernels(
-    grad: Tensor, inputs: Inputs, kv: Tensor, means: Tensor, needs: tuple[bool, ...]
+    grad: Tensor, inputs: Inputs, saved: Sequence[Tensor], needs: tuple[bool, ...]
 ) -> Sequence[Tensor | None]:
     """``gpu.backward``, or that of the plain operations if Triton cannot build it."""
     try:
         if not gpu.failure():
-            return gpu.backward(grad, inputs, kv, means, needs)
+            return gpu.backward(grad, inputs, *saved, needs)
     except Exception as error:
         gpu.give_up(error)
     leaves = [
@@ -152,17 +155,17 @@ class _Kernels(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        out, kv, means = _forward_by_kernels(Inputs(*inputs))
-        ctx.save_for_backward(*inputs[:7], kv, means)
+        out, *saved = _forward_by_kernels(Inputs(*inputs))
+        ctx.save_for_backward(*inputs[:7], *saved)
         ctx.settings = inputs[7:]  # The sizes among them, which nobody changes.
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        *tensors, kv, means = ctx.saved_tensors
+        tensors, saved = ctx.saved_tensors[:7], ctx.saved_tensors[7:]
         inputs, needs = Inputs(*tensors, *ctx.settings), ctx.needs_input_grad[:7]
-        return *_backward_by_kernels(grad, inputs, kv, means, needs), *[None] * len(ctx.settings)
+        return *_backward_by_kernels(grad, inputs, saved, needs), *[None] * len(ctx.settings)
 
 
 def attention_on_cuda(inputs: Inputs) -> Tensor:
@@ -184,36 +187,37 @@ def attention_in_tiles(inputs: Inputs) -> Tensor:
 def _(*arguments):
     inputs = _pack(*arguments)
     (B, N, C), h, v = inputs.q.shape, inputs.num_heads, inputs.v
-    return (
-        v.new_empty(B, N, C),
-        v.new_empty(B, h, C // h, C // h, dtype=torch.float32),
-        v.new_empty((B, 2, C) if v.is_cuda else (B, h, C // h), dtype=torch.float32),
-    )
+    out = v.new_empty(B, N, C)
+    if v.is_cuda:
+        return out, *_new_saved(inputs)
+    shapes = ((B, h, C // h, C // h), (B, h, C // h), (0,))
+    return out, *(v.new_empty(shape, dtype=torch.float32) for shape in shapes)
 
 
 @attention_backward.register_fake
 def _(*arguments):
-    _, inputs, _, _, needs = _pack_backward(*arguments)
+    _, inputs, _, needs = _pack_backward(*arguments)
     return [x.new_empty(x.shape) for x in _needed(inputs.tensors, needs)]
 
 
 def _setup_context(ctx, inputs, output):
     inputs = _pack(*inputs)
-    _, kv, means = output
-    ctx.save_for_backward(*inputs.tensors, kv, means, inputs.sizes)
+    ctx.save_for_backward(*inputs.tensors, *output[1:], inputs.sizes)
     ctx.settings = (inputs.num_heads, *inputs.hw_shape, inputs.eps)
     ctx.is_folded = inputs.floor is not None
 
 
 def _backward(ctx, grad, *_):
-    # Gradients of the two means do not occur: nothing but this reads them.
+    # Gradients of the means and norms do not occur: nothing but this reads them.
     if ctx.is_folded:
         raise NotImplementedError("folded projections have no backward pass: unfuse the layer")
-    *tensors, kv, means, sizes = ctx.saved_tensors
-    needs = [need and x is not None for need, x in zip(ctx.needs_input_grad, tensors, strict=False)]
+    *saved, sizes = ctx.saved_tensors
+    needs = [
+        need and x is not None for need, x in zip(ctx.needs_input_grad, saved[:7], strict=False)
+    ]
     found = ()
     if any(needs):
-        found = attention_backward(grad, *tensors, kv, means, *ctx.settings, needs, sizes)
+        found = attention_backward(grad, *saved, *ctx.settings, needs, sizes)
     return *_spread(found, needs), *[None] * 6
 
 

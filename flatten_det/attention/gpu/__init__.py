@@ -13,27 +13,32 @@ kernel                      reads and writes                                   U
 ``reduce_keys``             k, v, positions                                    2 (+1/B)
 ``attend``                  q, v; out (twice, the second time from the cache)  3
 ``backward_queries``        q, grad; d_q                                       3
+``join_heads``              q, grad, k, v, positions; d_q                      5 (+1/B)
 ``backward_keys``           k, v, positions, grad; d_k, d_v (twice)            6 (+1/B)
 ``backward_depthwise``      v, grad                                            2
 ``sum_parameters``          d_k; d_positions                                   1 (+1/B)
 ==========================  =================================================  =========
 
-that is 5-6 U forward and 17-20 U with backward. With many heads ``row_norms``, ``query_norms`` and
-``key_norms`` read q and k once, q and grad once, and k and v once more.
+that is 5-6 U forward and 17-20 U with backward. Only with several heads ``join_heads`` is there, which has
+d_q from ``backward_queries``: 4 U more; with many, ``row_norms`` reads q and k once more forward. Norms of
+rows, 16 bytes for each token, are kept from the forward pass.
 
 **Why like this.**
 
 - Norms span all channels of a row and the sums f(k)^T v are per head. A program that has all heads reads
-  each row once, and keeps it in registers. Where the sums of all heads do not fit there, every head has its
-  own programs, and what the heads share is computed once by a kernel of its own.
+  each row once, and keeps it in registers. Where the sums of all heads do not fit there, as backward, every
+  head has its own programs: norms come from the forward pass, and what else the heads share is a number per
+  head and row, which whoever needs the sum adds up.
 - No norm is needed for the queries: a positive scale of a row of q cancels, but for the eps.
 - Splits of the tokens are summed in a second kernel, always in the same order, not by atomics: results are
-  the same bit for bit in every run.
+  the same bit for bit in every run. Backward, programs of ``backward_depthwise`` do it, which is a launch
+  less. There are four launches with one head, five with several.
 - The convolution is the second half of the kernels that attend, which is a launch less and finds their output
   in the cache. Of K rows of outputs all sums are in registers, and so are the K*K taps: outputs of 4 columns
   need K + 3 values of a row, and 25 multiply-adds cost 40 instructions.
 - Shared memory, with two barriers each time, is avoided: sums over the tokens of a tile are products with
-  ones, and rows that meet results of the matrix units come into their registers by a product, too.
+  ones or with what the tokens are weighted by, rows that meet results of the matrix units come into their
+  registers by a product, too, and numbers of rows are stored side by side.
 
 **Padding.** Kernels walk over a map's own rows and columns, and step from row to row by the width of the
 padded one: padding is neither read nor written. Its zeros are filled in before (one operator forward, three
@@ -48,6 +53,7 @@ backward, 1 U each). The divisions are 1-3 % more instructions per element, and 
 
 **Considered and dropped.** Products in tf32 (their operands cannot be transposed in shared memory: 51 loads
 and 24 stores per tile); all heads in a program backward (spills of 1 KB per thread with two heads); atomics;
+a tile of sums for the scale's gradient wherever it is (two barriers less, but spills with one head);
 specialising on sizes (strides are passed in units of eight elements instead, so that one compilation serves
 all images).
 """

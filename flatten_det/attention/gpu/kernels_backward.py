@@ -1,4 +1,4 @@
-"""Backward kernels: queries, keys and values, depthwise weights, sums.
+"""Backward kernels: queries, what several heads share, keys and values, depthwise weights, sums.
 
 Notation as in :mod:`.tiles`; G is the gradient of the output. The length of a row may be treated as a
 constant where it is divided out, because the result does not depend on it. ``sizes`` as in
@@ -15,23 +15,25 @@ from .tiles import (
     as_operand,
     centred_values,
     cube,
-    focus,
     grow,
     headroom,
-    inverse_scales,
     inverse_softplus,
     is_positive,
     kernel,
     load_matrix,
+    load_norms,
     load_tile,
     multiply,
     multiply_add,
     program_heads,
+    rectify,
     region_groups,
     region_tokens,
     row_offsets,
+    store_columns,
     store_matrix,
     store_tile,
+    sum_split_block,
     tile_tokens,
     valid_count,
     valid_size,
@@ -51,7 +53,7 @@ def query_head(u, inverse_norm, floor, grad, matrix, factor, mean, centre):
         centre: :func:`~.tiles.as_columns` of the centre.
 
     Returns:
-        c, G kv^T, 1 / den, and d loss / ds and d loss / d floor.
+        c, G kv^T, 1 / den, den * d loss / ds, and d loss / d floor.
     """
     c = cube(u, inverse_norm)
     back = multiply(grad, matrix) * factor
@@ -62,183 +64,144 @@ def query_head(u, inverse_norm, floor, grad, matrix, factor, mean, centre):
     centred = tl.sum(multiply(grad, columns), axis=1) * centre_factor
     # Each on its own: the difference of the two is `centred` / den, which is far larger than one of them
     # where the eps is negligible, and than the other where it rules.
-    square = reciprocal * reciprocal
-    d_sum = (centred * floor - product) * square
-    d_floor = -(centred * total + product) * square
-    return c, back, reciprocal, d_sum, d_floor
+    slope = (centred * floor - product) * reciprocal
+    d_floor = -(centred * total + product) * (reciprocal * reciprocal)
+    return c, back, reciprocal, slope, d_floor
 
 
 @triton.jit
-def query_parameters(
-    means, kv, head, lanes, inside, C: tl.constexpr, HEAD_DIM: tl.constexpr, OPERAND: tl.constexpr
-):
-    """What :func:`query_head` takes of a head of this batch entry: matrix, factor, mean, centre."""
-    matrix = load_matrix(kv + head * HEAD_DIM * HEAD_DIM, lanes, inside, HEAD_DIM)
-    mean = tl.load(means + head * HEAD_DIM + lanes, mask=inside, other=0.0)
-    middle = tl.load(means + C + head * HEAD_DIM + lanes, mask=inside, other=0.0)
-    operand, factor = as_operand(matrix, OPERAND)
-    return tl.trans(operand), factor, mean, as_columns(middle, OPERAND)
+def query_gradient(u, c, back, inverse_norm, length, floor, reciprocal, d_sum, d_floor, mean):
+    """d loss / du of one head of a tile of queries, from what :func:`query_head` returns.
 
-
-@kernel
-def query_norms(
-    q, q_batch, q_token, grad, grad_batch, grad_token, scale, means, kv, norms,
-    N, sizes, pitch, eps,
-    C: tl.constexpr, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, D: tl.constexpr,
-    BLOCK: tl.constexpr, HAS_SCALE: tl.constexpr, OPERAND: tl.constexpr, HAS_SIZES: tl.constexpr,
-):  # fmt: skip
-    """What the heads of a row of queries share, for programs that see one head only.
-
-    ``norms (B, N, 3)`` float32: 1 / n, sum of c^2, d loss / d floor. Grid (tiles, B).
+    d_floor is the sum over the heads: the norms of a row are in the normalisers of all of them.
     """
-    batch = tl.program_id(1).to(tl.int64)
-    count, width = valid_count(sizes, batch, N, HAS_SIZES)
-    tokens, live = tile_tokens(tl.program_id(0), count, width, pitch, BLOCK, HAS_SIZES)
-    lanes = tl.arange(0, D)
-    inside = lanes < HEAD_DIM
-    rows = row_offsets(tokens, q_token)
-    grad_rows = row_offsets(tokens, grad_token)
-    inverses = inverse_scales(scale, 0, lanes, inside, HEAD_DIM, HEADS, HAS_SCALE)
-    us, inverse_norm, sixths = focus(
-        q + batch * q_batch * 8, rows, q, rows, inverses, norms, rows, 0, lanes, live, inside, eps,
-        HEADS, HEAD_DIM, HEADS, False, True,
-    )  # fmt: skip
-    floor = eps * tl.sqrt(sixths) * inverse_norm
-    total = tl.zeros([BLOCK], tl.float32)
+    # d loss / du is 1 / n of d loss / dt. Of floor = eps ||c|| / n, d / dt is 3 t^2 c / ||c||^2 - t.
+    d_length = d_floor * floor * inverse_norm
+    outer = (d_length / length) * (3.0 / length)
+    t = u * inverse_norm[:, None]
+    d_c = back * (3.0 * inverse_norm * reciprocal)[:, None]
+    d_c += (3.0 * inverse_norm * d_sum)[:, None] * mean[None, :]
+    return (d_c + outer[:, None] * c) * (t * t) - d_length[:, None] * t
+
+
+@triton.jit
+def store_gradient(d_x, rows, channels, live, inside, d_u, u, inverse, eps):
+    """Store d loss / dx of rows u that were rectified."""
+    gradient = tl.where(is_positive(u, inverse, eps), d_u * inverse[None, :], 0.0)
+    store_tile(d_x, rows, channels, live, inside, gradient)
+
+
+@triton.jit
+def load_kv(kv, lanes, inside, HEAD_DIM: tl.constexpr, OPERAND: tl.constexpr):
+    """The transpose of a head's matrix as an operand, and what its products are to be multiplied with."""
+    operand, factor = as_operand(load_matrix(kv, lanes, inside, HEAD_DIM), OPERAND)
+    return tl.trans(operand), factor
+
+
+@triton.jit
+def share(shares, batch, head, N, HEADS: tl.constexpr):
+    """Where a head has its four numbers of the rows: ``shares (B, h, N, 4)``."""
+    return shares + (batch * HEADS + head) * 4 * N
+
+
+@triton.jit
+def sum_shares(shares, batch, number, tokens, live, N, HEADS: tl.constexpr):
+    """A number of rows, summed over the heads, always in the same order."""
+    total = tl.zeros(live.shape, tl.float32)
     for head in tl.static_range(HEADS):
-        matrix, factor, mean, middle = query_parameters(
-            means + batch * 2 * C, kv + batch * C * HEAD_DIM, head, lanes, inside,
-            C, HEAD_DIM, OPERAND,
-        )  # fmt: skip
-        gradient = load_tile(
-            grad + batch * grad_batch * 8, grad_rows, head * HEAD_DIM + lanes, live, inside
-        ).to(OPERAND)
-        _, _, _, _, d_floor = query_head(
-            us[head], inverse_norm, floor, gradient, matrix, factor, mean, middle
-        )
-        total += d_floor
-    places = (batch * N + tokens) * 3
-    tl.store(norms + places, inverse_norm, mask=live)
-    tl.store(norms + places + 1, sixths, mask=live)
-    tl.store(norms + places + 2, total, mask=live)
+        own = share(shares, batch, head, N, HEADS)
+        total += tl.load(own + tokens * 4 + number, mask=live, other=0.0)
+    return total
 
 
 @kernel
 def backward_queries(
     q, q_batch, q_token, grad, grad_batch, grad_token, scale, norms, means, kv, d_q, d_kv, d_k_mean,
-    d_scale,
+    d_scale, shares,
     N, sizes, pitch, tiles_per_split, eps,
     C: tl.constexpr, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, D: tl.constexpr,
-    GROUP: tl.constexpr, BLOCK: tl.constexpr, HAS_SCALE: tl.constexpr, OPERAND: tl.constexpr,
-    HAS_SIZES: tl.constexpr,
+    BLOCK: tl.constexpr, HAS_SCALE: tl.constexpr, OPERAND: tl.constexpr, HAS_SIZES: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of q, and one split's part of the gradients of kv, k_mean (both / N) and of the scale.
+    """One split's part of the gradients of kv and k_mean (both / N) of one head.
 
     With v = centre + (v - centre), the gradient of f(k) is (v - centre) d_kv^T + d_k_mean, neither of
     which is a small difference of large numbers.
 
-    GROUP is all heads, or 1 with ``norms`` of :func:`query_norms`. Grid (B * h / GROUP, splits).
-    ``d_q (B, N, C)`` contiguous; ``d_kv (B, splits, h, d, d)``, ``d_k_mean (B, splits, h, d)`` and
-    ``d_scale (B, splits, C)`` float32, the last without its factor.
+    Of a single head also the gradient of q, and its part of that of the scale. Else what :func:`join_heads`
+    needs for them: of ``shares (B, h, N, 4)`` float32 the first three, which are 1 / den, d loss / ds and
+    d loss / d floor.
+
+    Grid (B * h, splits). ``d_q (B, N, C)`` contiguous; ``d_kv (B, splits, h, d, d)``, ``d_k_mean (B, splits,
+    h, d)`` and ``d_scale (B, splits, C)`` float32, the last without its factor.
     """
-    batch, first_head = program_heads(HEADS, GROUP)
+    batch, head = program_heads(HEADS, 1)
     split = tl.program_id(1)
     lanes = tl.arange(0, D)
     inside = lanes < HEAD_DIM
+    channels = head * HEAD_DIM + lanes
     q += batch * q_batch * 8
     grad += batch * grad_batch * 8
     d_q += batch * N * C
-    if GROUP < HEADS:
-        norms += batch * N * 3
+    norms += batch * N * 4
+    means += batch * 2 * C
     count, width = valid_count(sizes, batch, N, HAS_SIZES)
 
-    inverses = inverse_scales(scale, first_head, lanes, inside, HEAD_DIM, GROUP, HAS_SCALE)
-    parameters = ()
-    matrices = ()
-    sums = ()
-    scales = ()
-    units = ()
-    for g in tl.static_range(GROUP):
-        parameters = parameters + (
-            query_parameters(
-                means + batch * 2 * C, kv + batch * C * HEAD_DIM, first_head + g, lanes, inside,
-                C, HEAD_DIM, OPERAND,
-            ),
-        )  # fmt: skip
-        matrices = matrices + (tl.zeros([D, D], tl.float32),)
-        sums = sums + (tl.zeros([D, 16], tl.float32),)
-        scales = scales + (tl.zeros([D, 16], tl.float32),)
-        units = units + (tl.full([], 1e-30, tl.float32),)
+    inverse = inverse_softplus(scale, channels, inside, HAS_SCALE)
+    matrix, factor = load_kv(
+        kv + (batch * C + head * HEAD_DIM) * HEAD_DIM, lanes, inside, HEAD_DIM, OPERAND
+    )
+    mean = tl.load(means + channels, mask=inside, other=0.0)
+    centre = as_columns(tl.load(means + C + channels, mask=inside, other=0.0), OPERAND)
+    d_matrix = tl.zeros([D, D], tl.float32)
+    d_mean = tl.zeros([D, 16], tl.float32)
+    scales = tl.zeros([D, 16], tl.float32)
+    unit = tl.full([], 1e-30, tl.float32)
     last = tl.minimum((split + 1) * tiles_per_split, tl.cdiv(count, BLOCK))
     for tile in range(split * tiles_per_split, last):
         tokens, live = tile_tokens(tile, count, width, pitch, BLOCK, HAS_SIZES)
+        tokens = tokens.to(tl.int64)
         rows = row_offsets(tokens, q_token)
+        u = rectify(q, rows, q, rows, inverse, channels, lanes, live, inside, eps, False, True)
+        inverse_norm, length = load_norms(norms, tokens, live)
+        floor = eps * length * inverse_norm
         grad_rows = row_offsets(tokens, grad_token)
-        us, inverse_norm, sixths = focus(
-            q, rows, q, rows, inverses, norms, tokens.to(tl.int64) * 3, first_head, lanes, live,
-            inside, eps, HEADS, HEAD_DIM, GROUP, False, True,
-        )  # fmt: skip
-        floor = eps * tl.sqrt(sixths) * inverse_norm
-        # The norms of a row are in the normalisers of all heads.
-        d_floor = tl.zeros([BLOCK], tl.float32)
-        heads = ()
-        for g in tl.static_range(GROUP):
-            matrix, factor, mean, middle = parameters[g]
-            channels = (first_head + g) * HEAD_DIM + lanes
-            gradient = load_tile(grad, grad_rows, channels, live, inside).to(OPERAND)
-            c, back, reciprocal, d_sum, part = query_head(
-                us[g], inverse_norm, floor, gradient, matrix, factor, mean, middle
+        gradient = load_tile(grad, grad_rows, channels, live, inside).to(OPERAND)
+        c, back, reciprocal, slope, d_floor = query_head(
+            u, inverse_norm, floor, gradient, matrix, factor, mean, centre
+        )
+        d_sum = slope * reciprocal
+        if HEADS == 1:
+            d_u = query_gradient(
+                u, c, back, inverse_norm, length, floor, reciprocal, d_sum, d_floor, mean
             )
-            d_floor += part
-            heads = heads + ((gradient, c, back, reciprocal, d_sum),)
-        if GROUP < HEADS:
-            d_floor = tl.load(norms + tokens.to(tl.int64) * 3 + 2, mask=live, other=0.0)
-
-        # d loss / du is 1 / n of d loss / dt. Of floor = eps ||c|| / n, d / dt is 3 t^2 c / ||c||^2 - t.
-        d_length = d_floor * floor * inverse_norm
-        outer = d_length * (3.0 / sixths)
-        new_matrices = ()
-        new_sums = ()
-        new_scales = ()
-        new_units = ()
-        for g in tl.static_range(GROUP):
-            gradient, c, back, reciprocal, d_sum = heads[g]
-            _, _, mean, _ = parameters[g]
-            channels = (first_head + g) * HEAD_DIM + lanes
-            t = us[g] * inverse_norm[:, None]
-            d_c = back * (3.0 * inverse_norm * reciprocal)[:, None]
-            d_c += (3.0 * inverse_norm * d_sum)[:, None] * mean[None, :]
-            d_u = (d_c + outer[:, None] * c) * (t * t) - d_length[:, None] * t
-            d_x = tl.where(is_positive(us[g], inverses[g], eps), d_u * inverses[g][None, :], 0.0)
-            store_tile(d_q, tokens.to(tl.int64) * C, channels, live, inside, d_x)
-            matrix = matrices[g]
-            unit = units[g]
-            if OPERAND == tl.float16:
-                unit, shrink = grow(unit, tl.where(live, reciprocal, 0.0), OPERAND)
-                matrix *= shrink
-                reciprocal /= unit
-            new_matrices = new_matrices + (
-                multiply_add(tl.trans((c * reciprocal[:, None]).to(OPERAND)), gradient, matrix),
-            )
-            new_sums = new_sums + (add_column_sums(sums[g], c * d_sum[:, None], OPERAND, True),)
-            new_scales = new_scales + (add_column_sums(scales[g], d_u * us[g], OPERAND, False),)
-            new_units = new_units + (unit,)
-        matrices = new_matrices
-        sums = new_sums
-        scales = new_scales
-        units = new_units
-
-    splits = tl.num_programs(1)
-    for g in tl.static_range(GROUP):
-        head = (batch * splits + split) * HEADS + first_head + g
-        # f(k) enters kv and k_mean divided by N.
-        factor = 1.0 / count
+            store_gradient(d_q, tokens * C, channels, live, inside, d_u, u, inverse, eps)
+            scales = add_column_sums(scales, d_u * u, OPERAND)
+        else:
+            column = tl.arange(0, 4)[None, :]
+            numbers = tl.where(column == 1, d_sum[:, None], d_floor[:, None])
+            numbers = tl.where(column == 0, reciprocal[:, None], numbers)
+            own = share(shares, batch, head, N, HEADS)
+            store_columns(own, tokens, live, numbers, column < 3)
         if OPERAND == tl.float16:
-            factor *= units[g]
-        matrix = matrices[g] * factor
-        store_matrix(d_kv + head * HEAD_DIM * HEAD_DIM, lanes, inside, matrix, HEAD_DIM)
-        tl.store(d_k_mean + head * HEAD_DIM + lanes, tl.sum(sums[g], axis=1) / count, mask=inside)
-        tl.store(d_scale + head * HEAD_DIM + lanes, tl.sum(scales[g], axis=1), mask=inside)
+            unit, shrink = grow(unit, tl.where(live, reciprocal, 0.0), OPERAND)
+            d_matrix *= shrink
+            d_mean *= shrink
+            reciprocal /= unit
+        weighted = tl.trans((c * reciprocal[:, None]).to(OPERAND))
+        d_matrix = multiply_add(weighted, gradient, d_matrix)
+        slopes, slope_factor = as_columns(slope, OPERAND)
+        if OPERAND == tl.float16:
+            d_mean += multiply(weighted, slopes) * slope_factor
+        else:
+            d_mean = multiply_add(weighted, slopes, d_mean)
+
+    # f(k) enters kv and k_mean divided by N.
+    factor = unit / count if OPERAND == tl.float16 else 1.0 / count
+    place = (batch * tl.num_programs(1) + split) * C + head * HEAD_DIM
+    store_matrix(d_kv + place * HEAD_DIM, lanes, inside, d_matrix * factor, HEAD_DIM)
+    tl.store(d_k_mean + place + lanes, tl.sum(d_mean, axis=1) * factor, mask=inside)
+    if HEADS == 1:
+        tl.store(d_scale + place + lanes, tl.sum(scales, axis=1), mask=inside)
 
 
 @triton.jit
@@ -258,178 +221,177 @@ def key_head(u, inverse_norm, values, matrix, factor, vector):
     return c, d_focused, tl.sum(d_focused * c, axis=1)
 
 
-@triton.jit
-def key_parameters(
-    means, d_kv, d_k_mean, head, lanes, inside,
-    C: tl.constexpr, HEAD_DIM: tl.constexpr, OPERAND: tl.constexpr,
-):  # fmt: skip
-    """Of a head of this batch entry: d_kv as an operand, its factor, d_k_mean, centre."""
-    matrix = load_matrix(d_kv + head * HEAD_DIM * HEAD_DIM, lanes, inside, HEAD_DIM)
-    operand, factor = as_operand(matrix, OPERAND)
-    vector = tl.load(d_k_mean + head * HEAD_DIM + lanes, mask=inside, other=0.0)
-    middle = tl.load(means + C + head * HEAD_DIM + lanes, mask=inside, other=0.0)
-    return operand, factor, vector, middle
-
-
 @kernel
-def key_norms(
-    k, k_batch, k_token, v, v_batch, v_token, positions, positions_batch, positions_token, scale,
-    means, d_kv, d_k_mean, norms,
-    N, sizes, pitch, eps,
+def join_heads(
+    q, q_batch, q_token, k, k_batch, k_token, v, v_batch, v_token,
+    positions, positions_batch, positions_token, grad, grad_batch, grad_token,
+    scale, norms, means, kv, d_kv, d_k_mean, d_q, d_scale, shares,
+    N, sizes, pitch, tiles_per_split, eps,
     C: tl.constexpr, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, D: tl.constexpr,
     BLOCK: tl.constexpr, HAS_POSITIONS: tl.constexpr, HAS_SCALE: tl.constexpr,
     OPERAND: tl.constexpr, HAS_SIZES: tl.constexpr,
 ):  # fmt: skip
-    """What the heads of a row of keys share, for programs that see one head only.
+    """Between :func:`backward_queries` and :func:`backward_keys`, of one head of several.
 
-    ``norms (B, N, 3)`` float32: 1 / n, sum of c^2, dot product of c and the gradient of f(k).
-    Grid (tiles, B).
+    The gradient of q, which needs the sum of all heads' d loss / d floor, with its part of that of the scale;
+    and of the keys what other heads need: the last of ``shares``, dot products of c and the gradient of f(k).
+    Grid (B * h, splits, 2), queries first; other arguments as in those kernels.
     """
-    batch = tl.program_id(1).to(tl.int64)
-    count, width = valid_count(sizes, batch, N, HAS_SIZES)
-    tokens, live = tile_tokens(tl.program_id(0), count, width, pitch, BLOCK, HAS_SIZES)
+    batch, head = program_heads(HEADS, 1)
+    split = tl.program_id(1)
     lanes = tl.arange(0, D)
     inside = lanes < HEAD_DIM
-    rows = row_offsets(tokens, k_token)
-    v_rows = row_offsets(tokens, v_token)
-    inverses = inverse_scales(scale, 0, lanes, inside, HEAD_DIM, HEADS, HAS_SCALE)
-    us, inverse_norm, sixths = focus(
-        k + batch * k_batch * 8, rows, positions + batch * positions_batch * 8,
-        row_offsets(tokens, positions_token), inverses, norms, rows, 0, lanes, live, inside, eps,
-        HEADS, HEAD_DIM, HEADS, HAS_POSITIONS, True,
-    )  # fmt: skip
-    total = tl.zeros([BLOCK], tl.float32)
-    for head in tl.static_range(HEADS):
-        operand, factor, vector, middle = key_parameters(
-            means + batch * 2 * C, d_kv + batch * C * HEAD_DIM, d_k_mean + batch * C, head, lanes,
-            inside, C, HEAD_DIM, OPERAND,
-        )  # fmt: skip
-        values, double = centred_values(
-            v + batch * v_batch * 8, v_rows, head * HEAD_DIM + lanes, live, inside, middle, OPERAND
-        )
-        _, _, product = key_head(
-            us[head], inverse_norm, values, tl.trans(operand), factor * double, vector
-        )
-        total += product
-    places = (batch * N + tokens) * 3
-    tl.store(norms + places, inverse_norm, mask=live)
-    tl.store(norms + places + 1, sixths, mask=live)
-    tl.store(norms + places + 2, total, mask=live)
+    channels = head * HEAD_DIM + lanes
+    place = batch * C + head * HEAD_DIM
+    norms += (batch * 2 + tl.program_id(2)) * N * 2
+    means += batch * 2 * C
+    count, width = valid_count(sizes, batch, N, HAS_SIZES)
+    inverse = inverse_softplus(scale, channels, inside, HAS_SCALE)
+    first = split * tiles_per_split
+    last = tl.minimum(first + tiles_per_split, tl.cdiv(count, BLOCK))
+    if tl.program_id(2) == 0:
+        q += batch * q_batch * 8
+        grad += batch * grad_batch * 8
+        d_q += batch * N * C
+        matrix, factor = load_kv(kv + place * HEAD_DIM, lanes, inside, HEAD_DIM, OPERAND)
+        mean = tl.load(means + channels, mask=inside, other=0.0)
+        # There are registers enough for a tile of sums here: warps need not share them.
+        scales = tl.zeros([BLOCK, D], tl.float32)
+        for query_tile in range(first, last):
+            tokens, live = tile_tokens(query_tile, count, width, pitch, BLOCK, HAS_SIZES)
+            tokens = tokens.to(tl.int64)
+            rows = row_offsets(tokens, q_token)
+            u = rectify(q, rows, q, rows, inverse, channels, lanes, live, inside, eps, False, True)
+            inverse_norm, length = load_norms(norms, tokens, live)
+            floor = eps * length * inverse_norm
+            grad_rows = row_offsets(tokens, grad_token)
+            gradient = load_tile(grad, grad_rows, channels, live, inside).to(OPERAND)
+            back = multiply(gradient, matrix) * factor
+            own = share(shares, batch, head, N, HEADS) + tokens * 4
+            reciprocal = tl.load(own, mask=live, other=0.0)
+            d_sum = tl.load(own + 1, mask=live, other=0.0)
+            d_floor = sum_shares(shares, batch, 2, tokens, live, N, HEADS)
+            d_u = query_gradient(
+                u, cube(u, inverse_norm), back, inverse_norm, length, floor, reciprocal, d_sum,
+                d_floor, mean,
+            )  # fmt: skip
+            store_gradient(d_q, tokens * C, channels, live, inside, d_u, u, inverse, eps)
+            scales += d_u * u
+        d_scale += (batch * tl.num_programs(1) + split) * C
+        tl.store(d_scale + channels, tl.sum(scales, axis=0), mask=inside)
+    else:
+        k += batch * k_batch * 8
+        v += batch * v_batch * 8
+        positions += batch * positions_batch * 8
+        matrix, factor = load_kv(d_kv + place * HEAD_DIM, lanes, inside, HEAD_DIM, OPERAND)
+        vector = tl.load(d_k_mean + place + lanes, mask=inside, other=0.0)
+        middle = tl.load(means + C + channels, mask=inside, other=0.0)
+        for key_tile in range(first, last):
+            tokens, live = tile_tokens(key_tile, count, width, pitch, BLOCK, HAS_SIZES)
+            tokens = tokens.to(tl.int64)
+            u = rectify(
+                k, row_offsets(tokens, k_token), positions, row_offsets(tokens, positions_token),
+                inverse, channels, lanes, live, inside, eps, HAS_POSITIONS, True,
+            )  # fmt: skip
+            inverse_norm, _ = load_norms(norms, tokens, live)
+            v_rows = row_offsets(tokens, v_token)
+            values, double = centred_values(v, v_rows, channels, live, inside, middle, OPERAND)
+            _, _, product = key_head(u, inverse_norm, values, matrix, factor * double, vector)
+            own = share(shares, batch, head, N, HEADS)
+            column = tl.arange(0, 4)[None, :]
+            products = tl.broadcast_to(product[:, None], [BLOCK, 4])
+            store_columns(own, tokens, live, products, column == 3)
 
 
 @kernel
 def backward_keys(
     k, k_batch, k_token, v, v_batch, v_token, positions, positions_batch, positions_token,
     grad, grad_batch, grad_token, scale, norms, means, d_kv, d_k_mean, weight, d_k, d_v, d_scale,
+    shares,
     H, W, sizes, rows, eps,
     C: tl.constexpr, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, D: tl.constexpr,
-    GROUP: tl.constexpr, BLOCK: tl.constexpr, GROUPS: tl.constexpr, COLUMNS: tl.constexpr,
+    BLOCK: tl.constexpr, GROUPS: tl.constexpr, COLUMNS: tl.constexpr,
     K: tl.constexpr, HAS_POSITIONS: tl.constexpr, HAS_SCALE: tl.constexpr, OPERAND: tl.constexpr,
     HAS_SIZES: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of k and v of a region, and its part of that of the scale.
+    """Gradients of k and v of a region of one head, and its part of that of the scale.
 
-    GROUP is all heads, or 1 with ``norms`` of :func:`key_norms`. Grid (B * h / GROUP, regions). ``d_k``,
-    ``d_v (B, N, C)`` contiguous, ``d_scale (B, regions, C)`` float32, without its factor.
+    Grid (B * h, regions). ``d_k``, ``d_v (B, N, C)`` contiguous, ``d_scale (B, regions, C)`` float32, without
+    its factor. ``shares`` of :func:`join_heads`, read if there are several heads.
     """
-    batch, first_head = program_heads(HEADS, GROUP)
+    batch, head = program_heads(HEADS, 1)
     lanes = tl.arange(0, D)
     inside = lanes < HEAD_DIM
+    channels = head * HEAD_DIM + lanes
+    place = batch * C + head * HEAD_DIM
+    N = H * W
     k += batch * k_batch * 8
     v += batch * v_batch * 8
     positions += batch * positions_batch * 8
-    d_k += batch * H * W * C
-    d_v += batch * H * W * C
-    d_scale += (batch * tl.num_programs(1) + tl.program_id(1)) * C
-    if GROUP < HEADS:
-        norms += batch * H * W * 3
+    d_k += batch * N * C
+    d_v += batch * N * C
+    norms += (batch * 2 + 1) * N * 2
     pitch = W
     H, W = valid_size(sizes, batch, H, W, HAS_SIZES)
 
-    inverses = inverse_scales(scale, first_head, lanes, inside, HEAD_DIM, GROUP, HAS_SCALE)
-    parameters = ()
-    scales = ()
-    for g in tl.static_range(GROUP):
-        parameters = parameters + (
-            key_parameters(
-                means + batch * 2 * C, d_kv + batch * C * HEAD_DIM, d_k_mean + batch * C,
-                first_head + g, lanes, inside, C, HEAD_DIM, OPERAND,
-            ),
-        )  # fmt: skip
-        scales = scales + (tl.zeros([D, 16], tl.float32),)
+    inverse = inverse_softplus(scale, channels, inside, HAS_SCALE)
+    matrix, factor = load_kv(d_kv + place * HEAD_DIM, lanes, inside, HEAD_DIM, OPERAND)
+    vector = tl.load(d_k_mean + place + lanes, mask=inside, other=0.0)
+    middle = tl.load(means + (batch * 2 + 1) * C + channels, mask=inside, other=0.0)
+    scales = tl.zeros([D, 16], tl.float32)
     y, x, bottom = region_tokens(tl.program_id(1), H, W, rows, BLOCK, GROUPS, COLUMNS)
     for step in range(0, rows, BLOCK // (GROUPS * COLUMNS)):
         live = y + step < bottom
         tokens = ((y + step) * pitch + x).to(tl.int64)
-        v_rows = row_offsets(tokens, v_token)
-        us, inverse_norm, sixths = focus(
+        u = rectify(
             k, row_offsets(tokens, k_token), positions, row_offsets(tokens, positions_token),
-            inverses, norms, tokens * 3, first_head, lanes, live, inside, eps,
-            HEADS, HEAD_DIM, GROUP, HAS_POSITIONS, True,
+            inverse, channels, lanes, live, inside, eps, HAS_POSITIONS, True,
         )  # fmt: skip
-        product = tl.zeros([BLOCK], tl.float32)
-        heads = ()
-        for g in tl.static_range(GROUP):
-            operand, factor, vector, middle = parameters[g]
-            channels = (first_head + g) * HEAD_DIM + lanes
-            values, double = centred_values(v, v_rows, channels, live, inside, middle, OPERAND)
-            c, d_focused, part = key_head(
-                us[g], inverse_norm, values, tl.trans(operand), factor * double, vector
-            )
-            product += part
-            heads = heads + ((c, d_focused),)
-        if GROUP < HEADS:
-            product = tl.load(norms + tokens * 3 + 2, mask=live, other=0.0)
+        inverse_norm, length = load_norms(norms, tokens, live)
+        v_rows = row_offsets(tokens, v_token)
+        values, double = centred_values(v, v_rows, channels, live, inside, middle, OPERAND)
+        c, d_focused, product = key_head(u, inverse_norm, values, matrix, factor * double, vector)
+        if HEADS > 1:
+            product = sum_shares(shares, batch, 3, tokens, live, N, HEADS)
 
         # f = n c / ||c||: d loss / du is (3 t^2 d_f + product (t - 3 t^2 c / ||c||^2)) / ||c||.
-        ratio = tl.where(live, tl.rsqrt(sixths), 0.0)
+        ratio = tl.where(live, 1.0 / length, 0.0)
         along = product * ratio
-        outer = along * (3.0 / sixths)
-        new_scales = ()
-        for g in tl.static_range(GROUP):
-            operand, factor, _, _ = parameters[g]
-            c, d_focused = heads[g]
-            channels = (first_head + g) * HEAD_DIM + lanes
-            t = us[g] * inverse_norm[:, None]
-            d_u = d_focused * (3.0 * ratio)[:, None] - outer[:, None] * c
-            d_u = d_u * (t * t) + along[:, None] * t
-            d_x = tl.where(is_positive(us[g], inverses[g], eps), d_u * inverses[g][None, :], 0.0)
-            store_tile(d_k, tokens * C, channels, live, inside, d_x)
-            new_scales = new_scales + (add_column_sums(scales[g], d_u * us[g], OPERAND, False),)
-            lengths = ratio / inverse_norm * (factor / headroom(OPERAND))
-            d_values = multiply((c * headroom(OPERAND)).to(OPERAND), operand) * lengths[:, None]
-            store_tile(d_v, tokens * C, channels, live, inside, d_values)
-        scales = new_scales
-    for g in tl.static_range(GROUP):
-        channels = (first_head + g) * HEAD_DIM + lanes
-        tl.store(d_scale + channels, tl.sum(scales[g], axis=1), mask=inside)
+        outer = (along * ratio) * (3.0 * ratio)
+        t = u * inverse_norm[:, None]
+        d_u = d_focused * (3.0 * ratio)[:, None] - outer[:, None] * c
+        d_u = d_u * (t * t) + along[:, None] * t
+        store_gradient(d_k, tokens * C, channels, live, inside, d_u, u, inverse, eps)
+        scales = add_column_sums(scales, d_u * u, OPERAND)
+        lengths = ratio / inverse_norm * (factor / headroom(OPERAND))
+        d_values = multiply((c * headroom(OPERAND)).to(OPERAND), tl.trans(matrix))
+        store_tile(d_v, tokens * C, channels, live, inside, d_values * lengths[:, None])
+    d_scale += (batch * tl.num_programs(1) + tl.program_id(1)) * C
+    tl.store(d_scale + channels, tl.sum(scales, axis=1), mask=inside)
     if K > 0:
         # Other threads of the program read what was stored.
         tl.debug_barrier()
-        for g in range(GROUP):
-            add_convolution(
-                grad + batch * grad_batch * 8, grad_token, weight, weight, d_v, C,
-                (first_head + g) * HEAD_DIM, tl.program_id(1), H, W, pitch, rows,
-                HEAD_DIM, D, K, GROUPS, COLUMNS, True, False,
-            )  # fmt: skip
+        add_convolution(
+            grad + batch * grad_batch * 8, grad_token, weight, weight, d_v, C, head * HEAD_DIM,
+            tl.program_id(1), H, W, pitch, rows, HEAD_DIM, D, K, GROUPS, COLUMNS, True, False,
+        )  # fmt: skip
 
 
-@kernel
-def backward_depthwise(
+@triton.jit
+def depthwise_part(
     v, v_batch, v_token, grad, grad_batch, grad_token, d_taps,
-    regions, items, items_per_split, H, W, sizes, rows,
+    regions, items, items_per_split, H, W, sizes, rows, split,
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, D: tl.constexpr, GROUPS: tl.constexpr,
     COLUMNS: tl.constexpr, K: tl.constexpr, HAS_SIZES: tl.constexpr,
 ):  # fmt: skip
     """One split's part of the gradients of the depthwise weight and bias.
 
-    Grid (splits,); an item is a region of one head of one batch entry. ``d_taps (splits, K*K + 1, d)``
-    float32: by row, then column of the kernel; the bias last.
+    An item is a region of one head of one batch entry. ``d_taps (splits, K*K + 1, d)`` float32: by row, then
+    column of the kernel; the bias last.
 
     Walks down the rows: a value meets the gradients of the K rows that it reaches, which stay in registers
     with all sums.
     """
-    split = tl.program_id(0)
     lanes = tl.arange(0, D)
     inside = lanes < HEAD_DIM
     sums = ()
@@ -483,6 +445,34 @@ def backward_depthwise(
             tl.sum(sums[tap], axis=0),
             mask=inside,
         )
+
+
+@kernel
+def backward_depthwise(
+    v, v_batch, v_token, grad, grad_batch, grad_token, d_taps,
+    regions, items, items_per_split, H, W, sizes, rows,
+    sum_programs, matrix_parts, matrices, vector_parts, vectors, vector_stride, splits,
+    C: tl.constexpr, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, D: tl.constexpr,
+    GROUPS: tl.constexpr, COLUMNS: tl.constexpr, K: tl.constexpr, HAS_SIZES: tl.constexpr,
+    HAS_SUMS: tl.constexpr, SPLIT_BLOCK: tl.constexpr,
+):  # fmt: skip
+    """:func:`depthwise_part`, and beside it, which is a launch less, :func:`~.tiles.sum_split_block`.
+
+    Grid (sum_programs + splits of the former,). Without HAS_SUMS there are no sums.
+    """
+    program = tl.program_id(0)
+    if program < sum_programs:
+        if HAS_SUMS:
+            sum_split_block(
+                matrix_parts, matrices, vector_parts, vectors, vector_stride, splits, program,
+                C, HEAD_DIM, SPLIT_BLOCK,
+            )  # fmt: skip
+    else:
+        depthwise_part(
+            v, v_batch, v_token, grad, grad_batch, grad_token, d_taps,
+            regions, items, items_per_split, H, W, sizes, rows, program - sum_programs,
+            HEADS, HEAD_DIM, D, GROUPS, COLUMNS, K, HAS_SIZES,
+        )  # fmt: skip
 
 
 @triton.jit

@@ -27,6 +27,7 @@ from .tiles import (
     row_offsets,
     store_matrix,
     store_tile,
+    sum_split_block,
     tile_tokens,
     valid_count,
     valid_size,
@@ -42,7 +43,7 @@ def row_norms(
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr,
     HAS_POSITIONS: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_SIZES: tl.constexpr,
 ):  # fmt: skip
-    """1 / n and the sum of c^2 of queries and keys, for programs that see one head only.
+    """1 / n and ||c|| of queries and keys, where programs see one head only.
 
     ``norms (B, 2, N, 2)`` float32, those of the queries first. Grid (tiles, B, 2).
     """
@@ -52,22 +53,20 @@ def row_norms(
     lanes = tl.arange(0, D)
     inside = lanes < HEAD_DIM
     inverses = inverse_scales(scale, 0, lanes, inside, HEAD_DIM, HEADS, HAS_SCALE)
+    norms += (batch * 2 + tl.program_id(2)) * N * 2
     if tl.program_id(2) == 0:
         rows = row_offsets(tokens, q_token)
-        _, inverse_norm, sixths = focus(
-            q + batch * q_batch * 8, rows, q, rows, inverses, norms, rows, 0, lanes, live, inside,
+        focus(
+            q + batch * q_batch * 8, rows, q, rows, inverses, norms, tokens, 0, lanes, live, inside,
             eps, HEADS, HEAD_DIM, HEADS, False, False,
         )  # fmt: skip
     else:
         rows = row_offsets(tokens, k_token)
-        _, inverse_norm, sixths = focus(
+        focus(
             k + batch * k_batch * 8, rows, positions + batch * positions_batch * 8,
-            row_offsets(tokens, positions_token), inverses, norms, rows, 0, lanes, live, inside,
+            row_offsets(tokens, positions_token), inverses, norms, tokens, 0, lanes, live, inside,
             eps, HEADS, HEAD_DIM, HEADS, HAS_POSITIONS, False,
         )  # fmt: skip
-    places = ((batch * 2 + tl.program_id(2)) * N + tokens) * 2
-    tl.store(norms + places, inverse_norm, mask=live)
-    tl.store(norms + places + 1, sixths, mask=live)
 
 
 @triton.jit
@@ -98,7 +97,7 @@ def reduce_keys(
     """Parts of ``f(k)^T (v - centre) / N`` and ``sum f(k) / N`` of one split, for GROUP heads.
 
     Both are sums over the same rounded f(k), so that the weights of the attention sum to one. GROUP is all
-    heads, or 1 with ``norms`` of :func:`row_norms`. Grid (B * h / GROUP, splits).
+    heads, which writes ``norms``, or 1 with those of :func:`row_norms`. Grid (B * h / GROUP, splits).
 
     ``kv (B, splits, h, d, d)`` and ``k_mean (B, splits, h, d)``, whose splits are ``k_mean_stride`` elements
     apart, float32. The centre goes into ``means (B, 2, C)``, beside where the mean of f(k) is to be.
@@ -110,8 +109,7 @@ def reduce_keys(
     k += batch * k_batch * 8
     v += batch * v_batch * 8
     positions += batch * positions_batch * 8
-    if GROUP < HEADS:
-        norms += (batch * 2 + 1) * N * 2
+    norms += (batch * 2 + 1) * N * 2
     count, width = valid_count(sizes, batch, N, HAS_SIZES)
 
     inverses = inverse_scales(scale, first_head, lanes, inside, HEAD_DIM, GROUP, HAS_SCALE)
@@ -133,12 +131,12 @@ def reduce_keys(
     last = tl.minimum((split + 1) * tiles_per_split, tl.cdiv(count, BLOCK))
     for tile in range(split * tiles_per_split, last):
         tokens, live = tile_tokens(tile, count, width, pitch, BLOCK, HAS_SIZES)
-        us, inverse_norm, sixths = focus(
+        us, inverse_norm, length = focus(
             k, row_offsets(tokens, k_token), positions, row_offsets(tokens, positions_token),
-            inverses, norms, tokens.to(tl.int64) * 2, first_head, lanes, live, inside, eps,
+            inverses, norms, tokens.to(tl.int64), first_head, lanes, live, inside, eps,
             HEADS, HEAD_DIM, GROUP, HAS_POSITIONS, False,
         )  # fmt: skip
-        lengths = tl.where(live, tl.rsqrt(sixths) / inverse_norm, 0.0)
+        lengths = tl.where(live, 1.0 / (length * inverse_norm), 0.0)
         shrink = 1.0
         if OPERAND == tl.float16:
             unit, shrink = grow(unit, lengths, OPERAND)
@@ -178,33 +176,13 @@ def reduce_keys(
 @kernel
 def sum_splits(
     matrix_parts, matrices, vector_parts, vectors, vector_stride, splits,
-    MATRIX_SIZE: tl.constexpr, VECTOR_SIZE: tl.constexpr, BLOCK_SPLITS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    C: tl.constexpr, HEAD_DIM: tl.constexpr, SPLIT_BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """``(B, splits, size)`` -> ``(B, size)`` for two tensors at once, always in the same order.
-
-    Vectors of the result are ``vector_stride`` elements apart. Grid (B, blocks of both).
-    """
-    batch = tl.program_id(0).to(tl.int64)
-    block = tl.program_id(1)
-    matrix_blocks = tl.cdiv(MATRIX_SIZE, BLOCK)
-    if block < matrix_blocks:
-        parts = matrix_parts
-        total = matrices + batch * MATRIX_SIZE
-        size = MATRIX_SIZE
-    else:
-        parts = vector_parts
-        total = vectors + batch * vector_stride
-        size = VECTOR_SIZE
-        block -= matrix_blocks
-    index = block * BLOCK + tl.arange(0, BLOCK)
-    sums = tl.zeros([BLOCK], tl.float32)
-    for start in range(0, splits, BLOCK_SPLITS):
-        split = start + tl.arange(0, BLOCK_SPLITS)
-        rows = parts + (batch * splits + split)[:, None] * size
-        mask = (split < splits)[:, None] & (index < size)[None, :]
-        sums += tl.sum(tl.load(rows + index[None, :], mask=mask, other=0.0), axis=0)
-    tl.store(total + index, sums, mask=index < size)
+    """Sums over the splits, see :func:`sum_split_block`. Grid (blocks,)."""
+    sum_split_block(
+        matrix_parts, matrices, vector_parts, vectors, vector_stride, splits, tl.program_id(0),
+        C, HEAD_DIM, SPLIT_BLOCK,
+    )  # fmt: skip
 
 
 @kernel
@@ -219,16 +197,15 @@ def attend(
 ):  # fmt: skip
     """``out (B, N, C)``, contiguous: the queries' attention of a region, and, if K > 0, the convolution of v.
 
-    GROUP is all heads, or 1 with ``norms`` of :func:`row_norms`. Grid (B * h / GROUP, regions). ``moved_means
-    (B, 2, C)`` and ``moved_kv (B, h, d, d)`` are those of another centre of the values.
+    GROUP and ``norms`` as in :func:`reduce_keys`. Grid (B * h / GROUP, regions). ``moved_means (B, 2, C)`` and
+    ``moved_kv (B, h, d, d)`` are those of another centre of the values.
     """
     batch, first_head = program_heads(HEADS, GROUP)
     lanes = tl.arange(0, D)
     inside = lanes < HEAD_DIM
     q += batch * q_batch * 8
     out += batch * H * W * C
-    if GROUP < HEADS:
-        norms += batch * H * W * 4
+    norms += batch * H * W * 4
     pitch = W
     H, W = valid_size(sizes, batch, H, W, HAS_SIZES)
 
@@ -265,12 +242,12 @@ def attend(
         live = y + step < bottom
         tokens = ((y + step) * pitch + x).to(tl.int64)
         q_rows = row_offsets(tokens, q_token)
-        us, inverse_norm, sixths = focus(
-            q, q_rows, q, q_rows, inverses, norms, tokens * 2, first_head, lanes, live, inside, eps,
+        us, inverse_norm, length = focus(
+            q, q_rows, q, q_rows, inverses, norms, tokens, first_head, lanes, live, inside, eps,
             HEADS, HEAD_DIM, GROUP, False, True,
         )  # fmt: skip
         # A row's scale cancels between numerator and denominator but for this: eps, divided alike.
-        floor = eps * tl.sqrt(sixths) * inverse_norm * headroom(OPERAND)
+        floor = eps * length * inverse_norm * headroom(OPERAND)
         for g in tl.static_range(GROUP):
             cubes = (cube(us[g], inverse_norm) * headroom(OPERAND)).to(OPERAND)
             factor, mean_factor = factors[g]

@@ -1,7 +1,7 @@
 """Launching the kernels: forward and backward of one attention."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -13,6 +13,7 @@ from . import kernels_backward, kernels_forward
 from .plan import (
     Call,
     Plan,
+    Regions,
     ceil_div,
     check_parameters,
     empty,
@@ -22,6 +23,8 @@ from .plan import (
 )
 from .tuning import Trial, backward_trial, forward_trial, make_key, tuner
 
+# Elements of a program that sums over splits.
+SPLIT_BLOCK = 64
 OPERANDS = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
 
@@ -36,8 +39,16 @@ def interpreted() -> bool:
     return not isinstance(kernels_forward.attend, triton.JITFunction)
 
 
+class Sums(NamedTuple):
+    """Sums over splits: how many programs take them, arguments of theirs, and the matrices summed."""
+
+    programs: int
+    arguments: tuple[Any, ...]
+    matrices: Tensor
+
+
 @torch.no_grad()
-def forward(inputs: Inputs, plan: Plan | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def forward(inputs: Inputs, plan: Plan | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Focused linear attention with p = 3, as in :mod:`flatten_det.attention.reference`.
 
     Args:
@@ -48,8 +59,8 @@ def forward(inputs: Inputs, plan: Plan | None = None) -> tuple[Tensor, Tensor, T
 
     Returns:
         The result ``(B, N, C)`` in the dtype of v, and for :func:`backward`, in float32,
-        ``f(k)^T (v - centre) / N (B, h, d, d)``, and ``(B, 2, C)``, the mean of f(k) and the centre of v.
-        They share no memory.
+        ``f(k)^T (v - centre) / N (B, h, d, d)``; ``(B, 2, C)``, the mean of f(k) and the centre of v; and
+        ``(B, 2, N, 2)``, norms of queries and keys, see :func:`.tiles.load_norms`. They share no memory.
 
     Raises:
         ValueError: if H * W is not N, or a parameter has another shape.
@@ -60,7 +71,9 @@ def forward(inputs: Inputs, plan: Plan | None = None) -> tuple[Tensor, Tensor, T
         _tune(call, lambda: forward_trial(forward, inputs))
     plan = call.plan
     with torch.cuda.device_of(inputs.q):
-        norms = _row_norms(call)
+        norms = empty(call.B, 2, call.N, 2, like=inputs.q)
+        if call.groups > 1:
+            _row_norms(call, norms)
         kv, means = _reduce_keys(call, norms)
         moved_kv, moved_means = empty(*kv.shape, like=kv), empty(*means.shape, like=means)
         out = _tokens(call, inputs.v.dtype)
@@ -69,14 +82,14 @@ def forward(inputs: Inputs, plan: Plan | None = None) -> tuple[Tensor, Tensor, T
             kernels_forward.attend, (call.B * call.groups, regions.count),
             *call.q, *call.v, call.scale, norms, means, kv, moved_means, moved_kv,
             call.dwc_weight, inputs.dwc_bias, out, *_map_size(call), regions.rows, inputs.eps,
-            **_products(call), **regions.constants, GROUP=call.group, BLOCK=regions.block,
+            **_products(call), **regions.constants, GROUP=plan.group, BLOCK=regions.block,
             K=call.kernel_size if plan.fused_convolution else 0,
             HAS_BIAS=inputs.dwc_bias is not None,
             num_warps=plan.attend_warps, num_stages=plan.stages,
         )  # fmt: skip
         if call.kernel_size and not plan.fused_convolution:
             _convolve(call, call.v, inputs.dwc_bias, out, flip=False)
-    return out, moved_kv, moved_means
+    return out, moved_kv, moved_means, norms
 
 
 @torch.no_grad()
@@ -85,12 +98,14 @@ def backward(
     inputs: Inputs,
     kv: Tensor,
     means: Tensor,
+    norms: Tensor,
     needs: tuple[bool, ...],
     plan: Plan | None = None,
 ) -> tuple[Tensor | None, ...]:
     """Gradients of the seven tensors of the inputs of :func:`forward`; None for those without ``needs``.
 
-    They share no memory. ``kv`` and ``means`` are from :func:`forward`; ValueError if H * W is not N.
+    They share no memory. ``kv``, ``means`` and ``norms`` are from :func:`forward`; ValueError if H * W is
+    not N.
     """
     call = make_call(inputs, plan, is_backward=True)
     if plan is None:
@@ -101,15 +116,21 @@ def backward(
     k_dtype = inputs.k.dtype
     with torch.cuda.device_of(inputs.q):
         grad = strided(grad_out)
-        if any(needs[:5]):
+        saved = [x.contiguous() for x in (norms, means, kv)]
+        queries = _backward_queries(call, grad, saved) if any(needs[:5]) else None
+        sums = None if queries is None else queries.sums
+        if needs_weight or needs_bias:
+            d_taps = _depthwise_gradients(call, grad, sums)
+        elif sums is not None:
+            _sum_splits(call, sums)
+        if queries is not None:
             # Positions are often wider than keys under AMP, and summed over the batch: float16 might not
             # hold the single gradients.
             wide = needs_positions and k_dtype == torch.float16
-            saved = (means.contiguous(), kv.contiguous())
-            own_dtype = torch.float32 if wide else k_dtype
-            d_q, d_k, d_v, d_scale = _attention_gradients(call, grad, saved, own_dtype)
-        if needs_weight or needs_bias:
-            d_taps = _depthwise_gradients(call, grad)
+            d_k, d_v = _backward_keys(
+                call, grad, saved, queries, torch.float32 if wide else k_dtype
+            )
+            d_q, d_scale = queries.d_q, queries.d_scale
         parameters = (inputs.positions, call.scale, call.dwc_weight, inputs.dwc_bias)
         wanted = [x if need else None for x, need in zip(parameters, needs[3:], strict=True)]
         sums = _sum_parameters(call, (d_k, d_scale, d_taps), wanted)
@@ -160,21 +181,17 @@ def _products(call: Call) -> dict[str, Any]:
     )
 
 
-def _row_norms(call: Call) -> Tensor | None:
+def _row_norms(call: Call, norms: Tensor) -> None:
     """Norms of queries and keys, ``(B, 2, N, 2)``, for programs that see one head only."""
-    if call.groups == 1:
-        return None
-    norms = empty(call.B, 2, call.N, 2, like=call.inputs.q)
     run(
         kernels_forward.row_norms, (call.tiles(call.plan.norm_block), call.B, 2),
         *call.q, *call.k, *call.positions, call.scale, norms, *_token_count(call), call.inputs.eps,
         **_heads(call), HAS_POSITIONS=call.inputs.positions is not None, HAS_SCALE=call.scale is not None,
         BLOCK=call.plan.norm_block, num_warps=call.plan.norm_warps,
     )  # fmt: skip
-    return norms
 
 
-def _reduce_keys(call: Call, norms: Tensor | None) -> tuple[Tensor, Tensor]:
+def _reduce_keys(call: Call, norms: Tensor) -> tuple[Tensor, Tensor]:
     """``f(k)^T (v - centre) / N (B, h, d, d)``; mean of f(k) and centre of v ``(B, 2, C)``."""
     splits, tiles_per_split = call.splits(call.plan.block)
     k = call.inputs.k
@@ -185,67 +202,88 @@ def _reduce_keys(call: Call, norms: Tensor | None) -> tuple[Tensor, Tensor]:
         kernels_forward.reduce_keys, (call.B * call.groups, splits),
         *call.k, *call.v, *call.positions, call.scale, norms, means, kv, k_mean,
         2 * call.C if splits == 1 else call.C, *_token_count(call), tiles_per_split, call.inputs.eps,
-        **_products(call), HAS_POSITIONS=call.inputs.positions is not None, GROUP=call.group,
+        **_products(call), HAS_POSITIONS=call.inputs.positions is not None, GROUP=call.plan.group,
         BLOCK=call.plan.block, SAMPLES=call.plan.samples,
         num_warps=call.plan.warps, num_stages=call.plan.stages,
     )  # fmt: skip
-    return _sum_splits(kv, k_mean, means), means
+    sums = _splits_to_sum(call, kv, k_mean, means)
+    _sum_splits(call, sums)
+    return sums.matrices, means
 
 
-def _attention_gradients(
-    call: Call, grad: tuple[Tensor, int, int], saved: tuple[Tensor, Tensor], k_dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v, and the rows ``(..., C)`` whose sum times a factor is that of the scale.
+class _Queries(NamedTuple):
+    """What :func:`_backward_queries` computed; ``shares``: see ``kernels_backward.backward_queries``.
 
-    From that of the result, :func:`strided`, and ``saved``: means and kv of :func:`forward`.
+    ``d_q`` and, in the first ``splits`` of each batch entry's rows, ``d_scale (..., C)``, whose sum times a
+    factor is that of the scale, are written later if there are several heads.
     """
-    plan, inputs, means = call.plan, call.inputs, saved[0]
+
+    d_q: Tensor
+    d_k_mean: Tensor
+    d_scale: Tensor
+    shares: Tensor | None
+    sums: Sums
+
+
+def _backward_queries(
+    call: Call, grad: tuple[Tensor, int, int], saved: Sequence[Tensor]
+) -> _Queries:
+    """From the gradient of the result, :func:`strided`, and norms, means and kv of :func:`forward`."""
+    plan, q = call.plan, call.inputs.q
     splits, tiles_per_split = call.splits(plan.query_block)
-    q = inputs.q
-    norms = None
-    norm_block = dict(BLOCK=plan.norm_block, num_warps=plan.norm_warps)
-    if call.groups > 1:
-        norms = empty(call.B, call.N, 3, like=q)
-        run(
-            kernels_backward.query_norms, (call.tiles(plan.norm_block), call.B),
-            *call.q, *grad, call.scale, *saved, norms, *_token_count(call), inputs.eps,
-            **_products(call), **norm_block,
-        )  # fmt: skip
+    shares = empty(call.B, call.heads, call.N, 4, like=q) if call.heads > 1 else None
     d_q = _tokens(call, q.dtype)
     d_kv = empty(call.B, splits, call.heads, call.head_dim, call.head_dim, like=q)
     d_k_mean = empty(call.B, splits, call.C, like=q)
-    regions = call.regions(plan.key_warps, plan.columns, plan.key_block, call.groups)
-    d_scale = empty(call.B * (splits + regions.count), call.C, like=q)
+    d_scale = empty(call.B * (splits + _key_regions(call).count), call.C, like=q)
     run(
-        kernels_backward.backward_queries, (call.B * call.groups, splits),
-        *call.q, *grad, call.scale, norms, *saved, d_q, d_kv, d_k_mean, d_scale,
-        *_token_count(call), tiles_per_split, inputs.eps,
-        **_products(call), GROUP=call.group, BLOCK=plan.query_block,
+        kernels_backward.backward_queries, (call.B * call.heads, splits),
+        *call.q, *grad, call.scale, *saved, d_q, d_kv, d_k_mean, d_scale, shares,
+        *_token_count(call), tiles_per_split, call.inputs.eps,
+        **_products(call), BLOCK=plan.query_block,
         num_warps=plan.query_warps, num_stages=plan.backward_stages,
     )  # fmt: skip
     total = d_k_mean[:, 0] if splits == 1 else empty(call.B, call.C, like=q)
-    d_kv, d_k_mean = _sum_splits(d_kv, d_k_mean, total), total
-    if call.groups > 1:
+    return _Queries(d_q, total, d_scale, shares, _splits_to_sum(call, d_kv, d_k_mean, total))
+
+
+def _backward_keys(
+    call: Call, grad: tuple[Tensor, int, int], saved: Sequence[Tensor], queries: _Queries,
+    k_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Gradients of k, in this dtype, and v; and what is missing of those of q and scale."""
+    plan, inputs = call.plan, call.inputs
+    splits, tiles_per_split = call.splits(plan.query_block)
+    has_positions = inputs.positions is not None
+    norms, means, _ = saved
+    d_q, d_k_mean, d_scale, shares, (_, _, d_kv) = queries
+    if call.heads > 1:
         run(
-            kernels_backward.key_norms, (call.tiles(plan.norm_block), call.B),
-            *call.k, *call.v, *call.positions, call.scale, means, d_kv, d_k_mean, norms,
-            *_token_count(call), inputs.eps,
-            **_products(call), HAS_POSITIONS=call.inputs.positions is not None, **norm_block,
+            kernels_backward.join_heads, (call.B * call.heads, splits, 2),
+            *call.q, *call.k, *call.v, *call.positions, *grad, call.scale, *saved, d_kv, d_k_mean,
+            d_q, d_scale, shares, *_token_count(call), tiles_per_split, inputs.eps,
+            **_products(call), HAS_POSITIONS=has_positions, BLOCK=plan.query_block,
+            num_warps=plan.query_warps, num_stages=plan.backward_stages,
         )  # fmt: skip
+    regions = _key_regions(call)
     d_k, d_v = _tokens(call, k_dtype), _tokens(call, inputs.v.dtype)
     run(
-        kernels_backward.backward_keys, (call.B * call.groups, regions.count),
+        kernels_backward.backward_keys, (call.B * call.heads, regions.count),
         *call.k, *call.v, *call.positions, *grad, call.scale, norms, means, d_kv, d_k_mean,
-        call.dwc_weight, d_k, d_v, d_scale[call.B * splits :],
+        call.dwc_weight, d_k, d_v, d_scale[call.B * splits :], shares,
         *_map_size(call), regions.rows, inputs.eps,
-        **_products(call), HAS_POSITIONS=call.inputs.positions is not None, **regions.constants,
-        GROUP=call.group, BLOCK=regions.block,
+        **_products(call), HAS_POSITIONS=has_positions, **regions.constants, BLOCK=regions.block,
         K=call.kernel_size if plan.fused_convolution else 0,
         num_warps=plan.key_warps, num_stages=plan.backward_stages,
     )  # fmt: skip
     if call.kernel_size and not plan.fused_convolution:
         _convolve(call, grad, None, d_v, flip=True)
-    return d_q, d_k, d_v, d_scale
+    return d_k, d_v
+
+
+def _key_regions(call: Call) -> Regions:
+    plan = call.plan
+    return call.regions(plan.key_warps, plan.columns, plan.key_block, call.groups)
 
 
 def _convolve(
@@ -262,27 +300,30 @@ def _convolve(
     )  # fmt: skip
 
 
-def _sum_splits(matrices: Tensor, vectors: Tensor, vector_sums: Tensor) -> Tensor:
-    """``(B, splits, h, d, d)`` without the splits; ``vectors (B, splits, C)`` go into ``vector_sums``.
+def _splits_to_sum(call: Call, matrices: Tensor, vectors: Tensor, vector_sums: Tensor) -> Sums:
+    """Of ``(B, splits, h, d, d)``; and of ``(B, splits, C)`` into ``vector_sums``.
 
     Those are ``(B, C)``, or ``(B, 2, C)``, of which the first C are theirs. With one split they are there.
     """
     B, splits, heads, d, _ = matrices.shape
     if splits == 1:
-        return matrices[:, 0]
-    matrix_sums = empty(B, heads, d, d, like=matrices)
-    block = 64
-    run(
-        kernels_forward.sum_splits,
-        (B, ceil_div(heads * d * d, block) + ceil_div(heads * d, block)),
-        matrices, matrix_sums, vectors, vector_sums, vector_sums.stride(0), splits,
-        MATRIX_SIZE=heads * d * d, VECTOR_SIZE=heads * d, BLOCK_SPLITS=32, BLOCK=block,
-    )  # fmt: skip
-    return matrix_sums
+        return Sums(0, (None, None, None, None, 0, 1), matrices[:, 0])
+    sums = empty(B, heads, d, d, like=matrices)
+    programs = B * (ceil_div(call.C * d, SPLIT_BLOCK) + ceil_div(call.C, SPLIT_BLOCK))
+    arguments = (matrices, sums, vectors, vector_sums, vector_sums.stride(0), splits)
+    return Sums(programs, arguments, sums)
 
 
-def _depthwise_gradients(call: Call, grad: tuple[Tensor, int, int]) -> Tensor:
-    """Parts of the gradients of weight and bias, ``(splits, K*K + 1, d)``, float32."""
+def _sum_splits(call: Call, sums: Sums) -> None:
+    if sums.programs:
+        run(
+            kernels_forward.sum_splits, (sums.programs,), *sums.arguments,
+            C=call.C, HEAD_DIM=call.head_dim, SPLIT_BLOCK=SPLIT_BLOCK,
+        )  # fmt: skip
+
+
+def _depthwise_gradients(call: Call, grad: tuple[Tensor, int, int], sums: Sums | None) -> Tensor:
+    """Parts of the gradients of weight and bias, ``(splits, K*K + 1, d)``, float32; the sums beside them."""
     K = call.kernel_size
     plan = call.plan
     regions = call.regions(plan.depthwise_warps, plan.depthwise_columns, 0, call.heads)
@@ -290,11 +331,13 @@ def _depthwise_gradients(call: Call, grad: tuple[Tensor, int, int]) -> Tensor:
     per_split = ceil_div(items, min(items, call.programs))
     splits = ceil_div(items, per_split)
     d_taps = empty(splits, K * K + 1, call.head_dim, like=call.inputs.v)
+    programs, arguments, _ = sums or Sums(0, (None, None, None, None, 0, 1), d_taps)
     run(
-        kernels_backward.backward_depthwise, (splits,),
+        kernels_backward.backward_depthwise, (programs + splits,),
         *call.v, *grad, d_taps, regions.count, items, per_split, *_map_size(call), regions.rows,
-        **_heads(call), **regions.constants, K=K,
-        num_warps=plan.depthwise_warps,
+        programs, *arguments,
+        C=call.C, **_heads(call), **regions.constants, K=K, HAS_SUMS=programs > 0,
+        SPLIT_BLOCK=SPLIT_BLOCK, num_warps=plan.depthwise_warps,
     )  # fmt: skip
     return d_taps
 

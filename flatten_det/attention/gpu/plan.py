@@ -25,11 +25,11 @@ class Plan:
 
     Attributes:
         samples: tokens whose mean is the centre of the values (power of two).
-        group, backward_group: heads per program, all or 1, forward and backward. With 1, what the heads of a
-            row share is computed by kernels of their own.
+        group: heads per program of the forward kernels, all or 1. With 1, what the heads of a row share is
+            computed by a kernel of its own. Backward it is always 1.
         block, attend_block, query_block, key_block: tokens per tile of ``reduce_keys``, ``attend``,
-            ``backward_queries`` and ``backward_keys`` (powers of two >= 16).
-        norm_block: of the kernels that compute what heads share; they hold whole rows.
+            ``backward_queries`` with ``join_heads``, and ``backward_keys`` (powers of two >= 16).
+        norm_block: of ``row_norms``, which holds whole rows.
         warps, attend_warps, query_warps, key_warps, norm_warps, depthwise_warps: per program.
         stages, backward_stages: of the software pipeline of the kernels with products.
         lanes: channels per thread where the convolution walks (power of two).
@@ -40,7 +40,6 @@ class Plan:
 
     samples: int
     group: int
-    backward_group: int
     block: int
     attend_block: int
     query_block: int
@@ -99,7 +98,6 @@ def default_plan(
     return Plan(
         samples=min(32, tokens_bucket),
         group=group,
-        backward_group=1,
         block=min(32, block) if group > 1 else block,
         attend_block=block,
         query_block=block,
@@ -196,14 +194,9 @@ class Call:
         return 0 if self.inputs.dwc_weight is None else self.inputs.dwc_weight.shape[-1]
 
     @property
-    def group(self) -> int:
-        """Heads per program, all or 1."""
-        return self.plan.backward_group if self.is_backward else self.plan.group
-
-    @property
     def groups(self) -> int:
         """Programs that share the heads."""
-        return self.heads // self.group
+        return self.heads if self.is_backward else self.heads // self.plan.group
 
     def tiles(self, block: int) -> int:
         """Tiles of the tokens of one batch entry."""

@@ -26,7 +26,7 @@ kernel = partial(
             for y in ("batch", "token")
         ),
         *("B", "N", "H", "W", "sizes", "pitch", "rows", "tokens", "size"),
-        *("regions", "items", "items_per_split", "tiles_per_split", "splits"),
+        *("regions", "items", "items_per_split", "tiles_per_split", "splits", "sum_programs"),
         *("k_mean_stride", "vector_stride", "tap_rows", "scale_rows"),
     ],
 )
@@ -134,41 +134,71 @@ def inverse_scales(
 
 
 @triton.jit
+def rectify(
+    pointer, rows, positions, position_rows, inverse, channels, lanes, live, inside, eps,
+    HAS_POSITIONS: tl.constexpr, IN_PRODUCTS: tl.constexpr,
+):  # fmt: skip
+    """u of one head: rows of queries, or of keys with their positions added.
+
+    Args:
+        inverse: of :func:`inverse_softplus`.
+        IN_PRODUCTS: the rows are to be combined with products of 16 bits.
+    """
+    dtype: tl.constexpr = pointer.dtype.element_ty
+    x = load_tile(pointer, rows, channels, live, inside)
+    if IN_PRODUCTS and dtype != tl.float32:
+        # Exact. Rows and products lie alike in the registers then, and nothing passes through shared
+        # memory to get from the one arrangement into the other.
+        identity = (lanes[:, None] == lanes[None, :]).to(tl.float32).to(dtype)
+        x = multiply(x, identity)
+    x = x.to(tl.float32)
+    if HAS_POSITIONS:
+        x += load_tile(positions, position_rows, channels, live, inside).to(tl.float32)
+    # NaN stays NaN, as in the reference.
+    positive = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    return (positive + eps) * inverse[None, :]
+
+
+@triton.jit
+def load_norms(norms, tokens, live):
+    """1 / n and ||c|| of rows, from ``norms (N, 2)`` of a batch entry."""
+    inverse_norm = tl.load(norms + tokens * 2, mask=live, other=1.0)
+    return inverse_norm, tl.load(norms + tokens * 2 + 1, mask=live, other=1.0)
+
+
+@triton.jit
+def store_columns(pointer, tokens, live, values, wanted):
+    """The wanted columns of ``values (tokens, columns)`` into ``(N, columns)``.
+
+    Where every thread has an element, those of a row stay in the warp that has the row in products: two
+    columns at least are stored without shared memory, a vector is not.
+    """
+    columns: tl.constexpr = values.shape[1]
+    places = tokens[:, None] * columns + tl.arange(0, columns)[None, :]
+    tl.store(pointer + places, values, mask=live[:, None] & wanted)
+
+
+@triton.jit
 def focus(
-    pointer, rows, positions, position_rows, inverses, norms, norm_rows, first_head, lanes, live,
+    pointer, rows, positions, position_rows, inverses, norms, tokens, first_head, lanes, live,
     inside, eps,
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, GROUP: tl.constexpr, HAS_POSITIONS: tl.constexpr,
     IN_PRODUCTS: tl.constexpr,
 ):  # fmt: skip
-    """Rows of queries, or of keys with their positions added, rectified; with what focuses them.
+    """u for each head of the group, see :func:`rectify`; and the rows' norms.
 
     Args:
         inverses: of :func:`inverse_scales`.
-        norms: 1 / n and sum of c^2 of the rows, ``norm_rows`` and ``norm_rows + 1`` pointing at them; read
-            if GROUP is not all heads.
-        IN_PRODUCTS: the rows are to be combined with products of 16 bits.
-
-    Returns:
-        u for each head of the group, and 1 / n and the sum of c^2 per row.
+        norms: of :func:`load_norms`; written if GROUP is all heads, else read.
     """
     TINY: tl.constexpr = 1.1754943508222875e-38
-    dtype: tl.constexpr = pointer.dtype.element_ty
     us = ()
     squares = tl.zeros(live.shape, tl.float32)
     for g in tl.static_range(GROUP):
-        channels = (first_head + g) * HEAD_DIM + lanes
-        x = load_tile(pointer, rows, channels, live, inside)
-        if IN_PRODUCTS and dtype != tl.float32:
-            # Exact. Rows and products lie alike in the registers then, and nothing passes through shared
-            # memory to get from the one arrangement into the other.
-            identity = (lanes[:, None] == lanes[None, :]).to(tl.float32).to(dtype)
-            x = multiply(x, identity)
-        x = x.to(tl.float32)
-        if HAS_POSITIONS:
-            x += load_tile(positions, position_rows, channels, live, inside).to(tl.float32)
-        # NaN stays NaN, as in the reference.
-        positive = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
-        u = (positive + eps) * inverses[g][None, :]
+        u = rectify(
+            pointer, rows, positions, position_rows, inverses[g],
+            (first_head + g) * HEAD_DIM + lanes, lanes, live, inside, eps, HAS_POSITIONS, IN_PRODUCTS,
+        )  # fmt: skip
         squares += tl.sum(u * u, axis=1)
         us = us + (u,)
     if GROUP == HEADS:
@@ -177,11 +207,12 @@ def focus(
         for g in tl.static_range(GROUP):
             c = cube(us[g], inverse_norm)
             sixths += tl.sum(c * c, axis=1)
-        sixths = tl.maximum(sixths, TINY, propagate_nan=tl.PropagateNan.ALL)
+        length = tl.sqrt(tl.maximum(sixths, TINY, propagate_nan=tl.PropagateNan.ALL))
+        columns = tl.arange(0, 2)[None, :]
+        store_columns(norms, tokens, live, tl.join(inverse_norm, length), columns >= 0)
     else:
-        inverse_norm = tl.load(norms + norm_rows, mask=live, other=1.0)
-        sixths = tl.load(norms + norm_rows + 1, mask=live, other=1.0)
-    return us, inverse_norm, sixths
+        inverse_norm, length = load_norms(norms, tokens, live)
+    return us, inverse_norm, length
 
 
 @triton.jit
@@ -280,21 +311,18 @@ def as_columns(x, OPERAND: tl.constexpr):
 
 
 @triton.jit
-def add_column_sums(total, x, OPERAND: tl.constexpr, EXACT: tl.constexpr):
+def add_column_sums(total, x, OPERAND: tl.constexpr):
     """``total [D, 16]``, whose own columns are one sum in 16 parts, plus the sums of the columns of x.
 
     A product with ones: warps do not wait for each other at every tile, and no tile of sums stays in
-    registers. EXACT: of x with twice the digits of the operands.
+    registers.
     """
     if OPERAND == tl.float32:
         total += (tl.sum(x, axis=0) * (1.0 / 16))[:, None]
     else:
         ones = tl.full([x.shape[0], 16], 1.0 / 16, OPERAND)
-        high, low, factor = as_operands(x, OPERAND)
-        sums = multiply(tl.trans(high), ones)
-        if EXACT:
-            sums = multiply_add(tl.trans(low), ones, sums)
-        total += sums * factor
+        operand, factor = as_operand(x, OPERAND)
+        total += multiply(tl.trans(operand), ones) * factor
     return total
 
 
@@ -306,6 +334,40 @@ def grow(unit, values, OPERAND: tl.constexpr):
     """
     larger = tl.maximum(unit, tl.max(values) / headroom(OPERAND))
     return larger, unit / larger
+
+
+@triton.jit
+def sum_split_block(
+    matrix_parts, matrices, vector_parts, vectors, vector_stride, splits, block,
+    C: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One block of two sums over the splits, always in the same order.
+
+    ``matrix_parts (B, splits, h, d, d)`` and ``vector_parts (B, splits, C)``; vectors of the result are
+    ``vector_stride`` elements apart. Of each batch entry the matrices' blocks are the first.
+    """
+    BLOCK_SPLITS: tl.constexpr = 32
+    matrix_blocks: tl.constexpr = (C * HEAD_DIM + BLOCK - 1) // BLOCK
+    blocks: tl.constexpr = matrix_blocks + (C + BLOCK - 1) // BLOCK
+    batch = (block // blocks).to(tl.int64)
+    block = block % blocks
+    if block < matrix_blocks:
+        parts = matrix_parts
+        total = matrices + batch * C * HEAD_DIM
+        size = C * HEAD_DIM
+    else:
+        parts = vector_parts
+        total = vectors + batch * vector_stride
+        size = C
+        block -= matrix_blocks
+    index = block * BLOCK + tl.arange(0, BLOCK)
+    sums = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, splits, BLOCK_SPLITS):
+        split = start + tl.arange(0, BLOCK_SPLITS)
+        rows = parts + (batch * splits + split)[:, None] * size
+        mask = (split < splits)[:, None] & (index < size)[None, :]
+        sums += tl.sum(tl.load(rows + index[None, :], mask=mask, other=0.0), axis=0)
+    tl.store(total + index, sums, mask=index < size)
 
 
 @triton.jit

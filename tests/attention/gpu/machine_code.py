@@ -34,7 +34,7 @@ Size = Callable[[Mapping[str, Any]], int]
 
 
 def _tile(c: Mapping[str, Any]) -> int:
-    return c["BLOCK"] * c["GROUP"] * c["HEAD_DIM"]
+    return c["BLOCK"] * c.get("GROUP", 1) * c["HEAD_DIM"]
 
 
 def _row(c: Mapping[str, Any]) -> int:
@@ -53,14 +53,13 @@ ELEMENTS: dict[str, dict[str | None, Size]] = {
     "reduce_keys": {"tile": _tile},
     "attend": {"step": _tile, "line": _line},
     "convolve": {"line": _line},
-    "query_norms": {None: _row},
     "backward_queries": {"tile": _tile},
-    "key_norms": {None: _row},
+    "join_heads": {"query_tile": _tile, "key_tile": _tile},
     "backward_keys": {"step": _tile, "line": _line},
     "backward_depthwise": {"line": _line},
 }
 # How often the other loops run, by their variable, where the tokens fill the device.
-TRIPS: dict[str, Size] = {"g": lambda c: c["GROUP"], "item": lambda c: 1}
+TRIPS: dict[str, Size] = {"g": lambda c: c["GROUP"], "item": lambda c: 1, "start": lambda c: 1}
 
 
 class Code(NamedTuple):
