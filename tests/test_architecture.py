@@ -59,6 +59,9 @@ def _imports(name: str) -> set[str]:
             )
             names = {f"{base}.{alias.name}" for alias in node.names}
             found |= (names & MODULES.keys()) | ({base} if names - MODULES.keys() else set())
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            module = node.args[0].value if isinstance(node.args[0], ast.Constant) else ""
+            found.add(package + module if module.startswith(".") else module)
     return found - {name}
 
 

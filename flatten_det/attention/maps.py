@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .eager import without_autocast
-from .layer_norm import layer_norm
 
 
 class Padding(NamedTuple):
@@ -98,20 +97,6 @@ def strided_convolution(conv: nn.Conv2d, image: Tensor) -> Tensor:
         return conv(image)
     with torch.autocast("cpu", enabled=False):
         return conv(image.float())
-
-
-def reduce_tokens(
-    x: Tensor, hw_shape: tuple[int, int], ratio: int, conv: nn.Module, norm: nn.Module
-) -> tuple[Tensor, tuple[int, int]]:
-    """PVT's spatial reduction: a strided convolution merges each ``R x R`` patch of tokens, then a norm.
-
-    ``(B, H*W, C)`` -> ``(B, ceil(H/R)*ceil(W/R), C)`` and their map size. Maps that R does not divide are
-    padded with zeros at the bottom and right.
-    """
-    B, _, C = x.shape
-    image = pad_to_multiple(x.view(B, *hw_shape, C), (ratio, ratio)).permute(0, 3, 1, 2)
-    image = strided_convolution(conv, image)
-    return layer_norm(as_tokens(image), norm, for_product=True), tuple(image.shape[2:])
 
 
 def resize_grid(grid: Tensor, from_hw: tuple[int, int], to_hw: tuple[int, int]) -> Tensor:

@@ -9,14 +9,15 @@ from torch import Tensor, nn
 from . import ops, tiles
 from .dispatch import TILED_LAYER, TRITON, Kind, choose, run
 from .eager import is_plain, is_plain_depthwise, is_plain_eager
+from .layer_norm import layer_norm
 from .maps import (
     Padding,
     as_image,
     as_tokens,
     pad_to_multiple,
-    reduce_tokens,
     resize_grid,
     resize_grid_to_each,
+    strided_convolution,
     window_merge,
     window_partition,
 )
@@ -288,3 +289,17 @@ class FocusedLinearAttention(nn.Module):
             and self.proj.bias is not None
             and all(part.weight.dtype == torch.float32 for part in linear)
         )
+
+
+def reduce_tokens(
+    x: Tensor, hw_shape: tuple[int, int], ratio: int, conv: nn.Module, norm: nn.Module
+) -> tuple[Tensor, tuple[int, int]]:
+    """PVT's spatial reduction: a strided convolution merges each ``R x R`` patch of tokens, then a norm.
+
+    ``(B, H*W, C)`` -> ``(B, ceil(H/R)*ceil(W/R), C)`` and their map size. Maps that R does not divide are
+    padded with zeros at the bottom and right.
+    """
+    B, _, C = x.shape
+    image = pad_to_multiple(x.view(B, *hw_shape, C), (ratio, ratio)).permute(0, 3, 1, 2)
+    image = strided_convolution(conv, image)
+    return layer_norm(as_tokens(image), norm, for_product=True), tuple(image.shape[2:])

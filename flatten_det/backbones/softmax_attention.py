@@ -15,10 +15,10 @@ from ..attention.maps import (
     as_image,
     as_tokens,
     pad_to_multiple,
-    reduce_tokens,
     window_merge,
     window_partition,
 )
+from ..attention.module import reduce_tokens
 
 # Elements of a mask that is kept; the work that makes a larger one is not noticed beside its use.
 _LARGEST = 1 << 22

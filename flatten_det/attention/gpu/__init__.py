@@ -133,7 +133,7 @@ def machine_reason(device: torch.device) -> str | None:
 
 def _device_reason(device: torch.device) -> str | None:
     if device.type == "cpu":
-        interpreted = importlib.import_module(".launch", __name__).interpreted()
+        interpreted = importlib.import_module(".tiles", __name__).interpreted()
         return None if interpreted else "tensors on the CPU without TRITON_INTERPRET=1"
     if device.type != "cuda":
         return f"tensors on {device.type}, the kernels need CUDA or ROCm"

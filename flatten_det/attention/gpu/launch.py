@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -32,11 +31,6 @@ def run(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -
     """Launch a kernel. Everything that is compiled or run passes here."""
     # Multiply and add contracted: Triton is about to stop making this the default.
     kernel[grid](*arguments, **constants, enable_fp_fusion=True)
-
-
-def interpreted() -> bool:
-    """Whether the kernels run in Triton's interpreter, on tensors of the CPU (``TRITON_INTERPRET=1``)."""
-    return not isinstance(kernels_forward.attend, triton.JITFunction)
 
 
 class Sums(NamedTuple):

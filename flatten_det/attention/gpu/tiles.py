@@ -32,6 +32,11 @@ kernel = partial(
 )
 
 
+def interpreted() -> bool:
+    """Whether the kernels run in Triton's interpreter, on tensors of the CPU (``TRITON_INTERPRET=1``)."""
+    return not isinstance(row_offsets, triton.JITFunction)
+
+
 @triton.jit
 def row_offsets(tokens, stride):
     """Element offsets of tokens, int64: a map of a million tokens passes 2^31."""

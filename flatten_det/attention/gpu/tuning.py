@@ -187,7 +187,7 @@ def worth_tuning(q: Tensor) -> bool:
         and type(q) in (Tensor, Parameter)
         and os.environ.get(VARIABLE) != "0"
         and not torch.are_deterministic_algorithms_enabled()
-        and not import_module(".launch", __package__).interpreted()
+        and not import_module(".tiles", __package__).interpreted()
     )
 
 

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...attention import FocusedLinearAttention
-from ...attention.maps import pad_to_multiple, reduce_tokens, resize_grid, window_partition
+from ...attention.maps import pad_to_multiple, resize_grid, window_partition
+from ...attention.module import reduce_tokens
 from ...backbones.softmax_attention import (
     CrossShapedAttention,
     ShiftedWindowAttention,

@@ -5,11 +5,11 @@ import torch
 from gpu_cases import make_case, run_kernels
 from recorded_launches import compiled_for
 
-from flatten_det.attention.gpu import launch, plan
+from flatten_det.attention.gpu import plan, tiles
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(launch.interpreted(), reason="TRITON_INTERPRET=1: nothing compiles"),
+    pytest.mark.skipif(tiles.interpreted(), reason="TRITON_INTERPRET=1: nothing compiles"),
 ]
 
 H200_SHARED_MEMORY = 227 * 1024

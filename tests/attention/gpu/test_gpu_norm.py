@@ -10,8 +10,8 @@ from recorded_launches import compiled_for, record_launches
 from torch import Tensor, nn
 
 from flatten_det.attention import layer_norm
-from flatten_det.attention.gpu import launch
 from flatten_det.attention.gpu import norm as norm_kernels
+from flatten_det.attention.gpu import tiles
 from flatten_det.attention.layer_norm import _AddLayerNorm
 from flatten_det.backbones.blocks import TransformerBlock
 from flatten_det.backbones.softmax_attention import SpatialReductionAttention
@@ -233,7 +233,7 @@ def compiled(shape, x_dtype, branch_dtype, dtype):
     return launches
 
 
-compiles = pytest.mark.skipif(launch.interpreted(), reason="TRITON_INTERPRET=1: nothing compiles")
+compiles = pytest.mark.skipif(tiles.interpreted(), reason="TRITON_INTERPRET=1: nothing compiles")
 
 
 @pytest.mark.slow

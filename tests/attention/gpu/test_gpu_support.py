@@ -7,7 +7,7 @@ import torch
 import triton
 
 from flatten_det.attention import gpu
-from flatten_det.attention.gpu import launch
+from flatten_det.attention.gpu import launch, tiles
 from flatten_det.attention.reference import Inputs
 
 CPU = torch.device("cpu")
@@ -38,7 +38,7 @@ def test_supported(kwargs, reason):
     assert answer is None if reason is None else reason in answer
 
 
-@pytest.mark.skipif(launch.interpreted(), reason="TRITON_INTERPRET=1")
+@pytest.mark.skipif(tiles.interpreted(), reason="TRITON_INTERPRET=1")
 def test_tensors_of_the_cpu_need_the_interpreter():
     assert "TRITON_INTERPRET=1" in supported()
     assert "meta" in supported(torch.device("meta"))

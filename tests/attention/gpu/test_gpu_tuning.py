@@ -11,7 +11,7 @@ import torch
 from gpu_cases import make_case
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from flatten_det.attention.gpu import launch, tuning
+from flatten_det.attention.gpu import launch, tiles, tuning
 from flatten_det.attention.gpu.plan import plan_for
 from flatten_det.attention.gpu.tuning import Key, Trial, Tuner, candidates
 
@@ -247,7 +247,7 @@ def test_what_is_worth_tuning(monkeypatch):
         patch.setenv("FLATTEN_DET_AUTOTUNE", "0")
         assert not tuning.worth_tuning(q)
     with monkeypatch.context() as patch:
-        patch.setattr(launch, "interpreted", lambda: True)
+        patch.setattr(tiles, "interpreted", lambda: True)
         assert not tuning.worth_tuning(q)
     torch.use_deterministic_algorithms(True)
     try:

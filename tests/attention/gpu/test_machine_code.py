@@ -10,12 +10,12 @@ import pytest
 import torch
 from machine_code import compile_attention, make_code_table, missing_tool, programs_of_a_large_map
 
-from flatten_det.attention.gpu import launch
+from flatten_det.attention.gpu import tiles
 from flatten_det.cli import make_console
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(launch.interpreted(), reason="TRITON_INTERPRET=1: nothing compiles"),
+    pytest.mark.skipif(tiles.interpreted(), reason="TRITON_INTERPRET=1: nothing compiles"),
 ]
 
 
