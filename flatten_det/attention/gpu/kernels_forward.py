@@ -197,8 +197,8 @@ def attend(
 ):  # fmt: skip
     """``out (B, N, C)``, contiguous: the queries' attention of a region, and, if K > 0, the convolution of v.
 
-    GROUP and ``norms`` as in :func:`reduce_keys`. Grid (B * h / GROUP, regions). ``moved_means (B, 2, C)`` and
-    ``moved_kv (B, h, d, d)`` are those of another centre of the values.
+    GROUP and ``norms`` as in :func:`reduce_keys`. Grid (B * h / GROUP, regions). ``moved_means (B, 2, C)``
+    and ``moved_kv (B, h, d, d)`` are those of another centre of the values.
     """
     batch, first_head = program_heads(HEADS, GROUP)
     lanes = tl.arange(0, D)

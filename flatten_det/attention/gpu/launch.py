@@ -208,8 +208,8 @@ def _reduce_keys(call: Call, norms: Tensor) -> tuple[Tensor, Tensor]:
 class _Queries(NamedTuple):
     """What :func:`_backward_queries` computed; ``shares``: see ``kernels_backward.backward_queries``.
 
-    ``d_q`` and, in the first ``splits`` of each batch entry's rows, ``d_scale (..., C)``, whose sum times a
-    factor is that of the scale, are written later if there are several heads.
+    The sum of ``d_scale (..., C)`` times a factor is the gradient of the scale. Its rows of the queries, the
+    first ones, and ``d_q`` are written later if there are several heads.
     """
 
     d_q: Tensor

@@ -35,17 +35,17 @@ class Limits(NamedTuple):
     spilled: int
 
 
-# By channels, heads and compute capability, all of bfloat16. Backward it is half of what it was in November
-# 2026; barriers of a tile are those of all its heads.
+# By channels, heads and compute capability, all of bfloat16. Barriers of a tile are those of all heads that a
+# program has.
 LIMITS = {
-    (64, 1, 80): Limits(95, 246, 6, 13, 56),
-    (64, 1, 90): Limits(95, 246, 6, 13, 0),
-    (128, 2, 90): Limits(95, 338, 6, 25, 0),
-    (96, 3, 90): Limits(95, 261, 8, 29, 0),
-    (64, 1, 100): Limits(95, 246, 18, 40, 0),
+    (64, 1, 80): Limits(95, 180, 6, 13, 56),
+    (64, 1, 90): Limits(90, 163, 6, 12, 0),
+    (128, 2, 90): Limits(86, 194, 7, 12, 0),
+    (96, 3, 90): Limits(88, 211, 9, 12, 0),
+    (64, 1, 100): Limits(72, 151, 18, 34, 0),
 }
-# Kernels, and operators of torch.
-FORWARD_LAUNCHES, BACKWARD_LAUNCHES = 3, 7
+# Kernels, and operators of torch: forward, and backward with one head and with several.
+FORWARD_LAUNCHES, BACKWARD_LAUNCHES = 3, {1: 4, 2: 5, 3: 5}
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 
 
@@ -69,6 +69,6 @@ def test_limits(monkeypatch, tmp_path, dim, num_heads, capability):
     limits = LIMITS[dim, num_heads, capability]
     assert all(x <= limit for x, limit in zip(found, limits, strict=True)), (found, limits)
     assert directions[0].launches <= FORWARD_LAUNCHES
-    assert directions[1].launches <= BACKWARD_LAUNCHES
+    assert directions[1].launches <= BACKWARD_LAUNCHES[num_heads]
     assert not any(code.note for code in codes)
     assert max(code.shared for code in codes) <= SHARED_MEMORY[capability]
