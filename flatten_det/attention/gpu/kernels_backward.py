@@ -188,12 +188,12 @@ def backward_queries(
             d_mean *= shrink
             reciprocal /= unit
         weighted = tl.trans((c * reciprocal[:, None]).to(OPERAND))
-        d_matrix = multiply_add(weighted, gradient, d_matrix)
         slopes, slope_factor = as_columns(slope, OPERAND)
         if OPERAND == tl.float16:
             d_mean += multiply(weighted, slopes) * slope_factor
         else:
             d_mean = multiply_add(weighted, slopes, d_mean)
+        d_matrix = multiply_add(weighted, gradient, d_matrix)
 
     # f(k) enters kv and k_mean divided by N.
     factor = unit / count if OPERAND == tl.float16 else 1.0 / count

@@ -38,7 +38,7 @@ class Limits(NamedTuple):
 # By channels, heads and compute capability, all of bfloat16. Barriers of a tile are those of all heads that a
 # program has.
 LIMITS = {
-    (64, 1, 80): Limits(95, 180, 6, 13, 56),
+    (64, 1, 80): Limits(90, 169, 6, 12, 104),
     (64, 1, 90): Limits(90, 163, 6, 12, 0),
     (128, 2, 90): Limits(86, 194, 7, 12, 0),
     (96, 3, 90): Limits(88, 211, 9, 12, 0),
