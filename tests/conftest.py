@@ -76,10 +76,12 @@ def named_instances_are_forgotten() -> Iterator[None]:
     forget_named_instances()
 
 
-@pytest.fixture(autouse=True)
-def impatient_with_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="session")
+def impatient_with_workers() -> Iterator[None]:
     """Workers of a failed training, which normally end with the process, are waited for."""
-    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
+        yield
 
 
 @pytest.fixture(scope="session")

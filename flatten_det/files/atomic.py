@@ -111,11 +111,22 @@ def _new_partial(folder: Path) -> tuple[BinaryIO, Path]:
         # Of one length, as the name of the file may be as long as names can be.
         path = folder / f".flatten_det-{secrets.token_hex(8)}.partial"
         file = open(path, "xb")  # noqa: SIM115
-        with contextlib.suppress(OSError):  # A file system without locks.
-            lock(file)
-        if path.exists():
+        if _keeps(file, path):
             return file, path
-        file.close()  # It was taken for a leftover before it was locked.
+
+
+def _keeps(file: BinaryIO, path: Path) -> bool:
+    """Lock a new file, or that of a new folder; closed and False if it was taken for a leftover before.
+
+    Who takes it has the lock, and may not have removed it yet.
+    """
+    is_locked = True
+    with contextlib.suppress(OSError):  # A file system without locks.
+        is_locked = lock(file)
+    if is_locked and path.exists():
+        return True
+    file.close()
+    return False
 
 
 def _told(error: OSError, path: Path, size: int) -> UnwritableError:
@@ -156,18 +167,20 @@ def partial_folder(parent: Path) -> Iterator[Path]:
     Raises:
         UnwritableError: It cannot be made.
     """
-    path = parent / f".flatten_det-{secrets.token_hex(8)}.partial"
+    path = parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
         remove_partial_files(parent)
-        path.mkdir()
-        file = open(path / _LOCK, "xb")  # noqa: SIM115
+        while True:
+            path = parent / f".flatten_det-{secrets.token_hex(8)}.partial"
+            path.mkdir()
+            file = open(path / _LOCK, "xb")  # noqa: SIM115
+            if _keeps(file, path):
+                break
     except OSError as error:
         raise _told(error, path, 0) from error
     try:
         with file:
-            with contextlib.suppress(OSError):  # A file system without locks.
-                lock(file)
             yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)

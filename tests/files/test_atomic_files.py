@@ -19,6 +19,7 @@ from mmengine.visualization import LocalVisBackend
 
 from flatten_det.compat.patches import AtomicLocalBackend, atomic_local_files
 from flatten_det.errors import UserError, explain
+from flatten_det.files import atomic
 from flatten_det.files.atomic import (
     DiskFullError,
     UnwritableError,
@@ -184,6 +185,29 @@ def test_two_writers_of_one_file(tmp_path, monkeypatch):
         assert len(content) % 9 == 1
     assert [writer.exitcode for writer in writers] == [0, 0]
     assert os.listdir(tmp_path) == ["a.pth"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_is_new_may_be_taken_for_a_leftover(tmp_path, monkeypatch, kind):
+    """By another process, which has its lock first, and is yet to remove it."""
+    taken, lock = [], atomic.lock
+
+    def late_lock(file):
+        if not taken:
+            taken.append(open(file.name, "rb"))  # noqa: SIM115
+            assert lock(taken[0])
+        return lock(file)
+
+    monkeypatch.setattr(atomic, "lock", late_lock)
+    if kind == "file":
+        write_atomically(tmp_path / "a.pth", b"content")
+        assert not os.path.samestat(os.stat(tmp_path / "a.pth"), os.fstat(taken[0].fileno()))
+    else:
+        with partial_folder(tmp_path) as partial:
+            assert Path(taken[0].name).parent != partial
+    taken[0].close()
+    remove_partial_files(tmp_path)
+    assert os.listdir(tmp_path) == (["a.pth"] if kind == "file" else [])
 
 
 def test_leftovers_are_removed_and_nothing_else(tmp_path, monkeypatch):

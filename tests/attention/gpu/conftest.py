@@ -33,8 +33,10 @@ def fresh_support() -> Iterator[None]:
     """Nothing is known about the machine, and nothing is kept of what the test finds out."""
     from flatten_det.attention import dispatch, gpu, layer_norm
 
+    # What a test replaces may be back by the end, or not.
+    caches = (dispatch._choose, layer_norm._device_serves, gpu.unavailable_reason, gpu._warn)
+
     def forget() -> None:
-        caches = (dispatch._choose, layer_norm._device_serves, gpu.unavailable_reason, gpu._warn)
         for function in caches:
             function.cache_clear()
         gpu._failures.clear()
