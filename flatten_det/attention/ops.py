@@ -114,11 +114,13 @@ def _attention_backward_cuda(*arguments):
     return _needed(_backward_by_kernels(*packed, tuple(needs)), needs)
 
 
-def _forward_by_kernels(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _forward_by_kernels(
+    inputs: Inputs, for_backward: bool = True
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """``gpu.forward``, or the plain operations if Triton cannot build it; all but the output is unwritten."""
     try:
         if not gpu.failure():
-            return gpu.forward(inputs)
+            return gpu.forward(inputs, for_backward=for_backward)
     except Exception as error:
         gpu.give_up(error)
     return plain.focused_linear_attention(inputs), *_new_saved(inputs)
@@ -175,7 +177,7 @@ def attention_on_cuda(inputs: Inputs) -> Tensor:
         return attention(*_unpack(inputs))[0]
     if torch.is_grad_enabled():
         return _Kernels.apply(*inputs)
-    return _forward_by_kernels(inputs)[0]
+    return _forward_by_kernels(inputs, for_backward=False)[0]
 
 
 def attention_in_tiles(inputs: Inputs) -> Tensor:

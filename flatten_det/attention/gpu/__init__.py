@@ -21,7 +21,7 @@ kernel                      reads and writes                                   U
 
 that is 5-6 U forward and 17-20 U with backward. Only with several heads ``join_heads`` is there, which has
 d_q from ``backward_queries``: 4 U more; with many, ``row_norms`` reads q and k once more forward. Norms of
-rows, 16 bytes for each token, are kept from the forward pass.
+rows, 16 bytes for each token, are kept from the forward pass, but not by one without gradients.
 
 **Why like this.**
 

@@ -97,7 +97,8 @@ def reduce_keys(
     """Parts of ``f(k)^T (v - centre) / N`` and ``sum f(k) / N`` of one split, for GROUP heads.
 
     Both are sums over the same rounded f(k), so that the weights of the attention sum to one. GROUP is all
-    heads, which writes ``norms``, or 1 with those of :func:`row_norms`. Grid (B * h / GROUP, splits).
+    heads, which writes ``norms`` unless None, or 1 with those of :func:`row_norms`. Grid (B * h / GROUP,
+    splits).
 
     ``kv (B, splits, h, d, d)`` and ``k_mean (B, splits, h, d)``, whose splits are ``k_mean_stride`` elements
     apart, float32. The centre goes into ``means (B, 2, C)``, beside where the mean of f(k) is to be.
@@ -109,7 +110,8 @@ def reduce_keys(
     k += batch * k_batch * 8
     v += batch * v_batch * 8
     positions += batch * positions_batch * 8
-    norms += (batch * 2 + 1) * N * 2
+    if norms is not None:
+        norms += (batch * 2 + 1) * N * 2
     count, width = valid_count(sizes, batch, N, HAS_SIZES)
 
     inverses = inverse_scales(scale, first_head, lanes, inside, HEAD_DIM, GROUP, HAS_SCALE)
@@ -205,7 +207,8 @@ def attend(
     inside = lanes < HEAD_DIM
     q += batch * q_batch * 8
     out += batch * H * W * C
-    norms += batch * H * W * 4
+    if norms is not None:
+        norms += batch * H * W * 4
     pitch = W
     H, W = valid_size(sizes, batch, H, W, HAS_SIZES)
 

@@ -42,7 +42,9 @@ class Sums(NamedTuple):
 
 
 @torch.no_grad()
-def forward(inputs: Inputs, plan: Plan | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def forward(
+    inputs: Inputs, plan: Plan | None = None, for_backward: bool = True
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Focused linear attention with p = 3, as in :mod:`flatten_det.attention.reference`.
 
     Args:
@@ -50,6 +52,7 @@ def forward(inputs: Inputs, plan: Plan | None = None) -> tuple[Tensor, Tensor, T
             copied. Sizes are at least 1 and at most H and W, which is not checked: that would wait for the
             device.
         plan: block sizes; None: the fastest known, see :mod:`.tuning`.
+        for_backward: False: norms are not kept.
 
     Returns:
         The result ``(B, N, C)`` in the dtype of v, and for :func:`backward`, in float32,
@@ -65,7 +68,9 @@ def forward(inputs: Inputs, plan: Plan | None = None) -> tuple[Tensor, Tensor, T
         _tune(call, lambda: forward_trial(forward, inputs))
     plan = call.plan
     with torch.cuda.device_of(inputs.q):
-        norms = empty(call.B, 2, call.N, 2, like=inputs.q)
+        norms = None
+        if for_backward or call.groups > 1:
+            norms = empty(call.B, 2, call.N, 2, like=inputs.q)
         if call.groups > 1:
             _row_norms(call, norms)
         kv, means = _reduce_keys(call, norms)
@@ -185,7 +190,7 @@ def _row_norms(call: Call, norms: Tensor) -> None:
     )  # fmt: skip
 
 
-def _reduce_keys(call: Call, norms: Tensor) -> tuple[Tensor, Tensor]:
+def _reduce_keys(call: Call, norms: Tensor | None) -> tuple[Tensor, Tensor]:
     """``f(k)^T (v - centre) / N (B, h, d, d)``; mean of f(k) and centre of v ``(B, 2, C)``."""
     splits, tiles_per_split = call.splits(call.plan.block)
     k = call.inputs.k

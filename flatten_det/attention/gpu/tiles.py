@@ -194,7 +194,7 @@ def focus(
 
     Args:
         inverses: of :func:`inverse_scales`.
-        norms: of :func:`load_norms`; written if GROUP is all heads, else read.
+        norms: of :func:`load_norms`; written if GROUP is all heads, unless None, else read.
     """
     TINY: tl.constexpr = 1.1754943508222875e-38
     us = ()
@@ -213,8 +213,9 @@ def focus(
             c = cube(us[g], inverse_norm)
             sixths += tl.sum(c * c, axis=1)
         length = tl.sqrt(tl.maximum(sixths, TINY, propagate_nan=tl.PropagateNan.ALL))
-        columns = tl.arange(0, 2)[None, :]
-        store_columns(norms, tokens, live, tl.join(inverse_norm, length), columns >= 0)
+        if norms is not None:
+            columns = tl.arange(0, 2)[None, :]
+            store_columns(norms, tokens, live, tl.join(inverse_norm, length), columns >= 0)
     else:
         inverse_norm, length = load_norms(norms, tokens, live)
     return us, inverse_norm, length

@@ -135,7 +135,7 @@ def missing_tool(capability: int) -> str | None:
 def compile_attention(
     dim: int, num_heads: int, dtype: torch.dtype, capability: int, folder: Path
 ) -> list[Direction]:
-    """Forward and backward of an attention with all of its parameters, compiled.
+    """Forward, backward and inference of an attention with all of its parameters, compiled.
 
     ``capability`` is the compute capability times ten; the folder is for the files of the disassembler.
     """
@@ -147,11 +147,14 @@ def compile_attention(
         _, *saved = gpu.forward(inputs, plan)
         first = len(launches), len(operators.names)
         gpu.backward(case.grad, inputs, *saved, (True,) * 7, plan)
+        second = len(launches), len(operators.names)
+        gpu.forward(inputs, plan, for_backward=False)
     read = {key: read_code(x, folder) for key, x in {x.compiled.hash: x for x in launches}.items()}
     codes = [read[x.compiled.hash] for x in launches]
     return [
         Direction("forward", codes[: first[0]], operators.names[: first[1]]),
-        Direction("backward", codes[first[0] :], operators.names[first[1] :]),
+        Direction("backward", codes[first[0] : second[0]], operators.names[first[1] : second[1]]),
+        Direction("inference", codes[second[0] :], operators.names[second[1] :]),
     ]
 
 

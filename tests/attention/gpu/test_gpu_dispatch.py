@@ -124,8 +124,9 @@ def on_cuda(**inputs):
 def plain_forward(monkeypatch):
     """In place of the kernels' forward pass."""
 
-    def forward(inputs):
-        saved = [torch.zeros(shape) for shape in ((2, 2, 16, 16), (2, 2, 32), (2, 2, 35, 2))]
+    def forward(inputs, for_backward):
+        norms = torch.zeros(2, 2, 35, 2) if for_backward else None
+        saved = torch.zeros(2, 2, 16, 16), torch.zeros(2, 2, 32), norms
         return plain(**inputs._asdict()), *saved
 
     monkeypatch.setattr(gpu, "forward", forward, raising=False)
@@ -153,6 +154,21 @@ def test_eager_calls_leave_the_operator_out(plain_forward, monkeypatch):
     assert (first == NAMES.index("v")).all()
     with pytest.raises(RuntimeError):
         torch.autograd.grad(first.sum(), v)
+
+
+def test_norms_are_kept_for_a_backward_pass_alone(monkeypatch):
+    asked = []
+
+    def forward(inputs, for_backward):
+        asked.append(for_backward)
+        return inputs.v.clone(), *[None] * 3
+
+    monkeypatch.setattr(gpu, "forward", forward, raising=False)
+    inputs = Inputs(**make_inputs((5, 7), 2, 16), num_heads=2, hw_shape=(5, 7))
+    for is_enabled in (True, False):
+        with torch.set_grad_enabled(is_enabled):
+            ops.attention_on_cuda(inputs)
+    assert asked == [True, False]
 
 
 def fail_with(error):

@@ -51,6 +51,9 @@ def test_launches(monkeypatch, num_heads, count):
     forward = len(launches)
     gpu.backward(case.grad, case.inputs(), *saved, (True,) * 7)
     assert (forward, len(launches) - forward) == count
+    # Heads apart read the norms of rows; else they are for backward alone.
+    *_, norms = gpu.forward(case.inputs(), for_backward=False)
+    assert (norms is None) == (forward == 3)
 
 
 @pytest.mark.slow
@@ -60,6 +63,7 @@ def test_the_same_bits_twice(num_heads):
     case = make_case((5, 9), num_heads, 16, 3)
     first, second = run_kernels(case), run_kernels(case)
     assert first.out.equal(second.out)
+    assert first.out.equal(gpu.forward(case.inputs(), for_backward=False)[0])
     assert all(a.equal(b) for a, b in zip(first.grads, second.grads, strict=True))
 
 
