@@ -1,9 +1,15 @@
 """Short runs of an ablation: their options, and the processes that train them."""
 
+import contextlib
+import os
+import signal
 import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+TOOL = Path(__file__).parents[2] / "tools" / "ablate.py"
 
 
 def few_images(data_root: Path) -> list[str]:
@@ -17,6 +23,31 @@ def few_images(data_root: Path) -> list[str]:
         ),
         "train_dataloader.batch_size=2",
     ]
+
+
+@contextlib.contextmanager
+def ablations() -> Iterator[Callable[..., subprocess.Popen]]:
+    """What starts the tool in a process group of its own; what is left of these in the end is killed.
+
+    It takes arguments, and variables of the environment by name.
+    """
+    started = []
+
+    def start(arguments: list[str], **environment: str) -> subprocess.Popen:
+        process = subprocess.Popen(
+            [sys.executable, str(TOOL), *arguments], env=os.environ | environment,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+        started.append(process)
+        return process
+
+    try:
+        yield start
+    finally:
+        for process in started:
+            for pid in group_of(process):
+                os.kill(pid, signal.SIGKILL)
+            process.wait()
 
 
 def group_of(process: subprocess.Popen) -> list[int]:

@@ -12,7 +12,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from ablations import few_images, group_of, wait_until
+from ablations import TOOL, ablations, few_images, wait_until
 from tool_modules import load_tool
 
 from flatten_det.errors import UserError
@@ -20,7 +20,6 @@ from flatten_det.lab.ablation.grid import Run, make_grid
 from flatten_det.lab.ablation.jobs import PROGRESS, RunInHand
 from flatten_det.train.run import LOCK_NAME
 
-TOOL = Path(__file__).parents[2] / "tools" / "ablate.py"
 CONFIGS = TOOL.parents[1] / "configs"
 ITERATIONS = 60
 OPTIONS = {"submitit": ["--engine-options", "cluster=local"], "ray": []}
@@ -66,25 +65,17 @@ def _options(data: Path, out: Path, custom_hooks: str, jobs: int) -> list[str]:
 
 @pytest.fixture
 def start(data, tmp_path):
-    """Starts two runs by an engine, in a process group of its own, with one thread each."""
-    started = []
+    """Starts two runs by an engine, with one thread each."""
 
     def start(engine: str, out: Path, hook: str = "TakeTime") -> subprocess.Popen:
         options = _options(data, out, f"[{{'type': '{hook}'}}]", jobs=2)
         (tmp_path / "engine_hooks.py").write_text(HOOKS)
         python_path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-        process = subprocess.Popen(
-            [sys.executable, str(TOOL), "--engine", engine, *OPTIONS[engine], *options],
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": python_path},
-        )  # fmt: skip
-        started.append(process)
-        return process
+        arguments = ["--engine", engine, *OPTIONS[engine], *options]
+        return start_process(arguments, OMP_NUM_THREADS="1", PYTHONPATH=python_path)
 
-    yield start
-    for process in started:
-        for pid in group_of(process):
-            os.kill(pid, signal.SIGKILL)
+    with ablations() as start_process:
+        yield start
 
 
 def _trained(out: Path, variant: str) -> int:

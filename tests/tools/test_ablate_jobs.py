@@ -4,14 +4,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
-from ablations import few_images, group_of, wait_until
+from ablations import ablations, few_images, group_of, wait_until
 
-TOOL = Path(__file__).parents[2] / "tools" / "ablate.py"
 ITERATIONS = 300
 VARIANTS = ("p1-k0", "p3-k0")
 
@@ -20,7 +19,7 @@ VARIANTS = ("p1-k0", "p3-k0")
 def command(tmp_path):
     """Two runs of some seconds each."""
     return [
-        *(sys.executable, str(TOOL), "--jobs", "2", "--variants", *VARIANTS, "--seeds", "0"),
+        *("--jobs", "2", "--variants", *VARIANTS, "--seeds", "0"),
         *("--out", str(tmp_path / "out"), "--cfg-options", *few_images(tmp_path / "data")),
         "default_hooks.logger.interval=1",
         *(f"train_cfg.max_iters={ITERATIONS}", f"train_cfg.val_interval={ITERATIONS}"),
@@ -29,22 +28,8 @@ def command(tmp_path):
 
 @pytest.fixture
 def start(command):
-    """Starts the tool, in a process group of its own; what is left of it in the end is killed."""
-    started = []
-
-    def start() -> subprocess.Popen:
-        process = subprocess.Popen(
-            command,
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        )  # fmt: skip
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        for pid in group_of(process):
-            os.kill(pid, signal.SIGKILL)
-        process.wait()
+    with ablations() as start:
+        yield partial(start, command)
 
 
 def _steps(out: Path, variant: str) -> list[int]:

@@ -41,6 +41,20 @@ from .tiles import (
 
 
 @triton.jit
+def load_queries(
+    q, q_token, grad, grad_token, norms, inverse, channels, lanes, tokens, live, inside, eps,
+    OPERAND: tl.constexpr,
+):  # fmt: skip
+    """A head's tile of queries u, the rows' 1 / n, ||c|| and floor, and the gradients of their outputs."""
+    rows = row_offsets(tokens, q_token)
+    u = rectify(q, rows, q, rows, inverse, channels, lanes, live, inside, eps, False, True)
+    inverse_norm, length = load_norms(norms, tokens, live)
+    floor = eps * length * inverse_norm
+    gradient = load_tile(grad, row_offsets(tokens, grad_token), channels, live, inside)
+    return u, inverse_norm, length, floor, gradient.to(OPERAND)
+
+
+@triton.jit
 def query_head(u, inverse_norm, floor, grad, matrix, factor, mean, centre):
     """One head of a tile of queries.
 
@@ -160,12 +174,10 @@ def backward_queries(
     for tile in range(split * tiles_per_split, last):
         tokens, live = tile_tokens(tile, count, width, pitch, BLOCK, HAS_SIZES)
         tokens = tokens.to(tl.int64)
-        rows = row_offsets(tokens, q_token)
-        u = rectify(q, rows, q, rows, inverse, channels, lanes, live, inside, eps, False, True)
-        inverse_norm, length = load_norms(norms, tokens, live)
-        floor = eps * length * inverse_norm
-        grad_rows = row_offsets(tokens, grad_token)
-        gradient = load_tile(grad, grad_rows, channels, live, inside).to(OPERAND)
+        u, inverse_norm, length, floor, gradient = load_queries(
+            q, q_token, grad, grad_token, norms, inverse, channels, lanes, tokens, live, inside,
+            eps, OPERAND,
+        )  # fmt: skip
         c, back, reciprocal, slope, d_floor = query_head(
             u, inverse_norm, floor, gradient, matrix, factor, mean, centre
         )
@@ -260,12 +272,10 @@ def join_heads(
         for query_tile in range(first, last):
             tokens, live = tile_tokens(query_tile, count, width, pitch, BLOCK, HAS_SIZES)
             tokens = tokens.to(tl.int64)
-            rows = row_offsets(tokens, q_token)
-            u = rectify(q, rows, q, rows, inverse, channels, lanes, live, inside, eps, False, True)
-            inverse_norm, length = load_norms(norms, tokens, live)
-            floor = eps * length * inverse_norm
-            grad_rows = row_offsets(tokens, grad_token)
-            gradient = load_tile(grad, grad_rows, channels, live, inside).to(OPERAND)
+            u, inverse_norm, length, floor, gradient = load_queries(
+                q, q_token, grad, grad_token, norms, inverse, channels, lanes, tokens, live, inside,
+                eps, OPERAND,
+            )  # fmt: skip
             back = multiply(gradient, matrix) * factor
             own = share(shares, batch, head, N, HEADS) + tokens * 4
             reciprocal = tl.load(own, mask=live, other=0.0)
