@@ -122,6 +122,11 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
             return open("/dev/full", "wb")
 
         monkeypatch.setattr(atomic_files, "open", open_there, raising=False)
+        # The device is one for all processes, and so is its lock.
+        lock = atomic_files.lock
+        monkeypatch.setattr(
+            atomic_files, "lock", lambda file: file.name == "/dev/full" or lock(file)
+        )
 
     return fill
 

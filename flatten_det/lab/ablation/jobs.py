@@ -308,19 +308,23 @@ class RunInHand:
 
         What does not train yet is killed: it has nothing to save, and may be importing.
         """
-        if self._trains:
-            self._leave(number)
-        else:
-            self.kill()
-        return self._trains
+        if self._trains and self._leave(number):
+            return True
+        self.kill()
+        return False
 
     def kill(self) -> None:
         """End it at once."""
         self._leave(signal.SIGKILL)
         self._job.cancel()
 
-    def _leave(self, number: int) -> None:
-        write_atomically(self.run.folder / STOP, str(int(number)).encode(), durable=False)
+    def _leave(self, number: int) -> bool:
+        """Leave a signal for it; False where that cannot be written, as on a full disk."""
+        try:
+            write_atomically(self.run.folder / STOP, str(int(number)).encode(), durable=False)
+        except OSError:
+            return False
+        return True
 
     def _tidy(self) -> None:
         for name in (PROGRESS, STOP):

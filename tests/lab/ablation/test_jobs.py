@@ -6,6 +6,7 @@ import time
 from multiprocessing import get_context
 from pathlib import Path
 from threading import Timer
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from flatten_det.errors import UserError
 from flatten_det.files.atomic import write_atomically
 from flatten_det.lab.ablation import jobs
 from flatten_det.lab.ablation.grid import Run
-from flatten_det.lab.ablation.jobs import finish_all
+from flatten_det.lab.ablation.jobs import PROGRESS, RunInHand, finish_all
 from flatten_det.lab.ablation.run import TO_CONTINUE, Finished
 from flatten_det.train.stop import InterruptHook, TrainingInterrupted, TrainingPreempted
 
@@ -247,3 +248,15 @@ def test_kill_9_of_this_process_leaves_none_behind(grid):
         assert time.monotonic() < end
         time.sleep(0.1)
     assert _saved(runs) == [True, True]
+
+
+def test_a_run_that_cannot_be_told_to_stop_is_ended(tmp_path, full_disk):
+    """Its training fails of the full disk, too."""
+    ended = []
+    job = SimpleNamespace(done=lambda: False, cancel=lambda: ended.append(True))
+    run = RunInHand(Run("long", 0, tmp_path / "run", None), lambda run: job)
+    (tmp_path / "run" / PROGRESS).write_text("[1, 2]")
+    run.look(lambda run, done, total: None)
+    full_disk(tmp_path)
+    assert not run.stop(signal.SIGTERM)
+    assert ended == [True]
