@@ -56,14 +56,12 @@ def test_bad_boxes_leave_the_good_ones_alone(bad):
 )
 def test_limits_of_boxes(box, kind):
     # Beside a good one, so that a fault is that of the right row.
-    boxes = np.array([[1, 1, 2, 2], box], float)
-    found = [(k, rows.tolist()) for k, rows in box_faults(boxes, np.array([[40, 30]] * 2, float))]
+    found = found_in([[1, 1, 2, 2], box], [[40, 30]] * 2)
     assert found == ([] if kind is None else [(kind, [1])])
 
 
 def test_unknown_image_size():
-    boxes = np.array([[500, 1, 2, 2], [1, 1, -2, 2]], float)
-    found = [(k, rows.tolist()) for k, rows in box_faults(boxes, np.full((2, 2), np.nan))]
+    found = found_in([[500, 1, 2, 2], [1, 1, -2, 2]], np.full((2, 2), np.nan))
     assert found == [(faults.BOX_NEGATIVE, [1])]
 
 
