@@ -28,12 +28,15 @@ from .tiles import (
     program_heads,
     rectify,
     region_groups,
-    region_tokens,
+    region_tile,
     row_offsets,
     store_columns,
     store_matrix,
-    store_tile,
+    store_pieces,
     sum_split_block,
+    tile_below,
+    tile_lanes,
+    tile_pieces,
     tile_tokens,
     valid_count,
     valid_size,
@@ -42,15 +45,21 @@ from .tiles import (
 
 @triton.jit
 def load_queries(
-    q, q_token, grad, grad_token, norms, inverse, channels, lanes, tokens, live, inside, eps,
-    OPERAND: tl.constexpr,
+    q, q_token, grad, grad_token, norms, inverse, pieces, tokens, live, eps,
+    HEAD_DIM: tl.constexpr, OPERAND: tl.constexpr,
 ):  # fmt: skip
-    """A head's tile of queries u, the rows' 1 / n, ||c|| and floor, and the gradients of their outputs."""
-    rows = row_offsets(tokens, q_token)
-    u = rectify(q, rows, q, rows, inverse, channels, lanes, live, inside, eps, False, True)
+    """A head's tile of queries u, the rows' 1 / n, ||c|| and floor, and the gradients of their outputs.
+
+    The last are for products alone, which read shared memory: their columns are the channels in order.
+    """
+    u = rectify(
+        q, q_token, q, q_token, inverse, pieces, eps, live.shape[0], HEAD_DIM, False, OPERAND
+    )
     inverse_norm, length = load_norms(norms, tokens, live)
     floor = eps * length * inverse_norm
-    gradient = load_tile(grad, row_offsets(tokens, grad_token), channels, live, inside)
+    channels = tl.arange(0, inverse.shape[0])
+    rows = row_offsets(tokens, grad_token)
+    gradient = load_tile(grad, rows, channels, live, channels < HEAD_DIM)
     return u, inverse_norm, length, floor, gradient.to(OPERAND)
 
 
@@ -99,16 +108,18 @@ def query_gradient(u, c, back, inverse_norm, length, floor, reciprocal, d_sum, d
 
 
 @triton.jit
-def store_gradient(d_x, rows, channels, live, inside, d_u, u, inverse, eps):
-    """Store d loss / dx of rows u that were rectified."""
+def store_gradient(
+    d_x, stride, pieces, d_u, u, inverse, eps, HEAD_DIM: tl.constexpr, OPERAND: tl.constexpr
+):
+    """Store d loss / dx of rows u that were rectified, see :func:`~.tiles.load_pieces`."""
     gradient = tl.where(is_positive(u, inverse, eps), d_u * inverse[None, :], 0.0)
-    store_tile(d_x, rows, channels, live, inside, gradient)
+    store_pieces(d_x, stride, pieces, gradient, HEAD_DIM, OPERAND)
 
 
 @triton.jit
-def load_kv(kv, lanes, inside, HEAD_DIM: tl.constexpr, OPERAND: tl.constexpr):
-    """The transpose of a head's matrix as an operand, and what its products are to be multiplied with."""
-    operand, factor = as_operand(load_matrix(kv, lanes, inside, HEAD_DIM), OPERAND)
+def load_kv(kv, rows, columns, HEAD_DIM: tl.constexpr, OPERAND: tl.constexpr):
+    """:func:`~.tiles.load_matrix` transposed as an operand, and what to multiply its products with."""
+    operand, factor = as_operand(load_matrix(kv, rows, columns, HEAD_DIM), OPERAND)
     return tl.trans(operand), factor
 
 
@@ -150,33 +161,35 @@ def backward_queries(
     """
     batch, head = program_heads(HEADS, 1)
     split = tl.program_id(1)
-    lanes = tl.arange(0, D)
+    lanes = tile_lanes(D, OPERAND)
+    natural = tl.arange(0, D)
     inside = lanes < HEAD_DIM
     channels = head * HEAD_DIM + lanes
-    q += batch * q_batch * 8
-    grad += batch * grad_batch * 8
-    d_q += batch * N * C
+    layout = tile_pieces(BLOCK, D, OPERAND)
+    q += batch * q_batch * 8 + head * HEAD_DIM
+    grad += batch * grad_batch * 8 + head * HEAD_DIM
+    d_q += batch * N * C + head * HEAD_DIM
     norms += batch * N * 4
     means += batch * 2 * C
     count, width = valid_count(sizes, batch, N, HAS_SIZES)
 
     inverse = inverse_softplus(scale, channels, inside, HAS_SCALE)
     matrix, factor = load_kv(
-        kv + (batch * C + head * HEAD_DIM) * HEAD_DIM, lanes, inside, HEAD_DIM, OPERAND
+        kv + (batch * C + head * HEAD_DIM) * HEAD_DIM, lanes, natural, HEAD_DIM, OPERAND
     )
     mean = tl.load(means + channels, mask=inside, other=0.0)
-    centre = as_columns(tl.load(means + C + channels, mask=inside, other=0.0), OPERAND)
+    centre = as_columns(
+        tl.load(means + C + head * HEAD_DIM + natural, mask=natural < HEAD_DIM, other=0.0), OPERAND
+    )
     d_matrix = tl.zeros([D, D], tl.float32)
     d_mean = tl.zeros([D, 16], tl.float32)
     scales = tl.zeros([D, 16], tl.float32)
     unit = tl.full([], 1e-30, tl.float32)
     last = tl.minimum((split + 1) * tiles_per_split, tl.cdiv(count, BLOCK))
     for tile in range(split * tiles_per_split, last):
-        tokens, live = tile_tokens(tile, count, width, pitch, BLOCK, HAS_SIZES)
-        tokens = tokens.to(tl.int64)
+        tokens, live, pieces = tile_tokens(tile, layout, count, width, pitch, BLOCK, HAS_SIZES)
         u, inverse_norm, length, floor, gradient = load_queries(
-            q, q_token, grad, grad_token, norms, inverse, channels, lanes, tokens, live, inside,
-            eps, OPERAND,
+            q, q_token, grad, grad_token, norms, inverse, pieces, tokens, live, eps, HEAD_DIM, OPERAND
         )  # fmt: skip
         c, back, reciprocal, slope, d_floor = query_head(
             u, inverse_norm, floor, gradient, matrix, factor, mean, centre
@@ -186,7 +199,7 @@ def backward_queries(
             d_u = query_gradient(
                 u, c, back, inverse_norm, length, floor, reciprocal, d_sum, d_floor, mean
             )
-            store_gradient(d_q, tokens * C, channels, live, inside, d_u, u, inverse, eps)
+            store_gradient(d_q, C // 8, pieces, d_u, u, inverse, eps, HEAD_DIM, OPERAND)
             scales = add_column_sums(scales, d_u * u, OPERAND)
         else:
             column = tl.arange(0, 4)[None, :]
@@ -210,7 +223,7 @@ def backward_queries(
     # f(k) enters kv and k_mean divided by N.
     factor = unit / count if OPERAND == tl.float16 else 1.0 / count
     place = (batch * tl.num_programs(1) + split) * C + head * HEAD_DIM
-    store_matrix(d_kv + place * HEAD_DIM, lanes, inside, d_matrix * factor, HEAD_DIM)
+    store_matrix(d_kv + place * HEAD_DIM, lanes, natural, d_matrix * factor, HEAD_DIM)
     tl.store(d_k_mean + place + lanes, tl.sum(d_mean, axis=1) * factor, mask=inside)
     if HEADS == 1:
         tl.store(d_scale + place + lanes, tl.sum(scales, axis=1), mask=inside)
@@ -251,10 +264,11 @@ def join_heads(
     """
     batch, head = program_heads(HEADS, 1)
     split = tl.program_id(1)
-    lanes = tl.arange(0, D)
+    lanes = tile_lanes(D, OPERAND)
     inside = lanes < HEAD_DIM
     channels = head * HEAD_DIM + lanes
     place = batch * C + head * HEAD_DIM
+    layout = tile_pieces(BLOCK, D, OPERAND)
     norms += (batch * 2 + tl.program_id(2)) * N * 2
     means += batch * 2 * C
     count, width = valid_count(sizes, batch, N, HAS_SIZES)
@@ -262,19 +276,20 @@ def join_heads(
     first = split * tiles_per_split
     last = tl.minimum(first + tiles_per_split, tl.cdiv(count, BLOCK))
     if tl.program_id(2) == 0:
-        q += batch * q_batch * 8
-        grad += batch * grad_batch * 8
-        d_q += batch * N * C
-        matrix, factor = load_kv(kv + place * HEAD_DIM, lanes, inside, HEAD_DIM, OPERAND)
+        q += batch * q_batch * 8 + head * HEAD_DIM
+        grad += batch * grad_batch * 8 + head * HEAD_DIM
+        d_q += batch * N * C + head * HEAD_DIM
+        matrix, factor = load_kv(kv + place * HEAD_DIM, lanes, tl.arange(0, D), HEAD_DIM, OPERAND)
         mean = tl.load(means + channels, mask=inside, other=0.0)
         # There are registers enough for a tile of sums here: warps need not share them.
         scales = tl.zeros([BLOCK, D], tl.float32)
         for query_tile in range(first, last):
-            tokens, live = tile_tokens(query_tile, count, width, pitch, BLOCK, HAS_SIZES)
-            tokens = tokens.to(tl.int64)
+            tokens, live, pieces = tile_tokens(
+                query_tile, layout, count, width, pitch, BLOCK, HAS_SIZES
+            )
             u, inverse_norm, length, floor, gradient = load_queries(
-                q, q_token, grad, grad_token, norms, inverse, channels, lanes, tokens, live, inside,
-                eps, OPERAND,
+                q, q_token, grad, grad_token, norms, inverse, pieces, tokens, live, eps, HEAD_DIM,
+                OPERAND,
             )  # fmt: skip
             back = multiply(gradient, matrix) * factor
             own = share(shares, batch, head, N, HEADS) + tokens * 4
@@ -285,27 +300,27 @@ def join_heads(
                 u, cube(u, inverse_norm), back, inverse_norm, length, floor, reciprocal, d_sum,
                 d_floor, mean,
             )  # fmt: skip
-            store_gradient(d_q, tokens * C, channels, live, inside, d_u, u, inverse, eps)
+            store_gradient(d_q, C // 8, pieces, d_u, u, inverse, eps, HEAD_DIM, OPERAND)
             scales += d_u * u
         d_scale += (batch * tl.num_programs(1) + split) * C
         tl.store(d_scale + channels, tl.sum(scales, axis=0), mask=inside)
     else:
-        k += batch * k_batch * 8
-        v += batch * v_batch * 8
-        positions += batch * positions_batch * 8
-        matrix, factor = load_kv(d_kv + place * HEAD_DIM, lanes, inside, HEAD_DIM, OPERAND)
+        k += batch * k_batch * 8 + head * HEAD_DIM
+        v += batch * v_batch * 8 + head * HEAD_DIM
+        positions += batch * positions_batch * 8 + head * HEAD_DIM
+        matrix, factor = load_kv(d_kv + place * HEAD_DIM, lanes, lanes, HEAD_DIM, OPERAND)
         vector = tl.load(d_k_mean + place + lanes, mask=inside, other=0.0)
         middle = tl.load(means + C + channels, mask=inside, other=0.0)
         for key_tile in range(first, last):
-            tokens, live = tile_tokens(key_tile, count, width, pitch, BLOCK, HAS_SIZES)
-            tokens = tokens.to(tl.int64)
+            tokens, live, pieces = tile_tokens(
+                key_tile, layout, count, width, pitch, BLOCK, HAS_SIZES
+            )
             u = rectify(
-                k, row_offsets(tokens, k_token), positions, row_offsets(tokens, positions_token),
-                inverse, channels, lanes, live, inside, eps, HAS_POSITIONS, True,
+                k, k_token, positions, positions_token, inverse, pieces, eps, BLOCK, HEAD_DIM,
+                HAS_POSITIONS, OPERAND,
             )  # fmt: skip
             inverse_norm, _ = load_norms(norms, tokens, live)
-            v_rows = row_offsets(tokens, v_token)
-            values, double = centred_values(v, v_rows, channels, live, inside, middle, OPERAND)
+            values, double = centred_values(v, v_token, pieces, middle, BLOCK, HEAD_DIM, OPERAND)
             _, _, product = key_head(u, inverse_norm, values, matrix, factor * double, vector)
             own = share(shares, batch, head, N, HEADS)
             column = tl.arange(0, 4)[None, :]
@@ -330,36 +345,36 @@ def backward_keys(
     its factor. ``shares`` of :func:`join_heads`, read if there are several heads.
     """
     batch, head = program_heads(HEADS, 1)
-    lanes = tl.arange(0, D)
+    lanes = tile_lanes(D, OPERAND)
     inside = lanes < HEAD_DIM
     channels = head * HEAD_DIM + lanes
     place = batch * C + head * HEAD_DIM
     N = H * W
-    k += batch * k_batch * 8
-    v += batch * v_batch * 8
-    positions += batch * positions_batch * 8
-    d_k += batch * N * C
+    k += batch * k_batch * 8 + head * HEAD_DIM
+    v += batch * v_batch * 8 + head * HEAD_DIM
+    positions += batch * positions_batch * 8 + head * HEAD_DIM
+    d_k += batch * N * C + head * HEAD_DIM
     d_v += batch * N * C
     norms += (batch * 2 + 1) * N * 2
     pitch = W
     H, W = valid_size(sizes, batch, H, W, HAS_SIZES)
 
     inverse = inverse_softplus(scale, channels, inside, HAS_SCALE)
-    matrix, factor = load_kv(d_kv + place * HEAD_DIM, lanes, inside, HEAD_DIM, OPERAND)
+    matrix, factor = load_kv(d_kv + place * HEAD_DIM, lanes, lanes, HEAD_DIM, OPERAND)
     vector = tl.load(d_k_mean + place + lanes, mask=inside, other=0.0)
     middle = tl.load(means + (batch * 2 + 1) * C + channels, mask=inside, other=0.0)
     scales = tl.zeros([D, 16], tl.float32)
-    y, x, bottom = region_tokens(tl.program_id(1), H, W, rows, BLOCK, GROUPS, COLUMNS)
+    region = tl.program_id(1)
+    layout = tile_pieces(BLOCK, D, OPERAND)
+    first_tile = region_tile(region, layout, H, W, rows, BLOCK, GROUPS, COLUMNS)
     for step in range(0, rows, BLOCK // (GROUPS * COLUMNS)):
-        live = y + step < bottom
-        tokens = ((y + step) * pitch + x).to(tl.int64)
+        tokens, live, pieces = tile_below(first_tile, step, pitch)
         u = rectify(
-            k, row_offsets(tokens, k_token), positions, row_offsets(tokens, positions_token),
-            inverse, channels, lanes, live, inside, eps, HAS_POSITIONS, True,
+            k, k_token, positions, positions_token, inverse, pieces, eps, BLOCK, HEAD_DIM, HAS_POSITIONS,
+            OPERAND,
         )  # fmt: skip
         inverse_norm, length = load_norms(norms, tokens, live)
-        v_rows = row_offsets(tokens, v_token)
-        values, double = centred_values(v, v_rows, channels, live, inside, middle, OPERAND)
+        values, double = centred_values(v, v_token, pieces, middle, BLOCK, HEAD_DIM, OPERAND)
         c, d_focused, product = key_head(u, inverse_norm, values, matrix, factor * double, vector)
         if HEADS > 1:
             product = sum_shares(shares, batch, 3, tokens, live, N, HEADS)
@@ -371,19 +386,20 @@ def backward_keys(
         t = u * inverse_norm[:, None]
         d_u = d_focused * (3.0 * ratio)[:, None] - outer[:, None] * c
         d_u = d_u * (t * t) + along[:, None] * t
-        store_gradient(d_k, tokens * C, channels, live, inside, d_u, u, inverse, eps)
+        store_gradient(d_k, C // 8, pieces, d_u, u, inverse, eps, HEAD_DIM, OPERAND)
         scales = add_column_sums(scales, d_u * u, OPERAND)
         lengths = ratio / inverse_norm * (factor / headroom(OPERAND))
         d_values = multiply((c * headroom(OPERAND)).to(OPERAND), tl.trans(matrix))
-        store_tile(d_v, tokens * C, channels, live, inside, d_values * lengths[:, None])
-    d_scale += (batch * tl.num_programs(1) + tl.program_id(1)) * C
+        d_values *= lengths[:, None]
+        store_pieces(d_v + head * HEAD_DIM, C // 8, pieces, d_values, HEAD_DIM, OPERAND)
+    d_scale += (batch * tl.num_programs(1) + region) * C
     tl.store(d_scale + channels, tl.sum(scales, axis=1), mask=inside)
     if K > 0:
         # Other threads of the program read what was stored.
         tl.debug_barrier()
         add_convolution(
             grad + batch * grad_batch * 8, grad_token, weight, weight, d_v, C, head * HEAD_DIM,
-            tl.program_id(1), H, W, pitch, rows, HEAD_DIM, D, K, GROUPS, COLUMNS, True, False,
+            region, H, W, pitch, rows, HEAD_DIM, D, K, GROUPS, COLUMNS, True, False,
         )  # fmt: skip
 
 

@@ -23,11 +23,14 @@ from .tiles import (
     multiply,
     multiply_add,
     program_heads,
-    region_tokens,
+    region_tile,
     row_offsets,
     store_matrix,
-    store_tile,
+    store_pieces,
     sum_split_block,
+    tile_below,
+    tile_lanes,
+    tile_pieces,
     tile_tokens,
     valid_count,
     valid_size,
@@ -49,23 +52,23 @@ def row_norms(
     """
     batch = tl.program_id(1).to(tl.int64)
     count, width = valid_count(sizes, batch, N, HAS_SIZES)
-    tokens, live = tile_tokens(tl.program_id(0), count, width, pitch, BLOCK, HAS_SIZES)
-    lanes = tl.arange(0, D)
-    inside = lanes < HEAD_DIM
-    inverses = inverse_scales(scale, 0, lanes, inside, HEAD_DIM, HEADS, HAS_SCALE)
+    layout = tile_pieces(BLOCK, D, tl.float32)
+    tokens, live, pieces = tile_tokens(
+        tl.program_id(0), layout, count, width, pitch, BLOCK, HAS_SIZES
+    )
+    lanes = tile_lanes(D, tl.float32)
+    inverses = inverse_scales(scale, 0, lanes, lanes < HEAD_DIM, HEAD_DIM, HEADS, HAS_SCALE)
     norms += (batch * 2 + tl.program_id(2)) * N * 2
     if tl.program_id(2) == 0:
-        rows = row_offsets(tokens, q_token)
         focus(
-            q + batch * q_batch * 8, rows, q, rows, inverses, norms, tokens, 0, lanes, live, inside,
-            eps, HEADS, HEAD_DIM, HEADS, False, False,
+            q + batch * q_batch * 8, q_token, q, q_token, inverses, pieces, norms, tokens, live, 0, eps,
+            HEADS, HEAD_DIM, HEADS, False, tl.float32,
         )  # fmt: skip
     else:
-        rows = row_offsets(tokens, k_token)
         focus(
-            k + batch * k_batch * 8, rows, positions + batch * positions_batch * 8,
-            row_offsets(tokens, positions_token), inverses, norms, tokens, 0, lanes, live, inside,
-            eps, HEADS, HEAD_DIM, HEADS, HAS_POSITIONS, False,
+            k + batch * k_batch * 8, k_token, positions + batch * positions_batch * 8, positions_token,
+            inverses, pieces, norms, tokens, live, 0, eps,
+            HEADS, HEAD_DIM, HEADS, HAS_POSITIONS, tl.float32,
         )  # fmt: skip
 
 
@@ -105,8 +108,9 @@ def reduce_keys(
     """
     batch, first_head = program_heads(HEADS, GROUP)
     split = tl.program_id(1)
-    lanes = tl.arange(0, D)
+    lanes = tile_lanes(D, OPERAND)
     inside = lanes < HEAD_DIM
+    layout = tile_pieces(BLOCK, D, OPERAND)
     k += batch * k_batch * 8
     v += batch * v_batch * 8
     positions += batch * positions_batch * 8
@@ -132,24 +136,27 @@ def reduce_keys(
     unit = tl.full([], 1e-30, tl.float32)
     last = tl.minimum((split + 1) * tiles_per_split, tl.cdiv(count, BLOCK))
     for tile in range(split * tiles_per_split, last):
-        tokens, live = tile_tokens(tile, count, width, pitch, BLOCK, HAS_SIZES)
+        tokens, live, pieces = tile_tokens(tile, layout, count, width, pitch, BLOCK, HAS_SIZES)
         us, inverse_norm, length = focus(
-            k, row_offsets(tokens, k_token), positions, row_offsets(tokens, positions_token),
-            inverses, norms, tokens.to(tl.int64), first_head, lanes, live, inside, eps,
-            HEADS, HEAD_DIM, GROUP, HAS_POSITIONS, False,
+            k, k_token, positions, positions_token, inverses, pieces, norms, tokens, live, first_head, eps,
+            HEADS, HEAD_DIM, GROUP, HAS_POSITIONS, OPERAND,
         )  # fmt: skip
         lengths = tl.where(live, 1.0 / (length * inverse_norm), 0.0)
         shrink = 1.0
         if OPERAND == tl.float16:
             unit, shrink = grow(unit, lengths, OPERAND)
             lengths /= unit
-        v_rows = row_offsets(tokens, v_token)
+        # All heads' operands first: they wait for each other once.
+        operands = ()
+        for g in tl.static_range(GROUP):
+            focused = tl.trans((cube(us[g], inverse_norm) * lengths[:, None]).to(OPERAND))
+            own = v + (first_head + g) * HEAD_DIM
+            values, _ = centred_values(own, v_token, pieces, centres[g], BLOCK, HEAD_DIM, OPERAND)
+            operands = operands + ((focused, values),)
         new_matrices = ()
         new_sums = ()
         for g in tl.static_range(GROUP):
-            channels = (first_head + g) * HEAD_DIM + lanes
-            focused = tl.trans((cube(us[g], inverse_norm) * lengths[:, None]).to(OPERAND))
-            values, _ = centred_values(v, v_rows, channels, live, inside, centres[g], OPERAND)
+            focused, values = operands[g]
             matrix = matrices[g]
             total = sums[g]
             if OPERAND == tl.float16:
@@ -168,7 +175,7 @@ def reduce_keys(
     for g in tl.static_range(GROUP):
         head = (batch * splits + split) * HEADS + first_head + g
         matrix = matrices[g] * (factor * double)
-        store_matrix(kv + head * HEAD_DIM * HEAD_DIM, lanes, inside, matrix, HEAD_DIM)
+        store_matrix(kv + head * HEAD_DIM * HEAD_DIM, lanes, lanes, matrix, HEAD_DIM)
         # All 16 columns are the same.
         mean = tl.sum(sums[g], axis=1) * (factor / 16)
         places = (batch * splits + split) * k_mean_stride + (first_head + g) * HEAD_DIM + lanes
@@ -203,7 +210,7 @@ def attend(
     and ``moved_kv (B, h, d, d)`` are those of another centre of the values.
     """
     batch, first_head = program_heads(HEADS, GROUP)
-    lanes = tl.arange(0, D)
+    lanes = tile_lanes(D, OPERAND)
     inside = lanes < HEAD_DIM
     q += batch * q_batch * 8
     out += batch * H * W * C
@@ -223,7 +230,7 @@ def attend(
         mean = tl.load(means + batch * 2 * C + channels, mask=inside, other=0.0)
         middle = tl.load(means + (batch * 2 + 1) * C + channels, mask=inside, other=0.0)
         place = (batch * C + head * HEAD_DIM) * HEAD_DIM
-        matrix = load_matrix(kv + place, lanes, inside, HEAD_DIM)
+        matrix = load_matrix(kv + place, lanes, lanes, HEAD_DIM)
         # To the mean of the values as the keys weigh them: what is left of the matrix is small, and so is its
         # error as an operand.
         shift = tl.sum(matrix, axis=0) / tl.maximum(tl.sum(mean), 1e-30)
@@ -232,7 +239,7 @@ def attend(
         if tl.program_id(1) == 0:
             tl.store(moved_means + batch * 2 * C + channels, mean, mask=inside)
             tl.store(moved_means + (batch * 2 + 1) * C + channels, middle, mask=inside)
-            store_matrix(moved_kv + place, lanes, inside, matrix, HEAD_DIM)
+            store_matrix(moved_kv + place, lanes, lanes, matrix, HEAD_DIM)
         operand, factor = as_operand(matrix, OPERAND)
         columns, mean_factor = as_columns(mean, OPERAND)
         centres = centres + (middle,)
@@ -240,14 +247,14 @@ def attend(
         mean_columns = mean_columns + (columns,)
         factors = factors + ((factor, mean_factor),)
 
-    y, x, bottom = region_tokens(tl.program_id(1), H, W, rows, BLOCK, GROUPS, COLUMNS)
+    region = tl.program_id(1)
+    layout = tile_pieces(BLOCK, D, OPERAND)
+    first_tile = region_tile(region, layout, H, W, rows, BLOCK, GROUPS, COLUMNS)
     for step in range(0, rows, BLOCK // (GROUPS * COLUMNS)):
-        live = y + step < bottom
-        tokens = ((y + step) * pitch + x).to(tl.int64)
-        q_rows = row_offsets(tokens, q_token)
+        tokens, live, pieces = tile_below(first_tile, step, pitch)
         us, inverse_norm, length = focus(
-            q, q_rows, q, q_rows, inverses, norms, tokens, first_head, lanes, live, inside, eps,
-            HEADS, HEAD_DIM, GROUP, False, True,
+            q, q_token, q, q_token, inverses, pieces, norms, tokens, live, first_head, eps,
+            HEADS, HEAD_DIM, GROUP, False, OPERAND,
         )  # fmt: skip
         # A row's scale cancels between numerator and denominator but for this: eps, divided alike.
         floor = eps * length * inverse_norm * headroom(OPERAND)
@@ -258,15 +265,15 @@ def attend(
             reciprocal = 1.0 / (total + floor)
             result = multiply(cubes, matrices[g]) * (reciprocal * factor)[:, None]
             result += (total * reciprocal)[:, None] * centres[g][None, :]
-            channels = (first_head + g) * HEAD_DIM + lanes
-            store_tile(out, tokens * C, channels, live, inside, result)
+            own = out + (first_head + g) * HEAD_DIM
+            store_pieces(own, C // 8, pieces, result, HEAD_DIM, OPERAND)
     if K > 0:
         # Other threads of the program read what was stored.
         tl.debug_barrier()
         for g in range(GROUP):
             add_convolution(
                 v + batch * v_batch * 8, v_token, weight, bias, out, C, (first_head + g) * HEAD_DIM,
-                tl.program_id(1), H, W, pitch, rows, HEAD_DIM, D, K, GROUPS, COLUMNS, False, HAS_BIAS,
+                region, H, W, pitch, rows, HEAD_DIM, D, K, GROUPS, COLUMNS, False, HAS_BIAS,
             )  # fmt: skip
 
 

@@ -1,11 +1,11 @@
 """What the kernels share: rows and their focused map, products, the depthwise convolution of a region.
 
-Tiles are ``[tokens, channels]``, one for each head of a row. Channels that a tile has beyond the head's are
-masked by an inverse scale of 0, which makes their focused entries 0. Tokens beyond the last are read as zeros
-and are ordinary zero rows from there on, hence finite; their values and gradients are 0. Maps with padding
-have their valid part in the top left corner: kernels walk over that alone (HAS_SIZES), and neither read nor
-write anything else. Strides are in units of eight elements: the compiler then knows that 16-byte accesses are
-aligned, whatever the image size.
+Tiles are ``[tokens, channels]``, one for each head of a row, the channels in the order of :func:`tile_lanes`.
+Channels that a tile has beyond the head's are masked by an inverse scale of 0, which makes their focused
+entries 0. Tokens beyond the last are read as zeros and are ordinary zero rows from there on, hence finite;
+their values and gradients are 0. Maps with padding have their valid part in the top left corner: kernels walk
+over that alone (HAS_SIZES), and neither read nor write anything else. Strides are in units of eight elements:
+the compiler then knows that 16-byte accesses are aligned, whatever the image size.
 
 Notation: u is a rectified row, n its norm, t = u / n, c = t^3, so that f(u) = n c / ||c||. No power of t
 over- or underflows, because its entries are at most 1 and their squares sum to 1.
@@ -71,10 +71,17 @@ def valid_tokens(index, width, pitch, HAS_SIZES: tl.constexpr):
 
 
 @triton.jit
-def tile_tokens(tile, count, width, pitch, BLOCK: tl.constexpr, HAS_SIZES: tl.constexpr):
-    """Tokens of a tile, and which of them there are; count and width are of :func:`valid_count`."""
+def tile_tokens(tile, pieces, count, width, pitch, BLOCK: tl.constexpr, HAS_SIZES: tl.constexpr):
+    """Tokens of a tile's rows, int64; which of them there are; and the pieces for :func:`load_pieces`.
+
+    ``pieces`` are those of :func:`tile_pieces`, ``count`` and ``width`` of :func:`valid_count`.
+    """
+    row, channel = pieces
     index = tile * BLOCK + tl.arange(0, BLOCK)
-    return valid_tokens(index, width, pitch, HAS_SIZES), index < count
+    own = tile * BLOCK + row
+    tokens = valid_tokens(index, width, pitch, HAS_SIZES).to(tl.int64)
+    own_tokens = valid_tokens(own, width, pitch, HAS_SIZES).to(tl.int64)
+    return tokens, index < count, (own_tokens, own < count, channel)
 
 
 @triton.jit
@@ -101,6 +108,93 @@ def store_tile(pointer, rows, channels, live, inside, values):
         values.to(pointer.dtype.element_ty),
         mask=live[:, None] & inside[None, :],
     )
+
+
+@triton.constexpr_function
+def piece_size(D):
+    """Neighbouring channels of a token that a thread loads and stores at once, in tiles with D columns."""
+    return min(8, D // 4)
+
+
+@triton.constexpr_function
+def piece_warps(BLOCK):
+    """Warps with rows of their own, 16 at a time, in products of a tile: all 4 of a program, or fewer."""
+    return min(4, BLOCK // 16)
+
+
+@triton.jit
+def tile_lanes(D: tl.constexpr, OPERAND: tl.constexpr):
+    """Channel of the head that each column of a tile is.
+
+    In results of 16-bit products a thread has two columns of eight, and the three next to it have the others.
+    Here these are neighbours in memory, a piece, for a thread: tiles come from memory into products and back
+    without a detour through shared memory, which takes two barriers. Matrices and vectors that meet tiles
+    have the same order.
+    """
+    column = tl.arange(0, D)
+    if OPERAND == tl.float32:
+        return column
+    PAIRS: tl.constexpr = piece_size(D) // 2
+    pair = column // 8
+    return column % 2 + 2 * (pair % PAIRS + PAIRS * (column // 2 % 4 + 4 * (pair // PAIRS)))
+
+
+@triton.jit
+def tile_pieces(BLOCK: tl.constexpr, D: tl.constexpr, OPERAND: tl.constexpr):
+    """Row and first channel of a tile's pieces, in the order of the threads that have them in products."""
+    WARPS: tl.constexpr = piece_warps(BLOCK)
+    piece = tl.arange(0, BLOCK * D // piece_size(D))
+    if OPERAND == tl.float32:
+        per_row: tl.constexpr = D // piece_size(D)
+        return piece // per_row, piece % per_row * piece_size(D)
+    row = piece // 4 % 8 + piece // (32 * WARPS) % 2 * 8 + piece // 32 % WARPS * 16
+    row += piece // (64 * WARPS) % (BLOCK // (16 * WARPS)) * (16 * WARPS)
+    return row, (piece % 4 + piece // (4 * BLOCK) * 4) * piece_size(D)
+
+
+@triton.jit
+def piece_places(pieces, stride, D: tl.constexpr, HEAD_DIM: tl.constexpr):
+    """Element offsets of pieces ``[pieces, channels]``, and which there are; see :func:`load_pieces`."""
+    tokens, live, first = pieces
+    lanes = first[:, None] + tl.arange(0, piece_size(D))[None, :]
+    return row_offsets(tokens, stride)[:, None] + lanes, live[:, None] & (lanes < HEAD_DIM)
+
+
+@triton.jit
+def load_pieces(
+    pointer, stride, pieces,
+    BLOCK: tl.constexpr, D: tl.constexpr, HEAD_DIM: tl.constexpr, OPERAND: tl.constexpr,
+):  # fmt: skip
+    """Tile ``[BLOCK, D]`` of a head as stored, zero where there is no token or channel.
+
+    Args:
+        pointer: to the head's first channel of the first token.
+        stride: from a token to the next one, in units of eight elements.
+        pieces: of each of :func:`tile_pieces` the token, whether there is one, and the first channel.
+    """
+    places, there = piece_places(pieces, stride, D, HEAD_DIM)
+    x = tl.load(pointer + places, mask=there, other=0.0)
+    if OPERAND != tl.float32:
+        SIZE: tl.constexpr = piece_size(D)
+        WARPS: tl.constexpr = piece_warps(BLOCK)
+        x = tl.reshape(x, [D // (4 * SIZE), BLOCK // (16 * WARPS), 2, WARPS, 8, 4, SIZE // 2, 2])
+        x = tl.permute(x, (1, 3, 2, 4, 0, 6, 5, 7))
+    return tl.reshape(x, [BLOCK, D])
+
+
+@triton.jit
+def store_pieces(pointer, stride, pieces, x, HEAD_DIM: tl.constexpr, OPERAND: tl.constexpr):
+    """Store a tile in the dtype of the pointer, where :func:`load_pieces` loads one."""
+    BLOCK: tl.constexpr = x.shape[0]
+    D: tl.constexpr = x.shape[1]
+    SIZE: tl.constexpr = piece_size(D)
+    x = x.to(pointer.dtype.element_ty)
+    if OPERAND != tl.float32:
+        WARPS: tl.constexpr = piece_warps(BLOCK)
+        x = tl.reshape(x, [BLOCK // (16 * WARPS), WARPS, 2, 8, D // (4 * SIZE), SIZE // 2, 4, 2])
+        x = tl.permute(x, (4, 0, 2, 1, 3, 6, 5, 7))
+    places, there = piece_places(pieces, stride, D, HEAD_DIM)
+    tl.store(pointer + places, tl.reshape(x, [BLOCK * D // SIZE, SIZE]), mask=there)
 
 
 @triton.jit
@@ -140,25 +234,20 @@ def inverse_scales(
 
 @triton.jit
 def rectify(
-    pointer, rows, positions, position_rows, inverse, channels, lanes, live, inside, eps,
-    HAS_POSITIONS: tl.constexpr, IN_PRODUCTS: tl.constexpr,
+    pointer, stride, positions, positions_stride, inverse, pieces, eps,
+    BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr, HAS_POSITIONS: tl.constexpr, OPERAND: tl.constexpr,
 ):  # fmt: skip
     """u of one head: rows of queries, or of keys with their positions added.
 
     Args:
+        pointer, positions, pieces: see :func:`load_pieces`.
         inverse: of :func:`inverse_softplus`.
-        IN_PRODUCTS: the rows are to be combined with products of 16 bits.
     """
-    dtype: tl.constexpr = pointer.dtype.element_ty
-    x = load_tile(pointer, rows, channels, live, inside)
-    if IN_PRODUCTS and dtype != tl.float32:
-        # Exact. Rows and products lie alike in the registers then, and nothing passes through shared
-        # memory to get from the one arrangement into the other.
-        identity = (lanes[:, None] == lanes[None, :]).to(tl.float32).to(dtype)
-        x = multiply(x, identity)
-    x = x.to(tl.float32)
+    D: tl.constexpr = inverse.shape[0]
+    x = load_pieces(pointer, stride, pieces, BLOCK, D, HEAD_DIM, OPERAND).to(tl.float32)
     if HAS_POSITIONS:
-        x += load_tile(positions, position_rows, channels, live, inside).to(tl.float32)
+        added = load_pieces(positions, positions_stride, pieces, BLOCK, D, HEAD_DIM, OPERAND)
+        x += added.to(tl.float32)
     # NaN stays NaN, as in the reference.
     positive = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
     return (positive + eps) * inverse[None, :]
@@ -185,10 +274,9 @@ def store_columns(pointer, tokens, live, values, wanted):
 
 @triton.jit
 def focus(
-    pointer, rows, positions, position_rows, inverses, norms, tokens, first_head, lanes, live,
-    inside, eps,
+    pointer, stride, positions, positions_stride, inverses, pieces, norms, tokens, live, first_head, eps,
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, GROUP: tl.constexpr, HAS_POSITIONS: tl.constexpr,
-    IN_PRODUCTS: tl.constexpr,
+    OPERAND: tl.constexpr,
 ):  # fmt: skip
     """u for each head of the group, see :func:`rectify`; and the rows' norms.
 
@@ -200,9 +288,10 @@ def focus(
     us = ()
     squares = tl.zeros(live.shape, tl.float32)
     for g in tl.static_range(GROUP):
+        first = (first_head + g) * HEAD_DIM
         u = rectify(
-            pointer, rows, positions, position_rows, inverses[g],
-            (first_head + g) * HEAD_DIM + lanes, lanes, live, inside, eps, HAS_POSITIONS, IN_PRODUCTS,
+            pointer + first, stride, positions + first, positions_stride, inverses[g], pieces, eps,
+            live.shape[0], HEAD_DIM, HAS_POSITIONS, OPERAND,
         )  # fmt: skip
         squares += tl.sum(u * u, axis=1)
         us = us + (u,)
@@ -249,22 +338,22 @@ def multiply_add(a, b, total):
 
 
 @triton.jit
-def load_matrix(pointer, lanes, inside, HEAD_DIM: tl.constexpr):
-    """``[D, D]`` of a head's ``HEAD_DIM x HEAD_DIM`` float32, zero outside."""
+def load_matrix(pointer, rows, columns, HEAD_DIM: tl.constexpr):
+    """Channels ``rows`` and ``columns`` of a head's ``HEAD_DIM x HEAD_DIM`` float32, zero outside."""
     return tl.load(
-        pointer + lanes[:, None] * HEAD_DIM + lanes[None, :],
-        mask=inside[:, None] & inside[None, :],
+        pointer + rows[:, None] * HEAD_DIM + columns[None, :],
+        mask=(rows < HEAD_DIM)[:, None] & (columns < HEAD_DIM)[None, :],
         other=0.0,
     )
 
 
 @triton.jit
-def store_matrix(pointer, lanes, inside, values, HEAD_DIM: tl.constexpr):
+def store_matrix(pointer, rows, columns, values, HEAD_DIM: tl.constexpr):
     """Store what :func:`load_matrix` loads."""
     tl.store(
-        pointer + lanes[:, None] * HEAD_DIM + lanes[None, :],
+        pointer + rows[:, None] * HEAD_DIM + columns[None, :],
         values,
-        mask=inside[:, None] & inside[None, :],
+        mask=(rows < HEAD_DIM)[:, None] & (columns < HEAD_DIM)[None, :],
     )
 
 
@@ -296,14 +385,17 @@ def as_operands(x, OPERAND: tl.constexpr):
 
 
 @triton.jit
-def centred_values(v, rows, channels, live, inside, centre, OPERAND: tl.constexpr):
-    """v - centre as an operand, and what its products are to be multiplied with.
+def centred_values(
+    v, stride, pieces, centre, BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr, OPERAND: tl.constexpr
+):
+    """v - centre as an operand, and what its products are to be multiplied with; see :func:`load_pieces`.
 
     In float16 half of the difference of two values is always in range.
     """
     double: tl.constexpr = 2.0 if OPERAND == tl.float16 else 1.0
-    values = load_tile(v, rows, channels, live, inside).to(tl.float32) - centre[None, :]
-    return (values * (1.0 / double)).to(OPERAND), double
+    D: tl.constexpr = centre.shape[0]
+    values = load_pieces(v, stride, pieces, BLOCK, D, HEAD_DIM, OPERAND).to(tl.float32)
+    return ((values - centre[None, :]) * (1.0 / double)).to(OPERAND), double
 
 
 @triton.jit
@@ -394,18 +486,35 @@ def region_groups(tile, first, W, rows, GROUPS: tl.constexpr, COLUMNS: tl.conste
 
 
 @triton.jit
-def region_tokens(
-    tile, H, W, rows, BLOCK: tl.constexpr, GROUPS: tl.constexpr, COLUMNS: tl.constexpr
-):
-    """Where the tokens of a region's first tile are: row, column, and the row where their band ends.
+def region_tokens(region, index, H, W, rows, GROUPS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Where tokens of a region's first tile are: row, column, and the row where their band ends.
 
     The next tile is ``BLOCK // (GROUPS * COLUMNS)`` rows below. Columns that do not exist end at once.
     """
-    index = tl.arange(0, BLOCK)
-    top, left = region_groups(tile, index // COLUMNS % GROUPS, W, rows, GROUPS, COLUMNS)
+    top, left = region_groups(region, index // COLUMNS % GROUPS, W, rows, GROUPS, COLUMNS)
     x = left + index % COLUMNS
     bottom = tl.where(x < W, tl.minimum(top + rows, H), 0)
     return top + index // (GROUPS * COLUMNS), x, bottom
+
+
+@triton.jit
+def region_tile(
+    region, pieces, H, W, rows, BLOCK: tl.constexpr, GROUPS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """:func:`region_tokens` of a tile's rows and of its :func:`tile_pieces`, and the pieces' channels."""
+    row, channel = pieces
+    of_rows = region_tokens(region, tl.arange(0, BLOCK), H, W, rows, GROUPS, COLUMNS)
+    return of_rows, region_tokens(region, row, H, W, rows, GROUPS, COLUMNS), channel
+
+
+@triton.jit
+def tile_below(first, step, pitch):
+    """As :func:`tile_tokens`, of the tile so many rows below :func:`region_tile`."""
+    y, x, bottom = first[0]
+    own_y, own_x, own_bottom = first[1]
+    tokens = ((y + step) * pitch + x).to(tl.int64)
+    own_tokens = ((own_y + step) * pitch + own_x).to(tl.int64)
+    return tokens, y + step < bottom, (own_tokens, own_y + step < own_bottom, first[2])
 
 
 @triton.jit
