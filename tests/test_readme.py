@@ -209,6 +209,7 @@ def test_benchmark_of_the_data(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_exports(run_here, tmp_path, monkeypatch, capsys):
     """The quickstarts' models with random weights, in each form, and what reads them."""
     segmentor, detector, *others = manual.EXPORTS

@@ -36,9 +36,10 @@ rows, 16 bytes for each token, are kept from the forward pass, but not by one wi
 - The convolution is the second half of the kernels that attend, which is a launch less and finds their output
   in the cache. Of K rows of outputs all sums are in registers, and so are the K*K taps: outputs of 4 columns
   need K + 3 values of a row, and 25 multiply-adds cost 40 instructions.
-- Shared memory, with two barriers each time, is avoided: sums over the tokens of a tile are products with
-  ones or with what the tokens are weighted by, rows that meet results of the matrix units come into their
-  registers by a product, too, and numbers of rows are stored side by side.
+- Shared memory, with two barriers each time, is avoided. A thread loads and stores what it has of a tile in
+  products (:func:`.tiles.tile_lanes`), so that nothing changes hands between them and memory. Sums over the
+  tokens of a tile are products with ones or with what the tokens are weighted by: what these read has to be
+  in shared memory, and is all that passes through it. Numbers of rows are stored side by side.
 
 **Padding.** Kernels walk over a map's own rows and columns, and step from row to row by the width of the
 padded one: padding is neither read nor written. Its zeros are filled in before (one operator forward, three
@@ -53,9 +54,9 @@ backward, 1 U each). The divisions are 1-3 % more instructions per element, and 
 
 **Considered and dropped.** Products in tf32 (their operands cannot be transposed in shared memory: 51 loads
 and 24 stores per tile); all heads in a program backward (spills of 1 KB per thread with two heads); atomics;
-a tile of sums for the scale's gradient wherever it is (two barriers less, but spills with one head);
-specialising on sizes (strides are passed in units of eight elements instead, so that one compilation serves
-all images).
+a tile of sums for the scale's gradient wherever it is (two barriers less, but spills with one head); a
+product with ones on the diagonal, to bring rows into the registers of products; specialising on sizes
+(strides are passed in units of eight elements instead, so that one compilation serves all images).
 """
 
 import importlib

@@ -15,7 +15,7 @@ from flatten_det.attention.gpu.plan import default_plan, plan_for
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("interpreter")
-@pytest.mark.parametrize("num_heads", [1, 4])
+@pytest.mark.parametrize("num_heads", [1, 2])
 def test_tiles_and_splits_do_not_change_the_result(monkeypatch, num_heads):
     monkeypatch.setattr(plans, "PROGRAMS_PER_MULTIPROCESSOR", 7)
     case = make_case((6, 11), num_heads, 16, 3)
@@ -60,7 +60,7 @@ def test_launches(monkeypatch, num_heads, count):
 @pytest.mark.usefixtures("interpreter")
 @pytest.mark.parametrize("num_heads", [1, 4])
 def test_the_same_bits_twice(num_heads):
-    case = make_case((5, 9), num_heads, 16, 3)
+    case = make_case((3, 7), num_heads, 16, 3)
     first, second = run_kernels(case), run_kernels(case)
     assert first.out.equal(second.out)
     assert first.out.equal(gpu.forward(case.inputs(), for_backward=False)[0])

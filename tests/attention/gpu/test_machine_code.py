@@ -40,11 +40,11 @@ class Limits(NamedTuple):
 # By channels, heads and compute capability, all of bfloat16. Barriers of a tile are those of all heads that a
 # program has.
 LIMITS = {
-    (64, 1, 80): Limits(90, 169, 88, 6, 12, 2, 104),
-    (64, 1, 90): Limits(90, 163, 88, 6, 12, 4, 0),
-    (128, 2, 90): Limits(86, 194, 84, 7, 12, 6, 0),
-    (96, 3, 90): Limits(88, 211, 87, 9, 12, 8, 0),
-    (64, 1, 100): Limits(72, 151, 71, 18, 34, 18, 0),
+    (64, 1, 80): Limits(84, 161, 83, 3, 5, 2, 24),
+    (64, 1, 90): Limits(84, 159, 83, 3, 5, 2, 0),
+    (128, 2, 90): Limits(82, 188, 81, 4, 3, 2, 0),
+    (96, 3, 90): Limits(87, 207, 86, 4, 6, 2, 0),
+    (64, 1, 100): Limits(67, 151, 67, 9, 48, 8, 0),
 }
 # Kernels, and operators of torch: forward, and backward with one head and with several.
 FORWARD_LAUNCHES, BACKWARD_LAUNCHES = 3, {1: 4, 2: 5, 3: 5}
