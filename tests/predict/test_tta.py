@@ -117,6 +117,21 @@ def test_one_channel_is_a_mean_of_probabilities():
     assert not merged.pred_sem_seg.data.is_floating_point()
 
 
+def test_several_channels_are_a_mean_of_probabilities():
+    """One view is sure of a class, the other nearly undecided, though its logits are larger."""
+    model = ProbabilityTTAModel(module=Untested())
+    model.module.out_channels = 3
+    logits = [torch.tensor([0.0, 4.0, 0.0]), torch.tensor([9.0, 8.9, -9.0])]
+    views = [
+        SegDataSample(
+            seg_logits=PixelData(data=each[:, None, None]), metainfo={"img_path": "image.jpg"}
+        )
+        for each in logits
+    ]
+    (merged,) = model.merge_preds([views])
+    assert merged.pred_sem_seg.data.flatten().tolist() == [1]
+
+
 @pytest.mark.parametrize("own_recipe", [False, True])
 def test_all_data_sets_in_wrappers_are_augmented(own_recipe):
     kinds = ("LoadImageFromFile", "LoadAnnotations", "PackDetInputs")
