@@ -118,7 +118,10 @@ def piece_size(D):
 
 @triton.constexpr_function
 def piece_warps(BLOCK):
-    """Warps with rows of their own, 16 at a time, in products of a tile: all 4 of a program, or fewer."""
+    """Warps with rows of their own, 16 at a time, in products of a tile: 4, or fewer if it is small.
+
+    Where a program has more warps, or a card keeps products elsewhere, the order is right but saves less.
+    """
     return min(4, BLOCK // 16)
 
 
@@ -129,7 +132,7 @@ def tile_lanes(D: tl.constexpr, OPERAND: tl.constexpr):
     In results of 16-bit products a thread has two columns of eight, and the three next to it have the others.
     Here these are neighbours in memory, a piece, for a thread: tiles come from memory into products and back
     without a detour through shared memory, which takes two barriers. Matrices and vectors that meet tiles
-    have the same order.
+    have the same order. Products of float32 are not made that way: their tiles have the channels' own.
     """
     column = tl.arange(0, D)
     if OPERAND == tl.float32:
@@ -147,6 +150,7 @@ def tile_pieces(BLOCK: tl.constexpr, D: tl.constexpr, OPERAND: tl.constexpr):
     if OPERAND == tl.float32:
         per_row: tl.constexpr = D // piece_size(D)
         return piece // per_row, piece % per_row * piece_size(D)
+    # Four threads share a row, a warp has eight rows and those eight below, then come the other warps.
     row = piece // 4 % 8 + piece // (32 * WARPS) % 2 * 8 + piece // 32 % WARPS * 16
     row += piece // (64 * WARPS) % (BLOCK // (16 * WARPS)) * (16 * WARPS)
     return row, (piece % 4 + piece // (4 * BLOCK) * 4) * piece_size(D)

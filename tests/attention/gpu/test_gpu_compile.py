@@ -26,6 +26,7 @@ def fresh_cache(monkeypatch, tmp_path):
     [
         (16, 1, torch.bfloat16, None),
         (32, 2, torch.float16, None),
+        (64, 1, torch.float32, None),
         (320, 5, torch.bfloat16, None),
         (192, 8, torch.float32, None),
         (128, 2, torch.bfloat16, [(16, 9), (7, 17)]),
